@@ -1,0 +1,26 @@
+# Every target works alone on a fresh machine with only Python (3.11 or later) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+# The tested versions are pinned in constraints.txt; a change there or in pyproject.toml reinstalls.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	# torch first and pinned: alone, pip takes the small CPU build where one is offered
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/installed  ## a report about an embedded, trained model, in demo/report.html
+	$(BIN)/attrib demo
+
+test: .venv/installed  ## the test suite
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: .venv/installed  ## exactly what CI runs
+	bash .ci/run
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

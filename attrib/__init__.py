@@ -1,0 +1,75 @@
+"""Where in a vision-language model an answer comes from, and which layers to edit.
+
+    import attrib
+    vlm = attrib.load("tiny-llava")
+    batch = vlm.encode([image], ["What color is the star? The answer is:"])
+    attrib.contributions(vlm, batch)  # Float "batch layer module"
+
+Names are imported when they are first used, so that `import attrib` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attrib import data
+    from attrib.analyses.attention import attention, profile
+    from attrib.analyses.contributions import (
+        contribution_parts,
+        contributions,
+        direct_logits,
+    )
+    from attrib.batch import Batch, Grid
+    from attrib.errors import AttribError, BadRow, CannotStart
+    from attrib.hooks import read, write
+    from attrib.results import Result
+    from attrib.vlm import VLM, load
+
+__all__ = [
+    "VLM",
+    "AttribError",
+    "BadRow",
+    "Batch",
+    "CannotStart",
+    "Grid",
+    "Result",
+    "attention",
+    "contribution_parts",
+    "contributions",
+    "data",
+    "direct_logits",
+    "load",
+    "profile",
+    "read",
+    "write",
+]
+
+_HOME = {
+    "VLM": "attrib.vlm",
+    "load": "attrib.vlm",
+    "Batch": "attrib.batch",
+    "Grid": "attrib.batch",
+    "read": "attrib.hooks",
+    "write": "attrib.hooks",
+    "AttribError": "attrib.errors",
+    "BadRow": "attrib.errors",
+    "CannotStart": "attrib.errors",
+    "Result": "attrib.results",
+    "attention": "attrib.analyses.attention",
+    "profile": "attrib.analyses.attention",
+    "contributions": "attrib.analyses.contributions",
+    "contribution_parts": "attrib.analyses.contributions",
+    "direct_logits": "attrib.analyses.contributions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "data":
+        return import_module("attrib.data")
+    if name not in _HOME:
+        raise AttributeError(f"module 'attrib' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

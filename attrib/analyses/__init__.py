@@ -1,0 +1,1 @@
+"""One analysis, one file: `(vlm, batch, ...) -> a tensor with one row per example`."""

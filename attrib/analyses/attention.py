@@ -1,0 +1,60 @@
+"""What the last prompt token attends to, layer by layer (DualEdit, Fig. 1)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.batch import Batch, Span
+from attrib.hooks import attention_rows
+from attrib.vlm import VLM
+
+# Text never includes the begin-of-sequence token: it is an attention sink, and counting it as text
+# would alone put text above the image. It stands by itself.
+STATISTICS = ("text_mean", "text_sum", "visual_mean", "visual_sum", "visual_top3", "bos")
+TOP = 3  # DualEdit's dashed line: the mean of the three most attended visual tokens
+
+
+@torch.no_grad()
+def attention(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer pos"]:
+    """Attention of the last prompt token to every position, mean over heads.
+
+    A row sums to 1; it is NaN in layers without attention, which hybrid models have.
+    """
+    with attention_rows(vlm, batch["last"]) as rows:
+        vlm.logits(batch)
+    return head_mean(vlm, rows)
+
+
+def head_mean(vlm: VLM, rows: dict[int, Tensor]) -> Float[Tensor, "batch layer pos"]:
+    """Captured rows with the mean taken over heads; layers without rows are NaN."""
+    means = {layer: row.mean(1) for layer, row in rows.items()}
+    some = next(iter(means.values()))
+    none = torch.full_like(some, torch.nan)
+    layers = [means.get(layer, none).to(some.device) for layer in range(vlm.num_layers)]
+    return torch.stack(layers, dim=1)
+
+
+def profile(
+    rows: Float[Tensor, "batch layer pos"], batch: Batch
+) -> Float[Tensor, "batch layer statistic"]:
+    """What each kind of token gets, in the order of `STATISTICS`.
+
+    Mean and sum over text tokens; mean and sum over visual tokens, and the mean of the three that
+    get most in that layer; the begin-of-sequence token alone. NaN where an example has no token of
+    the kind, so that it has no say in a mean over examples.
+    """
+    text_mean, text_sum, _ = _mean_sum_top(rows, batch, "text")
+    visual_mean, visual_sum, visual_top = _mean_sum_top(rows, batch, "visual")
+    bos, _, _ = _mean_sum_top(rows, batch, "bos")
+    return torch.stack([text_mean, text_sum, visual_mean, visual_sum, visual_top, bos], dim=-1)
+
+
+def _mean_sum_top(
+    rows: Float[Tensor, "batch layer pos"], batch: Batch, span: Span
+) -> tuple[Float[Tensor, "batch layer"], ...]:
+    at = batch.spans.get(span, torch.zeros_like(batch["last"])).to(rows.device)
+    inside = rows * at[:, None]  # attention is never negative: zeros do not reach the top
+    count = at.sum(1)[:, None].float()
+    count = count.where(count > 0, torch.nan)
+    top = inside.topk(min(TOP, inside.shape[-1])).values.sum(-1) / count.clamp(max=TOP)
+    return inside.sum(-1) / count, inside.sum(-1) * (count / count), top

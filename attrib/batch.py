@@ -1,0 +1,57 @@
+"""Prompts with their images as tensors, and where each modality sits in them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Span = Literal["visual", "text", "last", "bos", "target"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where an example's visual tokens lie in its image, row by row from the top left.
+
+    Attributes:
+        rows: Number of token rows.
+        cols: Number of token columns.
+        box: (left, top, right, bottom) of the gridded area in pixels of the original image. It lies
+            inside the image where the processor crops, and reaches beyond it where it pads.
+        first: Which of the example's visual tokens is the top left one. Not 0 where tiles of a
+            larger rendering come first; `rows * cols` tokens from there on belong to the grid.
+    """
+
+    rows: int
+    cols: int
+    box: tuple[float, float, float, float]
+    first: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts with their images, and the positions each modality occupies.
+
+    Attributes:
+        inputs: Keyword arguments of the Hugging Face model's forward.
+        spans: Positions of the prompt by kind. `visual` and `text` partition the prompt's real
+            tokens minus the beginning-of-sequence token, which is `bos` where there is one; `last`
+            is the last prompt token; `target` the target's tokens, where targets were given.
+        grids: Per example the geometry of its visual tokens, or None: no image, or no geometry
+            (queries of a Q-Former attend to the whole image).
+        labels: The next token's id where it belongs to the target, -100 elsewhere.
+    """
+
+    inputs: dict[str, Any]
+    spans: dict[str, Bool[Tensor, "batch pos"]]
+    grids: tuple[Grid | None, ...] = ()
+    labels: Int[Tensor, "batch pos"] | None = None
+
+    def __getitem__(self, span: Span) -> Bool[Tensor, "batch pos"]:
+        """The positions of a span."""
+        return self.spans[span]
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.spans["last"])

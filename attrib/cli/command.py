@@ -1,0 +1,138 @@
+"""One options model makes one command: its flags, its YAML file and its manifest."""
+
+import inspect
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from attrib.errors import AttribError, CannotStart
+
+Given = TypeVar("Given", bound=BaseModel)
+
+
+class ExitCode(IntEnum):
+    """What the shell is told."""
+
+    DONE = 0
+    TOO_MANY_FAILURES = 1
+    USAGE = 2
+    CANNOT_START = 3
+    INTERRUPTED = 130
+
+
+def add_command(
+    app: typer.Typer, name: str, options: type[Given], run: Callable[[Given], int]
+) -> None:
+    """Make `run` a command whose flags are the fields of `options`.
+
+    Values come from the defaults, then from the YAML file given as --config, then from flags. The
+    help text is the docstring of `run`, its return value the exit code.
+    """
+
+    def call(ctx: Any, config: Path | None = None, **values: Any) -> None:
+        flags = {n: v for n, v in values.items() if _was_typed(ctx, n)}
+        chosen = resolve(options, config, flags)
+        try:
+            code = run(chosen)
+        except KeyboardInterrupt:
+            print(f"interrupted; to run it again: {invocation()}", file=sys.stderr)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        raise typer.Exit(code)
+
+    parameters = _parameters(options)
+    call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__doc__ = run.__doc__
+    app.command(name)(call)
+
+
+def resolve(options: type[Given], config: Path | None, flags: dict[str, Any]) -> Given:
+    """The options: defaults, overridden by a YAML file, overridden by flags.
+
+    Raises:
+        AttribError: for a file that is no YAML mapping, and for keys or values that do not fit.
+    """
+    values = {} if config is None else _read_yaml(config)
+    where = "" if config is None else f"{config}: "
+    try:
+        return options.model_validate({**values, **flags})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        known = f"; known are {', '.join(options.model_fields)}"
+        unknown = known if first["type"] == "extra_forbidden" else ""
+        place = where if name in values and name not in flags else ""
+        named = f"{name}: " if name else ""
+        raise AttribError(f"{place}{named}{first['msg']}{unknown}") from None
+
+
+def invocation() -> str:
+    """The command line that is running, ready to be pasted."""
+    return shlex.join(["attrib", *sys.argv[1:]])
+
+
+def exit_code(error: Exception) -> ExitCode:
+    """Say in one line on standard error what went wrong; the exit code that belongs to it."""
+    if os.environ.get("ATTRIB_DEBUG"):
+        traceback.print_exception(error)
+    message, code = _explain(error)
+    print(" ".join(f"attrib: {message}".split()), file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception) -> tuple[str, ExitCode]:
+    if isinstance(error, CannotStart):
+        return str(error), ExitCode.CANNOT_START
+    if isinstance(error, AttribError):
+        return str(error), ExitCode.USAGE
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", ExitCode.CANNOT_START
+    # By name: importing torch to know its error would cost every command seconds.
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {error}; try a smaller --batch-size", ExitCode.CANNOT_START
+    # A mistake of ours: the traceback is what a bug report needs.
+    raise error
+
+
+def _was_typed(ctx: Any, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _parameters(options: type[BaseModel]) -> list[inspect.Parameter]:
+    only = inspect.Parameter.KEYWORD_ONLY
+    hints = get_type_hints(options, include_extras=True)
+    fields = [
+        inspect.Parameter(name, only, annotation=hints[name], default=field.default)
+        for name, field in options.model_fields.items()
+    ]
+    help_text = "YAML file with values for these options; flags override it."
+    config = Annotated[Path | None, typer.Option(help=help_text)]
+    return [
+        inspect.Parameter("ctx", only, annotation=typer.Context),
+        *fields,
+        inspect.Parameter("config", only, annotation=config, default=None),
+    ]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AttribError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AttribError(f"--config {path}: no plain YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise AttribError(f"--config {path}: expected options as `name: value`, got {values!r}")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}

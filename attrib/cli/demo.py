@@ -1,0 +1,57 @@
+"""`attrib demo`: a first report on an embedded, trained model. No network, no GPU, no account."""
+
+import shlex
+import time
+
+import typer
+
+from attrib.cli.command import add_command
+from attrib.cli.models import load_model
+from attrib.cli.options import DemoOptions
+from attrib.cli.outputs import say, write_manifest, write_quarantined
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "demo", DemoOptions, demo)
+
+
+def demo(options: DemoOptions) -> int:
+    """Write a first report on an embedded model: no network, GPU or account needed."""
+    start = time.monotonic()
+    from attrib.data import load as load_data
+    from attrib.report import study, write_page
+    from attrib.report.findings import finding
+
+    say(f"demo: {options.model} on {options.limit} samples of {options.data} {options.split}")
+    data = load_data(options.data, options.split, limit=options.limit)
+    vlm = load_model(options)
+    chosen = options.model_dump(mode="json")
+    made = study(
+        vlm, data, batch_size=options.batch_size, seed=options.seed, options=chosen,
+        commands=_commands(options),
+    )  # fmt: skip
+    page = write_page(made, options.out / "report.html")
+    for name, result in made.results.items():
+        result.save(options.out / f"{name}.parquet")
+    write_manifest(options.out, "demo", made.provenance)
+    write_quarantined(options.out, made.quarantined)
+    print(finding(made.results["contributions"], made.results["wrong_key"]))
+    print(f"{page} (written in {time.monotonic() - start:.0f} s; open it in a browser)")
+    return 0
+
+
+def _commands(options: DemoOptions) -> list[str]:
+    on = ["--model", options.model, "--data", options.data, "--split", options.split]
+    on += ["--limit", str(options.limit), "--seed", str(options.seed)]
+    for name in ("revision", "dtype", "device"):
+        value = getattr(options, name)
+        if value != type(options).model_fields[name].default:
+            on += [f"--{name}", value]
+    on += ["--trust-remote-code"] if options.trust_remote_code else []
+    return [
+        shlex.join(["attrib", "demo", *on]),
+        shlex.join(["attrib", "contributions", *on]),
+        shlex.join(["attrib", "contributions", *on, "--key", "wrong"]),
+        shlex.join(["attrib", "attention", *on]),
+    ]

@@ -1,0 +1,114 @@
+"""`attrib models ...`: which models there are, and whether a model can be used."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from attrib.cli.command import ExitCode
+from attrib.cli.options import ModelOptions
+
+if TYPE_CHECKING:
+    from attrib.vlm import VLM
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    group = typer.Typer(no_args_is_help=True)
+    group.command("list")(list_models)
+    group.command("check")(check)
+    group.command("assemble")(assemble)
+    app.add_typer(group, name="models", help="Embedded models; checks of your own; MiniGPT-4.")
+
+
+def load_model(options: ModelOptions) -> "VLM":
+    """The model that the options name; quiet where nobody watches."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from attrib.vlm import load
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def list_models() -> None:
+    """List the embedded models with their measured scores."""
+    from attrib.loading import WEIGHTS, embedded_names
+
+    names = embedded_names()
+    for name in names:
+        print(f"{name}: {_measured(WEIGHTS / name)}")
+    if not names:
+        print("this installation has no embedded models")
+    print("any Hugging Face image-text-to-text model works too: attrib models check NAME_OR_PATH")
+
+
+def check(
+    model: Annotated[str, typer.Argument(help="Embedded name, Hugging Face id, or folder.")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
+    ] = False,
+) -> None:
+    """Print what works with a model and what does not; exits with 3 if something does not."""
+    from attrib.conformance import check as check_model
+
+    options = ModelOptions.model_validate(
+        {
+            "model": model,
+            "revision": revision,
+            "dtype": dtype,
+            "device": device,
+            "trust_remote_code": trust_remote_code,
+        }
+    )
+    results = check_model(load_model(options))
+    for result in results:
+        print(f"{'works ' if result.passed else 'BROKEN'}  {result.claim}: {result.detail}")
+    broken = sum(not result.passed for result in results)
+    print(f"{model}: {len(results) - broken} of {len(results)} claims hold")
+    if broken:
+        raise typer.Exit(ExitCode.CANNOT_START)
+
+
+def assemble(
+    what: Annotated[Literal["minigpt4"], typer.Argument(help="The model to put together.")],
+    llm: Annotated[Path, typer.Option(help="Folder of the language model, vicuna-7b.")],
+    blip2: Annotated[
+        Path, typer.Option(help="Folder of the BLIP-2 whose vision tower and Q-Former it uses.")
+    ],
+    projection: Annotated[Path, typer.Option(help="The published linear layer, a .pth file.")],
+    out: Annotated[Path, typer.Option(help="New folder for the model.")],
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="What weights are stored in.")
+    ] = "float16",
+) -> None:
+    """Put MiniGPT-4 together from its published parts, as a folder that --model takes."""
+    import torch
+
+    from attrib.assemble import assemble_minigpt4
+
+    folder = assemble_minigpt4(llm, blip2, projection, out, getattr(torch, dtype))
+    print(f"{folder}: {what} is ready; next: attrib models check {folder}")
+
+
+def _measured(folder: Path) -> str:
+    try:
+        facts: dict[str, Any] = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "no measurements"
+    scores = ", ".join(f"{name} {value:.1%}" for name, (value, _) in facts["scores"].items())
+    return (
+        f"{facts['family']}; {facts['layers']} layers, {facts['parameters']:,} parameters; {scores}"
+    )

@@ -1,0 +1,76 @@
+"""What a command leaves behind: a folder with a manifest, and rows that were set aside."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrib.cli.command import ExitCode, invocation
+from attrib.cli.options import AnalysisOptions
+from attrib.files import write_text
+
+if TYPE_CHECKING:
+    from attrib.data import Quarantined
+
+LONGEST_NAME = 40
+SHOWN = 5
+
+
+def say(line: str) -> None:
+    """A line about the run, on standard error: standard output is for results."""
+    print(line, file=sys.stderr)
+
+
+def default_folder(command: str, options: AnalysisOptions) -> Path:
+    """The folder for results: the same for the same options, another for others."""
+    settled = options.model_dump_json(exclude={"out", "batch_size", "device"})
+    digest = hashlib.sha256(settled.encode()).hexdigest()[:8]
+    source = options.data if options.prompt is None else "photo"
+    return Path("runs") / f"{command}-{_slug(options.model)}-{_slug(source)}-{digest}"
+
+
+def write_manifest(out: Path, command: str, provenance: Mapping[str, Any]) -> Path:
+    """Write `manifest.json`: how the folder was made, and the command that makes it again."""
+    manifest = {"command": command, "invocation": invocation(), **provenance}
+    return write_text(out / "manifest.json", json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+
+
+def write_quarantined(out: Path, quarantined: Sequence["Quarantined"]) -> list[Path]:
+    """Write `quarantined.csv` where rows were set aside, and say so; without any, no file."""
+    path = out / "quarantined.csv"
+    if not quarantined:
+        path.unlink(missing_ok=True)  # of an earlier run into the same folder
+        return []
+    for row in quarantined[:SHOWN]:
+        say(f"quarantined: {row}")
+    if len(quarantined) > SHOWN:
+        say(f"quarantined: and {len(quarantined) - SHOWN} more, see {path}")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", "row", "field", "reason"])
+    for row in quarantined:
+        table.writerow([_inert(row.file), row.row, row.field, _inert(row.reason)])
+    return [write_text(path, text.getvalue())]
+
+
+def exit_code_for(quarantined: Sequence["Quarantined"], max_failures: int | None) -> int:
+    """Done, or too many failures, where a limit was given."""
+    if max_failures is not None and len(quarantined) > max_failures:
+        say(f"{len(quarantined)} rows quarantined, more than --max-failures {max_failures}")
+        return ExitCode.TOO_MANY_FAILURES
+    return ExitCode.DONE
+
+
+def _slug(name: str) -> str:
+    """A name as part of a file name: the hash in the folder keeps different names apart."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[-LONGEST_NAME:] or "unnamed"
+
+
+def _inert(cell: str) -> str:
+    # Spreadsheets run cells that begin like a formula.
+    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell

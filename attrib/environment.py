@@ -1,0 +1,52 @@
+"""What a number was computed with: versions, machine, hashes."""
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "attrib",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "transformer-lens",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "matplotlib",
+)
+CHUNK = 1 << 20
+LARGEST_DIGESTED = 1 << 30  # reading more would cost seconds; a hub model has its commit
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the platform and of the packages that numbers depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """One SHA-256 over a checkpoint's safetensors files; None if they are too large to reread."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files or sum(file.stat().st_size for file in files) > LARGEST_DIGESTED:
+        return None
+    digests = "".join(sha256(file) for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()

@@ -1,0 +1,27 @@
+"""What can go wrong on the user's side, in one line each.
+
+Every message says what was given, where, and what would work, so that a command line can print it
+without a traceback. Mistakes of our own are asserts.
+"""
+
+
+class AttribError(ValueError):
+    """A user's mistake: the message says what, where, and what would work."""
+
+
+class CannotStart(AttribError):
+    """The model or the data cannot be used at all; nothing was computed."""
+
+
+class BadRow(AttribError):
+    """One row of a dataset cannot be used; the others can.
+
+    Attributes:
+        file: The dataset file the row stands in.
+        row: The row's index or id in that file.
+        field: The field that is wrong.
+    """
+
+    def __init__(self, message: str, *, file: str, row: int | str, field: str):
+        super().__init__(f"{file}: row {row}: {field}: {message}")
+        self.file, self.row, self.field = file, row, field

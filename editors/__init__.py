@@ -1,0 +1,1 @@
+"""Edits of vision-language models at the layers that `attrib` picked."""

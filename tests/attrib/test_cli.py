@@ -1,0 +1,323 @@
+"""The command line, as a user meets it: what it writes, what it says, what it returns."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_models
+from PIL import Image
+from typer.testing import CliRunner
+
+from attrib import cli
+from attrib.cli.command import exit_code, resolve
+from attrib.cli.options import ContributionOptions
+from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
+from attrib.data import Quarantined
+from attrib.data.make import Made
+from attrib.errors import AttribError, CannotStart
+from attrib.results import Result
+
+PHOTO = ["--prompt", "The animal is a"]
+BAD = Quarantined("a.json", 0, "src", "is empty")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny random LLaVA."""
+    folder = tmp_path_factory.mktemp("model")
+    vlm, processor = tiny_models.build("llava")
+    vlm.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (40, 30), "teal").save(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder; its exit code, standard output and error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def row(**changes):
+    """A row in the layout of E-VQA."""
+    return {
+        "src": "What color is it?", "pred": "blue", "alt": "teal", "rephrase": "Which color?",
+        "image": "good.png", "image_rephrase": "good.png", "loc": "nq question: who wrote Emma",
+        "loc_ans": "Jane Austen", "m_loc": "good.png", "m_loc_q": "Is it big?", "m_loc_a": "yes",
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Edit data: two good rows, then one of each kind of bad row that only images can be."""
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    Image.new("RGB", (40, 30), "teal").save(images / "good.png")
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "page.jpg").write_text("<html>not found</html>")
+    names = ["good.png", "good.png", "missing.jpg", "empty.jpg", "page.jpg", "../photo.png"]
+    rows = [row(image=name) for name in names] + [row(src="an <image> inside")]
+    (tmp_path / "data" / "vqa").mkdir()
+    (tmp_path / "data" / "vqa" / "vqa_train.json").write_text(json.dumps(rows))
+    return tmp_path / "data"
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    code = (
+        "import sys, attrib.cli\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    fastest = min(_seconds([sys.executable, "-m", "attrib", "--help"]) for _ in range(3))
+    assert fastest < 0.5
+
+
+def _seconds(command):
+    """User time of a command: what it costs, however busy the machine is."""
+    before = os.times().children_user
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return min(time.perf_counter() - start, os.times().children_user - before)
+
+
+def test_the_version_is_the_packages():
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert result.exit_code == 0 and result.output.startswith("attrib 0.")
+
+
+@pytest.mark.parametrize("command", ["demo", "doctor", "contributions", "attention"])
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0 and command in result.output
+
+
+def test_commands_of_later_issues_do_not_exist():
+    for command in ("heatmap", "sweep", "gate", "select", "train", "edit"):
+        assert CliRunner().invoke(cli.app, [command]).exit_code == 2
+
+
+def test_contributions_about_a_photo_leave_result_figure_and_manifest(run, model, photo, tmp_path):
+    code, out, err = run("contributions", "--model", model, "--image", photo, *PHOTO, "--out", "o")
+    assert code == 0 and "key token" in out
+    names = {p.name for p in (tmp_path / "o").iterdir()}
+    assert names == {"result.parquet", "contributions.svg", "contributions.png", "manifest.json"}
+    result = Result.load(tmp_path / "o" / "result.parquet")
+    assert result.examples == 1 and len(result.frame) == 4 * 2
+    manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
+    assert manifest["options"]["key"] == "argmax" and manifest["invocation"].startswith("attrib c")
+    assert len(manifest["model"]["weights_sha256"]) == 64
+    assert "Loading" not in err
+
+
+def test_attention_and_text_alone_work_as_well(run, model, tmp_path):
+    code, out, _ = run("attention", "--model", model, "--prompt", "Two and two is")
+    assert code == 0 and "no visual tokens" in out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("attention-") and "-photo-" in folder.name
+    assert (folder / "attention-share.svg").exists()
+
+
+def test_bad_rows_are_quarantined_by_name_and_the_others_used(run, model, folder, tmp_path):
+    arguments = ("contributions", "--model", model, "--data", folder, "--split", "vqa-train")
+    code, out, err = run(*arguments, "--out", "o", "--key", "wrong")
+    assert code == 0 and "samples used: 2, rows quarantined: 5" in out
+    lines = (tmp_path / "o" / "quarantined.csv").read_text().splitlines()
+    assert lines[0] == "file,row,field,reason" and len(lines) == 6
+    told = "\n".join(lines)
+    for number, reason in enumerate(["no such file", "empty file", "not an image", "leads out"], 2):
+        assert f"{folder}/vqa/vqa_train.json,{number},image," in told and reason in told
+    assert ",6," in told and "<image>" in told
+    assert "quarantined:" in err
+
+
+def test_more_failures_than_allowed_is_exit_1_with_all_results_there(run, model, folder, tmp_path):
+    arguments = ("attention", "--model", model, "--data", folder, "--split", "vqa-train")
+    assert exit_code_for([BAD] * 5, 5) == exit_code_for([BAD] * 5, None) == 0
+    code, _, err = run(*arguments, "--max-failures", 4, "--out", "b")
+    assert code == 1 and "more than --max-failures 4" in err
+    assert Result.load(tmp_path / "b" / "result.parquet").examples == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--image", "nowhere.jpg", *PHOTO], 3, "row 0: image: 'nowhere.jpg': no such file"),
+        (["--image", "photo.png"], 2, "--image and --target need a --prompt"),
+        ([*PHOTO, "--key", "gold"], 2, "no target"),
+        ([*PHOTO, "--key", "nonsense"], 2, "expected argmax, gold, wrong or token:WORD"),
+        ([*PHOTO, "--key", "wrong"], 3, "without a wrong answer"),
+        (["--data", "nowhere"], 2, "no data 'nowhere'"),
+        (["--data", "scenes-vqa", "--split", "nope"], 2, "nope"),
+        (["--model", "no-such-model", *PHOTO], 3, "unknown model 'no-such-model'"),
+        (["--device", "cuda:77", *PHOTO], 3, "cuda:77"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(run, model, arguments, code, told):
+    given = arguments if "--model" in arguments else ["--model", model, *arguments]
+    got, _, err = run("contributions", *given)
+    assert (got, told in err, "Traceback" in err) == (code, True, False), err
+    assert sum(line.startswith("attrib: ") for line in err.splitlines()) == 1
+
+
+def test_unknown_flags_and_values_are_usage_errors(run):
+    assert run("contributions", "--nonsense")[0] == 2
+    assert run("contributions", "--norm", "loud")[0] == 2
+    assert run("contributions", "--limit", "0")[0] == 2
+    assert run("nonsense")[0] == 2
+
+
+def test_a_config_file_sets_options_and_flags_override_it(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("norm: final\nbatch-size: 2\nkey: gold\n")
+    options = resolve(ContributionOptions, path, {"key": "wrong"})
+    assert (options.norm, options.batch_size, options.key) == ("final", 2, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("norms: final", "c.yaml: norms: Extra inputs are not permitted; known are model"),
+        ("norm: loud", "c.yaml: norm: Input should be 'none', 'final' or 'frozen'"),
+        ("limit: 0", "c.yaml: limit: Input should be greater than or equal to 1"),
+        ("- a list", "expected options as `name: value`"),
+        ("key: !!python/object/apply:os.system [echo]", "no plain YAML"),
+        ("a: [", "no plain YAML"),
+    ],
+)
+def test_a_wrong_config_file_names_what_is_wrong(tmp_path, text, told):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(AttribError) as error:
+        resolve(ContributionOptions, path, {})
+    assert told in str(error.value)
+
+
+def test_a_config_file_that_is_not_there_is_named(run):
+    code, _, err = run("attention", "--config", "nowhere.yaml")
+    assert code == 2 and "nowhere.yaml: No such file" in err
+
+
+def test_a_config_file_works_on_the_command_line(run, model, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"model: {model}\nprompt: Two and two is\nout: x\n")
+    assert run("contributions", "--config", "c.yaml", "--norm", "frozen")[0] == 0
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+    assert manifest["options"]["norm"] == "frozen"
+
+
+def test_an_interruption_leaves_with_130_and_the_command_to_repeat(run, monkeypatch):
+    def interrupted(_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attrib.cli.analyse.load_model", interrupted)
+    code, _, err = run("attention", *PHOTO)
+    assert code == 130 and "attrib attention --prompt 'The animal is a'" in err
+
+
+def test_other_options_make_other_folders_and_the_same_make_the_same():
+    def folder(**options):
+        return str(default_folder("contributions", ContributionOptions(**options)))
+
+    assert folder() == folder(batch_size=3) != folder(norm="final")
+    assert folder(model="../../etc/passwd;rm -rf").startswith(
+        "runs/contributions-etc-passwd-rm--rf-"
+    )
+
+
+def test_errors_become_exit_codes(capsys):
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    assert exit_code(CannotStart("no\nmodel")) == 3
+    assert capsys.readouterr().err == "attrib: no model\n"
+    assert exit_code(AttribError("x")) == 2
+    assert exit_code(PermissionError(13, "Permission denied", "out")) == 3
+    assert "out: Permission denied" in capsys.readouterr().err
+    assert exit_code(OutOfMemoryError("CUDA")) == 3
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        exit_code(ZeroDivisionError())
+
+
+def test_the_folder_for_results_must_be_one(run, model, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, _, err = run("attention", "--model", model, *PHOTO, "--out", "file")
+    assert code == 3 and "file" in err and "Traceback" not in err
+
+
+def test_cells_that_spreadsheets_would_run_are_made_inert(tmp_path):
+    (path,) = write_quarantined(tmp_path, [Quarantined("f", 1, "src", "=HYPERLINK(1)")])
+    assert "'=HYPERLINK(1)" in path.read_text()
+    assert write_quarantined(tmp_path, []) == [] and not path.exists()
+
+
+def test_models_list_and_check(run, model):
+    assert run("models", "list")[0] == 0
+    code, out, _ = run("models", "check", model)
+    assert code == 0 and "claims hold" in out and "BROKEN" not in out
+
+
+def test_models_assemble_names_the_part_that_is_missing(run, tmp_path):
+    parts = [f"--{part}={tmp_path}" for part in ("llm", "blip2", "projection")]
+    code, _, err = run("models", "assemble", "minigpt4", *parts, "--out", tmp_path / "out")
+    assert code == 3 and "no config.json" in err
+    assert run("models", "assemble", "gpt4", *parts, "--out", "out")[0] == 2
+
+
+def test_data_make_says_what_it_wrote(run, monkeypatch, tmp_path):
+    def make_folder(out, seed):
+        return Made(out, {"vqa-train": 2000 + seed}, written=3, kept=1)
+
+    monkeypatch.setattr("attrib.data.make.make_folder", make_folder)
+    code, out, _ = run("data", "make", "scenes", "--out", tmp_path / "s", "--seed", 7)
+    assert code == 0 and "vqa-train: 2007 edits" in out and "3 pictures written" in out
+
+
+def test_data_check_reports_and_fails_on_unsound_data(run, folder):
+    code, out, _ = run("data", "check", folder, "--image-root", folder / "images")
+    assert code == 1 and "vqa-train" in out and "missing.jpg" in out
+    assert run("data", "check", "nowhere")[0] == 2
+
+
+def test_doctor_names_versions_and_devices(run):
+    _, out, _ = run("doctor")
+    assert "torch" in out and "CPU" in out and "embedded models" in out
+
+
+def test_demo_writes_a_report_about_what_it_saw(run, model, tmp_path):
+    code, out, _ = run("demo", "--model", model, "--limit", 8, "--out", "demo")
+    assert code == 0 and "report.html" in out
+    names = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert {"report.html", "contributions.parquet", "wrong_key.parquet", "attention.parquet",
+            "answers.parquet", "manifest.json"} <= names  # fmt: skip
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert f"attrib demo --model {model} --data scenes-vqa" in page
+    assert page.count("data:image/png;base64,") == 8
+
+
+def test_python_m_attrib_is_the_same_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "attrib", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("attrib ")

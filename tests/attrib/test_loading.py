@@ -1,0 +1,215 @@
+"""What can be loaded is, through one door; what cannot is refused in one line."""
+
+import json
+
+import pytest
+import tiny_models
+import torch
+import transformers as tr
+from conftest import FAMILIES, examples, picture, tiny_vlm
+from torch.testing import assert_close
+
+import attrib
+from attrib import loading
+from attrib.errors import CannotStart
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Saved models by name, each written once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(name):
+        if not (root / name).exists():
+            save(*tiny_models.build(name), root / name)
+        return root / name
+
+    return folder
+
+
+def save(model, processor, folder):
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "qwen2_vl"])
+def test_a_saved_model_loads_as_it_was(name, folders):
+    vlm, original = attrib.load(str(folders(name))), tiny_vlm(name)
+    batch = vlm.encode(*examples(), targets=["cat"] * 3)
+    theirs = original.encode(*examples(), targets=["cat"] * 3)
+    assert batch.grids == theirs.grids
+    assert torch.equal(batch.inputs["input_ids"], theirs.inputs["input_ids"])
+    assert torch.equal(batch.inputs["pixel_values"], theirs.inputs["pixel_values"])
+    assert_close(vlm.logits(batch), original.logits(theirs))
+    assert not vlm.model.training
+    assert not any(weight.requires_grad for weight in vlm.model.parameters())
+    assert vlm.name == str(folders(name))
+    assert type(vlm.processor.image_processor).__name__.endswith("Pil")
+
+
+# The official configurations but for depth, width and vocabulary.
+OFFICIAL_VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+                   "num_attention_heads": 2, "patch_size": 14}  # fmt: skip
+
+
+def _llava_1_5_7b():
+    config = tr.LlavaConfig(
+        vision_config=tr.CLIPVisionConfig(image_size=336, projection_dim=768, **OFFICIAL_VISION),
+        text_config=tiny_models.llama(num_hidden_layers=2, max_position_embeddings=4096),
+        image_token_index=tiny_models.IMAGE, projector_hidden_act="gelu",
+        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=576,
+    )  # fmt: skip
+    images = tr.CLIPImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
+    processor = tr.LlavaProcessor(
+        images, tiny_models.tokenizer(), patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    return tr.LlavaForConditionalGeneration(config), processor
+
+
+def _blip2(text, bos):
+    qformer = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 32,
+               "num_attention_heads": 2, "encoder_hidden_size": 32}  # fmt: skip
+    config = tr.Blip2Config(
+        vision_config={"image_size": 224, **OFFICIAL_VISION}, qformer_config=qformer,
+        text_config=text.to_dict(), num_query_tokens=32, image_token_index=tiny_models.IMAGE,
+    )  # fmt: skip
+    images = tr.BlipImageProcessorPil(size={"height": 224, "width": 224})
+    processor = tr.Blip2Processor(images, tiny_models.tokenizer(bos), num_query_tokens=32)
+    return tr.Blip2ForConditionalGeneration(config), processor
+
+
+OFFICIAL = {
+    "llava-1.5-7b": (_llava_1_5_7b, 576, "text"),
+    "blip2-opt-2.7b": (lambda: _blip2(tiny_models.opt(num_hidden_layers=2), "</s>"), 32, "bos"),
+    "minigpt4": (lambda: _blip2(tiny_models.llama(num_hidden_layers=2), "<s>"), 32, "bos"),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_official_configurations_load_through_the_same_door(name, tmp_path):
+    build, num_visual, after = OFFICIAL[name]
+    torch.manual_seed(0)
+    vlm = attrib.load(str(save(*build(), tmp_path)))
+    batch = vlm.encode([picture(640, 480)], ["What is on the table? The answer is:"], ["cheese"])
+    visual = batch["visual"][0].nonzero()[:, 0]
+    assert visual.tolist() == list(range(visual[0], visual[0] + num_visual))
+    assert batch[after][0, visual[-1] + 1]
+    if name == "llava-1.5-7b":
+        grid = batch.grids[0]
+        assert (grid.rows, grid.cols) == (24, 24)
+        assert grid.box == pytest.approx((80, 0, 560, 480), abs=0.5)
+    else:
+        assert batch.grids == (None,)
+    assert vlm.logits(batch).isfinite().all()
+
+
+def test_embedded_names_are_folders_of_the_package(folders, monkeypatch, tmp_path):
+    (tmp_path / "tiny-llava").symlink_to(folders("llava"))
+    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
+    assert loading.embedded_names() == ["tiny-llava"]
+    assert attrib.load("tiny-llava", verify=False).name == "tiny-llava"
+    with pytest.raises(
+        CannotStart, match=r"unknown model 'tiny-lava': .* \(tiny-llava\), a folder"
+    ):
+        attrib.load("tiny-lava")
+
+
+def test_the_dtype_is_float32_on_a_cpu_unless_told_otherwise(folders):
+    assert attrib.load(str(folders("blip2_opt")), verify=False).model.dtype == torch.float32
+    vlm = attrib.load(str(folders("llava")), dtype="bfloat16")  # verified in bfloat16
+    assert vlm.model.dtype == torch.bfloat16
+
+
+# --- refusals
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path, folders):
+    def refused(**settings):
+        with pytest.raises(CannotStart) as caught:
+            attrib.load(**{"name": str(tmp_path)} | settings)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "the folder has no config.json" in refused()
+    assert "unknown model './nowhere'" in refused(name="./nowhere")
+    assert "org/name: cannot read its config.json: it is not in the local cache" in refused(
+        name="org/name"
+    )
+    assert "dtype 'float8': expected one of auto, float32" in refused(dtype="float8")
+    assert "device 'warp' cannot be used here" in refused(device="warp")
+    assert "only with a pinned --revision" in refused(name="org/name", trust_remote_code=True)
+
+    tiny_vlm("llava").model.config.save_pretrained(tmp_path)
+    assert "has no *.safetensors" in refused()
+    (tmp_path / "model.safetensors").touch()
+    assert "cannot load its processor: " in refused()
+
+    def config(**changes):
+        written = json.loads((folders("llava") / "config.json").read_text()) | changes
+        (tmp_path / "config.json").write_text(json.dumps(written))
+
+    config(model_type="seeing", auto_map={"AutoConfig": "seeing.Config"})
+    told = refused()
+    assert "pass --trust-remote-code and pin --revision" in told
+    config(model_type="seeing")
+    assert "no model_type 'seeing'; update it" in refused()
+    tr.LlamaConfig().save_pretrained(tmp_path)
+    assert "llama is not an image-text-to-text model" in refused()
+    tr.Blip2Config(text_config=tr.T5Config().to_dict()).save_pretrained(tmp_path)
+    assert "is an encoder-decoder" in refused()
+
+
+def test_a_pickle_is_refused_unread(tmp_path, folders):
+    canary = tmp_path / "canary"
+
+    class Bomb:
+        def __reduce__(self):
+            return canary.touch, ()
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in folders("llava").iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    torch.save(Bomb(), folder / "pytorch_model.bin")
+    with pytest.raises(CannotStart, match=r"pytorch_model.bin is a pickle, .* convert it"):
+        attrib.load(str(folder))
+    assert not canary.exists()
+
+
+def test_broken_weights_are_refused(tmp_path):
+    save(*tiny_models.build("llava"), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CannotStart, match=r"cannot read its weights: .*incomplete"):
+        attrib.load(str(tmp_path))
+
+
+def test_an_incomplete_checkpoint_is_refused(tmp_path):
+    model, processor = tiny_models.build("llava")
+    weights = model.state_dict()
+    gone = [name for name in weights if "layers.1.mlp.up_proj" in name and "vision" not in name]
+    kept = {name: value for name, value in weights.items() if name not in gone}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(CannotStart, match=r"lacks 1 of the model's weights, .*up_proj.weight"):
+        attrib.load(str(tmp_path))
+
+
+def test_a_model_whose_logits_are_capped_is_refused_by_name(tmp_path):
+    model, processor = tiny_models.build("paligemma")
+    text = tr.Gemma2Config(
+        **tiny_models.TEXT, num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5,
+        attn_logit_softcapping=None,
+    )  # fmt: skip
+    config = model.config.to_dict() | {"text_config": text.to_dict()}
+    torch.manual_seed(0)
+    model = tr.PaliGemmaForConditionalGeneration(tr.PaliGemmaConfig(**config))
+    save(model, processor, tmp_path)
+    with pytest.raises(CannotStart, match="unembedded last output is the logits: no"):
+        attrib.load(str(tmp_path))
+    assert attrib.load(str(tmp_path), verify=False).num_layers == 4

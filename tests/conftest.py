@@ -1,0 +1,53 @@
+"""Tiny random models of every architecture, built once per session; nothing is downloaded."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+
+from attrib.vlm import VLM
+
+FAMILIES = ("llava", "blip2_opt", "blip2_llama")
+_built = {}
+
+
+def tiny_vlm(name):
+    """The tiny model of one architecture, the same one whenever it is asked for."""
+    if name not in _built:
+        _built[name] = VLM(*tiny_models.build(name), name=name)
+    return _built[name]
+
+
+def picture(width=60, height=40, seed=0):
+    """An image of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def examples(num=3):
+    """Images and ragged prompts; every third example is text alone."""
+    images = [None if i % 3 == 1 else picture(40 + 10 * i, 60, seed=i) for i in range(num)]
+    return images, [f"What is {'very ' * (i % 4)}red?" for i in range(num)]
+
+
+@pytest.fixture(scope="session", params=tiny_models.BUILDERS)
+def any_vlm(request):
+    """Each of the 14 architectures."""
+    return tiny_vlm(request.param)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def vlm(request):
+    """The three families of the papers."""
+    return tiny_vlm(request.param)
+
+
+@pytest.fixture(scope="session")
+def batch(vlm):
+    """Images, a text alone, ragged prompts, padded on the left."""
+    return vlm.encode(*examples(), padding_side="left")

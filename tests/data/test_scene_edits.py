@@ -1,0 +1,89 @@
+import pytest
+
+from attrib.data.scene_edits import NUM_EDITS, rows
+from attrib.data.scene_language import KINDS, answers_of
+from attrib.data.scenes import make_scene, open_image
+
+FIELDS = (
+    *("src", "pred", "alt", "rephrase", "image", "image_rephrase"),
+    *("loc", "loc_ans", "m_loc", "m_loc_q", "m_loc_a"),
+)
+SPLITS = tuple(NUM_EDITS)
+
+
+@pytest.fixture(scope="module")
+def edits():
+    return {(task, split): rows(task, split) for task in ("vqa", "captions") for split in SPLITS}
+
+
+def scene_of(name):
+    return make_scene(int(name.removeprefix("scenes/").split("_")[0]))
+
+
+def scenes_in(row):
+    hard = [item["image"] for item in row["hard"]]
+    return {scene_of(n) for n in (row["image"], row["image_rephrase"], row["m_loc"], *hard)}
+
+
+def test_splits_have_their_sizes_and_every_field(edits):
+    for (_, split), made in edits.items():
+        assert len(made) == NUM_EDITS[split]
+        assert all(isinstance(row[f], str) and row[f] for row in made for f in FIELDS)
+
+
+def test_rows_are_the_same_for_the_same_seed_and_differ_for_another(edits):
+    assert rows("vqa", "test") == edits["vqa", "test"]
+    assert rows("vqa", "test", seed=1) != edits["vqa", "test"]
+
+
+def test_no_scene_of_a_split_stands_in_another_locality_and_captions_included(edits):
+    pools = {
+        split: {s for task in ("vqa", "captions") for r in edits[task, split] for s in scenes_in(r)}
+        for split in SPLITS
+    }
+    assert sum(map(len, pools.values())) == len(set.union(*pools.values()))
+    assert all(scene.split == split for split, pool in pools.items() for scene in pool)
+
+
+def test_no_text_fact_of_a_split_stands_in_another(edits):
+    asked = [{r["loc"] for r in edits["vqa", split]} for split in SPLITS]
+    assert sum(map(len, asked)) == len(set.union(*asked))
+
+
+def test_the_target_is_another_answer_of_the_same_kind(edits):
+    for row in edits["vqa", "train"]:
+        assert row["alt"] != row["pred"]
+        assert row["alt"] in answers_of(row["kind"], row["pred"])
+    assert {row["kind"] for row in edits["vqa", "test"]} == set(KINDS)
+
+
+def test_the_rephrase_is_worded_differently(edits):
+    assert all(r["src"] != r["rephrase"] for made in edits.values() for r in made)
+
+
+def test_the_visual_rephrase_is_the_same_scene_drawn_again(edits):
+    for row in edits["vqa", "test"][:20]:
+        assert scene_of(row["image"]) == scene_of(row["image_rephrase"])
+        assert open_image(row["image"]).tobytes() != open_image(row["image_rephrase"]).tobytes()
+
+
+def test_hard_locality_is_what_its_type_says(edits):
+    for row in edits["vqa", "test"]:
+        types = [item["type"] for item in row["hard"]]
+        assert {"same_image_same_kind", "same_question_other_image"} <= set(types)
+        for item in row["hard"]:
+            same_image = scene_of(item["image"]) == scene_of(row["image"])
+            assert same_image == item["type"].startswith("same_image")
+            assert (item["prompt"] == row["src"]) == (item["type"] == "same_question_other_image")
+
+
+def test_a_caption_edit_keeps_the_places_and_changes_every_thing(edits):
+    for row in edits["captions", "test"][:50]:
+        old, new = row["pred"].split(), row["alt"].split()
+        assert len(old) == len(new) and old != new
+        assert row["src"] == "a photo of"
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="no scenes split 'eval'"):
+        rows("vqa", "eval")
