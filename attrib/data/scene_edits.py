@@ -32,13 +32,14 @@ _SEED_STEP = 10**7  # seeds of scenes of different tasks and data seeds never me
 _TASK_NUMBER = {"vqa": 0, "captions": 1}
 
 
-def rows(task: Task, split: str, seed: int = 0) -> list[dict[str, Any]]:
+def rows(task: Task, split: str, seed: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
     """The edits of a split, the same for the same seed.
 
     Args:
         task: "vqa" (E-VQA fields) or "captions" (E-IC fields).
         split: "train" (2,000 rows), "validation" (300) or "test" (500).
         seed: another seed gives other scenes and questions of the same split.
+        limit: only the first rows; they are the same as without a limit.
     """
     if task not in _TASK_NUMBER:
         raise ValueError(f"no scenes task {task!r}; tasks: {', '.join(_TASK_NUMBER)}")
@@ -51,7 +52,8 @@ def rows(task: Task, split: str, seed: int = 0) -> list[dict[str, Any]]:
     known = facts(split)
     rng.shuffle(known)
     made = []
-    for i in range(NUM_EDITS[split]):
+    count = NUM_EDITS[split] if limit is None else min(limit, NUM_EDITS[split])
+    for i in range(count):
         fact = known[i % len(known)]
         row = make(seeds, rng, KINDS[i % len(KINDS)])
         made.append({**row, "loc": fact.question, "loc_ans": fact.answer})

@@ -13,7 +13,9 @@ SPLITS = tuple(NUM_EDITS)
 
 @pytest.fixture(scope="module")
 def edits():
-    return {(task, split): rows(task, split) for task in ("vqa", "captions") for split in SPLITS}
+    """The first 120 edits of every split of both tasks."""
+    tasks = ("vqa", "captions")
+    return {(task, split): rows(task, split, limit=120) for task in tasks for split in SPLITS}
 
 
 def scene_of(name):
@@ -25,15 +27,20 @@ def scenes_in(row):
     return {scene_of(n) for n in (row["image"], row["image_rephrase"], row["m_loc"], *hard)}
 
 
-def test_splits_have_their_sizes_and_every_field(edits):
-    for (_, split), made in edits.items():
-        assert len(made) == NUM_EDITS[split]
+def test_a_split_has_its_size_and_a_limit_gives_its_first_rows(edits):
+    whole = rows("captions", "validation")
+    assert len(whole) == NUM_EDITS["validation"] == 300
+    assert whole[:120] == edits["captions", "validation"]
+
+
+def test_every_field_is_there(edits):
+    for made in edits.values():
         assert all(isinstance(row[f], str) and row[f] for row in made for f in FIELDS)
 
 
 def test_rows_are_the_same_for_the_same_seed_and_differ_for_another(edits):
-    assert rows("vqa", "test") == edits["vqa", "test"]
-    assert rows("vqa", "test", seed=1) != edits["vqa", "test"]
+    assert rows("vqa", "test", limit=20) == edits["vqa", "test"][:20]
+    assert rows("vqa", "test", seed=1, limit=20) != edits["vqa", "test"][:20]
 
 
 def test_no_scene_of_a_split_stands_in_another_locality_and_captions_included(edits):
