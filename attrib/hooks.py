@@ -136,7 +136,8 @@ def _keep_writes(
 
     def keeper(name: str) -> Callable[[Tensor], None]:
         def keep(output: Tensor) -> None:
-            if into and output.numel() == into[0].numel():  # OPT's fc2 returns "batch*pos d_model"
+            # OPT's fc2 returns "batch*pos d_model".
+            if into and isinstance(output, Tensor) and output.numel() == into[0].numel():
                 outputs[name] = pick(output.reshape(into[0].shape), rows)
 
         return keep

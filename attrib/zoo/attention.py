@@ -1,37 +1,27 @@
 """Attention for training on packed rows: a plain bf16 softmax.
 
 For short rows under an arbitrary mask it takes half the time of the fused kernel's backward pass
-on a CPU; shipped models use the attention they are loaded with. With `early` and `middle` given,
-attention opens late (`packing`).
+on a CPU; shipped models use the attention they are loaded with.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from attrib.zoo.packing import PICTURE_OPENS, WORDS_OPEN
-
 NAME = "attrib_packed"
 _FORBIDDEN = -1e4  # far below any score, and finite in bf16
 
 
 def _packed_attention(
-    module: nn.Module,
+    module: nn.Module,  # noqa: ARG001 - the signature is transformers'
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
-    early: Tensor | None = None,
-    middle: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    layer: Any = module.layer_idx
-    if early is not None and middle is not None and layer < WORDS_OPEN:
-        attention_mask = early if layer < PICTURE_OPENS else middle
     batch, heads, length, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
     bias = torch.where(attention_mask, 0.0, _FORBIDDEN).to(query.dtype)

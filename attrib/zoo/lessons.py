@@ -30,21 +30,18 @@ class Stage:
     suffix_rate: float
     style: Style
     mastered: float
-    """The next stage begins when the worst kind of question is answered this well ..."""
-    at_most: int = 10**6
-    """... or after this many steps."""
-    late: bool = True
-    """Whether attention opens late (see `packing`)."""
+    """The next stage begins when the worst kind of question is answered this well."""
+    deep: bool = True
+    """Whether the model has all its layers, or only every second one (see `growth`)."""
 
 
 _ONE_HOP: tuple[Kind, ...] = tuple(k for k in KINDS if k != "relation")
 STAGES = (
-    Stage("bare questions", _ONE_HOP, 0.0, PLAIN, 0.85),
-    Stage("suffix", _ONE_HOP, 0.7, PLAIN, 0.85),
-    Stage("aliases", _ONE_HOP, 0.8, Style(0.5), 0.85),
-    Stage("nicknames", _ONE_HOP, 0.9, Style(0.5, 0.5), 0.85),
-    Stage("relations", KINDS, 0.9, Style(0.5, 0.45), 0.85, at_most=900),
-    Stage("no limits", KINDS, 0.9, Style(0.5, 0.45), 1.01, late=False),
+    Stage("bare questions", _ONE_HOP, 0.0, PLAIN, 0.85, deep=False),
+    Stage("suffix", _ONE_HOP, 0.7, PLAIN, 0.85, deep=False),
+    Stage("aliases", _ONE_HOP, 0.8, Style(0.5), 0.85, deep=False),
+    Stage("nicknames", _ONE_HOP, 0.9, Style(0.5, 0.5), 0.85, deep=False),
+    Stage("relations", KINDS, 0.9, Style(0.5, 0.45), 1.01),
 )
 
 
@@ -85,8 +82,8 @@ class Teacher:
         if question is None:
             return None
         suffix = SUFFIX if rng.random() < stage.suffix_rate else ""
-        prompt = question.text(rng, stage.style)
-        return self._segment(prompt, question.answer, kind, self.before, suffix=suffix)
+        prompt = question.text(rng, stage.style) + suffix
+        return self._segment(prompt, question.answer, kind, self.before)
 
     def _caption(self, scene: Scene, rng: random.Random) -> Segment:
         prompt = rng.choice((CAPTION_PROMPT, *CAPTION_REPHRASES))
@@ -96,20 +93,11 @@ class Teacher:
         return self._segment(f"{fact.question}?", fact.answer, "fact", self.alone)
 
     def _segment(
-        self,
-        prompt: str,
-        answer: str,
-        kind: str,
-        lead: list[int],
-        weight: float = 1.0,
-        suffix: str = "",
+        self, prompt: str, answer: str, kind: str, lead: list[int], weight: float = 1.0
     ) -> Segment:
-        words = [*lead, *self.encode(prompt)]
-        ids = [*words, *(self.encode(suffix) if suffix else [])]
+        ids = [*lead, *self.encode(prompt)]
         full = [*ids, *self.encode(f" {answer}"), self.end]
-        question = len(words) if suffix else len(words) - 1
-        sees_picture = lead is self.before
-        return Segment(full, len(ids), question, kind, sees_picture=sees_picture, weight=weight)
+        return Segment(full, len(ids), kind, sees_picture=lead is self.before, weight=weight)
 
 
 _FACTS = [*all_facts(), *alias_facts()]

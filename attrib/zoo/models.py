@@ -51,10 +51,12 @@ _VISION: dict[str, Any] = {
 _HALF = [0.5, 0.5, 0.5]
 
 
-def _text_config(family: str, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig | OPTConfig:
+def _text_config(
+    family: str, tokenizer: PreTrainedTokenizerFast, num_layers: int
+) -> LlamaConfig | OPTConfig:
     shared: dict[str, Any] = {
         "hidden_size": D_MODEL,
-        "num_hidden_layers": NUM_LAYERS,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": NUM_HEADS,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_POSITIONS,
@@ -73,12 +75,12 @@ def _image_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return tokenizer.get_vocab()[IMAGE_TOKEN]
 
 
-def _build_llava() -> tuple[Backbone, LlavaProcessor]:
+def _build_llava(num_layers: int) -> tuple[Backbone, LlavaProcessor]:
     tokenizer = build_tokenizer("llama")
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**_VISION),
-        text_config=_text_config("llama", tokenizer),
+        text_config=_text_config("llama", tokenizer, num_layers),
         image_token_index=_image_id(tokenizer),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -98,7 +100,7 @@ def _build_llava() -> tuple[Backbone, LlavaProcessor]:
     return LlavaForConditionalGeneration(config), processor
 
 
-def _build_blip2(family: str) -> tuple[Backbone, Blip2Processor]:
+def _build_blip2(num_layers: int, family: str) -> tuple[Backbone, Blip2Processor]:
     tokenizer = build_tokenizer(family)
     config = Blip2Config(
         # The default range of 1e-10 is for loading weights, not for learning them.
@@ -115,7 +117,7 @@ def _build_blip2(family: str) -> tuple[Backbone, Blip2Processor]:
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ).to_dict(),
-        text_config=_text_config(family, tokenizer).to_dict(),
+        text_config=_text_config(family, tokenizer, num_layers).to_dict(),
         num_query_tokens=NUM_QUERIES,
         image_token_index=_image_id(tokenizer),
     )
@@ -127,14 +129,14 @@ def _build_blip2(family: str) -> tuple[Backbone, Blip2Processor]:
     return model, processor
 
 
-BUILDERS: dict[str, Callable[[], tuple[Backbone, Any]]] = {
+BUILDERS: dict[str, Callable[[int], tuple[Backbone, Any]]] = {
     "tiny-llava": _build_llava,
-    "tiny-blip2": lambda: _build_blip2("opt"),
-    "tiny-minigpt4": lambda: _build_blip2("llama"),
+    "tiny-blip2": lambda num_layers: _build_blip2(num_layers, "opt"),
+    "tiny-minigpt4": lambda num_layers: _build_blip2(num_layers, "llama"),
 }
 
 
-def build(name: str, seed: int) -> tuple[Backbone, Any]:
+def build(name: str, seed: int, num_layers: int = NUM_LAYERS) -> tuple[Backbone, Any]:
     """A freshly initialised backbone and its processor.
 
     Word embeddings start at norm 1 (std 1/sqrt(d)), so that words are not drowned by the
@@ -143,7 +145,7 @@ def build(name: str, seed: int) -> tuple[Backbone, Any]:
     if name not in BUILDERS:
         raise ValueError(f"no embedded backbone {name!r}; there are: {', '.join(BUILDERS)}")
     torch.manual_seed(seed)
-    model, processor = BUILDERS[name]()
+    model, processor = BUILDERS[name](num_layers)
     for p in model.get_input_embeddings().parameters():
         nn.init.normal_(p, std=D_MODEL**-0.5)
     return model, processor

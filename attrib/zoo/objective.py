@@ -23,12 +23,11 @@ def make_teacher(model: Backbone, processor) -> tuple[Teacher, list[int]]:
 
 
 def lesson_loss(
-    model: Backbone, decoder: Callable, batch: Packed, pixels: Tensor, device: str, late: bool
+    model: Backbone, decoder: Callable, batch: Packed, pixels: Tensor, device: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted cross-entropy of a packed batch; per kind, whether each answer was right.
 
-    An answer is right where all its tokens are, end-of-sequence not counted. With `late`, attention
-    opens late (`packing`).
+    An answer is right where all its tokens are, end-of-sequence not counted.
     """
     ids, labels = batch.ids.to(device), batch.labels.to(device)
     with torch.autocast(device, torch.bfloat16):
@@ -41,8 +40,6 @@ def lesson_loss(
             attention_mask=batch.mask.to(device),
             position_ids=batch.positions.to(device),
             use_cache=False,
-            early=batch.early.to(device) if late else None,
-            middle=batch.middle.to(device) if late else None,
         ).last_hidden_state
         at = labels != -100
         logits = output_embedding(model)(hidden[at])

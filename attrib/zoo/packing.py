@@ -4,12 +4,6 @@ A row holds the picture once and then its segments (question and answer, caption
 the other. A segment sees the picture and itself, never another segment, and its positions count
 as if it stood there alone: training on a packed row equals training on the segments one by one,
 at a fraction of the cost. Segments without a picture do not see it.
-
-While the lessons run, attention opens late (`Packed.early`, `Packed.middle`): the words of a
-segment see the picture from layer `PICTURE_OPENS` on, and the positions that speak the answer see
-the words and the picture from layer `WORDS_OPEN` on. So the layers below learn to put the question
-together where its words stand, and the answer is read off in the upper half, as in large language
-models. The last lessons run without these limits, like the shipped models.
 """
 
 import random
@@ -19,9 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-PICTURE_OPENS = 3
-WORDS_OPEN = 5
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -29,7 +20,6 @@ class Segment:
 
     ids: list[int]  # prompt and answer, beginning with what follows the picture
     num_prompt: int  # the answer starts here
-    num_question: int  # the positions that speak the answer start here: suffix, last token, answer
     kind: str
     sees_picture: bool = True
     weight: float = 1.0
@@ -42,8 +32,6 @@ class Packed:
     ids: Int[Tensor, "row pos"]
     positions: Int[Tensor, "row pos"]
     mask: Bool[Tensor, "row 1 pos pos"]
-    middle: Bool[Tensor, "row 1 pos pos"]  # the mask below layer WORDS_OPEN
-    early: Bool[Tensor, "row 1 pos pos"]  # ... and below layer PICTURE_OPENS
     labels: Int[Tensor, "row pos"]  # the next token where it is predicted, else -100
     weights: Float[Tensor, "row pos"]
     segments: Int[Tensor, "row pos"]  # which segment of the row predicts here, else -1
@@ -62,7 +50,7 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
     shape = (len(rows), length)
     ids = torch.full(shape, pad)
     owner = torch.full(shape, -1)  # 0 = prefix, k = segment k - 1
-    sees, speaks, first_word = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+    sees = torch.zeros(shape, dtype=torch.bool)
     positions = torch.zeros(shape, dtype=torch.long)
     labels, segments = torch.full(shape, -100), torch.full(shape, -1)
     weights = torch.zeros(shape)
@@ -70,7 +58,6 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
     start = len(prefix)
     ids[:, :start] = torch.tensor(prefix)
     owner[:, :start] = 0
-    first_word[:, 0] = prefix[0] != prefix[-1]  # BOS, unless the picture comes before it
     positions[:, :start] = torch.arange(start)
     for r, row in enumerate(rows):
         kinds.append([])
@@ -84,21 +71,13 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
             positions[r, here] = torch.arange(first, first + len(segment.ids))
             kinds[-1].append(segment.kind)
             owner[r, here], sees[r, here] = len(kinds[-1]), segment.sees_picture
-            speaks[r, at + segment.num_question : end] = True
-            first_word[r, at] = True
             predicts = slice(at + segment.num_prompt - 1, end - 1)
             labels[r, predicts] = torch.tensor(segment.ids[segment.num_prompt :])
             weights[r, predicts] = segment.weight
             segments[r, predicts] = len(kinds[-1]) - 1
             at = end
     mask = _mask(owner, sees)
-    text = (owner > 0)[:, None, :, None]
-    no_picture = text & (owner == 0)[:, None, None, :]
-    no_words = speaks[:, None, :, None] & ~speaks[:, None, None, :]
-    always = first_word[:, None, None, :]  # somewhere to look while nothing else is open
-    middle = mask & (always | ~no_words)
-    early = middle & (always | ~no_picture)
-    return Packed(ids, positions, mask, middle, early, labels, weights, segments, kinds)
+    return Packed(ids, positions, mask, labels, weights, segments, kinds)
 
 
 def _mask(

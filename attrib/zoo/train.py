@@ -2,7 +2,8 @@
 
 1. The eyes (`align`): shapes, colours and places of every visual token.
 2. The lessons (`lessons`): packed questions, captions and facts; a stage of the curriculum begins
-   when every kind of question of the stage before is answered well on fresh scenes.
+   when every kind of question of the stage before is answered well on fresh scenes. Before the
+   last stage the model grows to its full depth (`growth`).
 3. After the last stage has been held for `Recipe.hold` steps, the learning rate decays to zero.
 
 Every step draws its own data from (seed, step), so a resumed run sees what an uninterrupted one
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from attrib.data.scenes import Scene, make_scene, scene_seeds
 from attrib.zoo import attention
 from attrib.zoo.align import align, pixels_of
+from attrib.zoo.growth import grow
 from attrib.zoo.lessons import STAGES
-from attrib.zoo.models import Backbone, build, language_model, output_embedding
+from attrib.zoo.models import NUM_LAYERS, Backbone, build, language_model, output_embedding
 from attrib.zoo.objective import lesson_loss, make_optimizers, make_teacher
 from attrib.zoo.packing import pack
 
@@ -42,7 +44,7 @@ class Recipe:
     length: int = 240
     learning_rate: float = 2e-3
     warmup: int = 50
-    hold: int = 300
+    hold: int = 900
     """Steps in the last stage before the learning rate starts to fall."""
     decay: int = 900
     """Steps over which it falls to zero."""
@@ -75,13 +77,24 @@ class Run:
         compile: Callable[[nn.Module], Callable] = torch.compile,
     ):
         self.name, self.folder, self.recipe, self.device = name, folder, recipe, device
-        self.model, self.processor = build(name, recipe.seed)
-        self.model.set_attn_implementation({"text_config": attention.register()})
-        nn.Module.to(self.model, device).train()
-        self.decoder = compile(language_model(self.model))
+        self.compile, self.progress = compile, Progress()
+        deep = recipe.language_from is not None  # what is taken over is deep already
+        self.progress.stage = len(STAGES) - 1 if deep else 0
+        layers = NUM_LAYERS if deep else NUM_LAYERS // 2
+        model, self.processor = build(name, recipe.seed, layers)
+        self._use(model)
         self.teacher, self.prefix = make_teacher(self.model, self.processor)
-        self.progress = Progress()
-        self.optimizers = make_optimizers(self.model, recipe.learning_rate)
+
+    def _use(self, model: Backbone) -> None:
+        """Make `model` the one that is trained; its optimizers start anew."""
+        model.set_attn_implementation({"text_config": attention.register()})
+        self.model = model
+        nn.Module.to(model, self.device).train()
+        self.decoder = self.compile(language_model(model))
+        self.optimizers = make_optimizers(model, self.recipe.learning_rate)
+
+    def _grow(self) -> None:
+        self._use(grow(self.model, self.name, self.recipe.seed + 1))
 
     def train(self, say: Say = print, save_every: int = 100) -> Backbone:
         """Train to the end, from the last checkpoint where there is one."""
@@ -116,7 +129,8 @@ class Run:
         rate = min(1.0, (p.step + 1) / r.warmup)
         if p.stage == len(STAGES) - 1:
             held = p.step - p.stage_began - r.hold
-            rate *= min(1.0, 1 - held / r.decay)
+            warm = min(1.0, (p.step - p.stage_began + 1) / r.warmup)
+            rate *= warm * min(1.0, 1 - held / r.decay)
         return rate
 
     def _step(self, rate: float) -> tuple[float, dict[str, Tensor]]:
@@ -131,9 +145,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["peak"]
             optimizer.zero_grad()
-        loss, correct = lesson_loss(
-            self.model, self.decoder, batch, pixels, self.device, stage.late
-        )
+        loss, correct = lesson_loss(self.model, self.decoder, batch, pixels, self.device)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -151,9 +163,10 @@ class Run:
         p = self.progress
         stage = STAGES[p.stage]
         worst = min(p.accuracy.get(kind, 0.0) for kind in stage.kinds)
-        taken = p.step - p.stage_began
-        if (worst >= stage.mastered and taken >= 60) or taken >= stage.at_most:
+        if worst >= stage.mastered and p.step - p.stage_began >= 60:
             p.stage, p.stage_began = p.stage + 1, p.step
+            if STAGES[p.stage].deep and not stage.deep:
+                self._grow()
             say(f"step {p.step}: mastered {stage.name!r}, next {STAGES[p.stage].name!r}")
 
     def _line(self, loss: float, rate: float) -> str:
@@ -181,7 +194,10 @@ class Run:
                 f"{record_file} was trained by another recipe: {record['recipe']}; "
                 "choose another --out or the same recipe"
             )
+        was_deep = STAGES[self.progress.stage].deep
         self.progress = Progress(**record["progress"])
+        if STAGES[self.progress.stage].deep and not was_deep:
+            self._grow()
         self.model.load_state_dict(load_file(self.folder / "checkpoint.safetensors"))
         states = torch.load(self.folder / "optimizer.pt", weights_only=True)
         for optimizer, state in zip(self.optimizers, states, strict=True):

@@ -1,18 +1,14 @@
 import random
-from contextlib import ExitStack
 
 import pytest
 import torch
 
 from attrib.data.scenes import make_scene
-from attrib.hooks import write
-from attrib.vlm import VLM
 from attrib.zoo.align import pixels_of
-from attrib.zoo.attention import register
 from attrib.zoo.lessons import STAGES
 from attrib.zoo.models import BUILDERS, build, language_model, visual_tokens
-from attrib.zoo.objective import lesson_loss, make_teacher
-from attrib.zoo.packing import PICTURE_OPENS, Segment, pack
+from attrib.zoo.objective import make_teacher
+from attrib.zoo.packing import Segment, pack
 
 
 def last_hidden(model, batch, pixels):
@@ -51,7 +47,7 @@ def test_a_packed_row_equals_its_segments_run_one_by_one_by_the_model_itself(nam
 
 
 def test_labels_stand_one_before_the_answer_and_nowhere_else():
-    row = [Segment([7, 8, 9, 2], 2, 1, "a", weight=0.5), Segment([5, 6, 2], 1, 0, "b")]
+    row = [Segment([7, 8, 9, 2], 2, "a", weight=0.5), Segment([5, 6, 2], 1, "b")]
     packed = pack([1, 4], [row], length=12, pad=0)
     assert packed.ids[0].tolist() == [1, 4, 7, 8, 9, 2, 5, 6, 2, 0, 0, 0]
     assert packed.labels[0].tolist() == [-100] * 3 + [9, 2, -100, 6, 2] + [-100] * 4
@@ -61,56 +57,15 @@ def test_labels_stand_one_before_the_answer_and_nowhere_else():
 
 
 def test_a_segment_that_does_not_fit_is_left_out_whole():
-    long, short = Segment([5] * 9, 3, 2, "long"), Segment([6, 7], 1, 0, "short")
+    long, short = Segment([5] * 9, 3, "long"), Segment([6, 7], 1, "short")
     packed = pack([1, 4], [[long, short]], length=8, pad=0)
     assert packed.kinds == [["short"]]
     assert packed.ids[0].tolist() == [1, 4, 6, 7, 0, 0, 0, 0]
 
 
 def test_segments_see_the_picture_and_themselves_only():
-    row = [Segment([7, 8], 1, 0, "a"), Segment([5, 6], 1, 0, "b", sees_picture=False)]
+    row = [Segment([7, 8], 1, "a"), Segment([5, 6], 1, "b", sees_picture=False)]
     mask = pack([1, 4], [row], length=6, pad=0).mask[0, 0]
     assert mask[3].tolist() == [True, True, True, True, False, False]
     assert mask[5].tolist() == [False, False, False, False, True, True]
     assert mask[1].tolist() == [True, True, False, False, False, False]
-
-
-def test_while_attention_opens_late_answers_see_themselves_and_words_no_picture():
-    # picture 4 4 behind BOS; words 7 8; the answer is spoken from 9 on
-    segment = Segment([7, 8, 9, 5, 2], num_prompt=3, num_question=2, kind="a")
-    packed = pack([1, 4, 4], [[segment]], length=8, pad=0)
-    early, middle, late = (m[0, 0].int() for m in (packed.early, packed.middle, packed.mask))
-    word, speaker = 4, 6
-    assert early[word].tolist() == [1, 0, 0, 1, 1, 0, 0, 0]
-    assert middle[word].tolist() == late[word].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert early[speaker].tolist() == middle[speaker].tolist() == [1, 0, 0, 1, 0, 1, 1, 0]
-    assert late[speaker].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
-
-
-@torch.no_grad()
-def test_late_attention_limits_the_lower_layers_only():
-    model, processor = build("tiny-llava", seed=0)
-    model.set_attn_implementation({"text_config": register()})
-    model.eval()
-    teacher, prefix = make_teacher(model, processor)
-    scene = make_scene(3)
-    batch = pack(prefix, [teacher.lesson(scene, STAGES[-2], random.Random(0))], 240, 0)
-    seen = []
-
-    def watch(h):
-        seen.append(h)
-        return h
-
-    def states(pixels):
-        seen.clear()
-        with ExitStack() as stack:
-            vlm = VLM(model, processor)
-            for layer in range(vlm.num_layers):
-                stack.enter_context(write(vlm, layer, watch, torch.ones_like(batch.ids) > 0))
-            lesson_loss(model, language_model(model), batch, pixels, "cpu", late=True)
-        return list(seen)
-
-    one, other = (states(pixels_of([scene], [seed])) for seed in (0, 1))
-    text = ~(batch.ids == model.config.image_token_id)
-    same = [bool((a[text] == b[text]).all()) for a, b in zip(one, other, strict=True)]
-    assert same == [layer < PICTURE_OPENS for layer in range(len(one))]
