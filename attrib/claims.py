@@ -24,17 +24,20 @@ class Violation(Exception):
     """A claim does not hold; the message says what was measured."""
 
 
+def _picture(width: int, height: int) -> Image.Image:
+    """A picture in which every place looks different."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    channels = torch.stack([x * 255 // width, y * 255 // height, (x * 7 + y * 13) % 256], -1)
+    return Image.fromarray(channels.to(torch.uint8).numpy())
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A model and the examples it is checked on: two images of different shape, one text alone."""
 
     vlm: VLM
+    images: Sequence[Image.Image | None] = (_picture(96, 64), None, _picture(60, 90))
     prompts: Sequence[str] = ("What is in the picture?", "nq question: who?", "Two words:")
-
-    @cached_property
-    def images(self) -> list[Image.Image | None]:
-        """Pictures in which every place looks different."""
-        return [_picture(96, 64), None, _picture(60, 90)]
 
     @cached_property
     def batch(self) -> Batch:
@@ -72,12 +75,6 @@ class Case:
                 raise Violation(f"{what} differ by {error:.1e}, more than {allowed:.1e}")
             worst = max(worst, error)
         return f"{what} differ by {worst:.1e}"
-
-
-def _picture(width: int, height: int) -> Image.Image:
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    channels = torch.stack([x * 255 // width, y * 255 // height, (x * 7 + y * 13) % 256], -1)
-    return Image.fromarray(channels.to(torch.uint8).numpy())
 
 
 def spans_partition_the_prompt(case: Case) -> str:

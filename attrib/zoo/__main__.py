@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from attrib.loading import WEIGHTS
 from attrib.vlm import VLM
 from attrib.zoo.card import write_card
 from attrib.zoo.models import BUILDERS, NUM_LAYERS
@@ -21,7 +22,6 @@ from attrib.zoo.scores import score
 from attrib.zoo.structure import layer_structure
 from attrib.zoo.train import Run, read_progress
 
-WEIGHTS = Path(__file__).parent / "weights"
 _FAMILIES = {
     "tiny-llava": "LLaVA-1.5 (CLIP vision tower, MLP projector, Llama)",
     "tiny-blip2": "BLIP-2 OPT (ViT, Q-Former, linear projection, OPT)",

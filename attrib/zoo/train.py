@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attrib.data.scenes import Scene, make_scene, scene_seeds
+from attrib.loading import WEIGHTS
 from attrib.zoo import attention
 from attrib.zoo.align import align, pixels_of
 from attrib.zoo.growth import grow
@@ -51,7 +52,7 @@ class Recipe:
     memory: float = 0.97
     """Of the running accuracy: about 30 steps."""
     language_from: str | None = None
-    """Another backbone whose language model is the starting point."""
+    """A shipped backbone whose language model is the starting point."""
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Run:
     def _begin(self, say: Say) -> None:
         r = self.recipe
         if r.language_from is not None:
-            _take_language(self.model, Path(r.language_from))
+            _take_language(self.model, WEIGHTS / r.language_from)
         for scores in align(
             self.model, self.processor.tokenizer, r.align_steps, r.seed, self.device
         ):
