@@ -130,7 +130,8 @@ def _same_picture(
 ) -> list[dict[str, str]]:
     """Another question of the same kind, and one of another kind, about the edited picture."""
     found: dict[str, Question] = {}
-    tries: list[Kind] = [*KINDS, *[edited.kind] * 8]
+    tries: list[Kind] = [*KINDS]
+    tries.extend(edited.kind for _ in range(8))
     rng.shuffle(tries)
     for kind in tries:
         question = ask(scene, kind, rng)

@@ -45,9 +45,9 @@ class Recipe:
     length: int = 240
     learning_rate: float = 2e-3
     warmup: int = 50
-    hold: int = 900
+    hold: int = 600
     """Steps in the last stage before the learning rate starts to fall."""
-    decay: int = 900
+    decay: int = 700
     """Steps over which it falls to zero."""
     memory: float = 0.97
     """Of the running accuracy: about 30 steps."""
@@ -193,7 +193,7 @@ class Run:
         if record["recipe"] != asdict(self.recipe):
             raise ValueError(
                 f"{record_file} was trained by another recipe: {record['recipe']}; "
-                "choose another --out or the same recipe"
+                "choose another --runs folder, or the same recipe"
             )
         was_deep = STAGES[self.progress.stage].deep
         self.progress = Progress(**record["progress"])

@@ -1,0 +1,39 @@
+"""The shipped backbones are what their cards say."""
+
+import json
+
+import pytest
+
+from attrib.loading import WEIGHTS
+from attrib.vlm import load
+from attrib.zoo.card import wilson
+from attrib.zoo.models import BUILDERS
+from attrib.zoo.scores import score
+
+MEGABYTE = 10**6
+
+
+@pytest.fixture(scope="module", params=sorted(p.name for p in WEIGHTS.iterdir()))
+def name(request):
+    return request.param
+
+
+def test_every_shipped_backbone_is_one_that_can_be_trained_again(name):
+    assert name in BUILDERS
+
+
+def test_its_files_are_small_and_safe(name):
+    files = list((WEIGHTS / name).iterdir())
+    assert max(f.stat().st_size for f in files) <= 12 * MEGABYTE
+    assert {f.suffix for f in files} <= {".safetensors", ".json", ".md"}
+
+
+def test_a_fresh_measurement_agrees_with_its_card(name):
+    carded = json.loads((WEIGHTS / name / "measured.json").read_text())["scores"]
+    count = 60
+    fresh = score(load(name), count)
+    for measurement in ("vqa", "vqa, other picture", "captions, exact"):
+        low, high = wilson(carded[measurement][0], count)
+        assert low - 0.05 <= fresh[measurement] <= high + 0.05
+    assert fresh["facts"] == pytest.approx(carded["facts"][0], abs=0.01)
+    assert fresh["vqa"] > 0.75 > 0.4 > fresh["vqa, other picture"]  # it looks at the picture
