@@ -73,18 +73,12 @@ def _measure(options: argparse.Namespace) -> None:
         "minutes": round(progress["seconds"] / 60),
         "machine": _machine(options.device),
         "count": count,
-        "scores": {name: (value, _cases(name, count)) for name, value in scores.items()},
+        "scores": scores,
         "curve_count": curve_count,
         "curves": layer_structure(vlm, curve_count),
     }
     write_card(folder, facts)
     sys.stdout.write((folder / "README.md").read_text())
-
-
-def _cases(name: str, count: int) -> int:
-    if name == "facts":
-        return 320
-    return count // 6 if "/" in name else count
 
 
 def _machine(device: str) -> str:

@@ -37,8 +37,8 @@ def held_out_questions(count: int, seed: int = 0) -> Iterator[tuple[Scene, Quest
         yield scene, question, question.text(rng, EVERYDAY) + SUFFIX
 
 
-def score(vlm: VLM, count: int = 1000) -> dict[str, float]:
-    """Scores of a backbone, each between 0 and 1.
+def score(vlm: VLM, count: int = 1000) -> dict[str, tuple[float, int]]:
+    """Scores of a backbone: a share between 0 and 1, and of how many cases.
 
     Args:
         vlm: an embedded backbone.
@@ -60,14 +60,13 @@ def score(vlm: VLM, count: int = 1000) -> dict[str, float]:
         scores[f"vqa/{kind}"] = _share(of_kind)
     captions = [caption(scene) for scene, _, _ in asked]
     wanted = [CAPTION_PROMPT] * count
-    scores["captions, tokens"] = _caption_tokens(vlm, pictures, captions)
+    scores["captions, tokens"] = _caption_tokens(vlm, pictures, captions), count
     scores["captions, exact"] = _share(_answered(vlm, pictures, wanted, captions, 60))
     facts = all_facts()
     known = _answered(
         vlm, [None] * len(facts), [f"{f.question}?" for f in facts], [f.answer for f in facts]
     )
-    scores["facts"] = _share(known)
-    return scores
+    return scores | {"facts": _share(known)}
 
 
 def _answered(
@@ -98,5 +97,5 @@ def _caption_tokens(vlm: VLM, pictures: Sequence[Image.Image], captions: Sequenc
     return hits.item() / len(pictures)
 
 
-def _share(hits: Sequence[bool]) -> float:
-    return sum(hits) / len(hits)
+def _share(hits: Sequence[bool]) -> tuple[float, int]:
+    return sum(hits) / len(hits), len(hits)
