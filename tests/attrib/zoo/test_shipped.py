@@ -13,7 +13,7 @@ from attrib.zoo.scores import score
 MEGABYTE = 10**6
 
 
-@pytest.fixture(scope="module", params=sorted(p.name for p in WEIGHTS.glob("tiny-*")))
+@pytest.fixture(scope="module", params=tuple(BUILDERS))
 def name(request):
     return request.param
 
