@@ -111,7 +111,7 @@ class VLM:
         targets: Sequence[str] | None = None,
         *,
         template: Literal["raw", "chat"] = "raw",
-        padding_side: Literal["left", "right"] | None = None,
+        padding_side: Literal["left", "right"] = "left",
     ) -> Batch:
         """Prompts with their images as one batch.
 
@@ -121,7 +121,8 @@ class VLM:
             targets: What follows each prompt, teacher-forced; a space is put between where there is
                 none. The batch then has `labels` and a "target" span.
             template: "raw" for the prompt as it stands, "chat" for the model's chat template.
-            padding_side: Where shorter rows are filled up; the tokenizer's own by default.
+            padding_side: Where shorter rows are filled up. On the left, prompts end together and
+                can be continued (`generate`), also under a `write`.
 
         Raises:
             AttribError: Lists of different lengths, an empty target, a prompt that contains the
@@ -132,7 +133,7 @@ class VLM:
         )
         if all(image is None for image in images) and not needs_pixels(self.model):
             tensors = {}
-        padded = pad_rows(rows, self._pad_id, padding_side or self.tokenizer.padding_side)
+        padded = pad_rows(rows, self._pad_id, padding_side)
         inputs = {name: self._place(value) for name, value in (padded | tensors).items()}
         spans = self._spans(inputs, lengths)
         labels = None

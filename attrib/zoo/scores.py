@@ -79,7 +79,7 @@ def _answered(
     hits: list[bool] = []
     for at in range(0, len(prompts), _BATCH):
         here = slice(at, at + _BATCH)
-        batch = vlm.encode(images[here], prompts[here], padding_side="left")
+        batch = vlm.encode(images[here], prompts[here])
         said = vlm.generate(batch, max_new_tokens=max_new_tokens)
         hits += exact_match(said, answers[here]).tolist()
     return hits
