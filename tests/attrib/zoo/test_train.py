@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attrib.vlm import VLM
 from attrib.zoo.lessons import STAGES
 from attrib.zoo.train import Recipe, Run
 
@@ -69,3 +70,20 @@ def test_the_learning_rate_falls_to_zero_only_in_the_last_stage(tmp_path):
     assert trained._rate() == pytest.approx(1 - (1000 - r.hold) / r.decay)
     trained.progress.step = 9_000 + r.hold + r.decay
     assert trained._rate() == 0
+
+
+def test_a_run_that_has_grown_is_resumed_at_its_full_depth_bit_for_bit(tmp_path):
+    whole, second = run(tmp_path), run(tmp_path)
+    shallow = VLM(whole.model).num_layers
+    whole.progress.stage = len(STAGES) - 2
+    whole.progress.accuracy = dict.fromkeys(STAGES[-2].kinds, 0.99)
+    whole.progress.step = 100
+    whole._advance(print)
+    assert VLM(whole.model).num_layers == 2 * shallow
+    steps(whole, 1)
+    whole._save()
+    assert second._resume()
+    for each in (whole, second):
+        steps(each, 1)
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
