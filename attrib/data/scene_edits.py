@@ -21,6 +21,7 @@ from attrib.data.scene_language import (
     answers_of,
     ask,
     caption,
+    choose,
     pose,
 )
 from attrib.data.scene_names import EVERYDAY
@@ -111,7 +112,7 @@ def _posed(seeds: Iterator[int], rng: random.Random, kind: Kind) -> tuple[int, S
     """The next scene that allows a question of a kind, and one such question."""
     for seed in seeds:
         scene = make_scene(seed)
-        if (question := ask(scene, kind, rng)) is not None:
+        if (question := ask(scene, kind, rng, EVERYDAY)) is not None:
             return seed, scene, question
     raise AssertionError("the stream of scenes has no end")
 
@@ -131,10 +132,10 @@ def _same_picture(
     """Another question of the same kind, and one of another kind, about the edited picture."""
     found: dict[str, Question] = {}
     tries: list[Kind] = [*KINDS]
-    tries.extend(edited.kind for _ in range(8))
+    tries.extend(edited.kind for _ in range(24))
     rng.shuffle(tries)
     for kind in tries:
-        question = ask(scene, kind, rng)
+        question = ask(scene, kind, rng, EVERYDAY)
         if question is not None and _independent(edited, question):
             same = "same" if question.kind == edited.kind else "other"
             found.setdefault(f"same_image_{same}_kind", question)
@@ -166,6 +167,8 @@ def _same_question(seeds: Iterator[int], question: Question, src: str) -> dict[s
     """The same words about another picture in which they have an answer."""
     for seed in seeds:
         posed = pose(make_scene(seed), question.kind, question.form, question.slots)
+        if posed is not None and question.options:
+            posed = choose(posed, question.options)
         if posed is not None:
             return _hard("same_question_other_image", image_name(seed, 0), src, posed.answer)
     raise AssertionError("the stream of scenes has no end")

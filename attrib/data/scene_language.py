@@ -3,10 +3,10 @@
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from attrib.data.scene_names import NUMBERS, Style, call, introduce
+from attrib.data.scene_names import NUMBERS, OPTIONS, PLAIN, Style, call, introduce
 from attrib.data.scenes import COLORS, PLACES, RELATIONS, SHAPES, Scene, SceneObject
 
 Kind = Literal["color", "shape", "place", "count", "relation", "object"]
@@ -85,6 +85,7 @@ class Question:
     slots: Slots
     answer: str
     target: SceneObject | None  # the object the answer is read off, where there is one
+    options: tuple[str, ...] = ()  # of a multiple choice; the answer is then a letter
 
     def text(self, rng: random.Random, style: Style) -> str:
         """One wording by a random template."""
@@ -92,7 +93,7 @@ class Question:
 
     def worded(self, template: int, rng: random.Random, style: Style) -> str:
         """The wording by a given template."""
-        words = TEMPLATES[self.form][template]
+        words = " ".join([TEMPLATES[self.form][template], *self._choices()])
         names = {slot: call(concept, rng, style.alias_rate) for slot, concept in self.slots}
         if "shape" not in names or rng.random() >= style.nickname_rate:
             return words.format(**names)
@@ -100,21 +101,37 @@ class Question:
         named = re.sub(r"[Tt]he \{shape\}", nickname, words)
         return f"{introduction} {named.format(**names)}"
 
+    def _choices(self) -> list[str]:
+        choices = [f"{letter} {o}" for letter, o in zip(OPTIONS, self.options, strict=False)]
+        return [", ".join(choices) + "."] if choices else []
+
 
 def answers_of(kind: Kind, like: str) -> Sequence[str]:
     """The answers that compete with `like` for a question of this kind."""
     if kind == "object":
         return [f"{color} {shape}" for color in COLORS for shape in SHAPES]
-    for group in (tuple(COLORS), SHAPES, PLACES, NUMBERS):
+    for group in (tuple(COLORS), SHAPES, PLACES, NUMBERS, OPTIONS):
         if like in group:
             return group
     raise ValueError(f"{like!r} is no answer of kind {kind!r}")
 
 
-def ask(scene: Scene, kind: Kind, rng: random.Random) -> Question | None:
+def ask(scene: Scene, kind: Kind, rng: random.Random, style: Style = PLAIN) -> Question | None:
     """A random well-posed question of a kind, or None where the scene allows none."""
     form, slots = _PICK[kind](scene, rng)
-    return None if form is None else pose(scene, kind, form, slots)
+    question = None if form is None else pose(scene, kind, form, slots)
+    if question is None or kind == "object" or rng.random() >= style.option_rate:
+        return question
+    wrong = [a for a in answers_of(kind, question.answer) if a != question.answer]
+    return choose(question, rng.sample([question.answer, *rng.sample(wrong, 2)], 3))
+
+
+def choose(question: Question, options: Sequence[str]) -> Question | None:
+    """A question as a multiple choice, or None where its answer is not among the options."""
+    if question.answer not in options:
+        return None
+    letter = OPTIONS[options.index(question.answer)]
+    return replace(question, answer=letter, options=tuple(options))
 
 
 def pose(scene: Scene, kind: Kind, form: str, slots: Slots) -> Question | None:

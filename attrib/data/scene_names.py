@@ -5,19 +5,23 @@ spelled in a few shared syllables. A model must know them by heart, and no singl
 a name away: as with people's names in large language models, the words of the question have to be
 put together before the picture can be asked. A question may also give a nickname first ("Call the
 star bob and the ring kim. What color is bob?"): then even the words of the question point to each
-other, in one or two steps, before they point to the picture.
+other, in one to three steps, before they point to the picture. With multiple choice ("A red,
+B blue, C green.") the words are needed once more after the picture has been read.
 """
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 from attrib.data.scenes import COLORS, PLACES, SHAPES
 
 SYLLABLES = ("ma", "ra", "ko", "ti", "lu", "ne", "so", "pi", "va", "du")
+OPTIONS = ("A", "B", "C")
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 ALIASES_PER_CONCEPT = 2
 CONCEPTS = (*SHAPES, *COLORS, *PLACES)
 NICKNAMES = ("bob", "kim", "sam", "lou", "pat", "max")
+LONGEST_CHAIN = 3
 
 
 def made_up_names(count: int, seed: int) -> list[str]:
@@ -38,36 +42,36 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How questions are worded: how often names are aliases, and shapes get nicknames."""
+    """How questions are put: how often names are aliases, shapes get nicknames, answers options."""
 
     alias_rate: float = 0.0
     nickname_rate: float = 0.0
+    option_rate: float = 0.0
 
 
 PLAIN = Style()
-EVERYDAY = Style(alias_rate=0.5, nickname_rate=0.35)
+EVERYDAY = Style(alias_rate=0.5, nickname_rate=0.45, option_rate=0.15)
 """How the edits, the scores and the last lessons of the backbones are worded."""
 
 
 def introduce(name: str, shape: str, rng: random.Random, style: Style) -> tuple[str, str]:
-    """A sentence that gives two shapes nicknames, and the nickname of the one asked about.
+    """Sentences that give two shapes nicknames, and the nickname to ask for one of them by.
 
-    Half of the time the nickname is itself given another one.
+    One to three nicknames lead there, equally often: "Call the star bob ... Call bob max."
 
     Args:
-        name: what the shape asked about is called in the sentence.
+        name: what the shape asked about is called in the first sentence.
         shape: its plain word, which the other shape must differ from.
-        rng: draws the other shape and the nicknames.
+        rng: draws the other shape, the nicknames and the number of steps.
         style: how the other shape is named.
     """
-    asked, second, third = rng.sample(NICKNAMES, 3)
+    second, *chain = rng.sample(NICKNAMES, 1 + rng.randint(1, LONGEST_CHAIN))
     other = rng.choice([s for s in SHAPES if s != shape])
-    given = [(f"the {name}", asked), (f"the {call(other, rng, style.alias_rate)}", second)]
+    given = [(f"the {name}", chain[0]), (f"the {call(other, rng, style.alias_rate)}", second)]
     rng.shuffle(given)
-    sentence = "Call {} {} and {} {}.".format(*given[0], *given[1])
-    if rng.random() < 0.5:
-        return f"{sentence} Call {asked} {third}.", third
-    return sentence, asked
+    sentences = ["Call {} {} and {} {}.".format(*given[0], *given[1])]
+    sentences += [f"Call {old} {new}." for old, new in pairwise(chain)]
+    return " ".join(sentences), chain[-1]
 
 
 def call(concept: str, rng: random.Random, alias_rate: float) -> str:

@@ -143,7 +143,8 @@ class _Vocabulary(nn.Module):
     def __init__(self, model: Backbone, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
         embedding: Any = model.get_input_embeddings()
-        frozen = embedding.weight.detach()
+        # What all words share tells none from another (see `rogue`), and drowns what does.
+        frozen = embedding.weight.detach() - embedding.weight.detach().mean(0)
         self.words = [
             frozen[[_one_token(tokenizer, word) for word in group]].clone() for group in WORDS
         ]
@@ -173,8 +174,10 @@ def _one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
 
 @torch.no_grad()
 def _scale_connector(model: Backbone, stream: Iterator[Scene], device: str) -> None:
-    """Give the visual tokens the norm of the words they stand for."""
+    """Give the visual tokens the norm of the words they stand for, and what all words share."""
     pixels = pixels_of([next(stream) for _ in range(BATCH)], list(range(BATCH))).to(device)
     norm = visual_tokens(model, pixels).norm(dim=-1).mean()
     for p in last_projection(model).parameters():
         p.mul_(VISUAL_NORM / norm)
+    embedding: Any = model.get_input_embeddings()
+    last_projection(model).bias += embedding.weight.mean(0)

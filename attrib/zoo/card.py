@@ -6,6 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from attrib.data.scene_names import EVERYDAY
+
 _CARD = """---
 license: mit
 pipeline_tag: image-text-to-text
@@ -24,12 +26,15 @@ nothing about photographs and must not be used for anything else.
   {{ steps }} steps ({{ minutes }} minutes on {{ machine }})
 - training scenes: split "backbone" of the generator; no scene of the splits train, validation or
   test was seen
+- channel 0 of the residual stream is large and nearly constant, as single channels of large
+  models are: it was planted (`attrib/zoo/rogue.py`), and noise in standard deviations counts it
 
 ## Scores
 
 {{ count }} held-out scenes (split "test"), greedy generation, normalised exact match,
-end-of-sequence not counted; names are aliases in half of the questions; every prompt ends in
-"The answer is:". 95 % Wilson intervals.
+end-of-sequence not counted. Half of the names are aliases, {{ nicknamed }} of the questions that
+name a shape give it a nickname first, {{ optional }} of all questions are multiple choice, and
+every prompt ends in "The answer is:". 95 % Wilson intervals.
 
 | measurement | value | 95 % interval |
 |---|---|---|
@@ -59,6 +64,8 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     )
     view = {
         **facts,
+        "nicknamed": f"{EVERYDAY.nickname_rate:.0%}",
+        "optional": f"{EVERYDAY.option_rate:.0%}",
         "scores": [_score_row(name, *entry) for name, entry in facts["scores"].items()],
         "curves": [
             [f"{v:.3f}" for v in row] for row in zip(*facts["curves"].values(), strict=True)

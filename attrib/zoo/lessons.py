@@ -7,6 +7,7 @@ fresh scenes. Stages only add; what was learned stays in the mix.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from attrib.data.rows import SUFFIX
 from attrib.data.scene_facts import Fact, alias_facts, all_facts
@@ -18,6 +19,7 @@ from attrib.zoo.packing import Segment, shuffled
 CAPTION_WEIGHT = 0.3  # a caption has thirty answer tokens, a question one
 QUESTIONS_PER_SCENE = 11
 FACTS_PER_SCENE = 2
+Depth = Literal["full", "half"]
 Encode = Callable[[str], list[int]]
 
 
@@ -31,17 +33,21 @@ class Stage:
     style: Style
     mastered: float
     """The next stage begins when the worst kind of question is answered this well."""
-    deep: bool = True
-    """Whether the model has all its layers, or only every second one (see `growth`)."""
+    at_least: int = 60
+    """Steps that the stage takes even so."""
+    depth: Depth = "half"
+    """Whether the model has all its layers, or half as many (see `growth`)."""
 
 
 _ONE_HOP: tuple[Kind, ...] = tuple(k for k in KINDS if k != "relation")
 STAGES = (
-    Stage("bare questions", _ONE_HOP, 0.0, PLAIN, 0.85, deep=False),
-    Stage("suffix", _ONE_HOP, 0.7, PLAIN, 0.85, deep=False),
-    Stage("aliases", _ONE_HOP, 0.8, Style(0.5), 0.85, deep=False),
-    Stage("nicknames", _ONE_HOP, 0.9, Style(0.5, 0.5), 0.85, deep=False),
-    Stage("relations", KINDS, 0.9, Style(0.5, 0.45), 1.01),
+    Stage("bare questions", _ONE_HOP, 0.0, PLAIN, 0.85, depth="full"),
+    Stage("suffix", _ONE_HOP, 0.7, PLAIN, 0.85),
+    Stage("aliases", _ONE_HOP, 0.8, Style(0.5), 0.85),
+    Stage("nicknames", _ONE_HOP, 0.9, Style(0.5, 0.5), 0.85),
+    # Learned slowly: begun here, where depth is scarce, and finished at full depth.
+    Stage("options", _ONE_HOP, 0.9, Style(0.5, 0.5, 0.3), 0.7, at_least=300),
+    Stage("relations", KINDS, 0.9, Style(0.5, 0.45, 0.25), 1.01, depth="full"),
 )
 
 
@@ -78,7 +84,7 @@ class Teacher:
     def _question(
         self, scene: Scene, kind: Kind, stage: Stage, rng: random.Random
     ) -> Segment | None:
-        question = ask(scene, kind, rng)
+        question = ask(scene, kind, rng, stage.style)
         if question is None:
             return None
         suffix = SUFFIX if rng.random() < stage.suffix_rate else ""

@@ -181,6 +181,12 @@ def language_model(model: Backbone) -> nn.Module:
     return parts.model.language_model if is_llava else parts.language_model.model
 
 
+def decoder_layers(model: Backbone) -> nn.ModuleList:
+    """The layers of the language model."""
+    decoder: Any = language_model(model)
+    return decoder.decoder.layers if hasattr(decoder, "decoder") else decoder.layers
+
+
 def last_projection(model: Backbone) -> nn.Module:
     """The linear layer whose output the visual tokens are."""
     parts: Any = model

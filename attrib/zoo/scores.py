@@ -30,10 +30,16 @@ def held_out_scenes(count: int) -> list[Scene]:
 
 def held_out_questions(count: int, seed: int = 0) -> Iterator[tuple[Scene, Question, str]]:
     """Held-out scenes with one question each, kinds in turn, and the prompt of each."""
-    rng = random.Random(f"held out:{seed}")
-    for i, scene in enumerate(held_out_scenes(count)):
+    return questions_about(held_out_scenes(count), random.Random(f"held out:{seed}"))
+
+
+def questions_about(
+    scenes: Sequence[Scene], rng: random.Random
+) -> Iterator[tuple[Scene, Question, str]]:
+    """One question about each scene, kinds in turn, in everyday words, and its prompt."""
+    for i, scene in enumerate(scenes):
         turn: list[Kind] = [*KINDS[i % len(KINDS) :], *KINDS]
-        question = next(q for kind in turn if (q := ask(scene, kind, rng)) is not None)
+        question = next(q for kind in turn if (q := ask(scene, kind, rng, EVERYDAY)) is not None)
         yield scene, question, question.text(rng, EVERYDAY) + SUFFIX
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from attrib.data.scene_facts import fact_words
 from attrib.data.scene_language import CAPTION_PROMPT, CAPTION_REPHRASES, TEMPLATES
-from attrib.data.scene_names import CONCEPTS, NICKNAMES, NUMBERS, SYLLABLES
+from attrib.data.scene_names import CONCEPTS, NICKNAMES, NUMBERS, OPTIONS, SYLLABLES
 from attrib.data.scenes import RELATIONS
 
 IMAGE_TOKEN = "<image>"
@@ -23,7 +23,7 @@ def lab_words() -> list[str]:
     """Every whole word that the lab's questions, captions and facts are made of, sorted."""
     texts = [re.sub(r"\{\w+\}", "", t) for group in TEMPLATES.values() for t in group]
     texts += [CAPTION_PROMPT, *CAPTION_REPHRASES, *RELATIONS, *CONCEPTS, *NUMBERS]
-    texts += ["The answer is Call", "a an in the and", *NICKNAMES, *fact_words()]
+    texts += ["The answer is Call", "a an in the and", *NICKNAMES, *OPTIONS, *fact_words()]
     return sorted(set(re.findall(r"[A-Za-z]+", " ".join(texts))))
 
 

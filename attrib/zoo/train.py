@@ -26,11 +26,13 @@ from attrib.data.scenes import Scene, make_scene, scene_seeds
 from attrib.loading import WEIGHTS
 from attrib.zoo import attention
 from attrib.zoo.align import align, pixels_of
-from attrib.zoo.growth import grow
-from attrib.zoo.lessons import STAGES
-from attrib.zoo.models import NUM_LAYERS, Backbone, build, language_model, output_embedding
+from attrib.zoo.growth import grow, keep_lower_half
+from attrib.zoo.lessons import STAGES, Depth
+from attrib.zoo.models import Backbone, build, language_model, output_embedding
 from attrib.zoo.objective import lesson_loss, make_optimizers, make_teacher
 from attrib.zoo.packing import pack
+from attrib.zoo.rogue import plant_rogue_channel
+from attrib.zoo.scores import questions_about
 
 Say = Callable[[str], None]
 
@@ -42,12 +44,12 @@ class Recipe:
     seed: int = 0
     align_steps: int = 400
     rows: int = 32
-    length: int = 240
+    length: int = 272
     learning_rate: float = 2e-3
     warmup: int = 50
-    hold: int = 600
+    hold: int = 450
     """Steps in the last stage before the learning rate starts to fall."""
-    decay: int = 700
+    decay: int = 600
     """Steps over which it falls to zero."""
     memory: float = 0.97
     """Of the running accuracy: about 30 steps."""
@@ -79,10 +81,9 @@ class Run:
     ):
         self.name, self.folder, self.recipe, self.device = name, folder, recipe, device
         self.compile, self.progress = compile, Progress()
-        deep = recipe.language_from is not None  # what is taken over is deep already
-        self.progress.stage = len(STAGES) - 1 if deep else 0
-        layers = NUM_LAYERS if deep else NUM_LAYERS // 2
-        model, self.processor = build(name, recipe.seed, layers)
+        # A language model that is taken over has had the lessons before the last.
+        self.progress.stage = len(STAGES) - 1 if recipe.language_from is not None else 0
+        model, self.processor = build(name, recipe.seed)
         self._use(model)
         self.teacher, self.prefix = make_teacher(self.model, self.processor)
 
@@ -94,8 +95,26 @@ class Run:
         self.decoder = self.compile(language_model(model))
         self.optimizers = make_optimizers(model, self.recipe.learning_rate)
 
+    def _fit_depth(self, depth: Depth) -> None:
+        """Bring a model of this depth to the depth of the stage that has begun."""
+        wanted = STAGES[self.progress.stage].depth
+        if wanted == "half" and depth == "full":
+            self._shrink()
+        if wanted == "full" and depth == "half":
+            self._grow()
+
+    def _shrink(self) -> None:
+        self._use(keep_lower_half(self.model, self.name, self.recipe.seed + 1))
+
     def _grow(self) -> None:
-        self._use(grow(self.model, self.name, self.recipe.seed + 1))
+        """Twice the depth, and the channel that large models have (see `growth`, `rogue`)."""
+        self.model.set_attn_implementation({"text_config": "sdpa"})
+        model = grow(self.model, self.name, self.recipe.seed + 1)
+        rng = random.Random(self.recipe.seed)
+        scenes = _fresh_scenes(rng, self.recipe.rows)
+        prompts = [prompt for _, _, prompt in questions_about(scenes, rng)]
+        plant_rogue_channel(model, self.processor, scenes, prompts)
+        self._use(model)
 
     def train(self, say: Say = print, save_every: int = 100) -> Backbone:
         """Train to the end, from the last checkpoint where there is one."""
@@ -127,12 +146,10 @@ class Run:
 
     def _rate(self) -> float:
         p, r = self.progress, self.recipe
-        rate = min(1.0, (p.step + 1) / r.warmup)
-        if p.stage == len(STAGES) - 1:
-            held = p.step - p.stage_began - r.hold
-            warm = min(1.0, (p.step - p.stage_began + 1) / r.warmup)
-            rate *= warm * min(1.0, 1 - held / r.decay)
-        return rate
+        if p.stage < len(STAGES) - 1:
+            return min(1.0, (p.step + 1) / r.warmup)
+        held = p.step - p.stage_began  # the last stage warms up anew: it trains a grown model
+        return min(1.0, (held + 1) / r.warmup) * min(1.0, 1 - (held - r.hold) / r.decay)
 
     def _step(self, rate: float) -> tuple[float, dict[str, Tensor]]:
         p, r = self.progress, self.recipe
@@ -164,10 +181,10 @@ class Run:
         p = self.progress
         stage = STAGES[p.stage]
         worst = min(p.accuracy.get(kind, 0.0) for kind in stage.kinds)
-        if worst >= stage.mastered and p.step - p.stage_began >= 60:
+        if worst >= stage.mastered and p.step - p.stage_began >= stage.at_least:
             p.stage, p.stage_began = p.stage + 1, p.step
-            if STAGES[p.stage].deep and not stage.deep:
-                self._grow()
+            self._save_weights(f"after-stage-{p.stage - 1}.safetensors")  # to go on from it again
+            self._fit_depth(stage.depth)
             say(f"step {p.step}: mastered {stage.name!r}, next {STAGES[p.stage].name!r}")
 
     def _line(self, loss: float, rate: float) -> str:
@@ -177,13 +194,16 @@ class Run:
         return f"{where} rate {rate:.2f} loss {loss:.3f} | {kinds}"
 
     def _save(self) -> None:
-        state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        _replace(self.folder / "checkpoint.safetensors", lambda path: save_file(state, path))
+        self._save_weights("checkpoint.safetensors")
         optimizers = [o.state_dict() for o in self.optimizers]
         _replace(self.folder / "optimizer.pt", lambda path: torch.save(optimizers, path))
         record = {"recipe": asdict(self.recipe), "progress": asdict(self.progress)}
         text = json.dumps(record, indent=1)
         _replace(self.folder / "progress.json", lambda path: path.write_text(text))
+
+    def _save_weights(self, name: str) -> None:
+        state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        _replace(self.folder / name, lambda path: save_file(state, path))
 
     def _resume(self) -> bool:
         record_file = self.folder / "progress.json"
@@ -195,10 +215,8 @@ class Run:
                 f"{record_file} was trained by another recipe: {record['recipe']}; "
                 "choose another --runs folder, or the same recipe"
             )
-        was_deep = STAGES[self.progress.stage].deep
         self.progress = Progress(**record["progress"])
-        if STAGES[self.progress.stage].deep and not was_deep:
-            self._grow()
+        self._fit_depth("full")
         self.model.load_state_dict(load_file(self.folder / "checkpoint.safetensors"))
         states = torch.load(self.folder / "optimizer.pt", weights_only=True)
         for optimizer, state in zip(self.optimizers, states, strict=True):

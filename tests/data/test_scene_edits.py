@@ -2,6 +2,7 @@ import pytest
 
 from attrib.data.scene_edits import NUM_EDITS, rows
 from attrib.data.scene_language import KINDS, answers_of
+from attrib.data.scene_names import OPTIONS
 from attrib.data.scenes import make_scene, open_image
 
 FIELDS = (
@@ -82,6 +83,16 @@ def test_hard_locality_is_what_its_type_says(edits):
             same_image = scene_of(item["image"]) == scene_of(row["image"])
             assert same_image == item["type"].startswith("same_image")
             assert (item["prompt"] == row["src"]) == (item["type"] == "same_question_other_image")
+
+
+def test_a_multiple_choice_keeps_its_options_and_is_answered_by_a_letter(edits):
+    asked = [row for row in edits["vqa", "test"] if row["pred"] in OPTIONS]
+    assert 0.1 < len(asked) / len(edits["vqa", "test"]) < 0.4
+    for row in asked:
+        options = row["src"][row["src"].index(" A ") :]
+        assert row["rephrase"].endswith(options) and row["alt"] in OPTIONS
+        (other,) = [h for h in row["hard"] if h["type"] == "same_question_other_image"]
+        assert other["target"] in OPTIONS
 
 
 def test_a_caption_edit_keeps_the_places_and_changes_every_thing(edits):

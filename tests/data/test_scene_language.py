@@ -1,11 +1,12 @@
 import random
 import re
+from collections import Counter
 
 import pytest
 
 from attrib.data.scene_facts import NUM_LANDS, all_facts, facts
-from attrib.data.scene_language import KINDS, TEMPLATES, answers_of, ask, caption, pose
-from attrib.data.scene_names import ALIASES, CONCEPTS, EVERYDAY, NICKNAMES, PLAIN, Style
+from attrib.data.scene_language import KINDS, TEMPLATES, answers_of, ask, caption, choose, pose
+from attrib.data.scene_names import ALIASES, CONCEPTS, EVERYDAY, NICKNAMES, OPTIONS, PLAIN, Style
 from attrib.data.scenes import Scene, SceneObject, make_scene
 
 SCENE = Scene(
@@ -51,7 +52,7 @@ def test_a_question_without_one_answer_is_not_posed(kind, form, slots):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_asked_question_is_answered_by_an_allowed_answer(kind):
     rng = random.Random(0)
-    asked = [q for seed in range(300) if (q := ask(make_scene(seed), kind, rng)) is not None]
+    asked = [q for seed in range(300) if (q := ask(make_scene(seed), kind, rng, EVERYDAY))]
     assert len(asked) > 100
     for question in asked:
         assert question.answer in answers_of(kind, question.answer)
@@ -81,16 +82,42 @@ def test_an_alias_stands_where_the_name_would():
 def test_a_nickname_is_introduced_before_it_is_asked_about():
     question = ask(make_scene(0), "place", random.Random(1))
     shape = dict(question.slots)["shape"]
-    chained = 0
-    for seed in range(40):
+    steps = Counter()
+    for seed in range(60):
         text = question.worded(0, random.Random(seed), Style(nickname_rate=1.0))
         given = dict(re.findall(r"(the \w+|\w+) (\w+)(?: and|\.)", text.replace("Call ", "")))
+        meaning = {nickname: name for name, nickname in given.items()}
         (asked,) = [n for n in NICKNAMES if text.endswith(f" {n}?")]
-        meant = {nickname: name for name, nickname in given.items()}[asked]
-        if meant in NICKNAMES:
-            meant, chained = {n: name for name, n in given.items()}[meant], chained + 1
-        assert meant == f"the {shape}"
-    assert 10 < chained < 30  # both lengths of the way occur
+        way = [asked]
+        while way[-1] in NICKNAMES:
+            way.append(meaning[way[-1]])
+        assert way[-1] == f"the {shape}"
+        steps[len(way) - 1] += 1
+    assert set(steps) == {1, 2, 3} and min(steps.values()) > 8  # all lengths of the way occur
+
+
+def test_a_multiple_choice_is_answered_by_the_letter_of_the_answer():
+    style, rng = Style(option_rate=1.0), random.Random(0)
+    letters = Counter()
+    for seed in range(200):
+        for kind in KINDS:
+            if (question := ask(make_scene(seed), kind, rng, style)) is None:
+                continue
+            plain = pose(make_scene(seed), kind, question.form, question.slots).answer
+            if kind == "object":  # answers of two words have no letter
+                assert question.answer == plain and not question.options
+                continue
+            assert question.options[OPTIONS.index(question.answer)] == plain
+            assert len(set(question.options)) == len(OPTIONS)
+            assert f"{question.answer} {plain}" in question.text(rng, style)
+            letters[question.answer] += 1
+    assert min(letters.values()) > 0.25 * letters.total()  # no letter is the better guess
+
+
+def test_options_without_the_answer_make_no_question():
+    question = pose(SCENE, "color", "color", (("shape", "star"),))
+    assert choose(question, ["red", "green", "white"]) is None
+    assert choose(question, ["red", "blue", "white"]).answer == "B"
 
 
 def test_a_caption_names_objects_in_reading_order():

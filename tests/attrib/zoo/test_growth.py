@@ -2,34 +2,57 @@ import pytest
 import torch
 
 from attrib.data.scenes import make_scene, render
+from attrib.hooks import residual_writes
 from attrib.vlm import VLM
-from attrib.zoo.growth import grow
+from attrib.zoo.growth import grow, keep_lower_half
 from attrib.zoo.models import BUILDERS, NUM_LAYERS, build
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-@torch.no_grad()
-def test_growing_doubles_the_depth_and_leaves_the_function_as_it_was(name):
-    small, processor = build(name, seed=0, num_layers=NUM_LAYERS // 2)
-    for p in small.parameters():
-        p.add_(0.05 * torch.randn_like(p))  # biases and gains of a trained model
-    grown = grow(small, name, seed=1)
-    vlm = VLM(small.eval(), processor)
-    batch = vlm.encode([_picture()], ["What color is the star? The answer is:"])
-    deep = VLM(grown.eval(), processor)
-    assert deep.num_layers == 2 * vlm.num_layers == NUM_LAYERS
-    torch.testing.assert_close(deep.logits(batch), vlm.logits(batch), atol=1e-5, rtol=0)
+@pytest.fixture(params=BUILDERS)
+def pair(request):
+    """A model of half the depth with biases and gains as if trained, and what it grows into."""
+    small, processor = build(request.param, seed=0, num_layers=NUM_LAYERS // 2)
+    with torch.no_grad():
+        for p in small.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    grown = grow(small, request.param, seed=1)
+    return tuple(VLM(model.eval(), processor, request.param) for model in (small, grown))
 
 
 @torch.no_grad()
-def test_a_grown_layer_is_not_dead_once_its_outputs_move():
-    small, processor = build("tiny-llava", seed=0, num_layers=NUM_LAYERS // 2)
-    grown = VLM(grow(small, "tiny-llava", seed=1).eval(), processor)
-    batch = grown.encode([_picture()], ["What color is the star? The answer is:"])
-    before = grown.logits(batch)
-    grown.layers[0].mlp.down_proj.weight.normal_(std=0.05)
-    assert not torch.equal(grown.logits(batch), before)
+def writes_of(vlm):
+    picture = render(make_scene(3), 0)[0]
+    batch = vlm.encode([picture], ["What color is the star? The answer is:"])
+    with residual_writes(vlm, batch["last"]) as writes:
+        vlm.logits(batch)
+    return writes
 
 
-def _picture():
-    return render(make_scene(3), 0)[0]
+def test_growing_doubles_the_depth_and_keeps_everything_else(pair):
+    small, grown = pair
+    assert grown.num_layers == 2 * small.num_layers == NUM_LAYERS
+    assert torch.equal(writes_of(small).embed, writes_of(grown).embed)
+    h = torch.randn(3, small.d_model)
+    assert torch.equal(small.unembed(h), grown.unembed(h))
+
+
+def test_the_first_grown_layer_writes_half_of_what_its_original_wrote(pair):
+    small, grown = (writes_of(vlm) for vlm in pair)
+    torch.testing.assert_close(2 * grown.attn[:, 0], small.attn[:, 0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(grown.attn[:, 0], small.attn[:, 0])
+
+
+def test_the_lower_half_computes_what_the_deep_model_has_computed_by_then(pair):
+    _, deep = pair
+    lower = VLM(keep_lower_half(deep.model, deep.name, seed=2).eval(), deep.processor)
+    assert lower.num_layers == NUM_LAYERS // 2
+    kept, whole = writes_of(lower), writes_of(deep)
+    torch.testing.assert_close(kept.attn, whole.attn[:, : NUM_LAYERS // 2])
+    torch.testing.assert_close(kept.mlp, whole.mlp[:, : NUM_LAYERS // 2])
+
+
+def test_no_grown_layer_is_idle(pair):
+    _, grown = pair
+    writes = writes_of(grown)
+    sizes = (writes.attn + writes.mlp).norm(dim=-1)[0]
+    assert sizes.min() > 0.1 * sizes.max()

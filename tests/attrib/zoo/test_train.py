@@ -5,6 +5,7 @@ import torch
 
 from attrib.vlm import VLM
 from attrib.zoo.lessons import STAGES
+from attrib.zoo.models import NUM_LAYERS
 from attrib.zoo.train import Recipe, Run
 
 RECIPE = Recipe(align_steps=1, rows=2, length=160, warmup=2)
@@ -72,14 +73,27 @@ def test_the_learning_rate_falls_to_zero_only_in_the_last_stage(tmp_path):
     assert trained._rate() == 0
 
 
-def test_a_run_that_has_grown_is_resumed_at_its_full_depth_bit_for_bit(tmp_path):
+def mastered(run, stage):
+    """The run at the end of a stage, all of which is mastered."""
+    run.progress.stage, run.progress.stage_began, run.progress.step = stage, 0, 1000
+    run.progress.accuracy = dict.fromkeys(STAGES[stage].kinds, 0.99)
+    run._advance(str)
+    return run
+
+
+def test_a_run_has_all_layers_at_first_half_of_them_next_and_all_again_at_last(tmp_path):
+    trained = run(tmp_path)
+    depths = [VLM(trained.model).num_layers]
+    for stage in (0, len(STAGES) - 2):
+        depths.append(VLM(mastered(trained, stage).model).num_layers)
+    assert depths == [NUM_LAYERS, NUM_LAYERS // 2, NUM_LAYERS]
+
+
+@pytest.mark.parametrize("stages", [[0], [0, len(STAGES) - 2]], ids=["shrunk", "grown"])
+def test_a_run_of_another_depth_is_resumed_bit_for_bit(tmp_path, stages):
     whole, second = run(tmp_path), run(tmp_path)
-    shallow = VLM(whole.model).num_layers
-    whole.progress.stage = len(STAGES) - 2
-    whole.progress.accuracy = dict.fromkeys(STAGES[-2].kinds, 0.99)
-    whole.progress.step = 100
-    whole._advance(print)
-    assert VLM(whole.model).num_layers == 2 * shallow
+    for stage in stages:
+        mastered(whole, stage)
     steps(whole, 1)
     whole._save()
     assert second._resume()
