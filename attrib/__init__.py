@@ -19,6 +19,11 @@ if TYPE_CHECKING:
         contributions,
         direct_logits,
     )
+    from attrib.analyses.gating import gate_similarity
+    from attrib.analyses.heatmaps import PUBLISHED_CODE, heatmaps
+    from attrib.analyses.patching import patching, patching_difference, patching_parts
+    from attrib.analyses.qformer import qformer_picture
+    from attrib.analyses.sensitivity import sensitivity
     from attrib.batch import Batch, Grid
     from attrib.errors import AttribError, BadRow, CannotStart
     from attrib.hooks import read, write
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from attrib.vlm import VLM, load
 
 __all__ = [
+    "PUBLISHED_CODE",
     "VLM",
     "AttribError",
     "BadRow",
@@ -38,9 +44,16 @@ __all__ = [
     "contributions",
     "data",
     "direct_logits",
+    "gate_similarity",
+    "heatmaps",
     "load",
+    "patching",
+    "patching_difference",
+    "patching_parts",
     "profile",
+    "qformer_picture",
     "read",
+    "sensitivity",
     "write",
 ]
 
@@ -60,6 +73,14 @@ _HOME = {
     "contributions": "attrib.analyses.contributions",
     "contribution_parts": "attrib.analyses.contributions",
     "direct_logits": "attrib.analyses.contributions",
+    "gate_similarity": "attrib.analyses.gating",
+    "heatmaps": "attrib.analyses.heatmaps",
+    "PUBLISHED_CODE": "attrib.analyses.heatmaps",
+    "qformer_picture": "attrib.analyses.qformer",
+    "patching": "attrib.analyses.patching",
+    "patching_difference": "attrib.analyses.patching",
+    "patching_parts": "attrib.analyses.patching",
+    "sensitivity": "attrib.analyses.sensitivity",
 }
 
 

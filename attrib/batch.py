@@ -1,10 +1,13 @@
 """Prompts with their images as tensors, and where each modality sits in them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from attrib.errors import AttribError
 
 Span = Literal["visual", "text", "last", "bos", "target"]
 
@@ -40,12 +43,14 @@ class Batch:
         grids: Per example the geometry of its visual tokens, or None: no image, or no geometry
             (queries of a Q-Former attend to the whole image).
         labels: The next token's id where it belongs to the target, -100 elsewhere.
+        ids: Names of the examples (`named`): what their noise is keyed by.
     """
 
     inputs: dict[str, Any]
     spans: dict[str, Bool[Tensor, "batch pos"]]
     grids: tuple[Grid | None, ...] = ()
     labels: Int[Tensor, "batch pos"] | None = None
+    ids: tuple[str, ...] = ()
 
     def __getitem__(self, span: Span) -> Bool[Tensor, "batch pos"]:
         """The positions of a span."""
@@ -55,3 +60,9 @@ class Batch:
     def size(self) -> int:
         """Number of examples."""
         return len(self.spans["last"])
+
+    def named(self, ids: Sequence[str]) -> "Batch":
+        """The same batch, whose examples have these names."""
+        if len(ids) != self.size:
+            raise AttribError(f"{len(ids)} ids for {self.size} examples")
+        return replace(self, ids=tuple(ids))

@@ -192,17 +192,6 @@ def pad_rows(
     return out
 
 
-def left_padded(inputs: dict[str, Any], pad_id: int) -> dict[str, Any]:
-    """Inputs whose padding on the right, if any, has moved to the left and is one column wider."""
-    real = inputs["attention_mask"].bool()
-    if real[:, -1].all():
-        return inputs
-    keys = [key for key in inputs if key == "input_ids" or key.endswith("token_type_ids")]
-    rows = [{key: inputs[key][i, mask].tolist() for key in keys} for i, mask in enumerate(real)]
-    padded = pad_rows(rows, pad_id, "left", width=real.shape[1] + 1)
-    return inputs | {key: value.to(real.device) for key, value in padded.items()}
-
-
 def spans_of(
     ids: Int[Tensor, "batch pos"],
     real: Bool[Tensor, "batch pos"],
@@ -233,3 +222,12 @@ def spans_of(
     if target_lengths is not None:
         spans["target"] = real & ~prompt
     return spans
+
+
+def next_tokens(
+    ids: Int[Tensor, "batch pos"], at: Bool[Tensor, "batch pos"]
+) -> Int[Tensor, "batch pos"]:
+    """Labels: each position's next token where that one is in `at`, elsewhere -100."""
+    labels = torch.full_like(ids, -100)
+    labels[:, :-1][at[:, 1:]] = ids[at]
+    return labels

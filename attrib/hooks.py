@@ -99,7 +99,7 @@ def write(
 
 @contextmanager
 def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
-    """Keep what attention and MLP of every layer write to the stream at one position per example.
+    """Keep what attention and MLP of every layer write to the stream at a position per example.
 
     Which submodules write is found numerically: the two whose outputs add up to what the layer did
     to the stream. This covers pre-norm, sandwich norms and parallel attention without a list of
@@ -107,7 +107,7 @@ def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
 
     Args:
         vlm: The model.
-        positions: One position per example, as indices or as a mask with one True per row.
+        positions: One per example, as indices or as a mask, or several as "batch several" indices.
 
     Yields:
         ResidualWrites, filled by the forward pass inside the context.
@@ -182,7 +182,7 @@ def attention_rows(vlm: VLM, queries: Positions) -> Iterator[dict[int, Tensor]]:
 
     Args:
         vlm: The model.
-        queries: One position per example, as indices or as a mask with one True per row.
+        queries: One per example, as indices or as a mask, or several as "batch several" indices.
 
     Yields:
         A dict that the forward pass inside the context fills: layer -> Float "batch heads pos" in

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attrib.errors import AttribError
 
-Positions = Int[Tensor, " batch"] | Bool[Tensor, "batch pos"]
+Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]
 Step = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -92,8 +92,8 @@ def two_writes(
     return attn, mlp
 
 
-def rows_of(positions: Positions) -> Int[Tensor, " batch"]:
-    """One position per example as indices.
+def rows_of(positions: Positions) -> Int[Tensor, "batch *several"]:
+    """Positions as indices: one per example from a mask; indices as they are.
 
     Raises:
         AttribError: A mask does not have one True per row.
@@ -118,8 +118,9 @@ def is_later_step(num_pos: int, rows: Tensor) -> bool:
 
 
 def pick(
-    h: Float[Tensor, "batch pos d_model"], rows: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch d_model"]:
-    """The states at one position per example."""
+    h: Float[Tensor, "batch pos *width"], rows: Int[Tensor, "batch *several"]
+) -> Float[Tensor, "batch *several_width"]:
+    """The states at one position per example, or at several."""
+    example = torch.arange(len(rows), device=h.device).reshape(-1, *[1] * (rows.ndim - 1))
     # Indexing copies: a view would keep the whole tensor alive.
-    return h[torch.arange(len(rows), device=h.device), rows.to(h.device)]
+    return h[example, rows.to(h.device)]

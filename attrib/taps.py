@@ -48,24 +48,28 @@ class AttentionCall:
     causal: bool
     out: Float[Tensor, "batch pos heads d_value"]
 
-    def row(self, queries: Int[Tensor, " batch"]) -> Float[Tensor, "batch heads keys"]:
-        """Attention of one query position per example, in float32."""
+    def row(
+        self, queries: Int[Tensor, "batch *several"]
+    ) -> Float[Tensor, "batch heads *several_keys"]:
+        """Attention of one query position per example, or of several, in float32."""
         batch, heads, pos, d_head = self.q.shape
-        at = torch.arange(batch, device=self.q.device)
-        queries = queries.to(self.q.device)
+        at = torch.arange(batch, device=self.q.device)[:, None]
+        wanted = queries.to(self.q.device).reshape(batch, -1)
         # Grouped-query attention: consecutive query heads share a key head.
-        q = self.q[at, :, queries].float().reshape(batch, self.k.shape[1], -1, d_head)
-        scores = (q @ self.k.float().transpose(-1, -2)).reshape(batch, heads, -1) * self.scaling
+        q = self.q[at, :, wanted].float().transpose(1, 2)
+        q = q.reshape(batch, self.k.shape[1], -1, d_head)
+        scores = (q @ self.k.float().transpose(-1, -2)).reshape(batch, heads, wanted.shape[1], -1)
+        scores = scores * self.scaling
         if self.mask is not None:
-            mask = self.mask.expand(batch, -1, -1, -1)[at, :, queries]
+            mask = self.mask.expand(batch, -1, -1, -1)[at, :, wanted].transpose(1, 2)
             seen = mask if mask.dtype == torch.bool else None
             scores = (
                 scores + mask.float() if seen is None else scores.masked_fill(~seen, -torch.inf)
             )
         elif self.causal and pos > 1:
-            later = torch.arange(scores.shape[-1], device=at.device) > queries[:, None]
+            later = torch.arange(scores.shape[-1], device=at.device) > wanted[..., None]
             scores = scores.masked_fill(later[:, None], -torch.inf)
-        return scores.softmax(-1)
+        return scores.softmax(-1).reshape(batch, heads, *queries.shape[1:], -1)
 
     def mixed(self, row: Float[Tensor, "batch heads keys"]) -> Float[Tensor, "batch heads d_value"]:
         """The values as `row` weighs them: attention's output before the output projection."""

@@ -4,9 +4,8 @@
     batch = vlm.encode([image, None], ["What is this?", "nq question: who wrote Emma?"])
     logits = vlm.logits(batch)
 
-Any decoder-only image-text-to-text model of transformers is seen through the same face; its parts
-are found by structure (`attrib.structure`), so there is no table of architectures here. The Hugging
-Face objects stay what they are, and are at hand as `vlm.model` and `vlm.processor`.
+Any decoder-only image-text-to-text model of transformers is seen through the same face, its parts
+found by structure (`attrib.structure`); `vlm.model` and `vlm.processor` stay what they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.batch import Batch, Grid, Span
-from attrib.encoding import encode_rows, left_padded, pad_rows, spans_of, target_ids
+from attrib.encoding import encode_rows, next_tokens, pad_rows, spans_of, target_ids
 from attrib.errors import AttribError
 from attrib.geometry import grid_finder
 from attrib.image_style import ImageStyle, find_style, quiet
 from attrib.loading import read_checkpoint
+from attrib.model_inputs import bos_token_id, left_padded, new_texts, placed
 from attrib.structure import FrozenNorm, Parts, find_parts, freeze_norm, needs_pixels, patch_size
 
 __all__ = ["VLM", "Batch", "Grid", "Span", "load"]
@@ -100,8 +100,7 @@ class VLM:
         Args:
             inputs: Keyword arguments of the model's forward; `input_ids` among them.
         """
-        inputs = dict(inputs)
-        inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+        inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
         return Batch(inputs, self._spans(inputs), (None,) * len(inputs["input_ids"]))
 
     def encode(
@@ -133,13 +132,10 @@ class VLM:
         )
         if all(image is None for image in images) and not needs_pixels(self.model):
             tensors = {}
-        padded = pad_rows(rows, self._pad_id, padding_side)
-        inputs = {name: self._place(value) for name, value in (padded | tensors).items()}
+        padded = pad_rows(rows, self.tokenizer.pad_token_id, padding_side)
+        inputs = placed(padded | tensors, self.device, self.model.dtype)
         spans = self._spans(inputs, lengths)
-        labels = None
-        if lengths is not None:
-            labels = torch.full_like(inputs["input_ids"], -100)
-            labels[:, :-1][spans["target"][:, 1:]] = inputs["input_ids"][spans["target"]]
+        labels = None if lengths is None else next_tokens(inputs["input_ids"], spans["target"])
         grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
         return Batch(inputs, spans, grids, labels)
 
@@ -164,15 +160,12 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        inputs = left_padded(batch.inputs, self._pad_id)
-        settings = {"do_sample": False, "pad_token_id": self._pad_id} | settings
+        inputs = left_padded(batch.inputs, self.tokenizer.pad_token_id)
+        settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
         with quiet():  # settings for sampling in the checkpoint do not matter
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
-        prompt = inputs["input_ids"]
-        if torch.equal(out[:, : prompt.shape[1]], prompt):  # not returned where embeddings go in
-            out = out[:, prompt.shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
+        return new_texts(self.tokenizer, inputs["input_ids"], out)
 
     def verify(self) -> None:
         """Check on a small example that the model can be read and written as promised.
@@ -180,20 +173,35 @@ class VLM:
         Raises:
             CannotStart: It cannot; the message names the promise and the numbers.
         """
-        # The one import from above: a wrapped model is checked by the tools built on the wrapper.
+        # Imports from above stay inside: a model is checked by the tools built on the wrapper.
         from attrib.conformance import verify
 
         verify(self)
 
+    def cache(self, batch: Batch, positions: str = "last", *, attention: bool = True) -> Any:
+        """A pass as a `transformer_lens.ActivationCache`; see `attrib.bridges.cache`."""
+        from attrib.bridges.cache import cache
+
+        return cache(self, batch, positions, attention=attention)
+
+    def to_bridge(self) -> Any:
+        """A `TransformerBridge` that shares the weights; see `attrib.bridges.bridge`."""
+        from attrib.bridges.bridge import to_bridge
+
+        return to_bridge(self)
+
+    @staticmethod
+    def from_bridge(bridge: Any) -> "VLM":
+        """The model of a `TransformerBridge`, unbridged; see `attrib.bridges.bridge`."""
+        from attrib.bridges.bridge import from_bridge
+
+        return from_bridge(bridge)
+
     def _spans(
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
-        if self.processor is None:
-            bos_id = self.model.config.get_text_config().bos_token_id
-        else:
-            bos_id = self.tokenizer.bos_token_id
-        real = inputs["attention_mask"].bool()
-        image_id = self.parts.image_token_id
+        bos_id = bos_token_id(self.model, self.processor)
+        real, image_id = inputs["attention_mask"].bool(), self.parts.image_token_id
         return spans_of(inputs["input_ids"], real, image_id, bos_id, target_lengths)
 
     @cached_property
@@ -205,15 +213,6 @@ class VLM:
         if self.tokenizer.pad_token is None:  # to fill up rows; it is masked, so any token does
             self.tokenizer.pad_token = self.tokenizer.eos_token
         return find_style(self.processor, self.parts.image_token_id)
-
-    @property
-    def _pad_id(self) -> int:
-        return self.tokenizer.pad_token_id
-
-    def _place(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
 
 
 def load(
@@ -234,8 +233,7 @@ def load(
             checkpoint's own.
         revision: Branch, tag or commit of a Hugging Face id.
         trust_remote_code: Run code that comes with the model; needs a pinned `revision`.
-        verify: Check that the checkpoint is complete, and that the model can be read and written as
-            this package promises.
+        verify: Check that the checkpoint is complete and the model works as promised here.
 
     Raises:
         CannotStart: There is no such model, it is not a decoder-only image-text-to-text model, its

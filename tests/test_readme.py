@@ -13,4 +13,4 @@ def test_the_python_example_runs():
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first = done.stdout.splitlines()[0]
-    assert first.startswith("['black', 'ring', ") and first.count(", ") == 7
+    assert first.startswith("['C', 'triangle', 'north', ") and first.count(", ") == 7

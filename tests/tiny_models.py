@@ -130,7 +130,9 @@ def _blip_parts(qformer_vocab: int):
         "vocab_size": qformer_vocab, "hidden_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 4, "intermediate_size": 64, "encoder_hidden_size": 48,
     }  # fmt: skip
-    return {"vision_config": VISION, "qformer_config": qformer, "num_query_tokens": 6,
+    # Their own default is 1e-10: towers that see nothing.
+    vision = VISION | {"initializer_range": 0.02}
+    return {"vision_config": vision, "qformer_config": qformer, "num_query_tokens": 6,
             "image_token_index": IMAGE}  # fmt: skip
 
 

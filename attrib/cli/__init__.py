@@ -10,7 +10,18 @@ from typing import Annotated
 
 import typer
 
-from attrib.cli import analyse, data, demo, doctor, models
+from attrib.cli import (
+    analyse,
+    data,
+    demo,
+    doctor,
+    faithfulness,
+    gate,
+    heatmap,
+    models,
+    patching,
+    sweep,
+)
 from attrib.cli.command import ExitCode, exit_code
 
 app = typer.Typer(
@@ -46,6 +57,11 @@ def attrib(
 
 demo.add_to(app)
 analyse.add_to(app)
+heatmap.add_to(app)
+faithfulness.add_to(app)
+sweep.add_to(app)
+patching.add_to(app)
+gate.add_to(app)
 doctor.add_to(app)
 models.add_to(app)
 data.add_to(app)

@@ -1,15 +1,23 @@
 """`attrib contributions` and `attrib attention`: one analysis over data, or about one photo."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from attrib.cli.command import add_command
+from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.models import load_model
 from attrib.cli.options import AnalysisOptions, AttentionOptions, ContributionOptions
-from attrib.cli.outputs import default_folder, exit_code_for, say, write_manifest, write_quarantined
+from attrib.cli.outputs import (
+    default_folder,
+    digests,
+    exit_code_for,
+    say,
+    write_quarantined,
+)
+from attrib.cli.plan import planned
 from attrib.errors import CannotStart
 
 if TYPE_CHECKING:
@@ -18,6 +26,8 @@ if TYPE_CHECKING:
     from attrib.collect import Measure
     from attrib.data import EditData
     from attrib.results import Result
+    from attrib.runs import Outcome, Run
+    from attrib.vlm import VLM
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +50,8 @@ def contributions(options: ContributionOptions) -> int:
         return f"{about_contributions(result)} {how_sure(result)}"
 
     measure = partial(measure_contributions, key=options.key, norm=options.norm)
-    return _analyse("contributions", options, measure, draw, about)
+    empty = "the data is without a wrong answer to use as key: give --key token:WORD"
+    return analyse("contributions", options, measure, draw, about, empty=empty)
 
 
 def attention(options: AttentionOptions) -> int:
@@ -55,38 +66,89 @@ def attention(options: AttentionOptions) -> int:
             "attention-share": plots.attention(result, quantity="share"),
         }
 
-    return _analyse("attention", options, measure_attention, draw, about_attention)
+    return analyse("attention", options, measure_attention, draw, about_attention)
 
 
-def _analyse(
+def analyse(
     name: str,
     options: AnalysisOptions,
     measure: "Measure",
     draw: "Callable[[Result], dict[str, Axes]]",
     about: "Callable[[Result], str]",
+    *,
+    plan: "Callable[[VLM, EditData], Iterable[str]] | None" = None,
+    empty: str = "no sample has what this analysis measures",
 ) -> int:
+    """Run an analysis over data or one photo; write its tables, figures and manifest; exit code.
+
+    What the folder of the results holds of the same run already is not computed again.
+
+    Args:
+        name: of the analysis, and of its main table.
+        options: what the user chose.
+        measure: maps a batch and its samples to tables by name; each is saved.
+        draw: figures of the main table, by the names of their files.
+        about: what the main table says, in a sentence or two.
+        plan: lines that --dry-run prints in addition, such as what the run will cost.
+        empty: what to say where samples could be used and the main table has no row.
+    """
+    run = _prepared(name, options)
+    if options.dry_run:
+        for line in planned(run, options.batch_size, plan) if run.rank.number == 0 else ():
+            print(line)
+        return ExitCode.DONE
+    outcome = run.execute(measure, batch_size=options.batch_size)
+    if outcome is None:
+        return ExitCode.DONE
+    if outcome.tables[name].empty:
+        raise CannotStart(empty)
+    result, files = _written(name, run.out, outcome, draw)
+    files += write_quarantined(run.out, outcome.quarantined)
+    print(about(result))
+    print(f"samples used: {result.examples}, rows quarantined: {len(outcome.quarantined)}")
+    print("\n".join(f"  {path}" for path in files))
+    return exit_code_for(outcome.quarantined, options.max_failures)
+
+
+def _prepared(name: str, options: AnalysisOptions) -> "Run":
+    """The run that the options ask for, which nothing keeps from beginning."""
+    from attrib import runs
+
+    rank = runs.Rank.from_environment()
+    out = options.out or default_folder(name, options)
+    runs.refuse_foreign(out)  # before minutes go into reading a model
+    which = f" (rank {rank.number} of {rank.world})" if rank.world > 1 else ""
+    say(f"{name}: {options.model} on {_source(options)}, results in {out}{which}")
+    data = _data(options)
+    vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
+    return runs.prepare(
+        vlm,
+        data,
+        out,
+        name=name,
+        options=options.model_dump(mode="json", exclude={"dry_run"}),
+        seed=options.seed,
+        free=runs.ALWAYS_FREE | {f"options.{option}" for option in options.free},
+        rank=rank,
+        invocation=invocation(),
+    )
+
+
+def _written(
+    name: str, out: Path, outcome: "Outcome", draw: "Callable[[Result], dict[str, Axes]]"
+) -> "tuple[Result, list[Path]]":
+    """The main result; and the files of all results and figures, and of the manifest."""
     from attrib import plots
-    from attrib.collect import collect, provenance
     from attrib.results import Result
 
-    out = options.out or default_folder(name, options)
-    say(f"{name}: {options.model} on {_source(options)}, results in {out}")
-    data = _data(options)
-    vlm = load_model(options)
-    done = collect(vlm, data, measure, batch_size=options.batch_size, what=name)
-    if done.tables[name].empty:
-        raise CannotStart("the data is without a wrong answer to use as key: give --key token:WORD")
-    quarantined = [*data.quarantined, *done.quarantined]
-    made = provenance(vlm, data, done, options.model_dump(mode="json"), options.seed)
-    result = Result(name, done.tables[name], made)
-    files = [result.save(out / "result.parquet")]
-    for stem, ax in draw(result).items():
+    results = {t: Result(t, frame, outcome.manifest) for t, frame in outcome.tables.items()}
+    files = [
+        result.save(out / f"{'result' if table == name else table}.parquet")
+        for table, result in results.items()
+    ]
+    for stem, ax in draw(results[name]).items():
         files += plots.save(ax, out / stem)
-    files += [write_manifest(out, name, made), *write_quarantined(out, quarantined)]
-    print(about(result))
-    print(f"samples used: {result.examples}, rows quarantined: {len(quarantined)}")
-    print("\n".join(f"  {path}" for path in files))
-    return exit_code_for(quarantined, options.max_failures)
+    return results[name], [*files, out / "manifest.json"]
 
 
 def _source(options: AnalysisOptions) -> str:
@@ -103,4 +165,5 @@ def _data(options: AnalysisOptions) -> "EditData":
         return load(options.data, split, image_root=options.image_root, limit=options.limit)
     request = EditRequest(options.image, options.prompt, options.target or "")
     typed = EditSample("photo", request, meta={"row": 0})
-    return EditData("typed by hand", "", [typed], provenance={"file": "command line"})
+    made_of = {"file": "command line", **digests(options)}
+    return EditData("typed by hand", "", [typed], provenance=made_of)

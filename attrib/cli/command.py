@@ -43,7 +43,7 @@ def add_command(
         try:
             code = run(chosen)
         except KeyboardInterrupt:
-            print(f"interrupted; to run it again: {invocation()}", file=sys.stderr)
+            print(f"interrupted; to go on: {invocation()}", file=sys.stderr)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         raise typer.Exit(code)
 

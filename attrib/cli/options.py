@@ -1,7 +1,7 @@
 """What the commands can be told, and what they take where nothing is said."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typer import Option
@@ -49,7 +49,16 @@ class DemoOptions(ModelOptions):
 
 
 class AnalysisOptions(ModelOptions):
-    """Options that all analyses share."""
+    """Options that all analyses share.
+
+    Attributes:
+        free: options that change no number of the tables. A run may be resumed with others, and
+            they do not tell results apart; a subclass adds its own.
+    """
+
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"out", "batch_size", "device", "max_failures", "dry_run"}
+    )
 
     data: Annotated[
         str,
@@ -81,7 +90,9 @@ class AnalysisOptions(ModelOptions):
     target: Annotated[
         str | None, Option(help="Its right answer, for --key gold.", rich_help_panel="One photo")
     ] = None
-    batch_size: Annotated[int, Option(help="Samples per pass.", min=1), Field(ge=1)] = 8
+    batch_size: Annotated[
+        int, Option(help="Samples per pass; a pass takes 16 at most.", min=1), Field(ge=1)
+    ] = 8
     seed: Annotated[int, Option(help="Seed of the bootstrap intervals.")] = 0
     max_failures: Annotated[
         int | None,
@@ -91,8 +102,12 @@ class AnalysisOptions(ModelOptions):
     ] = None  # fmt: skip
     out: Annotated[
         Path | None,
-        Option(help="Folder of the results.", show_default="runs/COMMAND-MODEL-DATA-HASH"),
-    ] = None
+        Option(help="Folder of the results; what is there already is not computed again.",
+               show_default="runs/COMMAND-MODEL-DATA-HASH"),
+    ] = None  # fmt: skip
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what would be done, and write nothing.")
+    ] = False
 
     @model_validator(mode="after")
     def _one_source(self) -> "AnalysisOptions":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.options import AnalysisOptions
+from attrib.environment import sha256
 from attrib.files import write_text
 
 if TYPE_CHECKING:
@@ -27,11 +28,20 @@ def say(line: str) -> None:
 
 
 def default_folder(command: str, options: AnalysisOptions) -> Path:
-    """The folder for results: the same for the same options, another for others."""
-    settled = options.model_dump_json(exclude={"out", "batch_size", "device"})
+    """The folder for results: the same for the same options, another for others.
+
+    A photo is known by its bytes: another picture under the same name has another folder.
+    """
+    settled = options.model_dump_json(exclude=set(options.free)) + json.dumps(digests(options))
     digest = hashlib.sha256(settled.encode()).hexdigest()[:8]
     source = options.data if options.prompt is None else "photo"
     return Path("runs") / f"{command}-{_slug(options.model)}-{_slug(source)}-{digest}"
+
+
+def digests(options: AnalysisOptions) -> dict[str, str]:
+    """SHA-256 of each file that an option names, such as a photo, by the name of the option."""
+    files = {name: value for name, value in options if isinstance(value, Path) and value.is_file()}
+    return {f"{name}_sha256": sha256(path) for name, path in files.items() if name != "out"}
 
 
 def write_manifest(out: Path, command: str, provenance: Mapping[str, Any]) -> Path:

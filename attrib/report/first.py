@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from attrib.collect import collect, provenance
+from attrib.collect import collect
 from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.tables import SCENES
 from attrib.measures import measure_first_report
+from attrib.provenance import provenance
 from attrib.results import Result
 from attrib.vlm import VLM
 

@@ -111,7 +111,7 @@ def test_every_command_explains_itself(command):
 
 
 def test_commands_of_later_issues_do_not_exist():
-    for command in ("heatmap", "sweep", "gate", "select", "train", "edit"):
+    for command in ("select", "train", "edit"):
         assert CliRunner().invoke(cli.app, [command]).exit_code == 2
 
 
@@ -119,7 +119,9 @@ def test_contributions_about_a_photo_leave_result_figure_and_manifest(run, model
     code, out, err = run("contributions", "--model", model, "--image", photo, *PHOTO, "--out", "o")
     assert code == 0 and "key token" in out
     names = {p.name for p in (tmp_path / "o").iterdir()}
-    assert names == {"result.parquet", "contributions.svg", "contributions.png", "manifest.json"}
+    assert names == {
+        "result.parquet", "contributions.svg", "contributions.png", "manifest.json", "parts",
+    }  # fmt: skip
     result = Result.load(tmp_path / "o" / "result.parquet")
     assert result.examples == 1 and len(result.frame) == 4 * 2
     manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
@@ -229,7 +231,9 @@ def test_an_interruption_leaves_with_130_and_the_command_to_repeat(run, monkeypa
 
     monkeypatch.setattr("attrib.cli.analyse.load_model", interrupted)
     code, _, err = run("attention", *PHOTO)
-    assert code == 130 and "attrib attention --prompt 'The animal is a'" in err
+    assert (
+        code == 130 and "interrupted; to go on: attrib attention --prompt 'The animal is a'" in err
+    )
 
 
 def test_other_options_make_other_folders_and_the_same_make_the_same():
@@ -258,12 +262,6 @@ def test_errors_become_exit_codes(capsys):
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         exit_code(ZeroDivisionError())
-
-
-def test_the_folder_for_results_must_be_one(run, model, tmp_path):
-    (tmp_path / "file").write_text("x")
-    code, _, err = run("attention", "--model", model, *PHOTO, "--out", "file")
-    assert code == 3 and "file" in err and "Traceback" not in err
 
 
 def test_cells_that_spreadsheets_would_run_are_made_inert(tmp_path):

@@ -1,0 +1,113 @@
+"""How alike an edit and another input look inside the model (DualEdit, Eq. 4 and Fig. 4).
+
+A gate lets an edit act where the input resembles the edit sample. The resemblance is the cosine of
+two hidden states of one layer. Four states are compared: the mean over the visual tokens, the mean
+over the words of the prompt, the last prompt token, and the last target token. The last of these
+**leaks**: it is read behind the teacher-forced answer, so it knows the gold answer that the gate is
+to decide about; no gate can see it when the model is used. The published program compares it.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from attrib.batch import Batch
+from attrib.errors import AttribError
+from attrib.hooks import read
+from attrib.vlm import VLM
+
+Token = Literal["visual_mean", "text_mean", "prompt_last", "target_last"]
+TOKENS: tuple[Token, ...] = get_args(Token)
+LEAKING: Token = "target_last"
+
+
+@torch.no_grad()
+def gate_similarity(
+    vlm: VLM,
+    edits: Batch,
+    others: Batch,
+    layer: int | None,
+    token: Token = "prompt_last",
+) -> Float[Tensor, "batch *layer"]:
+    """Cosine similarity of each edit to the other input of the same row.
+
+    Args:
+        vlm: The model.
+        edits: The edit samples.
+        others: What they are compared with: row i with row i of `edits`. Prompts, images and
+            padding may differ.
+        layer: Whose output is compared; None for every layer.
+        token: "visual_mean" or "text_mean", the mean over the visual tokens or over the words of
+            the prompt; "prompt_last", the last prompt token, which a gate can see when it is used;
+            "target_last", the last target token, which leaks the answer (what DualEdit's program
+            does). The last one needs batches encoded with targets.
+
+    Returns:
+        One number per row, Float " batch", or for `layer=None` Float "batch layer"; in [-1, 1],
+        NaN where one of the two has no such token (no image, no "visual_mean").
+
+    Raises:
+        AttribError: Batches of different sizes, an unknown layer or token, missing targets.
+    """
+    if edits.size != others.size:
+        raise AttribError(
+            f"{edits.size} edits and {others.size} others: row i is compared with row i, so give "
+            "two batches of one size"
+        )
+    layers = range(vlm.num_layers) if layer is None else [layer]
+    one, two = (gate_states(vlm, batch, [token], layers) for batch in (edits, others))
+    similarity = cosine_similarity(one, two, dim=-1)[..., 0]
+    return similarity if layer is None else similarity[:, 0]
+
+
+@torch.no_grad()
+def gate_states(
+    vlm: VLM,
+    batch: Batch,
+    tokens: Sequence[Token] = TOKENS,
+    layers: Sequence[int] | None = None,
+) -> Float[Tensor, "batch layer token d_model"]:
+    """The states that a gate compares, of several layers in one forward pass.
+
+    In float32 or better; NaN where an example has no such token. Targets, where the batch has them,
+    lie behind the prompt and change none of the states but "target_last".
+    """
+    masks = [token_positions(batch, token) for token in tokens]
+    layers = range(vlm.num_layers) if layers is None else layers
+    with read(vlm, layers) as hidden:
+        vlm.logits(batch)
+    first = hidden[layers[0]].device
+    states = [
+        torch.stack([_mean_at(hidden[layer], at) for at in masks], dim=1).to(first)
+        for layer in layers
+    ]
+    return torch.stack(states, dim=1)
+
+
+def token_positions(batch: Batch, token: Token) -> Bool[Tensor, "batch pos"]:
+    """The positions whose mean a gate compares."""
+    if token == "visual_mean":
+        return batch["visual"]
+    if token == "text_mean":
+        return batch["text"]
+    if token == "prompt_last":
+        return batch["last"]
+    if token != "target_last":
+        raise AttribError(f"token: expected one of {', '.join(TOKENS)}, got {token!r}")
+    if "target" not in batch.spans:
+        raise AttribError('token "target_last" needs vlm.encode(images, prompts, targets)')
+    target = batch["target"]
+    after = target.flip(1).cumsum(1).flip(1)
+    return target & (after == 1)
+
+
+def _mean_at(
+    h: Float[Tensor, "batch pos d_model"], at: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "batch d_model"]:
+    h, at = h.to(torch.promote_types(h.dtype, torch.float32)), at.to(h.device)
+    # Chosen, not multiplied by zero: what stands in padding may be anything.
+    return torch.where(at[..., None], h, 0).sum(1) / at.sum(1)[:, None]

@@ -1,0 +1,50 @@
+"""Whether two batches are one prompt with two images, token for token."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from attrib.batch import Batch
+from attrib.errors import AttribError
+
+
+def check_pairs(batch: Batch, other: Batch) -> None:
+    """Refuse two batches whose tokens differ, naming the first row that does.
+
+    Raises:
+        AttribError: Other numbers of rows, other tokens in a row, or other padding.
+    """
+    if batch.size != other.size:
+        raise AttribError(f"patching: {batch.size} rows and {other.size} others; pair them 1 to 1")
+    for row, reason in differing_rows(batch, other).items():
+        raise AttribError(f"patching: row {row}: {reason}")
+    one, two = prompt_positions(batch), prompt_positions(other)
+    if one.shape != two.shape or not torch.equal(one, two):
+        raise AttribError(
+            "patching: the two batches are padded differently; encode both in the same way"
+        )
+
+
+def differing_rows(batch: Batch, other: Batch) -> dict[int, str]:
+    """Row -> why the states of one of its prompts cannot stand in the other; padding aside."""
+    reasons = {row: _difference(batch, other, row) for row in range(batch.size)}
+    return {row: reason for row, reason in reasons.items() if reason}
+
+
+def prompt_positions(batch: Batch) -> Bool[Tensor, "batch pos"]:
+    """Every position of the prompt: visual tokens, words, beginning of sequence."""
+    whole = batch["visual"] | batch["text"]
+    return whole | batch["bos"] if "bos" in batch.spans else whole
+
+
+def _difference(batch: Batch, other: Batch, row: int) -> str:
+    seen, theirs = (int(b["visual"][row].sum()) for b in (batch, other))
+    if seen != theirs:
+        return f"{seen} visual tokens and {theirs} in the other; give both images the same size"
+    grids = [b.grids[row] if b.grids else None for b in (batch, other)]
+    shapes = {(grid.rows, grid.cols) for grid in grids if grid}
+    if len(shapes) > 1:
+        return f"visual tokens in grids of {shapes}; give both images the same size"
+    one, two = (b.inputs["input_ids"][row][prompt_positions(b)[row]] for b in (batch, other))
+    same = torch.equal(one, two)
+    return "" if same else "the prompts differ; give the same words with another image"

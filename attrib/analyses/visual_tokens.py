@@ -1,0 +1,98 @@
+"""The visual tokens of a batch: where they stand, which are neighbours, and noise for them."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attrib.batch import Batch, Grid
+from attrib.errors import AttribError
+from attrib.noise import base_noise
+from attrib.residual import rows_of
+
+
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """Visual tokens, counted per example from its first one; shorter rows are filled up.
+
+    Attributes:
+        at: their positions; the last prompt token's where a row is filled up.
+        real: whether there is such a token.
+        last: position of the last prompt token.
+    """
+
+    at: Int[Tensor, "batch token"]
+    real: Bool[Tensor, "batch token"]
+    last: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, batch: Batch) -> "VisualTokens":
+        """The visual tokens of a batch.
+
+        Raises:
+            AttribError: no example has any, or one's last prompt token is one.
+        """
+        visual, last = batch["visual"], rows_of(batch["last"])
+        if not visual.any():
+            raise AttribError(
+                "no example of this batch has visual tokens: a heatmap needs an image; what text "
+                "the model reads is shown by attrib.attention"
+            )
+        if (visual & batch["last"]).any():
+            raise AttribError("the last prompt token is a visual one: put words behind the image")
+        real = torch.arange(int(visual.sum(1).max()), device=visual.device)
+        real = real < visual.sum(1, keepdim=True)
+        at = last.long()[:, None].expand(real.shape).clone()
+        at[real] = visual.nonzero()[:, 1]
+        return cls(at, real, last.long())
+
+    def pick(
+        self, values: Float[Tensor, "batch pos channel"]
+    ) -> Float[Tensor, "batch token channel"]:
+        """`values` at the tokens."""
+        row = torch.arange(len(self.at), device=values.device)[:, None]
+        return values[row, self.at.to(values.device)]
+
+    def noise(self, batch: Batch, d_model: int, seed: int, draw: int) -> Tensor:
+        """Standard normal noise, Float "batch token d_model" on the CPU; 0 where no token is."""
+        drawn = self.pick(base_noise(batch, "visual", d_model, seed=seed, draw=draw))
+        return drawn * self.real.cpu()[..., None]
+
+    def std(self, states: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch 1 1"]:
+        """Standard deviation of each example's states over its tokens and channels; 0 without."""
+        each = [
+            h[real].std() if real.any() else h.new_zeros(())
+            for h, real in zip(states, self.real.to(states.device), strict=True)
+        ]
+        return torch.stack(each)[:, None, None]
+
+    def near(self, batch: Batch, radius: int) -> Bool[Tensor, "batch token token"]:
+        """Whether two tokens are at most `radius` rows and columns apart on the example's grid.
+
+        A token outside the grid (of a tile beside the whole image) is near itself alone.
+
+        Raises:
+            AttribError: an example has visual tokens and no grid.
+        """
+        tokens = self.at.shape[1]
+        near = torch.eye(tokens, dtype=torch.bool).repeat(batch.size, 1, 1)
+        has_any = self.real.any(1).tolist()
+        grids = batch.grids or (None,) * batch.size
+        for one, grid, visual in zip(near, grids, has_any, strict=True):
+            if grid is None and visual:
+                raise AttribError(
+                    f"radius {radius}: the visual tokens have no place on a grid (queries of a "
+                    "Q-Former see the whole image), so they have no neighbours: use radius=0"
+                )
+            if grid is not None:
+                some = slice(grid.first, grid.first + grid.rows * grid.cols)
+                one[some, some] = _within(grid, radius)
+        return near.to(self.at.device)
+
+
+def _within(grid: Grid, radius: int) -> Bool[Tensor, "cell cell"]:
+    row = torch.arange(grid.rows).repeat_interleave(grid.cols)
+    col = torch.arange(grid.cols).repeat(grid.rows)
+    far = [(place[:, None] - place).abs() for place in (row, col)]
+    return torch.maximum(*far) <= radius

@@ -1,0 +1,140 @@
+"""An architecture adapter of TransformerLens for vision-language models that it has none for.
+
+TransformerLens knows the text models inside them (OPT, Llama, Qwen2, Gemma ...). The adapter here
+takes the one for the text model and points it at where that model sits in the whole one, which
+`attrib.structure` finds; it adds hook points at the image tower, the Q-Former and the projection.
+
+It is this package's entry point for each of `ARCHITECTURES` in `transformer_lens.architectures`, so
+`build_bridge_from_module` finds it wherever this package is installed. `boot_transformers` asks
+whether an architecture is supported before it reads entry points (TransformerLens 4.3): import
+`attrib.bridges` first, or call `ArchitectureAdapterFactory.discover_entry_points()`.
+"""
+
+from functools import cache, wraps
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+from transformer_lens.model_bridge.generalized_components import VisionProjectionBridge
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+from transformer_lens.utilities.architectures import MULTIMODAL_ARCHITECTURES
+from transformers import PreTrainedModel
+
+from attrib.errors import CannotStart
+from attrib.structure import find_parts, needs_pixels
+
+ARCHITECTURES = (
+    "Blip2ForConditionalGeneration",
+    "InstructBlipForConditionalGeneration",
+    "InternVLForConditionalGeneration",
+    "PaliGemmaForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
+)
+# Text models without an adapter of their own, and one whose text part fits them.
+TEXT_PARTS = {"qwen2_vl_text": "Qwen2_5_VLForConditionalGeneration"}
+PROJECTIONS = ("multi_modal_projector", "language_projection", "connector", "merger")
+
+
+class VisionLanguageAdapter(ArchitectureAdapter):
+    """Maps any decoder-only vision-language model whose text model TransformerLens knows.
+
+    Which text model that is does not follow from the configuration alone, so the components are
+    mapped in `prepare_model`, when the model itself is at hand; from then on the adapter is one of
+    the text model's as well, and processes weights as that one does.
+    """
+
+    required_libraries: list[str] = []  # noqa: RUF012 the base class declares a list
+
+    def __init__(self, cfg: Any):
+        super().__init__(cfg)
+        self._see_images()
+
+    def prepare_model(self, hf_model: Any) -> None:
+        """Map the components of `hf_model`, and let it take `input_ids` first.
+
+        Raises:
+            CannotStart: It is an encoder-decoder, or TransformerLens does not know its text model.
+        """
+        text = _text_adapter(hf_model)
+        joined: Any = _joined(type(self), text)
+        self.__class__ = joined
+        text.__init__(self, self.cfg)
+        self._see_images()
+        self._point_into(hf_model)
+        super().prepare_model(hf_model)
+        if needs_pixels(hf_model):
+            hf_model.forward = _ids_first(hf_model)
+
+    def _see_images(self) -> None:
+        self.cfg.is_multimodal = True
+        self.cfg.attn_implementation = "eager"  # the only one that shows its attention
+        self._extract_vision_dims(self.cfg)
+
+    def _point_into(self, hf_model: PreTrainedModel) -> None:
+        parts, components = find_parts(hf_model), self.components
+        path = {id(module): name for name, module in hf_model.named_modules()}
+        stem = str(components["blocks"].name).removesuffix("layers")
+        head = str(components["unembed"].name)
+        for name in [name for name in components if name.startswith("vision")]:
+            del components[name]  # those of a model whose text part is borrowed
+        self._reprefix_components(stem, path[id(parts.decoder)] + ".")
+        self._reprefix_components(head, path[id(parts.head)])
+        components.update(_vision_components(hf_model, path))
+
+
+def _text_adapter(hf_model: PreTrainedModel) -> type[ArchitectureAdapter]:
+    config = hf_model.config.get_text_config()
+    name = TEXT_PARTS.get(config.model_type)
+    try:
+        return SUPPORTED_ARCHITECTURES[name or determine_architecture_from_hf_config(config)]
+    except ValueError:
+        raise CannotStart(
+            f"{type(hf_model).__name__}: TransformerLens has no adapter for its text model "
+            f"{config.model_type!r}"
+        ) from None
+
+
+@cache
+def _joined(
+    whole: type[ArchitectureAdapter], text: type[ArchitectureAdapter]
+) -> type[ArchitectureAdapter]:
+    return type(f"{whole.__name__}With{text.__name__}", (whole, text), {})
+
+
+def _vision_components(
+    hf_model: PreTrainedModel, path: dict[int, str]
+) -> dict[str, GeneralizedComponent]:
+    """Hook points before the text model: `vision_encoder`, `qformer`, `vision_projector`."""
+    found: dict[str, GeneralizedComponent] = {}
+    tower = hf_model.get_encoder(modality="image")
+    if isinstance(tower, nn.Module) and tower is not hf_model:
+        found["vision_encoder"] = GeneralizedComponent(name=path[id(tower)])
+    for name in path.values():
+        if name.endswith("qformer"):
+            found["qformer"] = GeneralizedComponent(name=name)
+        elif name.rpartition(".")[2] in PROJECTIONS:
+            found["vision_projector"] = VisionProjectionBridge(name=name)
+    return found
+
+
+def _ids_first(hf_model: PreTrainedModel) -> MethodType:
+    """The model's forward, which may be given `input_ids` instead of pixels as first argument."""
+    plain = type(hf_model).forward
+
+    @wraps(plain)
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+            kwargs["input_ids"], args = args[0], args[1:]
+        return plain(self, *args, **kwargs)
+
+    return MethodType(forward, hf_model)
+
+
+# What TransformerLens consults, besides its entry points, when it boots a checkpoint by name.
+for _name in ARCHITECTURES:
+    SUPPORTED_ARCHITECTURES.setdefault(_name, VisionLanguageAdapter)
+    MULTIMODAL_ARCHITECTURES.add(_name)

@@ -1,0 +1,98 @@
+"""A model as a TransformerLens bridge, and a bridge as one of our models.
+
+TransformerLens rewrites the model it bridges in place: modules are replaced, attention becomes
+eager. Both directions here work on a copy of the module tree that shares every weight.
+"""
+
+import copy
+from itertools import chain
+from typing import Any, TypeVar
+
+from torch import nn
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.sources._bridge_builder import (
+    build_bridge_config_from_hf,
+    detect_tokenizer_bos_eos,
+)
+
+from attrib.bridges.adapters import VisionLanguageAdapter
+from attrib.errors import AttribError
+from attrib.vlm import VLM
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def to_bridge(vlm: VLM) -> TransformerBridge:
+    """The model as a bridge, by TransformerLens' own adapter where it has one, else by ours.
+
+    The bridge has the very weights of `vlm.model`: what is written into them in place shows in
+    both. `enable_compatibility_mode` makes new ones, and leaves the model alone as well. Forward
+    hooks that are on the model now, such as those of an open `write`, are on the bridge too.
+
+    Raises:
+        CannotStart: TransformerLens has no adapter for the text model.
+    """
+    model = shared_copy(vlm.model)
+    name = type(model).__name__
+    cfg = build_bridge_config_from_hf(model.config, name, vlm.name, model.dtype)
+    tokenizer = None if vlm.processor is None else vlm.tokenizer
+    if tokenizer is not None:
+        # TransformerLens would also add tokens to it, and load it a second time by its name.
+        cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(tokenizer)
+    adapter = _adapter_class(name)(cfg)
+    adapter.cfg.device = str(vlm.device)
+    adapter.prepare_model(model)
+    bridge = TransformerBridge(model, adapter, tokenizer)
+    bridge.processor = vlm.processor
+    return bridge
+
+
+def from_bridge(bridge: TransformerBridge) -> VLM:
+    """The model of a bridge, as it is without one, with the weights of the bridge.
+
+    Hooks on the bridge's hook points stay with the bridge.
+
+    Raises:
+        AttribError: The weights were processed (`enable_compatibility_mode`).
+        CannotStart: The model is no vision-language model that `VLM` can handle.
+    """
+    if bridge._weights_processed:
+        raise AttribError(
+            "this bridge's weights are processed and fit the bridge alone; take the model before "
+            "enable_compatibility_mode(), or use enable_compatibility_mode(no_processing=True)"
+        )
+    model: Any = _unwrapped(shared_copy(bridge.original_model))
+    if model._supports_sdpa:  # bridges need eager attention, nothing else does
+        model.set_attn_implementation("sdpa")
+    return VLM(model, bridge.processor, bridge.cfg.model_name)
+
+
+def shared_copy(model: AnyModule) -> AnyModule:
+    """The same modules anew, around the very same parameters and buffers."""
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _adapter_class(architecture: str) -> type[ArchitectureAdapter]:
+    kind = SUPPORTED_ARCHITECTURES.get(architecture, VisionLanguageAdapter)
+    if not kind.required_libraries:
+        return kind
+    # What loading a checkpoint takes (torchvision) is not needed for a model that is there.
+    return type(kind.__name__, (kind,), {"required_libraries": []})
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """`module` without the components that a bridge put around it and its parts."""
+    while isinstance(module, GeneralizedComponent):
+        inner = module.original_component
+        assert inner is not None
+        module = inner
+    for name, child in module.named_children():
+        setattr(module, name, _unwrapped(child))
+    if isinstance(module, nn.Linear) and "bias" in module._buffers:
+        del module._buffers["bias"]  # zeros, put there for a head without bias
+        module.register_parameter("bias", None)
+    return module

@@ -1,0 +1,49 @@
+"""`attrib faithfulness`: do heatmaps point at the object asked about, where the truth is known?"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from attrib.cli.analyse import _data, analyse
+from attrib.cli.command import add_command
+from attrib.cli.heatmap import NoiseOptions, say_noise
+from attrib.errors import AttribError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from attrib.results import Result
+
+NO_OBJECT = "none of the questions is about a single object: take more rows"
+
+
+class FaithfulnessOptions(NoiseOptions):
+    """Options of `attrib faithfulness`."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "faithfulness", FaithfulnessOptions, faithfulness)
+
+
+def faithfulness(options: FaithfulnessOptions) -> int:
+    """Do heatmaps point at the object asked about? Against chance, attention and gradients."""
+    from attrib import plots
+    from attrib.data.ground_truth import ground_truths
+    from attrib.measures import measure_faithfulness
+    from attrib.report.findings_heat import about_faithfulness
+
+    if options.prompt is not None or options.layers is not None:
+        raise AttribError("faithfulness is about all layers and data with a ground truth")
+
+    def draw(result: "Result") -> dict[str, "Axes"]:
+        return {
+            "pointing": plots.faithfulness(result, "hit"),
+            "auc": plots.faithfulness(result, "auc"),
+            "auc-objects": plots.faithfulness(result, "auc_objects"),
+        }
+
+    how = {"heatmap": say_noise("faithfulness", options)}
+    measure = partial(measure_faithfulness, truths=ground_truths(_data(options)), how=how)
+    return analyse("faithfulness", options, measure, draw, about_faithfulness, empty=NO_OBJECT)

@@ -1,0 +1,110 @@
+"""`attrib gate`: how well the likeness to an edit tells what the edit must cover from the rest."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from pydantic import Field
+from typer import Option
+
+from attrib.cli.analyse import analyse
+from attrib.cli.command import add_command
+from attrib.cli.options import AnalysisOptions
+from attrib.cli.outputs import default_folder
+from attrib.errors import AttribError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from attrib.data import EditData
+    from attrib.results import Result
+    from attrib.vlm import VLM
+
+PANEL = "Gate"
+
+
+class GateOptions(AnalysisOptions):
+    """Options of `attrib gate`."""
+
+    free = AnalysisOptions.free | {"token", "layer"}
+
+    token: Annotated[
+        Literal["visual_mean", "text_mean", "prompt_last", "target_last"],
+        Option(help="The state that the figures and the sentence are about; target_last reads the "
+               "gold answer (DualEdit's program does).", rich_help_panel=PANEL),
+    ] = "prompt_last"  # fmt: skip
+    layer: Annotated[
+        int | None,
+        Option(help="The layer they are about.", show_default="where the AUC is highest", min=0,
+               rich_help_panel=PANEL),
+        Field(ge=0),
+    ] = None  # fmt: skip
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "gate", GateOptions, gate)
+
+
+def gate(options: GateOptions) -> int:
+    """Whether a gate could tell an edit from the rest, layer by layer (DualEdit, Fig. 4)."""
+    from attrib.files import write_text
+    from attrib.measures import measure_gate
+    from attrib.report.findings_gate import about_gate, gate_lines
+
+    if options.prompt is not None:
+        raise AttribError("gate compares edits with the inputs they are judged by: give --data")
+    tables: list[pd.DataFrame] = []
+
+    def draw(result: "Result") -> dict[str, "Axes"]:
+        tables.append(_separation(result, options.layer))
+        return _figures(result, tables[0], options)
+
+    def about(result: "Result") -> str:
+        layer = _layer(tables[0], options)
+        sentence = about_gate(result, tables[0], options.token, options.layer)
+        return f"{sentence}\n\n{gate_lines(tables[0], layer)}\n"
+
+    code = analyse("gate", options, measure_gate, draw, about, plan=_plan)
+    if tables:
+        path = (options.out or default_folder("gate", options)) / "separation.csv"
+        print(f"  {write_text(path, tables[0].to_csv(index=False))}")
+    return code
+
+
+def _separation(result: "Result", layer: int | None) -> "pd.DataFrame":
+    from attrib.analyses.separation import separation
+
+    last = max(map(int, set(result.frame["layer"])))
+    if layer is not None and layer > last:
+        raise AttribError(f"--layer {layer}: the model has layers 0 to {last}")
+    return separation(result)
+
+
+def _layer(table: "pd.DataFrame", options: GateOptions) -> int:
+    from attrib.analyses.separation import best_layer
+
+    return best_layer(table, options.token) if options.layer is None else options.layer
+
+
+def _figures(result: "Result", table: "pd.DataFrame", options: GateOptions) -> "dict[str, Axes]":
+    from attrib import plots
+    from attrib.analyses.gating import TOKENS
+
+    layer = _layer(table, options)
+    similarities = {
+        f"similarity-{token}": plots.gate_similarity(result, table, token, layer)
+        for token in TOKENS
+    }
+    return {
+        "gate": plots.gate_auc(table, options.token),
+        "gate-tokens": plots.gate_tokens(table),
+    } | similarities
+
+
+def _plan(_vlm: "VLM", data: "EditData") -> Iterator[str]:
+    from attrib.measures.gate import related
+
+    inputs = sum(1 for _ in related(data.samples))
+    yield f"cost: {len(data) + inputs} inputs run once each: {len(data)} edits, {inputs} others"

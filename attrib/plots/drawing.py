@@ -1,0 +1,128 @@
+"""Figures as files and on pages: one look, fixed bytes, a description for who cannot see them."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
+
+from attrib.files import replacing, write_text
+
+INK, MUTED, GRID = "#22282e", "#5b6570", "#d9dee3"
+BLUE, VERMILION, GREY = "#0072b2", "#c65100", "#6b7178"
+# On a page, colours follow its light or dark theme; the fallback is the colour of the file.
+THEME = {INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", VERMILION: "red", GREY: "grey"}
+STYLE: dict[RcKeyType, Any] = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # Text stays text: searchable, small.
+    "svg.hashsalt": "attrib",  # Ids come from the content, not from chance.
+}
+
+
+def new_axes(width: float = 5.0, height: float = 3.2) -> Axes:
+    """The axes of a figure of its own, in inches; no display and no global state needed."""
+    with matplotlib.rc_context(STYLE):
+        return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def share_scale(*axes: Axes) -> None:
+    """Give figures that are read side by side the same vertical scale."""
+    low, high = (f(ax.get_ylim()[end] for ax in axes) for f, end in ((min, 0), (max, 1)))
+    for ax in axes:
+        ax.set_ylim(low, high)
+
+
+def describe(ax: Axes) -> str:
+    """In words what the curves show, for readers who do not see them.
+
+    Axes with something else than curves say themselves what it is, in their label.
+    """
+    if said := str(ax.get_label()):
+        return said
+    parts = []
+    for line in ax.get_lines():
+        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        if len(y) and not str(line.get_label()).startswith("_") and np.isfinite(y).any():
+            top = int(np.nanargmax(y))
+            parts.append(
+                f"{line.get_label()} is highest in layer {x[top]:.0f} ({y[top]:.3g}) and lowest "
+                f"in layer {x[np.nanargmin(y)]:.0f} ({np.nanmin(y):.3g})"
+            )
+    return f"Line chart over {ax.get_xlabel()}: " + ("; ".join(parts) or "no values") + "."
+
+
+def svg(ax: Axes, *, target: Literal["file", "page"] = "file", prefix: str = "") -> str:
+    """The figure as SVG with a title and a description.
+
+    For a page there is no XML head, colours follow the page's theme, and `prefix` keeps the
+    ids of several figures apart.
+    """
+    text = io.StringIO()
+    title = ax.get_title(loc="left") or "figure"
+    with style():
+        figure_of(ax).savefig(
+            text,
+            format="svg",
+            transparent=target == "page",
+            metadata={"Date": None, "Creator": None, "Title": title},
+        )
+    drawing = text.getvalue()
+    head = f"<title>{escape(title, quote=False)}</title>"
+    assert head in drawing
+    named = f"{head}\n <desc>{escape(describe(ax))}</desc>"
+    drawing = drawing.replace(head, named, 1).replace("<svg ", '<svg role="img" ', 1)
+    if target == "file":
+        return drawing
+    drawing = drawing[drawing.index("<svg ") :]
+    drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    for color, name in THEME.items():
+        drawing = drawing.replace(color, f"var(--{name}, {color})")
+    drawing = re.sub(r'\bid="', f'id="{prefix}', drawing)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", drawing)
+
+
+def save(ax: Axes, stem: str | Path) -> list[Path]:
+    """Write the figure as `stem`.svg and `stem`.png; their paths."""
+    image, drawing = (Path(f"{stem}.{kind}") for kind in ("png", "svg"))
+    write_text(drawing, svg(ax))
+    with style(), replacing(image) as file:
+        figure_of(ax).savefig(file, format="png", dpi=200, metadata={"Software": None})
+    return [drawing, image]
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that axes are part of."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the look of this package."""
+    with matplotlib.rc_context(STYLE):
+        yield

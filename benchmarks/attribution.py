@@ -1,0 +1,200 @@
+"""What attribution costs, as ratios measured in one run.
+
+    python -m benchmarks.attribution                  # two CPU cores: some minutes
+    python -m benchmarks.attribution --device cuda --dtype bfloat16 --shape llava-7b
+
+Prints the table and writes it, with all rounds, to `benchmarks/results/`.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attrib.analyses.contributions import contributions_of, key_tokens
+from attrib.analyses.heatmaps import Perturbation, heatmap_pass, heatmaps, stack_maps
+from attrib.analyses.sensitivity import sensitivity
+from attrib.batch import Batch
+from attrib.environment import versions
+from attrib.hooks import attention_rows, residual_writes
+from attrib.vlm import VLM
+from benchmarks import rivals
+from benchmarks.shapes import LLAVA_7B, Shape, random_batch, random_vlm
+from benchmarks.timing import compare, ratio
+
+SIGMAS = (0.1, 0.3, 1.0, 3.0)
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured on what, and how often."""
+
+    vlm: VLM
+    batch: Batch
+    shape: Shape
+    rounds: int
+    device: str
+
+    def versus(
+        self, what: str, naive: Callable[[], object], ours: Callable[[], object], scale: float = 1.0
+    ) -> Row:
+        """How many times longer `naive` takes than `ours`; `scale` of it where it ran in part."""
+        timed = compare({"naive": naive, "ours": ours}, self.rounds, self.device)
+        times = {k: v * scale for k, v in ratio(timed["naive"], timed["ours"]).items()}
+        memory = {f"{name} peak MiB": t.peak_bytes / 2**20 for name, t in timed.items()}
+        seconds = {f"{name} s": t.median for name, t in timed.items()}
+        seconds["naive s"] *= scale
+        return {"what": what, **times, **seconds, **memory}
+
+
+def everything(vlm: VLM, batch: Batch) -> object:
+    """Heatmaps, contributions and attention rows of all layers, in one pass."""
+    last, layers = batch["last"], range(vlm.num_layers)
+    with (
+        residual_writes(vlm, last) as writes,
+        attention_rows(vlm, last) as rows,
+        heatmap_pass(vlm, batch, layers, Perturbation()) as maps,
+    ):
+        vlm.logits(batch)
+    key = key_tokens(vlm, batch, writes, "argmax")
+    return contributions_of(vlm, writes, key, "none"), rows, stack_maps(maps, layers, batch)
+
+
+def capture(vlm: VLM, batch: Batch) -> object:
+    """What contributions and attention profiles need."""
+    with residual_writes(vlm, batch["last"]) as writes, attention_rows(vlm, batch["last"]) as rows:
+        vlm.logits(batch)
+    return writes, rows
+
+
+@torch.no_grad()
+def measure(bench: Bench) -> list[Row]:
+    """All comparisons on one shape."""
+    vlm, batch, shape = bench.vlm, bench.batch, bench.shape
+    plain = partial(vlm.logits, batch)
+    single = rivals.single_tokens(shape.visual)
+    near = rivals.neighbourhoods(shape.side, radius=3)
+    brute = partial(rivals.brute_heatmap, vlm, batch, 0, 3.0)
+    ours = partial(heatmaps, vlm, batch, layers=[0])
+    layers, parts = list(range(vlm.num_layers)), max(1, vlm.num_layers // 4)
+    rows = [
+        bench.versus("heatmap of a layer, token by token", partial(brute, single), ours),
+        bench.versus(
+            "heatmap of a layer, neighbourhoods of radius 3",
+            partial(brute, near),
+            partial(ours, radius=3),
+        ),
+        bench.versus(
+            "all analyses of one pass, over a plain one", partial(everything, vlm, batch), plain
+        ),
+        bench.versus("capture for them, over a plain one", partial(capture, vlm, batch), plain),
+    ]
+    some = layers[::parts]
+    for modality in ("text", "visual", "both"):
+        rows.append(
+            bench.versus(
+                f"sweep, {modality}, over all layers",
+                partial(rivals.naive_sweep, vlm, batch, modality, SIGMAS, some),
+                partial(sensitivity, vlm, batch, modality, SIGMAS),
+                scale=len(layers) / len(some),
+            )
+        )
+    return rows + _against_peers(bench, some)
+
+
+def _against_peers(bench: Bench, some: list[int]) -> list[Row]:
+    vlm, batch = bench.vlm, bench.batch
+    ours = partial(capture, vlm, batch)
+    cached, swept = rivals.bridge_calls(vlm, batch)
+    return [
+        bench.versus(
+            "output_attentions=True, output_hidden_states=True, over our capture",
+            partial(rivals.hugging_face_outputs, vlm, batch),
+            ours,
+        ),
+        bench.versus("TransformerLens run_with_cache, over our capture", cached, ours),
+        bench.versus(
+            "sweep, text, by TransformerLens run_with_hooks",
+            partial(swept, "text", SIGMAS, some),
+            partial(sensitivity, vlm, batch, "text", SIGMAS),
+            scale=vlm.num_layers / len(some),
+        ),
+    ]
+
+
+@torch.no_grad()
+def growth(dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
+    """All analyses of one pass over a plain one, as visual tokens and layers grow."""
+    shapes = [Shape(side=side, layers=4) for side in (8, 16, 24, 32, 48)]
+    shapes += [Shape(side=16, layers=layers) for layers in (2, 8, 16)]
+    rows = []
+    for shape in shapes:
+        vlm = random_vlm(shape, dtype, device)
+        bench = Bench(vlm, random_batch(vlm, shape), shape, rounds, device)
+        what = f"{shape.visual} visual tokens, {shape.layers} layers"
+        all_of_it = partial(everything, vlm, bench.batch)
+        rows.append(bench.versus(what, all_of_it, partial(vlm.logits, bench.batch)))
+    return rows
+
+
+def show(rows: list[Row]) -> str:
+    """A table for people."""
+    lines = [f"{'':66} {'ratio':>8} {'from':>8} {'to':>8} {'s':>8} {'over s':>8}"]
+    for row in rows:
+        times = [row["median"], row["low"], row["high"]]
+        cells = [*(f"{t:8.2f}" for t in times), f"{row['naive s']:8.3f}", f"{row['ours s']:8.3f}"]
+        lines.append(f"{row['what']:66} " + " ".join(cells))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attribution", description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--shape", default="small", choices=("small", "llava-7b"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    shape = LLAVA_7B if options.shape == "llava-7b" else Shape()
+    dtype = getattr(torch, options.dtype)
+    vlm = random_vlm(shape, dtype, options.device)
+    bench = Bench(vlm, random_batch(vlm, shape), shape, options.rounds, options.device)
+    tables = {"ratios": measure(bench)}
+    if options.shape == "small":
+        tables["growth"] = growth(dtype, options.device, options.rounds)
+    for rows in tables.values():
+        sys.stdout.write(show(rows) + "\n\n")
+    _save(options, shape, tables)
+
+
+def _save(options: argparse.Namespace, shape: Shape, tables: dict[str, list[Row]]) -> None:
+    gpu = options.device.startswith("cuda")
+    machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU"
+    head = {
+        "date": date.today().isoformat(),
+        "machine": machine,
+        "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
+        "shape": asdict(shape),
+        "rounds": options.rounds,
+        "versions": versions(),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / f"attribution-{options.shape}-{options.device.partition(':')[0]}.json"
+    file.write_text(json.dumps(head | tables, indent=1) + "\n")
+    sys.stdout.write(f"{file}\n")
+
+
+if __name__ == "__main__":
+    main()

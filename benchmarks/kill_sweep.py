@@ -1,0 +1,145 @@
+"""Kill a command with SIGKILL at random moments, resume it, and compare what it leaves.
+
+    python -m benchmarks.kill_sweep --kills 100 -- sweep --modality text --limit 64
+
+The command runs once undisturbed. Then it is started again and again on another folder and killed
+after a random time, up to what the undisturbed run took; a run that ends by itself is compared with
+the undisturbed one, bit for bit, and the next begins in a new folder. The last one is compared too.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+DEFAULT = "sweep --modality text --limit 64"
+# Imported once, before the processes are split off: a kill then falls into the work.
+PRELOADED = ["attrib.cli", "attrib.runs", "attrib.measures", "attrib.plots", "attrib.report"]
+KILLED = -9  # exit code of a process that SIGKILL ended
+
+
+@dataclass
+class Kills:
+    """What came of it.
+
+    Attributes:
+        seconds: that the undisturbed run took.
+        units: parts of the undisturbed run.
+        committed: how many units were there at each kill.
+        unfinished: kills that fell into the writing of a file.
+        finished: runs that came to their end after kills, all with the same tables.
+        different: tables that differ from the undisturbed run's.
+    """
+
+    seconds: float
+    units: int
+    committed: list[int] = field(default_factory=list)
+    unfinished: int = 0
+    finished: int = 0
+    different: list[str] = field(default_factory=list)
+
+
+def start(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> "multiprocessing.process.BaseProcess":
+    """`attrib ARGUMENTS` in a process of its own that starts at once; its words go to `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_command, args=(list(arguments), log, dict(environment or {})))
+    process.start()
+    return process
+
+
+def kill_and_resume(arguments: Sequence[str], folder: Path, *, kills: int, seed: int = 0) -> Kills:
+    """Kill a command `kills` times; `--out` is added to its arguments."""
+    chance, log = random.Random(seed), folder / "log.txt"
+    whole = folder / "whole"
+    _finish([*arguments, "--dry-run"], whole, log)  # The first process waits for the imports.
+    begin = time.monotonic()
+    _finish(arguments, whole, log)
+    found = Kills(time.monotonic() - begin, len(_units(whole)))
+    while True:
+        out = folder / f"killed-{found.finished}"
+        while len(found.committed) < kills:
+            process = start([*arguments, "--out", str(out)], log)
+            process.join(chance.uniform(0, found.seconds))
+            process.kill()
+            process.join()
+            if process.exitcode == 0:
+                break
+            assert process.exitcode == KILLED, log.read_text()
+            found.committed.append(len(_units(out)))
+            found.unfinished += bool(list(out.rglob(".*.tmp")))
+        _finish(arguments, out, log)
+        found.finished += 1
+        found.different += [f"{out.name}/{name}" for name in different(whole, out)]
+        if len(found.committed) >= kills:
+            return found
+
+
+def different(one: Path, other: Path) -> list[str]:
+    """The tables of two folders that are not equal, bit for bit, or not in both."""
+    names = {path.name for out in (one, other) for path in out.glob("*.parquet")}
+    return sorted(name for name in names if not _equal(one / name, other / name))
+
+
+def _equal(one: Path, other: Path) -> bool:
+    if not (one.is_file() and other.is_file()):
+        return False
+    a, b = (pq.read_table(path).replace_schema_metadata(None) for path in (one, other))
+    return a.equals(b)
+
+
+def _units(out: Path) -> list[Path]:
+    return list((out / "parts").glob("*.rows.parquet"))
+
+
+def _finish(arguments: Sequence[str], out: Path, log: Path) -> None:
+    process = start([*arguments, "--out", str(out)], log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+
+
+def _command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    """Be `attrib ARGUMENTS`."""
+    os.environ.update(environment)
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    sys.argv = ["attrib", *arguments]
+    from attrib.cli import main
+
+    main()
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, help="write what came of it as JSON")
+    parser.add_argument("command", nargs="*", default=DEFAULT.split(), help=DEFAULT)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = kill_and_resume(given.command, Path(folder), kills=given.kills, seed=given.seed)
+    print(f"attrib {' '.join(given.command)}: {found.seconds:.1f} s, {found.units} units")
+    print(f"{len(found.committed)} kills, {found.unfinished} of them while a file was written")
+    print(f"units there at a kill: {dict(sorted(Counter(found.committed).items()))}")
+    print(f"{found.finished} runs finished after kills; tables that differ: {found.different}")
+    if given.save:
+        given.save.write_text(json.dumps({"command": given.command, **asdict(found)}) + "\n")
+    sys.exit(bool(found.different))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Cutting: what is left out is what noise cannot reach, and what cannot be cut is run whole."""
+
+import logging
+from weakref import WeakKeyDictionary
+
+import pytest
+import torch
+from conftest import examples, picture, tiny_vlm
+from torch.testing import assert_close
+
+from attrib.analyses import cutting
+from attrib.analyses.disturbance import disturbed_positions
+from attrib.analyses.kept_keys import NoKeys, keys_values
+from attrib.analyses.layer_calls import is_known, seen_keys
+from attrib.analyses.sensitivity import sensitivity
+from attrib.hooks import read, write
+
+CUT = ("llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip")
+CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch):
+    """No model was compared yet, and every cut is worth its while."""
+    monkeypatch.setattr(cutting, "_HOLDS", WeakKeyDictionary())
+    monkeypatch.setattr(cutting, "WORTH_CUTTING", 0.0)
+
+
+def encoded(vlm, num=1):
+    return vlm.encode([picture(seed=i) for i in range(num)], ["What stands on the left?"] * num)
+
+
+def suffix_for(vlm, batch, first):
+    return cutting.suffix_of(cutting.clean_pass(vlm, batch), first)
+
+
+def first_of(batch, modality):
+    return int(disturbed_positions(batch, modality).any(0).int().argmax())
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_noise_on_text_behind_the_image_leaves_the_image_alone(name):
+    vlm = tiny_vlm(name)
+    batch = encoded(vlm)
+    suffix = suffix_for(vlm, batch, first_of(batch, "text"))
+    assert suffix.start == first_of(batch, "text") > int(batch["visual"].sum()) - 1
+    assert suffix.query is not None and set(suffix.kept) == set(range(vlm.num_layers))
+    assert {kept.keys.shape[2] for kept in suffix.kept.values()} == {suffix.start}
+
+
+def test_a_prefix_seen_from_both_sides_is_run_again():
+    vlm = tiny_vlm("paligemma")
+    batch = encoded(vlm)
+    assert first_of(batch, "text") > 0
+    suffix = suffix_for(vlm, batch, first_of(batch, "text"))
+    assert suffix.start == 0 and not suffix.kept
+
+
+def test_a_block_of_image_tokens_is_never_cut_in_two():
+    vlm = tiny_vlm("gemma3")
+    batch = encoded(vlm)
+    block = batch["visual"][0].nonzero()[:, 0].tolist()
+    starts = {
+        first: suffix_for(vlm, batch, first).start for first in range(block[0], block[-1] + 3)
+    }
+    assert {starts[first] for first in block} == {block[0]}
+    assert starts[block[-1] + 1] == block[-1] + 1  # nothing looks across the end of the block
+
+
+def test_nothing_in_front_of_the_suffix_feels_the_noise(any_vlm):
+    batch = encoded(any_vlm)
+    for modality in ("text", "visual"):
+        start = suffix_for(any_vlm, batch, first_of(batch, modality)).start
+        at = disturbed_positions(batch, modality)
+        with read(any_vlm) as clean, torch.no_grad():
+            any_vlm.logits(batch)
+        with write(any_vlm, 0, lambda h: h + 1, at), read(any_vlm) as noisy, torch.no_grad():
+            any_vlm.logits(batch)
+        for layer in range(any_vlm.num_layers):
+            assert torch.equal(clean[layer][:, :start], noisy[layer][:, :start])
+        last = any_vlm.num_layers - 1
+        assert not torch.equal(clean[last][:, start:], noisy[last][:, start:])
+
+
+def test_padding_has_no_say_in_where_the_suffix_starts():
+    vlm = tiny_vlm("llava")
+    batch = vlm.encode(*examples(), padding_side="left")
+    assert suffix_for(vlm, batch, first_of(batch, "text")).start == first_of(batch, "text")
+
+
+def test_a_saving_that_is_too_small_is_left_alone(monkeypatch):
+    vlm = tiny_vlm("llava")
+    batch = encoded(vlm)
+    assert suffix_for(vlm, batch, 1).start == 1
+    monkeypatch.setattr(cutting, "WORTH_CUTTING", 0.1)
+    assert suffix_for(vlm, batch, 1).start == 0
+
+
+@pytest.mark.parametrize("modality", ["text", "visual"])
+def test_what_is_run_whole_gives_the_same_numbers(any_vlm, monkeypatch, modality):
+    batch = any_vlm.encode(*examples(), padding_side="left")
+    cut = sensitivity(any_vlm, batch, modality, (0.5,))
+    monkeypatch.setattr(cutting, "is_known", lambda _call: False)
+    suffix = suffix_for(any_vlm, batch, first_of(batch, modality))
+    assert suffix.start == 0 and suffix.query is None and not suffix.kept
+    assert_close(sensitivity(any_vlm, batch, modality, (0.5,)), cut, **CLOSE)
+
+
+def test_a_cut_that_gives_other_numbers_is_noticed_and_not_made(monkeypatch, caplog):
+    vlm = tiny_vlm("llava")
+    batch = encoded(vlm, 2)
+    right, real = sensitivity(vlm, batch, "text", (0.5,)), cutting.cut
+
+    def one_off(call, start, stop, num_pos, like):
+        late = int(start > 0)  # the suffix gets the positions one in front of its own
+        return real(call, start - late, stop - late, num_pos, like)
+
+    monkeypatch.setattr(cutting, "cut", one_off)
+    monkeypatch.setattr(cutting, "_HOLDS", WeakKeyDictionary())
+    with caplog.at_level(logging.INFO, "attrib"):
+        assert suffix_for(vlm, batch, first_of(batch, "text")).start == 0
+    assert "llava: layers are run whole (cut up, they differ by" in caplog.text
+    assert_close(sensitivity(vlm, batch, "text", (0.5,)), right, **CLOSE)
+
+
+def test_layers_that_cannot_be_cut_are_noticed_and_run_whole(monkeypatch, caplog):
+    vlm = tiny_vlm("llava")
+    batch = encoded(vlm)
+    right = sensitivity(vlm, batch, "text", (0.5,))
+
+    def no_keys(layer, *_):
+        raise NoKeys(f"{type(layer).__name__} does not use a cache")
+
+    monkeypatch.setattr(cutting, "keys_values", no_keys)
+    monkeypatch.setattr(cutting, "_HOLDS", WeakKeyDictionary())
+    with caplog.at_level(logging.INFO, "attrib"):
+        assert_close(sensitivity(vlm, batch, "text", (0.5,)), right, **CLOSE)
+    assert "layers are run whole (LlamaDecoderLayer does not use a cache)" in caplog.text
+
+
+def test_a_layer_without_a_cache_has_no_keys():
+    call = ((), {})
+    with pytest.raises(NoKeys, match="Ignoring does not use a cache"):
+        keys_values(Ignoring(), torch.zeros(1, 2, 4), call)
+
+
+class Ignoring(torch.nn.Module):
+    def forward(self, h, **_):
+        return h
+
+
+def test_a_model_is_compared_once(monkeypatch):
+    vlm = tiny_vlm("llava")
+    compared, real = [], cutting._equals_whole
+    monkeypatch.setattr(cutting, "_equals_whole", lambda *given: compared.append(1) or real(*given))
+    for num in (1, 2, 1):
+        batch = encoded(vlm, num)
+        suffix_for(vlm, batch, first_of(batch, "text"))
+    assert len(compared) == 1
+
+
+def test_calls_with_tensors_of_unknown_axes_are_not_cut():
+    h = torch.zeros(2, 3)
+    assert is_known(((), {"attention_mask": None, "position_embeddings": (h, h), "flag": True}))
+    assert not is_known(((), {"attention_mask": h}))
+    assert not is_known(((), {"per_layer_input": h}))
+    assert not is_known(((), {"more": {"inside": (h,)}}))
+    assert not is_known(((h,), {}))
+
+
+def test_a_missing_mask_is_causal_and_an_additive_one_is_read():
+    like = torch.zeros(1)
+    causal = torch.ones(3, 3).tril().bool()[None, None]
+    assert torch.equal(seen_keys(((), {}), 3, like), causal)
+    additive = torch.zeros(1, 1, 3, 3).masked_fill(~causal, torch.finfo(torch.float32).min)
+    assert torch.equal(seen_keys(((), {"attention_mask": additive}), 3, like), causal)

@@ -1,0 +1,126 @@
+"""Gate similarity: cosines of the states it names, and nothing of the answer but where it leaks."""
+
+from inspect import unwrap  # the type checks of test runs would speak before our own messages
+
+import pytest
+import torch
+from conftest import examples, picture
+from torch.testing import assert_close
+
+from attrib.analyses.gating import (
+    LEAKING,
+    TOKENS,
+    gate_similarity,
+    gate_states,
+    token_positions,
+)
+from attrib.errors import AttribError
+from attrib.hooks import read
+
+TARGETS = ["red", "blue green", "Jane Austen"]
+PROMPT_TOKENS = [token for token in TOKENS if token != LEAKING]
+
+
+def others(vlm, targets=None):
+    """Other prompts, other pictures, text alone in another row, another padding."""
+    prompts = ["Who?", "Which of these many things is blue?", "Is it?"]
+    images = [picture(seed=30), picture(80, 50, seed=31), None]
+    return vlm.encode(images, prompts, targets, padding_side="right")
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_similarity_is_the_cosine_of_two_states_on_every_architecture(any_vlm, token):
+    edits, inputs = any_vlm.encode(*examples(), TARGETS), others(any_vlm, TARGETS)
+    pooled = []
+    for batch in (edits, inputs):
+        with read(any_vlm) as hidden:
+            any_vlm.logits(batch)
+        at = token_positions(batch, token)
+        states = [[h[i, at[i]].mean(0) for h in hidden.values()] for i in range(3)]
+        pooled.append(torch.stack([torch.stack(row) for row in states]))
+    one, two = pooled
+    expected = (one * two).sum(-1) / (one.norm(dim=-1) * two.norm(dim=-1))
+    every = gate_similarity(any_vlm, edits, inputs, None, token)
+    assert_close(every, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+    for layer in (0, any_vlm.num_layers - 1):
+        one = gate_similarity(any_vlm, edits, inputs, layer, token)
+        assert one.shape == (3,)
+        assert_close(one, every[:, layer], equal_nan=True)
+    assert every[0].isfinite().all()
+
+
+def test_what_has_no_image_has_no_visual_state(vlm):
+    batch = vlm.encode(*examples())  # the second is text alone
+    similarity = gate_similarity(vlm, batch, batch, None, "visual_mean")
+    assert similarity[1].isnan().all() and similarity[[0, 2]].isfinite().all()
+    assert gate_similarity(vlm, batch, batch, None, "text_mean").isfinite().all()
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_an_input_is_like_itself_and_likeness_goes_both_ways(vlm, token):
+    edits, inputs = vlm.encode(*examples(), TARGETS), others(vlm, TARGETS)
+    itself = gate_similarity(vlm, edits, edits, None, token)
+    there, back = (
+        gate_similarity(vlm, a, b, None, token) for a, b in ((edits, inputs), (inputs, edits))
+    )
+    assert_close(itself[itself.isfinite()], torch.ones(int(itself.isfinite().sum())))
+    assert_close(there, back, equal_nan=True)
+    assert (there[0] < 0.999).any()
+
+
+def test_the_answer_is_read_by_the_leaking_token_alone(any_vlm):
+    images, prompts = examples()
+    plain = gate_states(any_vlm, any_vlm.encode(images, prompts), PROMPT_TOKENS)
+    for targets in (TARGETS, TARGETS[::-1]):
+        forced = gate_states(any_vlm, any_vlm.encode(images, prompts, targets))
+        known = forced[:, :, : len(PROMPT_TOKENS)]
+        assert_close(known, plain, atol=1e-4, rtol=1e-4, equal_nan=True)
+    answers = [any_vlm.encode(images, prompts, targets) for targets in (TARGETS, ["x"] * 3)]
+    assert (gate_similarity(any_vlm, *answers, 1, "target_last") < 0.999).all()
+    assert_close(gate_similarity(any_vlm, *answers, 1), torch.ones(3))
+
+
+def test_the_last_target_token_is_the_last_of_the_sequence(vlm):
+    for side in ("left", "right"):
+        batch = vlm.encode(*examples(), TARGETS, padding_side=side)
+        at, real = token_positions(batch, "target_last"), batch.inputs["attention_mask"].bool()
+        for i in range(3):
+            assert at[i].nonzero().tolist() == [[real[i].nonzero().max().item()]]
+
+
+def test_a_batch_gives_what_its_examples_give_alone(vlm):
+    images, prompts = examples(4)
+    targets = ["red", "blue", "green", "a star"]
+    together = gate_states(vlm, vlm.encode(images, prompts, targets))
+    assert together.shape == (4, vlm.num_layers, len(TOKENS), vlm.d_model)
+    for i in range(4):
+        alone = gate_states(vlm, vlm.encode([images[i]], [prompts[i]], [targets[i]]))
+        assert_close(together[i], alone[0], atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+def test_one_pass_gives_all_layers_and_tokens(vlm):
+    batch, passes = vlm.encode(*examples(), TARGETS), []
+    handle = vlm.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        gate_states(vlm, batch)
+    finally:
+        handle.remove()
+    assert len(passes) == 1
+
+
+def test_half_precision_is_compared_in_float32(vlm, batch):
+    with read(vlm, [1]) as hidden:
+        vlm.logits(batch)
+    assert gate_states(vlm, batch, ["text_mean"], [1]).dtype == torch.float32
+    assert hidden[1].dtype == torch.float32
+
+
+def test_what_cannot_be_compared_is_named(vlm, batch):
+    with pytest.raises(AttribError, match="3 edits and 2 others"):
+        gate_similarity(vlm, batch, vlm.encode(*examples(2)), 1)
+    with pytest.raises(AttribError, match=r"layer 4: .* has layers 0 to 3"):
+        gate_similarity(vlm, batch, batch, 4)
+    with pytest.raises(AttribError, match=r"target_last.* needs .*targets"):
+        gate_similarity(vlm, batch, batch, 1, "target_last")
+    with pytest.raises(AttribError, match="token: expected one of visual_mean, text_mean"):
+        unwrap(token_positions)(batch, "sequence_last")

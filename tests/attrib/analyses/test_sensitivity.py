@@ -1,0 +1,261 @@
+"""Sensitivity: what hooks would give, exactly, for every model, modality, padding and batch."""
+
+import copy
+import logging
+from inspect import unwrap  # the type checks of test runs would speak before our own messages
+
+import pytest
+import torch
+from conftest import examples, picture, tiny_vlm
+from torch.testing import assert_close
+
+from attrib.analyses import chunks, cutting
+from attrib.analyses.disturbance import disturbed_positions
+from attrib.analyses.sensitivity import sensitivity
+from attrib.analyses.suffix import Suffix
+from attrib.analyses.sweep import SIGMAS, sweep_cost
+from attrib.errors import AttribError
+from attrib.hooks import read, write
+from attrib.metrics import kl
+from attrib.noise import base_noise
+from attrib.vlm import VLM
+
+MODALITIES = {"text": ("text",), "visual": ("visual",), "both": ("visual", "text")}
+CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}
+
+
+@torch.no_grad()
+def by_hooks(vlm, batch, modality, sigmas, unit="std", draws=1, seed=0, spare_last=False):
+    """One forward pass per layer, sigma and draw, the noise written into the layer's output."""
+    with read(vlm) as hidden:
+        clean = vlm.logits(batch).double()
+    spans = [batch[span] for span in MODALITIES[modality]]
+    at = torch.stack(spans).any(0) & ~(batch["last"] & spare_last)
+    out = torch.zeros(batch.size, vlm.num_layers, len(sigmas))
+    for layer in range(vlm.num_layers):
+        for draw in range(draws):
+            noise = torch.zeros_like(hidden[layer])
+            for name, span in zip(MODALITIES[modality], spans, strict=True):
+                base = base_noise(batch, name, vlm.d_model, seed=seed, draw=draw)
+                for i in range(batch.size):
+                    states = hidden[layer][i, span[i]]
+                    if len(states):
+                        noise[i] += base[i] * (states.std() if unit == "std" else 1)
+            for j, sigma in enumerate(sigmas):
+                with write(vlm, layer, lambda h, by=sigma * noise: h + by, at):
+                    noisy = vlm.logits(batch).double()
+                out[:, layer, j] += kl(clean, noisy, batch["last"]).float() / draws
+    out[~at.any(1)] = torch.nan
+    return out
+
+
+def start_of(vlm, batch, modality):
+    """Where the suffix starts that noise on a modality reaches, and where the noise does."""
+    first = int(disturbed_positions(batch, modality).any(0).int().argmax())
+    return cutting.suffix_of(cutting.clean_pass(vlm, batch), first), first
+
+
+def llava():
+    """One model, and examples of both kinds."""
+    vlm = tiny_vlm("llava")
+    return vlm, vlm.encode(*examples(), padding_side="left")
+
+
+@pytest.fixture
+def always_cut(monkeypatch):
+    """Cut even where it saves next to nothing, as it does on prompts of a few words."""
+    monkeypatch.setattr(cutting, "WORTH_CUTTING", 0.0)
+
+
+@pytest.mark.usefixtures("always_cut")
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_it_is_what_hooks_give_on_every_architecture(any_vlm, modality):
+    batch = any_vlm.encode(*examples(), padding_side="left")
+    expected = by_hooks(any_vlm, batch, modality, (0.7,))
+    assert expected.nan_to_num().max() > 1e-4
+    assert_close(sensitivity(any_vlm, batch, modality, (0.7,)), expected, **CLOSE)
+
+
+@pytest.mark.usefixtures("always_cut")
+def test_neither_padding_nor_other_examples_matter(any_vlm):
+    images, prompts = examples()
+    left, right = (
+        sensitivity(any_vlm, any_vlm.encode(images, prompts, padding_side=side), "both", (0.7,))
+        for side in ("left", "right")
+    )
+    alone = any_vlm.encode(images[-1:], prompts[-1:])
+    assert_close(right, left, **CLOSE)
+    assert_close(sensitivity(any_vlm, alone, "both", (0.7,))[0], left[-1], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "options", [{"unit": "abs"}, {"draws": 2}, {"seed": 5}, {"spare_last": True}]
+)
+def test_every_option_is_what_hooks_give(vlm, batch, options):
+    expected = by_hooks(vlm, batch, "both", (0.6,), **options)
+    assert_close(sensitivity(vlm, batch, "both", (0.6,), **options), expected, **CLOSE)
+
+
+def test_eight_examples_together_are_what_each_is_alone(vlm):
+    images, prompts = examples(8)
+    together = sensitivity(vlm, vlm.encode(images, prompts), "both", (0.5,))
+    for i in range(8):
+        alone = sensitivity(vlm, vlm.encode([images[i]], [prompts[i]]), "both", (0.5,))
+        assert_close(together[i], alone[0], **CLOSE)
+
+
+def test_no_noise_moves_nothing_and_some_noise_does(any_vlm):
+    batch = any_vlm.encode(*examples(1))
+    values = sensitivity(any_vlm, batch, "both", (0.0, 0.3))
+    assert (values[..., 0] == 0).all() and (values[..., 1] > 0).all()
+    assert (sensitivity(any_vlm, batch, "both", (0.0,)) == 0).all()
+
+
+def test_noise_behind_the_last_layer_is_seen_only_where_the_answer_is_read(vlm):
+    batch = vlm.encode(*examples(1))
+    last = vlm.num_layers - 1
+    assert (sensitivity(vlm, batch, "visual")[:, last] == 0).all()
+    assert (sensitivity(vlm, batch, "text", spare_last=True)[:, last] == 0).all()
+    assert (sensitivity(vlm, batch, "text")[:, last] > 0).all()
+    assert (sensitivity(vlm, batch, "visual")[:, :last] > 0).all()
+
+
+def test_noise_belongs_to_the_example_whatever_its_place(vlm):
+    images, prompts = examples(4)
+    names = ["a", "b", "c", "d"]
+    values = sensitivity(vlm, vlm.encode(images, prompts).named(names), "both")
+    turned = vlm.encode(images[::-1], prompts[::-1]).named(names[::-1])
+    assert_close(sensitivity(vlm, turned, "both").flip(0), values, **CLOSE)
+    renamed = vlm.encode(images, prompts).named(names[::-1])
+    assert not torch.allclose(sensitivity(vlm, renamed, "both"), values, rtol=1e-3)
+
+
+def test_seeds_and_draws_are_other_noise():
+    vlm, batch = llava()
+    first = sensitivity(vlm, batch, seed=0)
+    assert torch.equal(sensitivity(vlm, batch, seed=0), first)
+    for options in ({"seed": 1}, {"draws": 2}):
+        assert not torch.allclose(sensitivity(vlm, batch, **options), first, rtol=1e-3)
+
+
+def test_the_chosen_layers_are_those_of_all_in_the_chosen_order():
+    vlm, batch = llava()
+    values = sensitivity(vlm, batch)
+    chosen = sensitivity(vlm, batch, layers=[3, 0, 1])
+    assert_close(chosen, values[:, [3, 0, 1]], **CLOSE)
+
+
+@pytest.mark.parametrize("modality", ["text", "visual"])
+def test_how_many_run_at_once_does_not_matter(modality):
+    vlm, batch = llava()
+    values = sensitivity(vlm, batch, modality, (0.5, 1.0))
+    for size in (1, 5, 1000):
+        chunked = sensitivity(vlm, batch, modality, (0.5, 1.0), max_versions=size)
+        assert_close(chunked, values, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_where_memory_runs_out_it_goes_on_with_less(monkeypatch, caplog, error):
+    (vlm, batch), sizes = llava(), []
+    values = sensitivity(vlm, batch)
+    run = Suffix.run
+
+    def limited(self, layers, rows, disturbed):
+        sizes.append(len(layers))
+        if len(layers) > 5:
+            raise error
+        return run(self, layers, rows, disturbed)
+
+    monkeypatch.setattr(Suffix, "run", limited)
+    with caplog.at_level(logging.WARNING, "attrib"):
+        assert_close(sensitivity(vlm, batch), values, **CLOSE)
+    assert sizes[:5] == [60, 30, 15, 8, 4] and set(sizes[4:]) == {4}
+    assert "going on with 4 disturbed examples at a time" in caplog.text
+
+
+def test_where_nothing_fits_the_error_is_passed_on():
+    def run(_chunk):
+        raise RuntimeError("can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        list(chunks.in_chunks(run, 4, 4))
+    with pytest.raises(ZeroDivisionError):
+        list(chunks.in_chunks(lambda _: torch.tensor(1 / 0), 4, 4))
+
+
+def test_a_text_alone_has_no_sensitivity_to_an_image_and_the_others_do(vlm, batch):
+    values = sensitivity(vlm, batch, "visual", (0.0, 1.0))
+    assert values[1].isnan().all() and values[[0, 2]].isfinite().all()
+    assert sensitivity(vlm, batch, "both").isfinite().all()
+
+
+def test_targets_do_not_matter(vlm):
+    images, prompts = [picture(), None], ["What color?", "Who wrote it?"]
+    with_targets = vlm.encode(images, prompts, ["red", "Jane Austen"]).named(["a", "b"])
+    without = vlm.encode(images, prompts).named(["a", "b"])
+    assert_close(sensitivity(vlm, with_targets), sensitivity(vlm, without), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"modality": "audio"}, "modality: expected one of text, visual, both, got 'audio'"),
+        ({"unit": "db"}, "unit: expected one of std, abs, got 'db'"),
+        ({"sigmas": ()}, "sigmas: expected at least one"),
+        ({"sigmas": (0.1, -0.5)}, "sigmas: expected finite numbers of 0 or more, got -0.5"),
+        ({"sigmas": (float("nan"),)}, "sigmas: expected finite numbers of 0 or more, got nan"),
+        ({"draws": 0}, "draws: expected 1 or more, got 0"),
+        ({"max_versions": 0}, "max_versions: expected 1 or more, got 0"),
+        ({"layers": [4]}, "layers: there is no layer 4; llava has layers 0 to 3"),
+        ({"layers": [-1]}, "layers: there is no layer -1; llava has layers 0 to 3"),
+        ({"layers": []}, "layers: none given; llava has layers 0 to 3"),
+    ],
+)
+def test_a_mistake_is_named_with_what_would_work(arguments, told):
+    vlm = tiny_vlm("llava")
+    with pytest.raises(AttribError) as error:
+        unwrap(sensitivity)(vlm, vlm.encode([None], ["x"]), **arguments)
+    assert told in str(error.value)
+
+
+def test_a_batch_with_nothing_to_disturb_is_refused(vlm):
+    with pytest.raises(AttribError, match="no example has an image; give images"):
+        sensitivity(vlm, vlm.encode([None, None], ["Who?", "What?"]), "visual")
+    with pytest.raises(AttribError, match="no example has a token to disturb besides"):
+        sensitivity(vlm, vlm.encode([None], ["a"]), "text", spare_last=True)
+
+
+def test_what_breaks_down_is_nan_and_nothing_else_is():
+    vlm, batch = llava()
+    broken = VLM(copy.deepcopy(vlm.model), vlm.processor, vlm.name)
+    next(broken.layers[2].parameters()).fill_(torch.nan)
+    assert sensitivity(broken, batch, "both", (0.0, 1.0)).isnan().all()
+    inputs = batch.inputs | {"pixel_values": batch.inputs["pixel_values"].clone()}
+    inputs["pixel_values"][0] = torch.nan  # of the first example alone
+    values = sensitivity(vlm, vlm.batch(inputs), "both", (0.0, 1.0))
+    assert values[0].isnan().all()
+    assert_close(values[1:], sensitivity(vlm, batch, "both", (0.0, 1.0))[1:], **CLOSE)
+
+
+def test_bfloat16_is_close_to_what_hooks_give():
+    vlm = tiny_vlm("llava_next")
+    half = VLM(copy.deepcopy(vlm.model).bfloat16(), vlm.processor, "half")
+    batch = half.encode(*examples(), padding_side="left")
+    assert start_of(half, batch, "text")[0].start > 0
+    values = sensitivity(half, batch, "text", (0.7,))
+    assert_close(values, by_hooks(half, batch, "text", (0.7,)), atol=0.01, rtol=0.15)
+
+
+def test_the_cost_is_that_of_the_versions_and_far_below_that_of_hooks():
+    vlm = tiny_vlm("llava")
+    images, prompts = examples(4)
+    batch = vlm.encode(images, [f"{prompt} {'word ' * 4}" for prompt in prompts])
+    cost = sweep_cost(vlm, batch, "visual", (0.0, 0.5, 1.0), draws=2, layers=[0, 3])
+    assert cost.versions == 3 * 2 * 2 * 2  # pictures, layers, sigmas above 0, draws
+    assert cost.naive == 1 + 2 * 2 * 2
+    full = sweep_cost(vlm, batch, "text", SIGMAS)
+    assert 1 < full.forwards < full.naive / 2 and full.memory > 0
+    with pytest.raises(AttribError, match="draws"):
+        sweep_cost(vlm, batch, draws=0)

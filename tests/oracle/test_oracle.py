@@ -1,0 +1,95 @@
+"""What we read is what TransformerLens reads, on all 14 architectures.
+
+Its bridges run the same weights through other code: attention of its own for most models, eager
+elsewhere, its own norms and its own processing of weights. Agreement is evidence about the wiring.
+"""
+
+import pytest
+import torch
+from bridged import LAYERS, assert_near, at_last, batch_of, run
+
+from attrib.analyses.contributions import contributions, direct_logits
+from attrib.hooks import attention_rows, read
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def real(batch):
+    return batch.inputs["attention_mask"].bool()
+
+
+def keys_of(vlm, batch):
+    """The predicted token of each example, and another one."""
+    key = vlm.logits(batch)[batch["last"]].argmax(-1)
+    return key, (key + 7) % 256
+
+
+def test_logits_are_those_of_the_bridge(any_vlm):
+    batch, (logits, _) = batch_of(any_vlm.name), run(any_vlm.name)
+    assert_near(any_vlm.logits(batch)[real(batch)], logits[real(batch)])
+
+
+def test_hidden_states_are_those_of_the_bridge(any_vlm):
+    batch, (_, cache) = batch_of(any_vlm.name), run(any_vlm.name)
+    with read(any_vlm) as hidden:
+        any_vlm.logits(batch)
+    for layer in LAYERS:
+        assert_near(hidden[layer][real(batch)], cache["resid_post", layer][real(batch)])
+
+
+def test_attention_rows_are_those_of_the_bridge(any_vlm):
+    batch, (_, cache) = batch_of(any_vlm.name), run(any_vlm.name)
+    with attention_rows(any_vlm, batch["last"]) as rows:
+        any_vlm.logits(batch)
+    for layer in LAYERS:
+        assert_near(rows[layer], at_last(cache["pattern", layer], batch, axis=2))
+
+
+def test_everything_in_our_cache_is_in_the_bridges(any_vlm):
+    batch, (_, theirs) = batch_of(any_vlm.name), run(any_vlm.name)
+    ours = any_vlm.cache(batch)
+    assert len(ours) == 2 + 7 * len(LAYERS)
+    for name, value in ours.items():
+        axis = 2 if name.endswith("hook_pattern") else 1
+        expected = at_last(theirs[name], batch, axis)
+        if name == "hook_embed" and theirs.has_pos_embed:  # ours is all that enters layer 0
+            expected = expected + at_last(theirs["hook_pos_embed"], batch)
+        assert_near(value.squeeze(axis), expected)
+
+
+def test_contributions_are_its_direct_logit_attribution(any_vlm):
+    batch, (_, cache) = batch_of(any_vlm.name), run(any_vlm.name, processed=True)
+    key, other = keys_of(any_vlm, batch)
+    stack = cache.decompose_resid(incl_embeds=False)
+    # Its weights are processed so that a logit is defined up to a constant over the vocabulary.
+    theirs = at_last(cache.logit_attrs(stack, key, other).transpose(0, 1), batch, axis=2)
+    ours = [contributions(any_vlm, batch, token, "frozen") for token in (key, other)]
+    assert_near((ours[0] - ours[1]).flatten(1), theirs)
+
+
+def test_without_processed_weights_its_attribution_is_not_the_models(vlm):
+    # The control: folding the final norm's gain is what the comparison above is sensitive to.
+    batch, (_, cache) = batch_of(vlm.name), run(vlm.name)
+    key, other = keys_of(vlm, batch)
+    stack = cache.decompose_resid(incl_embeds=False)
+    theirs = at_last(cache.logit_attrs(stack, key, other).transpose(0, 1), batch, axis=2)
+    ours = [contributions(vlm, batch, token, "frozen") for token in (key, other)]
+    assert ((ours[0] - ours[1]).flatten(1) - theirs).abs().max() > 1e-2
+
+
+def test_our_caches_attribution_is_our_contributions(any_vlm):
+    batch = batch_of(any_vlm.name)
+    key, _ = keys_of(any_vlm, batch)
+    cache = any_vlm.cache(batch)
+    stack, labels = cache.decompose_resid(return_labels=True)
+    shares = cache.logit_attrs(stack, key)[..., 0]
+    direct = direct_logits(any_vlm, batch, key)
+    assert labels[:3] == ["embed", "0_attn_out", "0_mlp_out"]
+    assert_near(shares[0], direct.embed)
+    assert_near(shares[1:].T, contributions(any_vlm, batch, key, "frozen").flatten(1))
+    logit = any_vlm.logits(batch)[batch["last"]].gather(1, key[:, None])[:, 0]
+    assert_near(shares.sum(0) + direct.constant, logit)
