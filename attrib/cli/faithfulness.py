@@ -8,12 +8,11 @@ import typer
 from attrib.cli.analyse import _data, analyse
 from attrib.cli.command import add_command
 from attrib.cli.heatmap import NoiseOptions, say_noise
+from attrib.cli.outputs import default_folder
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from attrib.results import Result
 
 NO_OBJECT = "none of the questions is about a single object: take more rows"
 
@@ -33,17 +32,22 @@ def faithfulness(options: FaithfulnessOptions) -> int:
     from attrib.data.ground_truth import ground_truths
     from attrib.measures import measure_faithfulness
     from attrib.report.findings_heat import about_faithfulness
+    from attrib.results import Result
 
     if options.prompt is not None or options.layers is not None:
         raise AttribError("faithfulness is about all layers and data with a ground truth")
 
-    def draw(result: "Result") -> dict[str, "Axes"]:
+    def draw(result: Result) -> dict[str, "Axes"]:
         return {
             "pointing": plots.faithfulness(result, "hit"),
             "auc": plots.faithfulness(result, "auc"),
             "auc-objects": plots.faithfulness(result, "auc_objects"),
         }
 
+    def about(result: Result) -> str:
+        out = options.out or default_folder("faithfulness", options)
+        return about_faithfulness(result, Result.load(out / "all_layers.parquet"))
+
     how = {"heatmap": say_noise("faithfulness", options)}
     measure = partial(measure_faithfulness, truths=ground_truths(_data(options)), how=how)
-    return analyse("faithfulness", options, measure, draw, about_faithfulness, empty=NO_OBJECT)
+    return analyse("faithfulness", options, measure, draw, about, empty=NO_OBJECT)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.analyses.attention import head_mean
@@ -13,7 +13,7 @@ from attrib.analyses.heatmaps import Perturbation, heatmap_pass, stack_maps
 from attrib.analyses.pointing import on_cells, point
 from attrib.analyses.qformer import project
 from attrib.analyses.visual_tokens import VisualTokens
-from attrib.batch import Batch, Grid
+from attrib.batch import Batch
 from attrib.data import EditSample
 from attrib.data.ground_truth import GroundTruth
 from attrib.errors import AttribError
@@ -38,6 +38,9 @@ def measure_faithfulness(
 ) -> Tables:
     """The table "faithfulness": how well each layer's maps point at the object asked about.
 
+    And "all_layers", the same without a column `layer`: of the mean of a method's maps over all
+    layers, each scaled to the same sum.
+
     Columns: example, layer, method, statistic ("hit", "chance", "auc", "auc_objects"; see
     `attrib.analyses.pointing.Pointing`), value, kind of question, and whether the next token
     is right. Methods are the names in `how`, "attention" (mean over heads, from the last prompt
@@ -57,7 +60,8 @@ def measure_faithfulness(
     refuse_text_alone(batch)
     maps, right = _maps(vlm, batch, samples, truths, how)
     grids = grids_of(vlm, batch, samples)
-    parts = []
+    parts: list[pd.DataFrame] = []
+    over_layers: list[pd.DataFrame] = []
     for i, sample in enumerate(samples):
         truth, grid = truths[sample.id], grids[i]
         if (asked := truth.asked()) is None:
@@ -66,11 +70,13 @@ def measure_faithfulness(
             raise AttribError("the visual tokens have no place in the image: nothing can point")
         on = on_cells(truth.masks(), grid)
         for method, values in maps.items():
-            table = _scores(values[i], on, asked, grid)
-            named = {"example": sample.id, "method": method, "kind": truth.question.kind}
-            parts.append(table.assign(**named, right=bool(right[i])))
-    table = pd.concat(parts, ignore_index=True) if parts else _none()
-    return {"faithfulness": pd.DataFrame(table, columns=list(COLUMNS))}
+            named = {"example": sample.id, "method": method, "kind": truth.question.kind,
+                     "right": right[i]}  # fmt: skip
+            cells = values[i][:, grid.first : grid.first + grid.rows * grid.cols]
+            parts.append(_scores(cells, on, asked).assign(**named))
+            over_layers.append(_scores(_mean_map(cells), on, asked).assign(**named))
+    both = {"faithfulness": _joined(parts), "all_layers": _joined(over_layers)}
+    return both | {"all_layers": both["all_layers"].drop(columns="layer")}
 
 
 def _maps(
@@ -104,19 +110,21 @@ def _at_tokens(rows: Float[Tensor, "batch layer pos"], tokens: VisualTokens) -> 
     return values.masked_fill(~tokens.real[:, None].to(values.device), float("nan"))
 
 
-def _none() -> pd.DataFrame:
-    """A table without rows, whose columns have the types they have in a table with rows."""
-    row = ("", 0, "", "", 0.0, "", False)
-    return pd.DataFrame([row], columns=pd.Index(COLUMNS)).iloc[:0]
+def _mean_map(maps: Float[np.ndarray, "layer cell"]) -> Float[np.ndarray, "one cell"]:
+    """The mean over layers of maps that are scaled to the same sum."""
+    sums = maps.sum(-1, keepdims=True)
+    usable = np.isfinite(sums[:, 0]) & (sums[:, 0] > 0)
+    if not usable.any():
+        return maps[:1] * 0
+    return (maps[usable] / sums[usable]).mean(0, keepdims=True)
 
 
 def _scores(
-    values: Float[np.ndarray, "layer cell"], on: np.ndarray, asked: int, grid: Grid
+    maps: Float[np.ndarray, "layer cell"], on: Bool[np.ndarray, "object cell"], asked: int
 ) -> pd.DataFrame:
     """Rows of one example and method: layer, statistic and value."""
-    on_grid = values[:, grid.first : grid.first + grid.rows * grid.cols]
-    found = point(on_grid, on, asked)
-    columns = np.stack([np.broadcast_to(part, len(values)) for part in found], axis=1)
+    found = point(maps, on, asked)
+    columns = np.stack([np.broadcast_to(part, len(maps)) for part in found], axis=1)
     layers, statistics = np.indices(columns.shape)
     return pd.DataFrame(
         {
@@ -125,3 +133,11 @@ def _scores(
             "value": columns.ravel(),
         }
     )
+
+
+def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables one below the other; without any, one that has the same columns and no row."""
+    row = ("", 0, "", "", 0.0, "", False)
+    none = pd.DataFrame([row], columns=pd.Index(COLUMNS)).iloc[:0]
+    full = pd.concat(parts, ignore_index=True) if parts else none
+    return pd.DataFrame(full, columns=list(COLUMNS))

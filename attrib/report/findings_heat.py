@@ -41,16 +41,22 @@ def _how_sure(values: np.ndarray, top: int, layer: int, seed: int) -> str:
     return f"With other examples layer {layer} would be the first in {often:.0%} of the cases."
 
 
-def about_faithfulness(result: Result) -> str:
-    """The best layer of every kind of map, with what it gets and what chance would."""
+def about_faithfulness(result: Result, all_layers: Result) -> str:
+    """The best layer of every kind of map, with what it gets and what chance would.
+
+    `all_layers` is about the mean of a method's maps over all layers.
+    """
     chance = float(np.asarray(result.where(statistic="chance").frame["value"], float).mean())
     share = float(np.asarray(result.frame.drop_duplicates("example")["right"], float).mean())
     name = result.provenance.get("model", {}).get("name", "The model")
-    parts = [_best(result, str(method)) for method in dict.fromkeys(result.frame["method"])]
+    methods = [str(method) for method in dict.fromkeys(result.frame["method"])]
+    parts = [_best(result, method) for method in methods]
+    together = ", ".join(f"{method} in {_mean(all_layers, method):.0%}" for method in methods)
     return " ".join([
         f"Does {name} look at the object it is asked about ({share:.0%} of its next tokens are "
         f"right)? The hottest patch is on it, by chance in {chance:.0%} of the cases:",
         f"{'; '.join(parts)}.",
+        f"With the maps of all layers together: {together}.",
     ])  # fmt: skip
 
 
@@ -66,3 +72,8 @@ def _best(result: Result, method: str) -> str:
         f"{method} in {best['mean']:.0%}{interval} at its best layer, {best['layer']:.0f}, with an "
         f"AUC of {auc['mean'].iloc[0]:.2f} over patches"
     )
+
+
+def _mean(all_layers: Result, method: str) -> float:
+    rows = all_layers.where(method=method, statistic="hit").frame
+    return float(np.nanmean(np.asarray(rows["value"], float)))

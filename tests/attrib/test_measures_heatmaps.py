@@ -95,12 +95,14 @@ def pointed(name, scenes, some=slice(None), **how):
     batch = vlm.encode([s.request.image for s in samples], [s.request.prompt for s in samples])
     how = {"heatmap": Perturbation(), **how}
     batch = batch.named([s.id for s in samples])
-    return measure_faithfulness(vlm, batch, samples, truths=truths, how=how)["faithfulness"]
+    return measure_faithfulness(vlm, batch, samples, truths=truths, how=how)
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2_opt"])
 def test_every_question_about_one_object_is_scored_by_every_method(name, scenes):
-    table = pointed(name, scenes, again=Perturbation(noise=0.7, unit="abs"))
+    tables = pointed(name, scenes, again=Perturbation(noise=0.7, unit="abs"))
+    table, all_layers = tables["faithfulness"], tables["all_layers"]
+    assert len(all_layers) * 4 == len(table) and "layer" not in all_layers
     about_one = {i for i, truth in scenes[1].items() if truth.asked() is not None}
     assert set(table["example"]) == about_one and 0 < len(about_one) < 12
     assert set(table["method"]) == {"heatmap", "again", "attention", "gradient"}
@@ -113,8 +115,10 @@ def test_every_question_about_one_object_is_scored_by_every_method(name, scenes)
 
 def test_questions_about_no_single_object_leave_an_empty_table(scenes):
     counts = [i for i, s in enumerate(scenes[0]) if scenes[1][s.id].asked() is None]
-    table = pointed("llava", scenes, slice(counts[0], counts[0] + 1))
-    assert table.empty and list(table.columns) == list(pointed("llava", scenes).columns)
+    tables = pointed("llava", scenes, slice(counts[0], counts[0] + 1))
+    for name, full in pointed("llava", scenes).items():
+        assert tables[name].empty and list(tables[name].columns) == list(full.columns)
+        assert (tables[name].dtypes == full.dtypes).all()
 
 
 def test_a_planted_map_points(monkeypatch, scenes):
@@ -132,6 +136,7 @@ def test_a_planted_map_points(monkeypatch, scenes):
     rows[0, :, batch["visual"][0]] = torch.as_tensor(on, dtype=torch.float32)
     monkeypatch.setattr(module, "head_mean", lambda *_: rows)
     with torch.no_grad():
-        table = measure_faithfulness(vlm, batch, [sample], truths=truths, how={})["faithfulness"]
-    mine = table[table["method"] == "attention"].set_index("statistic")["value"]
-    assert (mine["hit"] == 1).all() and (mine["auc"] == 1).all()
+        tables = measure_faithfulness(vlm, batch, [sample], truths=truths, how={})
+    for table in tables.values():
+        mine = table[table["method"] == "attention"].set_index("statistic")["value"]
+        assert np.all(mine["auc"] == 1) and np.all(mine["hit"] == 1)

@@ -163,7 +163,9 @@ def test_faithfulness_has_a_curve_a_method_and_a_line_of_chance(pointing):
 
 
 def test_the_sentence_names_the_best_layer_of_each_method(pointing):
-    said = about_faithfulness(pointing)
+    frame = pointing.frame.drop(columns="layer").assign(value=0.5)
+    said = about_faithfulness(pointing, Result("all_layers", frame, {}))
+    assert "all layers together: heatmap in 50%, attention in 50%, gradient in 50%." in said
     assert "by chance in 10% of the cases" in said and "75% of its next tokens" in said
     for part in ("heatmap in", "at its best layer, 2,", "at its best layer, 0,", "AUC of 0.85"):
         assert part in said

@@ -1,5 +1,6 @@
 """`attrib sweep`: its table, figure and finding, its options, and what it says in advance."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -19,10 +20,11 @@ from attrib.cli.outputs import default_folder
 from attrib.cli.sweep import SweepOptions
 from attrib.collect import collect
 from attrib.data import EditRequest, EditSample
-from attrib.errors import AttribError
+from attrib.errors import AttribError, CannotStart
 from attrib.measures import measure_sensitivity
 from attrib.report.findings_sweep import about_sweep
 from attrib.results import Result, tidy
+from attrib.vlm import VLM
 
 FULL = {"unit": "std", "draws": 1, "seed": 0}
 
@@ -71,6 +73,18 @@ def test_a_sample_without_an_image_is_set_aside_and_the_others_are_measured(samp
     (bad,) = done.quarantined
     assert "modality 'visual': no example has an image" in bad.reason
     assert np.isfinite(done.tables["sweep"]["value"]).all()
+
+
+def test_a_model_that_breaks_down_is_told_with_the_layer_where_it_does(samples):
+    whole = tiny_vlm("llava")
+    broken = VLM(copy.deepcopy(whole.model), whole.processor, "broken")
+    next(broken.layers[2].parameters()).fill_(torch.nan)
+
+    def measure(vlm, batch, of):
+        return measure_sensitivity(vlm, batch, of, modality="text", sigmas=(0.0, 1.0), **FULL)
+
+    with pytest.raises(CannotStart, match="an output that is not finite is 2"):
+        collect(broken, samples, measure, batch_size=2)
 
 
 # --- the figure

@@ -10,9 +10,9 @@ from benchmarks.kill_sweep import different, kill_and_resume, start
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """`attrib contributions` on three units, one row of which has no picture."""
+    """`attrib contributions` on six units, one row of which has no picture."""
     folder = tmp_path_factory.mktemp("small")
-    data = write_data(folder / "data", row_20={"image": "none.png"})
+    data = write_data(folder / "data", rows=90, row_20={"image": "none.png"})
     model = write_model(folder / "model")
     on = ["--model", str(model), "--data", str(data), "--split", "vqa-train"]
     return ["contributions", *on, "--batch-size", "3"]
@@ -27,7 +27,7 @@ def killed(command, tmp_path_factory):
 
 def test_killed_at_any_moment_and_resumed_the_tables_are_those_of_one_run(killed):
     found, _ = killed
-    assert len(found.committed) == 5 and found.units == 3
+    assert len(found.committed) == 5 and found.units == 6
     assert found.finished >= 1 and not found.different
 
 
@@ -43,8 +43,8 @@ def test_two_ranks_make_the_table_of_one_process(command, killed, tmp_path):
     said = [log.read_text() for log in logs]
     assert [process.exitcode for process in ranks] == [0, 0], said
     assert different(alone, out) == []
-    assert json.loads((out / "manifest.json").read_text())["examples"] == 39
-    assert "samples used: 39, rows quarantined: 1" in said[0] and "samples used" not in said[1]
+    assert json.loads((out / "manifest.json").read_text())["examples"] == 89
+    assert "samples used: 89, rows quarantined: 1" in said[0] and "samples used" not in said[1]
 
 
 def test_the_comparison_would_notice(killed, tmp_path):
