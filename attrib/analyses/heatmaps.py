@@ -5,6 +5,11 @@ writes at the last prompt token: with a the clean and a_n the perturbed output,
 
     value = (1 - cos(a, a_n)) / 2                                                    (Eq. 8)
 
+The paper's noise of three standard deviations makes another token of it: its key is random, and
+what it changes may say more about the noise than about the token. Then one draw shows little, and
+many are needed. Noise of a tenth leaves the token what it was, and shows with one draw how much of
+it is read (`attrib faithfulness` compares the two where the truth is known).
+
 One attention call per layer and draw gives the values of all tokens (`attrib.analyses.swapped`): it
 is made on the perturbed tokens alone, whose keys and values are swapped one by one for the clean.
 """

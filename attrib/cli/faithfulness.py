@@ -1,5 +1,6 @@
 """`attrib faithfulness`: do heatmaps point at the object asked about, where the truth is known?"""
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from attrib.errors import AttribError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LITTLE = 0.1  # noise that leaves a token what it was, to compare with: in standard deviations
 NO_OBJECT = "none of the questions is about a single object: take more rows"
 
 
@@ -48,6 +50,8 @@ def faithfulness(options: FaithfulnessOptions) -> int:
         out = options.out or default_folder("faithfulness", options)
         return about_faithfulness(result, Result.load(out / "all_layers.parquet"))
 
-    how = {"heatmap": say_noise("faithfulness", options)}
+    asked = say_noise("faithfulness", options)
+    little = replace(asked, noise=LITTLE, unit="std")
+    how = {"heatmap": asked} | ({} if asked == little else {f"heatmap, noise {LITTLE}": little})
     measure = partial(measure_faithfulness, truths=ground_truths(_data(options)), how=how)
     return analyse("faithfulness", options, measure, draw, about, empty=NO_OBJECT)

@@ -33,8 +33,8 @@ class NoiseOptions(AnalysisOptions):
     ] = "paper"  # fmt: skip
     noise: Annotated[
         float | None,
-        Option(help="Standard deviation of the noise on a token.", show_default="3, or 0.7",
-               min=0, rich_help_panel=PANEL),
+        Option(help="Standard deviation of the noise on a token. Much noise needs many draws: try "
+               "0.1.", show_default="3, or 0.7", min=0, rich_help_panel=PANEL),
         Field(ge=0),
     ] = None  # fmt: skip
     unit: Annotated[

@@ -67,8 +67,9 @@ def ground_truths(data: EditData) -> dict[str, GroundTruth]:
         raise AttribError(
             f"{data.name}: where the object asked about is, is known for scenes-vqa only"
         )
-    table = rows("vqa", data.split, data.provenance["seed"])
-    return {sample.id: ground_truth(table[sample.meta["row"]]) for sample in data}
+    numbers = [sample.meta["row"] for sample in data]
+    table = rows("vqa", data.split, data.provenance["seed"], limit=max(numbers, default=0) + 1)
+    return {sample.id: ground_truth(table[i]) for sample, i in zip(data, numbers, strict=True)}
 
 
 def ground_truth(row: dict[str, str]) -> GroundTruth:

@@ -13,7 +13,7 @@ from attrib.results import Result
 LOOKS = {
     "heatmap": (BLUE, "o", "-"), "attention": (VERMILION, "s", "--"), "gradient": (INK, "^", "-."),
 }  # fmt: skip
-OTHER = (GREY, "x", ":")
+OTHER = (GREY, "D", ":")
 TITLES = {
     "hit": "Hottest patch on the object asked about",
     "auc": "Patches of the object against all others (ROC-AUC)",
@@ -33,7 +33,7 @@ def faithfulness(
             look = LOOKS.get(str(method), OTHER)
             rows = pd.DataFrame(means[means["method"] == method])
             draw_curve(ax, Series(str(method), {}, *look), rows)
-        finish(ax, TITLES[statistic], 4)
+        finish(ax, TITLES[statistic], 2)
         ax.set_ylim(bottom=0 if statistic == "hit" else None)
     return ax
 

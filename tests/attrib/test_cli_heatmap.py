@@ -129,7 +129,7 @@ def test_faithfulness_writes_its_table_and_three_figures(run, models, tmp_path):
     assert code == 0 and "by chance in" in out and "gradient in" in out
     assert {"pointing.svg", "auc.svg", "auc-objects.svg"} <= names(tmp_path / "o")
     table = Result.load(tmp_path / "o" / "result.parquet").frame
-    assert set(table["method"]) == {"heatmap", "attention", "gradient"}
+    assert set(table["method"]) == {"heatmap", "heatmap, noise 0.1", "attention", "gradient"}
     manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
     assert manifest["options"]["seed"] == 0
 
