@@ -17,7 +17,7 @@ demo: .venv/installed  ## a report about an embedded, trained model, in demo/rep
 	$(BIN)/attrib demo
 
 test: .venv/installed  ## the test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: .venv/installed  ## exactly what CI runs
 	bash .ci/run

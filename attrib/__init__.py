@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from attrib.errors import AttribError, BadRow, CannotStart
     from attrib.hooks import read, write
     from attrib.results import Result
+    from attrib.selection import LayerReport, select_layers
     from attrib.vlm import VLM, load
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Batch",
     "CannotStart",
     "Grid",
+    "LayerReport",
     "Result",
     "attention",
     "contribution_parts",
@@ -53,6 +55,7 @@ __all__ = [
     "profile",
     "qformer_picture",
     "read",
+    "select_layers",
     "sensitivity",
     "write",
 ]
@@ -68,6 +71,8 @@ _HOME = {
     "BadRow": "attrib.errors",
     "CannotStart": "attrib.errors",
     "Result": "attrib.results",
+    "LayerReport": "attrib.selection",
+    "select_layers": "attrib.selection",
     "attention": "attrib.analyses.attention",
     "profile": "attrib.analyses.attention",
     "contributions": "attrib.analyses.contributions",

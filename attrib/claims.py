@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from attrib.batch import Batch, Span
-from attrib.hooks import attention_rows, capture, read, residual_writes, resume, write
+from attrib.hooks import attention_rows, capture, read, resume, write
+from attrib.residual_writes import residual_writes
 from attrib.taps import AttentionCall, tap_attention
 from attrib.vlm import VLM
 

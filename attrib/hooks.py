@@ -13,28 +13,26 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from attrib.batch import Batch
 from attrib.errors import AttribError
 from attrib.residual import (
     Positions,
-    ResidualWrites,
-    Step,
     is_later_step,
-    pick,
     rows_of,
-    two_writes,
 )
 from attrib.resuming import Captured, first_tensor, rerun, resume
+from attrib.running import running_batch
 from attrib.taps import AttentionCall, tap_attention
 from attrib.vlm import VLM
 
 __all__ = [
     "Captured",
-    "ResidualWrites",
     "attention_rows",
     "capture",
+    "on_input",
+    "on_output",
     "read",
     "rerun",
-    "residual_writes",
     "resume",
     "write",
 ]
@@ -53,13 +51,16 @@ def read(vlm: VLM, layers: Iterable[int] | None = None) -> Iterator[dict[int, Te
     with ExitStack() as stack:
         for layer in range(vlm.num_layers) if layers is None else layers:
             keep = _keeper(hidden, layer)
-            stack.enter_context(_on_output(_layer(vlm, layer), keep))
+            stack.enter_context(on_output(_layer(vlm, layer), keep))
         yield hidden
 
 
 @contextmanager
 def write(
-    vlm: VLM, layer: int, fn: Callable[[Tensor], Tensor], at: Bool[Tensor, "batch pos"]
+    vlm: VLM,
+    layer: int,
+    fn: Callable[[Tensor], Tensor],
+    at: Bool[Tensor, "batch pos"] | Callable[[Batch], Bool[Tensor, "batch pos"]],
 ) -> Iterator[None]:
     """Replace a layer's output by `fn` of it where `at` holds; elsewhere it stays bit-identical.
 
@@ -70,19 +71,21 @@ def write(
         vlm: The model.
         layer: Whose output to write.
         fn: Maps the whole output, "batch pos d_model", to the same shape.
-        at: Where the result lands.
+        at: Where the result lands; or what tells it of any batch that `vlm.logits` or
+            `vlm.generate` runs inside the context.
 
     Raises:
         AttribError: When a forward pass has other positions than `at`, or `fn` changes the shape.
     """
 
     def put(h: Tensor) -> Tensor | None:
-        if h.shape[1] == 1 < at.shape[1]:
+        where = at if isinstance(at, Tensor) else at(_running(vlm, layer))
+        if h.shape[1] == 1 < where.shape[1]:
             return None
-        if h.shape[:2] != at.shape:
+        if h.shape[:2] != where.shape:
             raise AttribError(
                 f"write at layer {layer}: the pass has (batch, pos) {tuple(h.shape[:2])}, `at` "
-                f"{tuple(at.shape)}; use a span of the batch that is run, and encode it with "
+                f"{tuple(where.shape)}; use a span of the batch that is run, and encode it with "
                 "padding_side='left' to write while generating"
             )
         new = fn(h)
@@ -91,68 +94,20 @@ def write(
                 f"write at layer {layer}: fn returned {tuple(new.shape)} for {tuple(h.shape)}; "
                 "return the whole output, `at` picks from it"
             )
-        return torch.where(at.to(h.device)[..., None], new.to(h.dtype), h)
+        return torch.where(where.to(h.device)[..., None], new.to(h.dtype), h)
 
-    with _on_output(_layer(vlm, layer), put):
+    with on_output(_layer(vlm, layer), put):
         yield
 
 
-@contextmanager
-def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
-    """Keep what attention and MLP of every layer write to the stream at a position per example.
-
-    Which submodules write is found numerically: the two whose outputs add up to what the layer did
-    to the stream. This covers pre-norm, sandwich norms and parallel attention without a list of
-    names.
-
-    Args:
-        vlm: The model.
-        positions: One per example, as indices or as a mask, or several as "batch several" indices.
-
-    Yields:
-        ResidualWrites, filled by the forward pass inside the context.
-
-    Raises:
-        AttribError: No two submodules of a layer account for its output.
-    """
-    rows = rows_of(positions)
-    writes = ResidualWrites({})
-    with ExitStack() as stack:
-        for i, layer in enumerate(vlm.layers):
-            stack.enter_context(_keep_writes(layer, i, rows, writes.steps))
-        yield writes
-
-
-@contextmanager
-def _keep_writes(
-    layer: nn.Module, index: int, rows: Tensor, steps: dict[int, Step]
-) -> Iterator[None]:
-    into: list[Tensor] = []
-    outputs: dict[str, Tensor] = {}
-
-    def enter(h: Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        into[:] = [] if is_later_step(h.shape[1], rows) else [h]
-        outputs.clear()
-
-    def keeper(name: str) -> Callable[[Tensor], None]:
-        def keep(output: Tensor) -> None:
-            # OPT's fc2 returns "batch*pos d_model".
-            if into and isinstance(output, Tensor) and output.numel() == into[0].numel():
-                outputs[name] = pick(output.reshape(into[0].shape), rows)
-
-        return keep
-
-    def leave(out: Tensor) -> None:
-        if into:
-            before, after = pick(into[0], rows), pick(out, rows)
-            steps[index] = (before, *two_writes(before, after, outputs, index), after)
-
-    with ExitStack() as stack:
-        stack.enter_context(_on_input(layer, enter))
-        for name, child in layer.named_children():
-            stack.enter_context(_on_output(child, keeper(name)))
-        stack.enter_context(_on_output(layer, leave))
-        yield
+def _running(vlm: VLM, layer: int) -> Batch:
+    batch = running_batch(vlm)
+    if batch is None:
+        raise AttribError(
+            f"write at layer {layer}: which positions to write is told by the batch; run it with "
+            "vlm.logits(batch) or vlm.generate(batch)"
+        )
+    return batch
 
 
 @contextmanager
@@ -171,8 +126,8 @@ def capture(vlm: VLM) -> Iterator[Captured]:
 
     with ExitStack() as stack:
         for i, layer in enumerate(vlm.layers):
-            stack.enter_context(_on_input(layer, enterer(i)))
-            stack.enter_context(_on_output(layer, _keeper(last, i)))
+            stack.enter_context(on_input(layer, enterer(i)))
+            stack.enter_context(on_output(layer, _keeper(last, i)))
         yield captured
 
 
@@ -216,7 +171,7 @@ def _layer(vlm: VLM, layer: int) -> nn.Module:
 
 
 @contextmanager
-def _on_input(
+def on_input(
     layer: nn.Module, fn: Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
 ) -> Iterator[None]:
     """Call `fn(hidden states, other arguments, keyword arguments)` before `layer` runs."""
@@ -236,7 +191,7 @@ def _on_input(
 
 
 @contextmanager
-def _on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Call `fn` on what `module` returns; what `fn` returns, if anything, takes its place."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:

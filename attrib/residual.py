@@ -71,8 +71,13 @@ def two_writes(
         layer: For the message.
 
     Raises:
-        AttribError: No two of them do.
+        AttribError: No two of them do, or the numbers have broken down.
     """
+    if not after.isfinite().all():
+        raise AttribError(
+            f"layer {layer}: its output is not finite: a weight is damaged, or the numbers are too "
+            "large for this dtype; float32 holds more"
+        )
     # The stream rounds twice on its way through a layer, each time by at most half an eps of what
     # it then is; 4 eps of the summands is a bound that a wrong pair does not meet in every element.
     eps = 4 * torch.finfo(after.dtype).eps

@@ -26,6 +26,7 @@ from attrib.geometry import grid_finder
 from attrib.image_style import ImageStyle, find_style, quiet
 from attrib.loading import read_checkpoint
 from attrib.model_inputs import bos_token_id, left_padded, new_texts, placed
+from attrib.running import running
 from attrib.structure import FrozenNorm, Parts, find_parts, freeze_norm, needs_pixels, patch_size
 
 __all__ = ["VLM", "Batch", "Grid", "Span", "load"]
@@ -92,7 +93,8 @@ class VLM:
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position of a plain forward pass."""
-        return self.model(**batch.inputs, use_cache=False).logits
+        with running(self, batch):
+            return self.model(**batch.inputs, use_cache=False).logits
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """A batch of inputs that were processed elsewhere: tells their positions apart.
@@ -163,7 +165,7 @@ class VLM:
         inputs = left_padded(batch.inputs, self.tokenizer.pad_token_id)
         settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
-        with quiet():  # settings for sampling in the checkpoint do not matter
+        with quiet(), running(self, self.batch(inputs)):  # sampling settings do not matter
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         return new_texts(self.tokenizer, inputs["input_ids"], out)
 

@@ -24,7 +24,8 @@ from attrib.analyses.heatmaps import Perturbation, heatmap_pass, heatmaps, stack
 from attrib.analyses.sensitivity import sensitivity
 from attrib.batch import Batch
 from attrib.environment import versions
-from attrib.hooks import attention_rows, residual_writes
+from attrib.hooks import attention_rows
+from attrib.residual_writes import residual_writes
 from attrib.vlm import VLM
 from benchmarks import rivals
 from benchmarks.shapes import LLAVA_7B, Shape, random_batch, random_vlm
@@ -51,7 +52,10 @@ class Bench:
         """How many times longer `naive` takes than `ours`; `scale` of it where it ran in part."""
         timed = compare({"naive": naive, "ours": ours}, self.rounds, self.device)
         times = {k: v * scale for k, v in ratio(timed["naive"], timed["ours"]).items()}
-        memory = {f"{name} peak MiB": t.peak_bytes / 2**20 for name, t in timed.items()}
+        weights = sum(p.numel() * p.element_size() for p in self.vlm.model.parameters())
+        peaks = {name: (weights + t.peak_bytes) / 2**20 for name, t in timed.items()}
+        memory = {f"{name} peak MiB, weights included": peak for name, peak in peaks.items()}
+        memory["memory ratio"] = peaks["naive"] / peaks["ours"]
         seconds = {f"{name} s": t.median for name, t in timed.items()}
         seconds["naive s"] *= scale
         return {"what": what, **times, **seconds, **memory}
@@ -84,29 +88,31 @@ def measure(bench: Bench) -> list[Row]:
     plain = partial(vlm.logits, batch)
     single = rivals.single_tokens(shape.visual)
     near = rivals.neighbourhoods(shape.side, radius=3)
-    brute = partial(rivals.brute_heatmap, vlm, batch, 0, 3.0)
-    ours = partial(heatmaps, vlm, batch, layers=[0])
-    layers, parts = list(range(vlm.num_layers)), max(1, vlm.num_layers // 4)
+    layers, parts = list(range(vlm.num_layers)), max(1, vlm.num_layers // 2)
+    some = layers[::parts]
+    share = len(layers) / len(some)
+    brute = partial(rivals.brute_heatmaps, vlm, batch, some, 3.0)
+    ours = partial(heatmaps, vlm, batch)
     rows = [
-        bench.versus("heatmap of a layer, token by token", partial(brute, single), ours),
+        bench.versus("heatmaps, token by token, all layers", partial(brute, single), ours, share),
         bench.versus(
-            "heatmap of a layer, neighbourhoods of radius 3",
+            "heatmaps, neighbourhoods of radius 3, all layers",
             partial(brute, near),
             partial(ours, radius=3),
+            share,
         ),
         bench.versus(
             "all analyses of one pass, over a plain one", partial(everything, vlm, batch), plain
         ),
         bench.versus("capture for them, over a plain one", partial(capture, vlm, batch), plain),
     ]
-    some = layers[::parts]
     for modality in ("text", "visual", "both"):
         rows.append(
             bench.versus(
                 f"sweep, {modality}, over all layers",
                 partial(rivals.naive_sweep, vlm, batch, modality, SIGMAS, some),
                 partial(sensitivity, vlm, batch, modality, SIGMAS),
-                scale=len(layers) / len(some),
+                scale=share,
             )
         )
     return rows + _against_peers(bench, some)
@@ -149,10 +155,11 @@ def growth(dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
 
 def show(rows: list[Row]) -> str:
     """A table for people."""
-    lines = [f"{'':66} {'ratio':>8} {'from':>8} {'to':>8} {'s':>8} {'over s':>8}"]
+    lines = [f"{'':66} {'ratio':>8} {'from':>8} {'to':>8} {'s':>8} {'over s':>8} {'memory':>8}"]
     for row in rows:
         times = [row["median"], row["low"], row["high"]]
         cells = [*(f"{t:8.2f}" for t in times), f"{row['naive s']:8.3f}", f"{row['ours s']:8.3f}"]
+        cells.append(f"{row['memory ratio']:8.2f}")
         lines.append(f"{row['what']:66} " + " ".join(cells))
     return "\n".join(lines)
 

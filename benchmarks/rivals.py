@@ -37,19 +37,26 @@ def layer_calls(vlm: VLM) -> Iterator[dict[int, dict[str, Any]]]:
             handle.remove()
 
 
-def brute_heatmap(vlm: VLM, batch: Batch, layer: int, noise: float, sets: Tensor) -> Tensor:
+def brute_heatmaps(
+    vlm: VLM, batch: Batch, layers: Sequence[int], noise: float, sets: Tensor
+) -> list[Tensor]:
     """VisEdit's Eqs. 6-8 as they are written: one attention call per perturbed set of tokens.
 
     Args:
         vlm: a LLaVA of one example per batch.
         batch: the example.
-        layer: which.
+        layers: which.
         noise: in standard deviations of the visual states.
         sets: Bool "set visual", which visual tokens each copy perturbs.
     """
     with layer_calls(vlm) as calls:
         vlm.logits(batch)
-    call = calls[layer]
+    return [_brute_heatmap(vlm, batch, layer, calls[layer], noise, sets) for layer in layers]
+
+
+def _brute_heatmap(
+    vlm: VLM, batch: Batch, layer: int, call: dict[str, Any], noise: float, sets: Tensor
+) -> Tensor:
     block: Any = vlm.layers[layer]
     h, at = call["hidden_states"], batch["visual"][0].nonzero()[:, 0]
     kwargs = {

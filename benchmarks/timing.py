@@ -1,20 +1,18 @@
 """Times as ratios: contestants take turns in one process; what slows one slows the other."""
 
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-LOOK_EVERY_SECONDS = 0.0005
+from benchmarks.memory import CountedMemory
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One contestant: seconds per round, and its memory at the highest over that before it."""
+    """One contestant: seconds per round, and at the height the bytes that it had made."""
 
     seconds: tuple[float, ...]
     peak_bytes: int
@@ -64,30 +62,6 @@ def _peak(run: Callable[[], object], device: str) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _Watch() as watch:
+    with CountedMemory() as counted:
         run()
-    return watch.peak
-
-
-class _Watch:
-    """The resident memory of this process at its highest, over what it was, by looking often."""
-
-    def __enter__(self) -> "_Watch":
-        self._before, self.peak, self._on = _resident(), 0, True
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._on = False
-        self._thread.join()
-
-    def _look(self) -> None:
-        while self._on:
-            self.peak = max(self.peak, _resident() - self._before)
-            time.sleep(LOOK_EVERY_SECONDS)
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    return counted.peak

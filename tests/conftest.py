@@ -1,6 +1,7 @@
 """Tiny random models of every architecture, built once per session; nothing is downloaded."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from attrib.vlm import VLM
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
+    torch.set_num_threads(1)
 FAMILIES = ("llava", "blip2_opt", "blip2_llama")
 _built = {}
 
@@ -20,6 +23,13 @@ def tiny_vlm(name):
     if name not in _built:
         _built[name] = VLM(*tiny_models.build(name), name=name)
     return _built[name]
+
+
+def save_tiny(folder, name="llava"):
+    """The folder, with a tiny model of one architecture and its processor in it."""
+    for part in tiny_models.build(name):
+        part.save_pretrained(folder)
+    return folder
 
 
 def picture(width=60, height=40, seed=0):
@@ -51,3 +61,19 @@ def vlm(request):
 def batch(vlm):
     """Images, a text alone, ragged prompts, padded on the left."""
     return vlm.encode(*examples(), padding_side="left")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder; its exit code, standard output and error."""
+    from attrib import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run

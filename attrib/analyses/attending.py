@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attrib.hooks import _on_input, _on_output
+from attrib.hooks import on_input, on_output
 from attrib.residual import is_later_step, pick
 from attrib.resuming import NOT_REPEATED, first_tensor
 from attrib.taps import AttentionCall, tap_attention
@@ -76,7 +76,7 @@ class Attended:
             pos = entry.hidden.shape[1]
             args, kwargs = (_at_positions(part, at, pos) for part in (args, kwargs))
         kwargs = {name: value for name, value in kwargs.items() if name not in NOT_REPEATED}
-        with _on_output(self.attention.module, _reach):
+        with on_output(self.attention.module, _reach):
             try:
                 return first_tensor(entry.module.forward(hidden, *args, **kwargs))
             except _Reached as reached:
@@ -145,7 +145,7 @@ def each_attention(
         stack.enter_context(tap_attention(vlm, listen))
         for i, layer in enumerate(vlm.layers):
             wanted = i if i in layers else None
-            stack.enter_context(_on_input(layer, _beginner(pending, finish, layer, wanted, last)))
+            stack.enter_context(on_input(layer, _beginner(pending, finish, layer, wanted, last)))
             if wanted is not None:
                 for child in layer.children():
                     stack.enter_context(_watch(child, pending, last))
@@ -183,5 +183,5 @@ def _watch(child: nn.Module, pending: list[Attended], last: Tensor) -> Iterator[
                 one.out = pick(out, last)
             one.entered.pop(id(child), None)
 
-    with _on_input(child, enter), _on_output(child, leave):
+    with on_input(child, enter), on_output(child, leave):
         yield

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
+
+from attrib.memory import free_memory, is_out_of_memory
 
 logger = logging.getLogger("attrib")
 
@@ -27,13 +28,6 @@ def in_chunks(run: Callable[[slice], Tensor], num: int, size: int) -> Iterator[T
             start += length
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short: of a GPU, or of the CPU, whose error has no class of its own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def _attempt(run: Callable[[slice], Tensor], chunk: slice, *, final: bool) -> Tensor | None:
     # In a function of its own: the error holds on to the tensors of all frames it came through.
     try:
@@ -41,6 +35,5 @@ def _attempt(run: Callable[[slice], Tensor], chunk: slice, *, final: bool) -> Te
     except (RuntimeError, MemoryError) as error:
         if final or not is_out_of_memory(error):
             raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     return None

@@ -23,8 +23,8 @@ from torch.nn.functional import linear
 
 from attrib.batch import Batch
 from attrib.errors import AttribError
-from attrib.hooks import residual_writes
 from attrib.residual import ResidualWrites
+from attrib.residual_writes import residual_writes
 from attrib.vlm import VLM
 
 MODULES = ("attn", "mlp")

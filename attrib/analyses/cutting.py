@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attrib.analyses.chunks import is_out_of_memory
 from attrib.analyses.kept_keys import keys_values
 from attrib.analyses.layer_calls import cut, is_known, kinds, one_query, seen_keys
 from attrib.analyses.suffix import Suffix
 from attrib.batch import Batch
 from attrib.hooks import capture, read
+from attrib.memory import is_out_of_memory
 from attrib.residual import pick
 from attrib.resuming import Captured, rerun
 from attrib.vlm import VLM
@@ -61,11 +61,16 @@ def clean_pass(vlm: VLM, batch: Batch) -> CleanPass:
     return CleanPass(vlm, captured, hidden, logits[last], last.int().argmax(1), real)
 
 
+def can_be_cut(clean: CleanPass) -> bool:
+    """Whether all that the layers were given can be shortened; if so, a test has the last word."""
+    return all(map(is_known, clean.captured.calls.values()))
+
+
 def suffix_of(clean: CleanPass, first: int) -> Suffix:
     """What to run of a batch that is disturbed at position `first` and later."""
-    calls = list(clean.captured.calls.values())
-    if not all(map(is_known, calls)):
+    if not can_be_cut(clean):
         return _whole(clean)
+    calls = list(clean.captured.calls.values())
     start = _nothing_looks_in(clean, first)
     if start < WORTH_CUTTING * clean.real.shape[1]:
         start = 0

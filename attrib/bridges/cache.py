@@ -13,8 +13,8 @@ from transformer_lens import ActivationCache
 from attrib.batch import Batch
 from attrib.bridges.cached_model import CachedModel
 from attrib.errors import AttribError
-from attrib.hooks import residual_writes
 from attrib.residual import ResidualWrites, pick, rows_of
+from attrib.residual_writes import residual_writes
 from attrib.taps import AttentionCall, tap_attention
 from attrib.vlm import VLM
 

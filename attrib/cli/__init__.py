@@ -15,12 +15,17 @@ from attrib.cli import (
     data,
     demo,
     doctor,
+    edit,
+    evaluate,
     faithfulness,
     gate,
+    grid,
     heatmap,
     models,
     patching,
+    select,
     sweep,
+    train,
 )
 from attrib.cli.command import ExitCode, exit_code
 
@@ -62,6 +67,11 @@ faithfulness.add_to(app)
 sweep.add_to(app)
 patching.add_to(app)
 gate.add_to(app)
+select.add_to(app)
+train.add_to(app)
+grid.add_to(app)
+edit.add_to(app)
+evaluate.add_to(app)
 doctor.add_to(app)
 models.add_to(app)
 data.add_to(app)

@@ -11,9 +11,10 @@ from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.models import load_model
 from attrib.cli.options import AnalysisOptions, AttentionOptions, ContributionOptions
 from attrib.cli.outputs import (
-    default_folder,
     digests,
     exit_code_for,
+    refuse_unwritable,
+    results_folder,
     say,
     write_quarantined,
 )
@@ -97,7 +98,7 @@ def analyse(
         for line in planned(run, options.batch_size, plan) if run.rank.number == 0 else ():
             print(line)
         return ExitCode.DONE
-    outcome = run.execute(measure, batch_size=options.batch_size)
+    outcome = _executed(run, measure, options.batch_size)
     if outcome is None:
         return ExitCode.DONE
     if outcome.tables[name].empty:
@@ -115,11 +116,12 @@ def _prepared(name: str, options: AnalysisOptions) -> "Run":
     from attrib import runs
 
     rank = runs.Rank.from_environment()
-    out = options.out or default_folder(name, options)
+    out = results_folder(name, options)
     runs.refuse_foreign(out)  # before minutes go into reading a model
+    refuse_unwritable(out)
     which = f" (rank {rank.number} of {rank.world})" if rank.world > 1 else ""
     say(f"{name}: {options.model} on {_source(options)}, results in {out}{which}")
-    data = _data(options)
+    data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     return runs.prepare(
         vlm,
@@ -132,6 +134,14 @@ def _prepared(name: str, options: AnalysisOptions) -> "Run":
         rank=rank,
         invocation=invocation(),
     )
+
+
+def _executed(run: "Run", measure: "Measure", batch_size: int) -> "Outcome | None":
+    try:
+        return run.execute(measure, batch_size=batch_size)
+    except OSError as error:
+        why = error.strerror or error
+        raise CannotStart(f"{run.out} cannot be written: {why}; give another --out") from error
 
 
 def _written(
@@ -157,7 +167,12 @@ def _source(options: AnalysisOptions) -> str:
     return f"{options.prompt!r}" + (f" about {options.image}" if options.image else "")
 
 
-def _data(options: AnalysisOptions) -> "EditData":
+def load_data(options: AnalysisOptions) -> "EditData":
+    """The samples that an analysis is about: of a dataset, or the one typed by hand.
+
+    Raises:
+        AttribError: when the data cannot be read.
+    """
     from attrib.data import EditData, EditRequest, EditSample, load
 
     if options.prompt is None:

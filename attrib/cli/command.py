@@ -71,7 +71,8 @@ def resolve(options: type[Given], config: Path | None, flags: dict[str, Any]) ->
         unknown = known if first["type"] == "extra_forbidden" else ""
         place = where if name in values and name not in flags else ""
         named = f"{name}: " if name else ""
-        raise AttribError(f"{place}{named}{first['msg']}{unknown}") from None
+        told = first["msg"].removeprefix("Value error, ")  # pydantic's, in front of our own words
+        raise AttribError(f"{place}{named}{told}{unknown}") from None
 
 
 def invocation() -> str:

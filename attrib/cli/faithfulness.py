@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from attrib.cli.analyse import _data, analyse
+from attrib.cli.analyse import analyse, load_data
 from attrib.cli.command import add_command
 from attrib.cli.heatmap import NoiseOptions, say_noise
-from attrib.cli.outputs import default_folder
+from attrib.cli.outputs import results_folder
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
@@ -30,14 +30,17 @@ def add_to(app: typer.Typer) -> None:
 
 def faithfulness(options: FaithfulnessOptions) -> int:
     """Do heatmaps point at the object asked about? Against chance, attention and gradients."""
+    if options.prompt is not None or options.layers is not None:
+        raise AttribError(
+            "faithfulness is about all layers and data with a ground truth: leave --prompt and "
+            "--layers out"
+        )
+
     from attrib import plots
     from attrib.data.ground_truth import ground_truths
     from attrib.measures import measure_faithfulness
     from attrib.report.findings_heat import about_faithfulness
     from attrib.results import Result
-
-    if options.prompt is not None or options.layers is not None:
-        raise AttribError("faithfulness is about all layers and data with a ground truth")
 
     def draw(result: Result) -> dict[str, "Axes"]:
         return {
@@ -47,11 +50,11 @@ def faithfulness(options: FaithfulnessOptions) -> int:
         }
 
     def about(result: Result) -> str:
-        out = options.out or default_folder("faithfulness", options)
+        out = results_folder("faithfulness", options)
         return about_faithfulness(result, Result.load(out / "all_layers.parquet"))
 
     asked = say_noise("faithfulness", options)
     little = replace(asked, noise=LITTLE, unit="std")
     how = {"heatmap": asked} | ({} if asked == little else {f"heatmap, noise {LITTLE}": little})
-    measure = partial(measure_faithfulness, truths=ground_truths(_data(options)), how=how)
+    measure = partial(measure_faithfulness, truths=ground_truths(load_data(options)), how=how)
     return analyse("faithfulness", options, measure, draw, about, empty=NO_OBJECT)

@@ -9,8 +9,8 @@ from typer import Option
 
 from attrib.cli.analyse import analyse
 from attrib.cli.command import add_command
-from attrib.cli.options import AnalysisOptions
-from attrib.cli.outputs import default_folder
+from attrib.cli.options import PANEL, AnalysisOptions
+from attrib.cli.outputs import results_folder
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from attrib.data import EditData
     from attrib.results import Result
     from attrib.vlm import VLM
-
-PANEL = "Gate"
 
 
 class GateOptions(AnalysisOptions):
@@ -49,12 +47,13 @@ def add_to(app: typer.Typer) -> None:
 
 def gate(options: GateOptions) -> int:
     """Whether a gate could tell an edit from the rest, layer by layer (DualEdit, Fig. 4)."""
+    if options.prompt is not None:
+        raise AttribError("gate compares edits with the inputs they are judged by: give --data")
+
     from attrib.files import write_text
     from attrib.measures import measure_gate
     from attrib.report.findings_gate import about_gate, gate_lines
 
-    if options.prompt is not None:
-        raise AttribError("gate compares edits with the inputs they are judged by: give --data")
     tables: list[pd.DataFrame] = []
 
     def draw(result: "Result") -> dict[str, "Axes"]:
@@ -68,7 +67,7 @@ def gate(options: GateOptions) -> int:
 
     code = analyse("gate", options, measure_gate, draw, about, plan=_plan)
     if tables:
-        path = (options.out or default_folder("gate", options)) / "separation.csv"
+        path = results_folder("gate", options) / "separation.csv"
         print(f"  {write_text(path, tables[0].to_csv(index=False))}")
     return code
 

@@ -4,14 +4,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
-from pydantic import Field, field_validator
+from pydantic import Field
 from typer import Option
 
-from attrib.cli.analyse import _data, analyse
+from attrib.cli.analyse import analyse, load_data
 from attrib.cli.command import add_command
-from attrib.cli.options import AnalysisOptions
-from attrib.cli.outputs import default_folder, say
-from attrib.cli.sweep import _layers
+from attrib.cli.layers import LayerOptions
+from attrib.cli.options import PANEL
+from attrib.cli.outputs import results_folder, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from attrib.analyses.heatmaps import Perturbation
     from attrib.results import Result
 
-PANEL = "Heatmap"
 NOISE_OPTIONS = ("noise", "unit", "radius", "draws", "site")
 
 
-class NoiseOptions(AnalysisOptions):
+class NoiseOptions(LayerOptions):
     """How visual states are perturbed."""
 
     preset: Annotated[
@@ -59,20 +58,6 @@ class NoiseOptions(AnalysisOptions):
         Option(help="Where noise goes in: at the layer's input, or behind its norm.",
                show_default="block, or attention", rich_help_panel=PANEL),
     ] = None  # fmt: skip
-    layers: Annotated[
-        str | None,
-        Option(help="Such as 0,4,8-11.", show_default="all", rich_help_panel=PANEL),
-    ] = None
-    seed: Annotated[int, Option(help="Seed of the noise and of the bootstrap intervals.")] = 0
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _plain_layers(cls, given: Any) -> str | None:
-        return None if given is None else ",".join(map(str, _layers(given)))
-
-    def layer_list(self) -> list[int] | None:
-        """The layers asked for; None for all."""
-        return None if self.layers is None else _layers(self.layers)
 
     def perturbation(self) -> "Perturbation":
         """The noise asked for: the preset, with what was given in its place."""
@@ -87,7 +72,7 @@ class NoiseOptions(AnalysisOptions):
 class HeatmapOptions(NoiseOptions):
     """Options of `attrib heatmap`."""
 
-    free: ClassVar[frozenset[str]] = AnalysisOptions.free | {"pictures"}
+    free: ClassVar[frozenset[str]] = LayerOptions.free | {"pictures"}
 
     pictures: Annotated[
         int,
@@ -130,12 +115,12 @@ def _pictures(options: HeatmapOptions, result: "Result") -> dict[str, "Axes"]:
     from attrib import plots
     from attrib.results import Result
 
-    out = options.out or default_folder("heatmap", options)
+    out = results_folder("heatmap", options)
     grids = Result.load(out / "grids.parquet").frame.set_index("example")
     picture = out / "picture.parquet"
     patches = Result.load(picture).frame if picture.is_file() else None
     figures = {}
-    samples = {sample.id: sample for sample in _data(options)}
+    samples = {sample.id: sample for sample in load_data(options)}
     for number, example in enumerate(list(grids.index)[: options.pictures]):
         request = samples[example].request
         assert request.image is not None, "a sample without an image has no heatmap"

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typer import Option
 
 EMBEDDED = "tiny-llava"
+PANEL = "Analysis"  # where --help shows what one analysis alone can be told
 NAMED_SPLITS = {"scenes-vqa": "test", "scenes-captions": "test"}
 
 
@@ -123,12 +124,12 @@ class ContributionOptions(AnalysisOptions):
         str,
         Option(help="Whose logit is looked at: argmax (what the model says), gold (the target), "
                "wrong (an unrelated answer: the control) or token:WORD.",
-               rich_help_panel="Analysis"),
+               rich_help_panel=PANEL),
     ] = "argmax"  # fmt: skip
     norm: Annotated[
         Literal["none", "final", "frozen"],
         Option(help="none: the paper; final: the authors' program; frozen: shares that sum to the "
-               "logit.", rich_help_panel="Analysis"),
+               "logit.", rich_help_panel=PANEL),
     ] = "none"  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.options import AnalysisOptions
 from attrib.environment import sha256
+from attrib.errors import CannotStart
 from attrib.files import write_text
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ SHOWN = 5
 
 def say(line: str) -> None:
     """A line about the run, on standard error: standard output is for results."""
-    print(line, file=sys.stderr)
+    sys.stderr.write(f"{line}\n")  # at once: other processes may be writing theirs
 
 
 def default_folder(command: str, options: AnalysisOptions) -> Path:
@@ -36,6 +38,24 @@ def default_folder(command: str, options: AnalysisOptions) -> Path:
     digest = hashlib.sha256(settled.encode()).hexdigest()[:8]
     source = options.data if options.prompt is None else "photo"
     return Path("runs") / f"{command}-{_slug(options.model)}-{_slug(source)}-{digest}"
+
+
+def results_folder(command: str, options: AnalysisOptions) -> Path:
+    """The folder for results: the one asked for, or the default one."""
+    return options.out or default_folder(command, options)
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Refuse a folder that cannot be made or written, as far as that shows in advance.
+
+    Raises:
+        CannotStart: naming what is in the way.
+    """
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise CannotStart(f"{out}: {there} is a file, not a folder; give another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CannotStart(f"{out}: {there} cannot be written to; give another --out")
 
 
 def digests(options: AnalysisOptions) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typer import Option
 
 from attrib.cli.analyse import analyse
 from attrib.cli.command import add_command
-from attrib.cli.options import AnalysisOptions
+from attrib.cli.options import PANEL, AnalysisOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from attrib.results import Result
     from attrib.vlm import VLM
 
-PANEL = "Patching"
 SPANS = ("visual", "text", "last", "all")
 
 

@@ -1,7 +1,6 @@
 """`attrib sweep`: noise on one modality, layer by layer, over data or about one photo."""
 
 import math
-import re
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +10,8 @@ from typer import Option
 
 from attrib.cli.analyse import analyse
 from attrib.cli.command import add_command
-from attrib.cli.options import AnalysisOptions
+from attrib.cli.layers import LayerOptions
+from attrib.cli.options import PANEL
 from attrib.cli.outputs import say
 from attrib.cli.sweep_plan import planned_sweep
 
@@ -21,17 +21,16 @@ if TYPE_CHECKING:
     from attrib.results import Result
 
 SIGMAS = "0.1,0.3,0.5,0.7,1.0"
-PANEL = "Sweep"
 MATTERS = (
     "model", "data", "batch_size", "modality", "sigmas", "unit", "draws", "layers", "spare_last",
     "seed",
 )  # fmt: skip
 
 
-class SweepOptions(AnalysisOptions):
+class SweepOptions(LayerOptions):
     """Options of `attrib sweep`."""
 
-    free = AnalysisOptions.free | {"max_versions"}
+    free = LayerOptions.free | {"max_versions"}
 
     modality: Annotated[
         Literal["text", "visual", "both"],
@@ -49,10 +48,6 @@ class SweepOptions(AnalysisOptions):
         int, Option(help="Draws of noise to average over.", min=1, rich_help_panel=PANEL),
         Field(ge=1),
     ] = 1  # fmt: skip
-    layers: Annotated[
-        str | None,
-        Option(help="Such as 0,4,8-11.", show_default="all", rich_help_panel=PANEL),
-    ] = None
     spare_last: Annotated[
         bool,
         Option("--spare-last", help="Leave the last prompt token alone.", rich_help_panel=PANEL),
@@ -63,7 +58,6 @@ class SweepOptions(AnalysisOptions):
                rich_help_panel=PANEL),
         Field(ge=1),
     ] = None  # fmt: skip
-    seed: Annotated[int, Option(help="Seed of the noise and of the bootstrap intervals.")] = 0
 
     @field_validator("sigmas", mode="before")
     @classmethod
@@ -71,18 +65,13 @@ class SweepOptions(AnalysisOptions):
         # One spelling for the same numbers, because they tell runs apart.
         return ",".join(map(repr, _sigmas(given)))
 
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _plain_layers(cls, given: Any) -> str | None:
-        return None if given is None else ",".join(map(str, _layers(given)))
-
     def arguments(self) -> dict[str, Any]:
         """What `attrib.sensitivity` is asked for, seed and unit aside."""
         return {
             "modality": self.modality,
             "sigmas": _sigmas(self.sigmas),
             "draws": self.draws,
-            "layers": None if self.layers is None else _layers(self.layers),
+            "layers": self.layer_list(),
             "spare_last": self.spare_last,
             "max_versions": self.max_versions,
         }
@@ -135,16 +124,3 @@ def _sigmas(given: Any) -> list[float]:
     if not sigmas or not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
         raise ValueError(f"expected numbers of 0 or more, such as {SIGMAS}, got {given!r}")
     return sigmas
-
-
-def _layers(given: Any) -> list[int]:
-    """Layers from "0,4,8-11" or from the list that a YAML file holds."""
-    text = given if isinstance(given, str) else ",".join(map(str, given))
-    layers = []
-    for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if ends is None:
-            raise ValueError(f"expected layers such as 0,4,8-11, got {given!r}")
-        first = int(ends[1])
-        layers += range(first, int(ends[2] or first) + 1)
-    return sorted(set(layers))

@@ -19,23 +19,24 @@ def planned_sweep(
     """What a sweep of the whole data takes, judged by its first batch.
 
     Args:
-        arguments: of `attrib.analyses.sweep.sweep_cost`.
+        arguments: of `attrib.analyses.costs.sweep_cost`.
         batch_size: samples per pass.
         vlm: the model.
         data: the samples.
     """
-    from attrib.analyses.sweep import sweep_cost
+    from attrib.analyses.costs import sweep_cost
 
     batch = _first_batch(vlm, data, batch_size, visual=arguments["modality"] == "visual")
     cost = sweep_cost(vlm, batch, **arguments)
     rounds, seconds = len(data) / batch.size, _seconds(vlm, batch)
+    forwards = cost.forwards * rounds + cost.test
     layers = arguments["layers"] or range(vlm.num_layers)
     sigmas = ", ".join(f"{sigma:g}" for sigma in arguments["sigmas"])
     draws = arguments["draws"]
     yield f"sweep: {len(data)} samples x {len(layers)} layers x sigmas {sigmas} x {draws} draw(s)"
     yield (
         f"cost: {cost.versions * rounds:,.0f} disturbed examples, {cost.share:.0%} of the "
-        f"positions of each; the work of about {cost.forwards * batch.size * rounds:,.0f} forward "
+        f"positions of each; the work of about {forwards * batch.size:,.0f} forward "
         f"passes over one sample (with hooks: {cost.naive * batch.size * rounds:,.0f})"
     )
     yield (
@@ -43,7 +44,7 @@ def planned_sweep(
         "disturbed examples at once, fewer where memory runs out"
     )
     yield (
-        f"time: about {_shown(seconds * cost.forwards * rounds)} on one process; a forward pass "
+        f"time: about {_shown(seconds * forwards)} on one process; a forward pass "
         f"over {batch.size} samples takes {seconds:.2g} s"
     )
 

@@ -4,7 +4,6 @@ That sample is set aside, the others are measured. A batch that does not fit int
 in the same way, and later batches are as small from the start.
 """
 
-import gc
 import logging
 from collections.abc import Sequence
 
@@ -21,9 +20,10 @@ from attrib.collect.collected import (
     file_of,
     nothing_left,
 )
-from attrib.collect.health import first_bad_layer, not_finite, out_of_memory
+from attrib.collect.health import first_bad_layer, not_finite
 from attrib.data import EditSample
 from attrib.errors import AttribError, BadRow, CannotStart
+from attrib.memory import free_memory, is_out_of_memory
 from attrib.progress import progress
 from attrib.vlm import VLM
 
@@ -77,7 +77,7 @@ class Collector:
         except AttribError as error:
             return where, error
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             # The frames in the traceback hold the tensors that did not fit.
             return MEMORY, error.with_traceback(None)
@@ -108,9 +108,7 @@ class Collector:
         return "" if layer is None else told
 
     def _back_off(self, size: int) -> None:
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
+        free_memory()
         if size > 1:
             self.batch_size = (size + 1) // 2
             if not self._told:

@@ -1,7 +1,6 @@
-"""What tells a model that broke down, or a machine without memory, from a mistake of ours."""
+"""What tells a model that broke down from a mistake of ours."""
 
 import numpy as np
-import torch
 
 from attrib.batch import Batch
 from attrib.collect.collected import Tables
@@ -34,11 +33,3 @@ def not_finite(tables: Tables) -> dict[str, str]:
             if not row[-1]:
                 broken[example] = f"{name}: no finite number from layer {row.argmin()} on"
     return broken
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory did not suffice, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    told = str(error)
-    return "out of memory" in told or "can't allocate memory" in told

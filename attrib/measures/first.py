@@ -19,9 +19,10 @@ from attrib.analyses.contributions import (
 from attrib.batch import Batch
 from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.hooks import attention_rows, residual_writes
+from attrib.hooks import attention_rows
 from attrib.metrics import exact_match
 from attrib.residual import ResidualWrites
+from attrib.residual_writes import residual_writes
 from attrib.results import tidy
 from attrib.vlm import VLM
 

@@ -65,7 +65,7 @@ def measure_heatmaps(
 def refuse_text_alone(batch: Batch) -> None:
     """Raise AttribError if a request of the batch has no visual tokens."""
     if not batch["visual"].any(1).all():
-        raise AttribError("a heatmap needs a request with an image; this one is text alone")
+        raise AttribError("this request is text alone: a heatmap needs an image, give one")
 
 
 def patch_attention_if_any(vlm: VLM) -> AbstractContextManager[list[Tensor]]:

@@ -88,7 +88,7 @@ def _partner_image(
 ) -> tuple[Image.Image, str]:
     own = sample.request.image
     if own is None:
-        raise AttribError("patching needs a request with an image; this one is text alone")
+        raise AttribError("this request is text alone: patching needs an image, give one")
     name, image = partner(sample) if other is None else ("given", other)
     return (ImageOps.fit(image, own.size) if fit else image), name
 

@@ -11,6 +11,7 @@ from attrib.plots.gate import gate_auc, gate_similarity, gate_tokens
 from attrib.plots.heat import heat_by_layer, heat_pictures
 from attrib.plots.overlay import overlay, query_bars
 from attrib.plots.patching import patching, patching_difference
+from attrib.plots.selection import selection
 from attrib.plots.sensitivity import sensitivity
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "patching_difference",
     "query_bars",
     "save",
+    "selection",
     "sensitivity",
     "share_scale",
     "svg",

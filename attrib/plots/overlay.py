@@ -1,15 +1,21 @@
-"""Heatmaps over the image they are about: cells where they lie, one colour scale for all layers."""
+"""Heatmaps over the image they are about: cells where they lie, numbers beside the colours.
+
+A value is the square of the sine of half an angle. So the colours that all layers share follow its
+square root: twice as far along the scale is twice the angle.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from attrib.plots.drawing import BLUE, MUTED, STYLE, style
@@ -31,8 +37,9 @@ def overlay(
     *,
     title: str = "",
     note: str = "",
+    scale: Literal["shared", "own"] = "shared",
 ) -> Axes:
-    """The image, then every layer's heatmap over it, all on one colour scale.
+    """The image, then every layer's heatmap over it.
 
     Under each panel stand the smallest and largest value of its layer. Cells are drawn unsmoothed
     where they lie: parts of the image that the model's processor cut off stay bare.
@@ -44,20 +51,23 @@ def overlay(
         box: (left, top, right, bottom) of the cells, in pixels of the image.
         title: of the figure, such as the prompt.
         note: a line below it, such as how the map was made.
+        scale: "shared" by all layers, so that they can be compared; or each layer's "own", from its
+            smallest to its largest value, so that faint ones can be seen.
     """
-    low, high = float(np.nanmin(maps)), float(np.nanmax(maps))
-    scale = Normalize(low, high)
+    shared = _scale(maps, 0.5)
     figure, panels = _panels(1 + len(layers), title, note)
     with style():
         _show(panels[0], image, box)
         panels[0].set_title("image", fontsize=9)
         for ax, layer, values in zip(panels[1:], layers, maps, strict=True):
             _show(ax, image.convert("L"), box)
-            _lay(ax, values, box, scale)
+            _lay(ax, values, box, shared if scale == "shared" else _scale(values))
             _fit(ax, image, box)
             _name(ax, layer, values)
-        bar = figure.colorbar(ScalarMappable(scale, COLORS), ax=panels, shrink=0.8, aspect=30)
-        bar.set_label(f"heat, {low:.2g} to {high:.2g}", fontsize=9)
+        if scale == "shared":
+            bar = figure.colorbar(ScalarMappable(shared, COLORS), ax=panels, shrink=0.8, aspect=30)
+            bar.set_label(f"heat, {shared.vmin:.2g} to {shared.vmax:.2g}", fontsize=9)
+            bar.ax.tick_params(labelsize=8)
     panels[0].set_label(_in_words(maps, layers, note))
     return panels[0]
 
@@ -78,6 +88,7 @@ def query_bars(
             ax.bar(np.arange(len(values)), values, color=BLUE, width=0.85)
             ax.set_ylim(0, 1.05 * high)
             ax.tick_params(labelsize=7)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             _name(ax, layer, values)
             ax.set_xlabel(f"query, {ax.get_xlabel()}", fontsize=8, color=MUTED)
     panels[0].set_label(_in_words(scores[:, None], layers, note or "one bar per query"))
@@ -98,6 +109,10 @@ def _panels(num: int, title: str, note: str) -> tuple[Figure, list[Axes]]:
         "\n".join(part for part in (head, note) if part), fontsize=10, x=0.01, ha="left"
     )
     return figure, grid[:num]
+
+
+def _scale(values: Float[np.ndarray, "*cells"], power: float = 1.0) -> PowerNorm:
+    return PowerNorm(power, float(np.nanmin(values)), float(np.nanmax(values)))
 
 
 def _lay(ax: Axes, values: Float[np.ndarray, "row col"], box: Box, scale: Normalize) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-import tiny_models
+from conftest import save_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -27,11 +27,7 @@ BAD = Quarantined("a.json", 0, "src", "is empty")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random LLaVA."""
-    folder = tmp_path_factory.mktemp("model")
-    vlm, processor = tiny_models.build("llava")
-    vlm.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -39,21 +35,6 @@ def photo(tmp_path):
     path = tmp_path / "photo.png"
     Image.new("RGB", (40, 30), "teal").save(path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder; its exit code, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 def row(**changes):
@@ -110,9 +91,8 @@ def test_every_command_explains_itself(command):
     assert result.exit_code == 0 and command in result.output
 
 
-def test_commands_of_later_issues_do_not_exist():
-    for command in ("select", "train", "edit"):
-        assert CliRunner().invoke(cli.app, [command]).exit_code == 2
+def test_a_command_that_there_is_not_is_wrong_usage():
+    assert CliRunner().invoke(cli.app, ["divine"]).exit_code == 2
 
 
 def test_contributions_about_a_photo_leave_result_figure_and_manifest(run, model, photo, tmp_path):

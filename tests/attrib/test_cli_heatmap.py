@@ -1,10 +1,9 @@
 """`attrib heatmap` and `attrib faithfulness`, as a user meets them."""
 
 import json
-import sys
 
 import pytest
-import tiny_models
+from conftest import save_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,13 +19,8 @@ PROMPT = ["--prompt", "The animal in the picture is called a"]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders with tiny random models, by name."""
-    found = {}
-    for name in ("llava", "blip2_opt"):
-        found[name] = tmp_path_factory.mktemp(name)
-        model, processor = tiny_models.build(name)
-        model.save_pretrained(found[name])
-        processor.save_pretrained(found[name])
-    return found
+    names = ("llava", "blip2_opt")
+    return {name: save_tiny(tmp_path_factory.mktemp(name), name) for name in names}
 
 
 @pytest.fixture
@@ -34,21 +28,6 @@ def photo(tmp_path):
     path = tmp_path / "cat.jpg"
     Image.new("RGB", (50, 30), "teal").save(path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder; its exit code, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 def names(folder):

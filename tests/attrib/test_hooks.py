@@ -9,7 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from attrib.errors import AttribError
-from attrib.hooks import attention_rows, capture, read, rerun, residual_writes, resume, write
+from attrib.hooks import attention_rows, capture, read, rerun, resume, write
+from attrib.residual_writes import residual_writes
 from attrib.taps import tap_attention
 from attrib.vlm import VLM
 

@@ -2,17 +2,14 @@
 
 import copy
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from conftest import picture, tiny_vlm
+from conftest import picture, save_tiny, tiny_vlm
 from PIL import Image
 
-from attrib import cli, plots
+from attrib import plots
 from attrib.analyses.sensitivity import sensitivity
 from attrib.analyses.sweep import SIGMAS
 from attrib.cli.command import resolve
@@ -138,36 +135,21 @@ def test_noise_that_moves_nothing_is_said_to():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random LLaVA."""
-    folder = tmp_path_factory.mktemp("model")
-    vlm, processor = tiny_models.build("llava")
-    vlm.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path, model):
-    """Run `attrib sweep` on the tiny model in an empty folder; exit code, output, error."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        if not Path("photo.png").exists():
-            Image.new("RGB", (40, 30), "teal").save("photo.png")
-        given = ["attrib", "sweep", "--model", str(model), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
+def sweep(run, tmp_path, model):
+    """Run `attrib sweep` on the tiny model, beside a photo; exit code, output, error."""
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
+    return lambda *arguments: run("sweep", "--model", model, *arguments)
 
 
 PHOTO = ("--image", "photo.png", "--prompt", "The animal is a")
 
 
-def test_it_needs_nothing_but_a_modality_and_says_what_it_took(run, tmp_path):
-    code, out, err = run(*PHOTO, "--modality", "text", "--out", "o")
+def test_it_needs_nothing_but_a_modality_and_says_what_it_took(sweep, tmp_path):
+    code, out, err = sweep(*PHOTO, "--modality", "text", "--out", "o")
     assert code == 0 and "is most sensitive to noise on its text tokens in layer" in out
     assert "nothing else said, so --data scenes-vqa" in err
     for taken in (f"--sigmas {','.join(map(str, SIGMAS))}", "--unit std", "--draws 1", "--seed 0"):
@@ -181,9 +163,9 @@ def test_it_needs_nothing_but_a_modality_and_says_what_it_took(run, tmp_path):
     assert options["modality"] == "text" and options["unit"] == "std"
 
 
-def test_a_dry_run_tells_work_memory_and_time_and_writes_nothing(run, tmp_path):
+def test_a_dry_run_tells_work_memory_and_time_and_writes_nothing(sweep, tmp_path):
     arguments = ("--limit", 3, "--batch-size", 2, "--layers", "0,2-3", "--sigmas", "0.5,1")
-    code, out, _ = run(*arguments, "--draws", 2, "--dry-run", "--out", "o")
+    code, out, _ = sweep(*arguments, "--draws", 2, "--dry-run", "--out", "o")
     assert code == 0 and not (tmp_path / "o").exists()
     assert "3 samples x 3 layers x sigmas 0.5, 1 x 2 draw(s)" in out
     assert "cost: 36 disturbed examples" in out and "(with hooks: 39)" in out
@@ -193,21 +175,23 @@ def test_a_dry_run_tells_work_memory_and_time_and_writes_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--sigmas", "0.1,-1"), "sigmas: Value error, expected numbers of 0 or more"),
+        (("--sigmas", "0.1,-1"), "attrib: sigmas: expected numbers of 0 or more"),
         (("--sigmas", "much"), "expected numbers of 0 or more, such as 0.1,0.3"),
         (("--layers", "3-"), "expected layers such as 0,4,8-11, got '3-'"),
+        (("--layers", "0,3-1"), "layers: expected layers such as 0,4,8-11, got '3-1'"),
         (("--layers", "2,9", *PHOTO), "there is no layer 9"),
         (("--modality", "visual", "--prompt", "Who?"), "no example has an image"),
     ],
 )
-def test_mistakes_are_usage_errors_in_one_line(run, arguments, told):
-    code, _, err = run(*arguments)
+def test_mistakes_are_usage_errors_in_one_line(sweep, arguments, told):
+    code, _, err = sweep(*arguments)
     assert code == 2 and told in err and "Traceback" not in err
     assert sum(line.startswith("attrib: ") for line in err.splitlines()) == 1
 
 
-def test_unknown_values_are_refused(run):
-    assert run("--modality", "audio")[0] == run("--unit", "db")[0] == run("--draws", "0")[0] == 2
+@pytest.mark.parametrize("given", [("--modality", "audio"), ("--unit", "db"), ("--draws", "0")])
+def test_unknown_values_are_refused(sweep, given):
+    assert sweep(*given)[0] == 2
 
 
 def test_a_config_file_may_list_sigmas_and_layers(tmp_path):

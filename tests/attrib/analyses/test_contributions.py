@@ -9,7 +9,6 @@ import torch
 from conftest import examples, picture
 from torch.testing import assert_close
 
-import attrib
 from attrib.analyses.contributions import (
     contribution_parts,
     contributions,
@@ -19,6 +18,7 @@ from attrib.analyses.contributions import (
     last_writes,
 )
 from attrib.errors import AttribError
+from attrib.residual_writes import residual_writes
 
 NORMS = ("none", "final", "frozen")
 LAYER = 2
@@ -63,7 +63,7 @@ def test_frozen_shares_sum_to_the_logit_on_every_architecture(any_vlm):
 def test_contributions_are_the_papers_equations(vlm, batch, norm):
     key = torch.tensor([5, 70, 200])
     parts = contribution_parts(vlm, batch, key, norm)
-    with attrib.hooks.residual_writes(vlm, batch["last"]) as writes:
+    with residual_writes(vlm, batch["last"]) as writes:
         vlm.logits(batch)
     for i, token in enumerate(key):
         logits = {}

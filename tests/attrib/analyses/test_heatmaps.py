@@ -20,8 +20,9 @@ from attrib.analyses.heatmaps import (
 )
 from attrib.analyses.swapped import LastQuery
 from attrib.errors import AttribError
-from attrib.hooks import attention_rows, residual_writes, write
+from attrib.hooks import attention_rows, write
 from attrib.noise import base_noise
+from attrib.residual_writes import residual_writes
 from attrib.vlm import VLM
 
 

@@ -13,7 +13,6 @@ from attrib.analyses import chunks, cutting
 from attrib.analyses.disturbance import disturbed_positions
 from attrib.analyses.sensitivity import sensitivity
 from attrib.analyses.suffix import Suffix
-from attrib.analyses.sweep import SIGMAS, sweep_cost
 from attrib.errors import AttribError
 from attrib.hooks import read, write
 from attrib.metrics import kl
@@ -246,16 +245,3 @@ def test_bfloat16_is_close_to_what_hooks_give():
     assert start_of(half, batch, "text")[0].start > 0
     values = sensitivity(half, batch, "text", (0.7,))
     assert_close(values, by_hooks(half, batch, "text", (0.7,)), atol=0.01, rtol=0.15)
-
-
-def test_the_cost_is_that_of_the_versions_and_far_below_that_of_hooks():
-    vlm = tiny_vlm("llava")
-    images, prompts = examples(4)
-    batch = vlm.encode(images, [f"{prompt} {'word ' * 4}" for prompt in prompts])
-    cost = sweep_cost(vlm, batch, "visual", (0.0, 0.5, 1.0), draws=2, layers=[0, 3])
-    assert cost.versions == 3 * 2 * 2 * 2  # pictures, layers, sigmas above 0, draws
-    assert cost.naive == 1 + 2 * 2 * 2
-    full = sweep_cost(vlm, batch, "text", SIGMAS)
-    assert 1 < full.forwards < full.naive / 2 and full.memory > 0
-    with pytest.raises(AttribError, match="draws"):
-        sweep_cost(vlm, batch, draws=0)

@@ -1,8 +1,7 @@
-"""A small folder of edit data and a small model in a folder, for whole commands."""
+"""A small folder of edit data, for whole commands."""
 
 import json
 
-import tiny_models
 from conftest import picture
 
 ROWS = 40  # three units, the last of them not full
@@ -26,12 +25,4 @@ def write_data(folder, rows=ROWS, **changed):
         picture(60 + i, 40, seed=i).save(folder / "images" / f"{i}.png")
     all_rows = [row(i, **changed.get(f"row_{i}", {})) for i in range(rows)]
     (folder / "vqa" / "vqa_train.json").write_text(json.dumps(all_rows))
-    return folder
-
-
-def write_model(folder, name="llava"):
-    """A tiny random model of one architecture, saved."""
-    model, processor = tiny_models.build(name)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
     return folder

@@ -1,17 +1,16 @@
 """Analyses as commands: planned, resumed, refused, shared between ranks."""
 
-import sys
-
 import pytest
 import tiny_models
 import torch
-from conftest import picture
-from small_data import write_data, write_model
+from conftest import picture, save_tiny
+from small_data import write_data
 
-from attrib import cli, measures
+from attrib import measures
 from attrib.cli.analyse import analyse
 from attrib.cli.options import AnalysisOptions, AttentionOptions
-from attrib.cli.outputs import default_folder
+from attrib.cli.outputs import default_folder, refuse_unwritable
+from attrib.errors import CannotStart
 from attrib.results import Result
 
 TEXT = ("--prompt", "Two and two is", "--out", "o")
@@ -19,26 +18,13 @@ TEXT = ("--prompt", "Two and two is", "--out", "o")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
+    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder; its exit code, standard output and error.
-
-    Figures are not drawn: that takes longer than all the rest.
-    """
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Figures are not drawn: that takes longer than all the rest."""
     monkeypatch.setattr("attrib.plots.save", lambda _ax, stem: [stem])
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(run, model, tmp_path):
@@ -102,8 +88,9 @@ def test_a_wrong_option_does_not_block_the_folder(run, model):
     [
         ("file", "file: a file, not a folder; give another --out"),
         (".", "the folder holds file and no run of an analysis"),
-        ("/proc/nowhere", "/proc/nowhere"),  # no user may make a folder there, not even root
-        ("file/deeper", "file"),
+        # No user may make a folder there, not even root.
+        ("/proc/nowhere", "/proc/nowhere cannot be written: "),
+        ("file/deeper", "file/deeper: file is a file, not a folder; give another --out"),
     ],
 )
 def test_a_folder_that_cannot_take_results_is_named(run, model, tmp_path, out, told):
@@ -127,6 +114,24 @@ def test_a_model_that_breaks_down_on_a_row_names_row_and_layer(run, tmp_path):
     told = (tmp_path / "o" / "quarantined.csv").read_text()
     assert ",7,value," in told and "an output that is not finite is 0" in told
     assert Result.load(tmp_path / "o" / "result.parquet").frame["value"].notna().all()
+
+
+def test_a_model_that_breaks_down_on_everything_is_refused_with_its_first_bad_layer(run, tmp_path):
+    vlm, processor = tiny_models.build("llava")
+    with torch.no_grad():
+        vlm.model.language_model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
+    vlm.save_pretrained(tmp_path / "nan")
+    processor.save_pretrained(tmp_path / "nan")
+    code, _, err = run("attention", "--model", tmp_path / "nan", *TEXT)
+    assert code == 3 and "layer 2: its output is not finite" in err
+    assert "Traceback" not in err and not (tmp_path / "o").exists()
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_a_model_is_read(tmp_path, monkeypatch):
+    refuse_unwritable(tmp_path / "new" / "folder")
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)  # root may write everywhere
+    with pytest.raises(CannotStart, match="cannot be written to; give another --out"):
+        refuse_unwritable(tmp_path / "new" / "folder")
 
 
 def test_only_the_first_rank_reports(run, model, monkeypatch):

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from small_data import write_data, write_model
+from conftest import save_tiny
+from small_data import write_data
 
 from benchmarks.kill_sweep import different, kill_and_resume, start
 
@@ -13,7 +14,7 @@ def command(tmp_path_factory):
     """`attrib contributions` on six units, one row of which has no picture."""
     folder = tmp_path_factory.mktemp("small")
     data = write_data(folder / "data", rows=90, row_20={"image": "none.png"})
-    model = write_model(folder / "model")
+    model = save_tiny(folder / "model")
     on = ["--model", str(model), "--data", str(data), "--split", "vqa-train"]
     return ["contributions", *on, "--batch-size", "3"]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from attrib.data.scenes import make_scene, render
-from attrib.hooks import residual_writes
+from attrib.residual_writes import residual_writes
 from attrib.vlm import VLM
 from attrib.zoo.growth import grow, keep_lower_half
 from attrib.zoo.models import BUILDERS, NUM_LAYERS, build

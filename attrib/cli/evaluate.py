@@ -1,0 +1,186 @@
+"""`attrib evaluate`: the scores of a trained editor, one edit at a time, beside the model's own."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import Field, field_validator
+from typer import Option
+
+from attrib.cli.analyse import load_data
+from attrib.cli.command import ExitCode, add_command, invocation
+from attrib.cli.models import load_model
+from attrib.cli.options import AnalysisOptions
+from attrib.cli.outputs import default_folder, exit_code_for, say, write_quarantined
+from attrib.cli.plan import planned
+from attrib.errors import AttribError, CannotStart
+
+if TYPE_CHECKING:
+    from attrib.runs import Outcome, Run
+    from attrib.vlm import VLM
+    from editors import Editor
+    from editors.evaluation import Scoring
+
+PANEL = "Evaluation"
+PROTOCOLS = ("paper", "exact", "generate", "easyedit")
+SETTINGS = "editor.json"
+
+
+class EvaluateOptions(AnalysisOptions):
+    """Options of `attrib evaluate`."""
+
+    editor: Annotated[
+        Path | None,
+        Option(help="Folder of a trained editor, as `attrib train --out` writes it.",
+               rich_help_panel=PANEL),
+    ] = None  # fmt: skip
+    gate: Annotated[
+        Path | None,
+        Option(help="Folder of a gate that decides which inputs are served.",
+               show_default="the editor's own", rich_help_panel=PANEL),
+    ] = None  # fmt: skip
+    protocols: Annotated[
+        str,
+        Option(help="What makes an answer right: paper, exact, generate, easyedit; several with "
+               "commas between.", rich_help_panel=PANEL),
+    ] = "paper,exact,generate"  # fmt: skip
+    label: Annotated[
+        str | None,
+        Option(help="What to call the editor in tables.", show_default="its name",
+               rich_help_panel=PANEL),
+    ] = None  # fmt: skip
+    batch_size: Annotated[
+        int, Option(help="Inputs per pass; an edit is judged by about 8.", min=1), Field(ge=1)
+    ] = 16
+
+    @field_validator("protocols", mode="before")
+    @classmethod
+    def _known_protocols(cls, given: Any) -> str:
+        names = [name.strip() for name in str(given).split(",") if name.strip()]
+        if unknown := [name for name in names if name not in PROTOCOLS]:
+            raise ValueError(f"no protocol {unknown[0]!r}; protocols are {', '.join(PROTOCOLS)}")
+        # One spelling for the same protocols, because they tell runs apart.
+        return ",".join(name for name in PROTOCOLS if name in names)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "evaluate", EvaluateOptions, evaluate)
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Scores of a trained editor: reliability, generality, locality, by every protocol."""
+    if options.prompt is not None:
+        raise AttribError("evaluate is about edits and what they are judged by: give --data")
+    if options.editor is None:
+        raise AttribError("--editor: give the folder of a trained editor")
+    run, scoring = _prepared(options, options.editor)
+    if options.dry_run:
+        for line in planned(run, 1) if run.rank.number == 0 else ():
+            print(line)
+        return ExitCode.DONE
+    outcome = run.execute(scoring, batch_size=1)
+    if outcome is None:
+        return ExitCode.DONE
+    text, files = _written(run.out, outcome)
+    files += write_quarantined(run.out, outcome.quarantined)
+    print(text)
+    print(f"edits used: {len(outcome.used)}, rows quarantined: {len(outcome.quarantined)}")
+    print("\n".join(f"  {path}" for path in files))
+    return exit_code_for(outcome.quarantined, options.max_failures)
+
+
+def load_editor(folder: Path, vlm: "VLM") -> "Editor":
+    """The editor in a folder, of whichever kind it is.
+
+    Raises:
+        CannotStart: There is none, of no known kind, or it is of another model.
+    """
+    from editors import EDITORS
+
+    try:
+        name = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["editor"]
+    except OSError as error:
+        raise CannotStart(
+            f"{folder}: no trained editor (no {SETTINGS}); train one with `attrib train`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CannotStart(f"{folder / SETTINGS}: not what an editor writes: {error}") from error
+    if name not in EDITORS:
+        known = ", ".join(sorted(EDITORS))
+        raise CannotStart(f"{folder / SETTINGS}: no editor is called {name!r}; known are {known}")
+    return EDITORS[name].load(folder, vlm)
+
+
+def gated(editor: "Editor", folder: Path) -> "Editor":
+    """The same editor behind the gate in a folder.
+
+    Raises:
+        CannotStart: There is no gate, or the editor has no use for one.
+    """
+    from editors.gate_files import load_gate
+
+    gate, with_gate = load_gate(folder), getattr(editor, "with_gate", None)
+    if with_gate is None:
+        raise CannotStart(f"the editor {editor.name} takes no gate; leave --gate out")
+    return with_gate(gate)
+
+
+def _prepared(options: EvaluateOptions, folder: Path) -> "tuple[Run, Scoring]":
+    """The run that the options ask for, and its measurement."""
+    from attrib import runs
+    from editors.evaluation import Scoring
+    from editors.unedited import Unedited
+
+    rank = runs.Rank.from_environment()
+    out = options.out or default_folder("evaluate", options)
+    runs.refuse_foreign(out)  # before minutes go into reading a model
+    say(f"evaluate: {folder} on {options.model}, {options.data}, results in {out}")
+    data = load_data(options)
+    vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
+    protocols = tuple(options.protocols.split(","))
+    editor, files = load_editor(folder, vlm), _files(folder)
+    if options.gate is not None:
+        editor, files = gated(editor, options.gate), files + _files(options.gate)
+    unedited = Unedited(vlm, protocols, options.batch_size)
+    scoring = Scoring.of(vlm, editor, unedited, protocols, options.label)
+    made = options.model_dump(mode="json", exclude={"dry_run"})
+    run = runs.prepare(
+        vlm,
+        data,
+        out,
+        name="evaluate",
+        options=made | {"gate": scoring.gate, "label": scoring.label, "files": _digest(files)},
+        seed=options.seed,
+        free=runs.ALWAYS_FREE | {f"options.{name}" for name in (*options.free, "editor")},
+        rank=rank,
+        invocation=invocation(),
+    )
+    return run, scoring
+
+
+def _written(out: Path, outcome: "Outcome") -> tuple[str, list[Path]]:
+    """The tables as text, and the files of scores, tables and manifest."""
+    from attrib.results import Result
+    from editors.evaluation import SCORES
+    from editors.scores_table import markdown, save_tables
+
+    result = Result(SCORES, outcome.tables[SCORES], outcome.manifest)
+    files = [result.save(out / f"{SCORES}.parquet"), *save_tables([result], out)]
+    return markdown([result]), [*files, out / "manifest.json"]
+
+
+def _files(folder: Path) -> list[Path]:
+    """What makes an editor, or a gate."""
+    settings = [folder / name for name in (SETTINGS, "gate.json")]
+    return [*filter(Path.exists, settings), *sorted(folder.glob("*.safetensors"))]
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of files: another editor is another run, the same in another folder is not."""
+    from attrib.environment import sha256
+
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""`attrib grid`: short trainings over layers, which show what the choice of layers is worth."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import Field
+from typer import Option
+
+from attrib.cli.command import ExitCode, add_command
+from attrib.cli.models import load_model
+from attrib.cli.outputs import say
+from attrib.cli.train import TrainOptions, changes_of, training_data
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHERE = "Cells"
+
+
+class GridOptions(TrainOptions):
+    """Options of `attrib grid`; `--layers` of `attrib train` is not one of them."""
+
+    text: Annotated[
+        str, Option(help="Text layers alone: all, none, or such as 0,2,4.", rich_help_panel=WHERE)
+    ] = "all"
+    visual: Annotated[
+        str, Option(help="Visual layers alone, in the same way.", rich_help_panel=WHERE)
+    ] = "all"
+    pairs: Annotated[
+        str,
+        Option(help="Pairs of text and visual layer: none, or such as 0,2x1,3 for four of them.",
+               rich_help_panel=WHERE),
+    ] = "none"  # fmt: skip
+    seeds: Annotated[
+        int, Option(help="Trainings per cell.", min=1, rich_help_panel=WHERE), Field(ge=1)
+    ] = 3
+    test_limit: Annotated[
+        int, Option(help="Edits that each cell is scored on.", min=1, rich_help_panel="Data"),
+        Field(ge=1),
+    ] = 300  # fmt: skip
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "grid", GridOptions, grid)
+
+
+def grid(options: GridOptions) -> int:
+    """Train short adapters at every layer, and score them alike (DualEdit Fig. 5, Table 1)."""
+    from attrib import data as edit_data
+    from attrib.files import write_text
+    from editors.grid import cells
+    from editors.grid import grid as run
+    from editors.presets import preset_for
+
+    out = options.out or Path("runs") / f"grid-{Path(options.model).name}-{options.data}"
+    vlm = load_model(options)
+    wanted = cells(
+        layers_in(options.text, vlm.num_layers - 1),
+        layers_in(options.visual, vlm.num_layers - 1),
+        pairs_in(options.pairs),
+        range(options.seeds),
+    )
+    named = {name: value for name, value in changes_of(options).items() if name != "seed"}
+    preset = preset_for(vlm, options.preset, **named)
+    test = edit_data.load(options.data, split="test", limit=options.test_limit)
+    say(f"grid: {len(wanted)} trainings of {preset.training.steps} steps on {vlm.name}, in {out}")
+    frame = run(vlm, training_data(options), test, wanted, out, preset, say)
+    print(write_text(out / "grid.csv", frame.to_csv(index=False)))
+    print(_table(frame))
+    return ExitCode.DONE
+
+
+def layers_in(given: str, num: int) -> list[int]:
+    """Layers as they are written: all (the last one writes too late to be read), none, or some."""
+    if given in ("all", "none"):
+        return list(range(num)) if given == "all" else []
+    return [int(n) for n in given.split(",")]
+
+
+def pairs_in(given: str) -> list[tuple[int, int]]:
+    """Pairs as they are written: none, or text layers x visual layers."""
+    if given == "none":
+        return []
+    text, visual = (layers_in(part, 0) for part in given.split("x"))
+    return [(t, v) for t in text for v in visual]
+
+
+def _table(frame: "pd.DataFrame") -> str:
+    """Mean over seeds per cell, a column per metric, in per cent."""
+    shown: Any = frame.assign(
+        text=frame["text"].astype(object).where(frame["text"].notna(), "-"),
+        visual=frame["visual"].astype(object).where(frame["visual"].notna(), "-"),
+    )
+    table = shown.pivot_table("value", ["text", "visual"], "metric", "mean", sort=False)
+    return (100 * table).round(1).to_string()

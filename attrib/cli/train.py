@@ -1,0 +1,170 @@
+"""`attrib train`: adapters trained at chosen layers."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from pydantic import Field, field_validator
+from typer import Option
+
+from attrib.cli.command import ExitCode, add_command
+from attrib.cli.models import load_model
+from attrib.cli.options import ModelOptions
+from attrib.cli.outputs import say
+from attrib.errors import AttribError
+
+if TYPE_CHECKING:
+    from attrib.data import EditData
+    from attrib.vlm import VLM
+
+TRAINING, ADAPTERS = "Training (default: the preset's)", "Adapters (default: the preset's)"
+WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
+
+
+class TrainOptions(ModelOptions):
+    """Options of `attrib train`."""
+
+    editor: Annotated[str, Option(help="Which editor; the README lists them.")] = "dualedit"
+    layers: Annotated[
+        str | None,
+        Option(help="Where to edit: the layers.json of `attrib select`, or such as "
+               "'text:4 visual:2'."),
+    ] = None  # fmt: skip
+    data: Annotated[
+        str, Option(help="scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+                    rich_help_panel="Data")
+    ] = "scenes-vqa"  # fmt: skip
+    split: Annotated[
+        str | None, Option(help="Part to train on: train, or vqa-train or caption-train of a "
+                           "folder.", show_default="train", rich_help_panel="Data")
+    ] = None  # fmt: skip
+    image_root: Annotated[
+        Path | None, Option(help="Folder of a folder's images.", rich_help_panel="Data")
+    ] = None
+    limit: Annotated[
+        int | None, Option(help="Read the first rows only.", min=1, rich_help_panel="Data"),
+        Field(ge=1),
+    ] = None  # fmt: skip
+    preset: Annotated[
+        Literal["auto", "published", "embedded"],
+        Option(help="auto: embedded for small models, published for others."),
+    ] = "auto"
+    steps: Annotated[int | None, Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = None
+    batch_size: Annotated[int | None, Option(help="Edits in a step.", rich_help_panel=TRAINING)] = (
+        None
+    )
+    learning_rate: Annotated[
+        float | None, Option(help="Of Adam, at its highest.", rich_help_panel=TRAINING)
+    ] = None
+    seed: Annotated[int, Option(help="Of the adapters and of the order of edits.")] = 0
+    set: Annotated[
+        list[str],
+        Option(help="Any other setting, as name=value; may be given again. A wrong name lists all.",
+               rich_help_panel=ADAPTERS),
+    ] = Field(default_factory=list)  # fmt: skip
+    out: Annotated[
+        Path | None,
+        Option(help="Folder of checkpoints and of the editor; the same command goes on there.",
+               show_default="runs/train-EDITOR-MODEL-DATA"),
+    ] = None  # fmt: skip
+
+    @field_validator("set")
+    @classmethod
+    def _pairs(cls, given: list[str]) -> list[str]:
+        if wrong := [one for one in given if "=" not in one]:
+            raise ValueError(f"expected name=value, got {wrong[0]!r}")
+        return given
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "train", TrainOptions, train)
+
+
+def train(options: TrainOptions) -> int:
+    """Train an editor at chosen layers; interrupted, the same command goes on."""
+    from editors import EDITORS
+
+    if options.editor not in EDITORS:
+        known = ", ".join(EDITORS)
+        raise AttribError(f"--editor: there is no {options.editor!r}; there are {known}")
+    out = options.out or _folder(options)
+    vlm = load_model(options)
+    layers = layers_of(options.layers, vlm)
+    data = training_data(options)
+    where = "; ".join(f"{m} {', '.join(map(str, some))}" for m, some in layers.items())
+    say(f"train: {options.editor} of {vlm.name} at {where}, {len(data)} edits, into {out}")
+    if data.quarantined:
+        say(data.summary())
+    editor: Any = EDITORS[options.editor].train(
+        vlm, data, layers=layers, out=out, preset=options.preset, **changes_of(options)
+    )
+    trained = editor.trained
+    print(
+        f"trained {trained['training']['steps']} steps in {trained['seconds']:.0f} s; best "
+        f"validation loss {trained['best_loss']:.3f} at step {trained['best_step']}"
+    )
+    print(f"  {out}\nnext: attrib evaluate --editor {out} --model {options.model}")
+    return ExitCode.DONE
+
+
+def layers_of(given: str | None, vlm: "VLM") -> Mapping[str, list[int]]:
+    """The layers by modality: from a file of `attrib select`, or as they are written out.
+
+    Raises:
+        AttribError: Nothing is given, or it is neither.
+        CannotStart: The file is of another model.
+    """
+    if given is None:
+        raise AttribError(
+            "--layers: give the layers.json of `attrib select`, or such as 'text:4 visual:2'"
+        )
+    if written := WRITTEN.findall(given):
+        return {modality: [int(n) for n in some.split(",")] for modality, some in written}
+    if not Path(given).is_file():
+        raise AttribError(f"--layers {given}: neither a file nor such as 'text:4 visual:2'")
+    from attrib.selection import LayerReport
+
+    report = LayerReport.load(given)
+    report.check(vlm)
+    return report.layers
+
+
+def training_data(options: TrainOptions) -> "EditData":
+    """The edits to train on; all their pictures must be there."""
+    from attrib import data
+
+    known = {"scenes-vqa": "train", "scenes-captions": "train"}
+    split = options.split or known.get(options.data)
+    if split is None:
+        raise AttribError(f"--split: which part of {options.data}? vqa-train or caption-train")
+    need = ("image", "image_rephrase", "m_loc")
+    root = options.image_root
+    return data.load(options.data, split, image_root=root, limit=options.limit, need=need)
+
+
+def changes_of(options: TrainOptions) -> dict[str, Any]:
+    """The settings that were given, by name."""
+    named = {
+        name: getattr(options, name)
+        for name in ("steps", "batch_size", "learning_rate", "seed")
+        if getattr(options, name) is not None
+    }
+    return named | {name: _value(text) for name, text in (one.split("=", 1) for one in options.set)}
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, a list as JSON; anything else is a word."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _folder(options: TrainOptions) -> Path:
+    name = f"train-{options.editor}-{options.model}-{options.data}"
+    return Path("runs") / re.sub(r"[^A-Za-z0-9_-]+", "-", name)

@@ -1,0 +1,175 @@
+"""The curves that rules look at, out of the tables of the analyses: examples by layers."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from attrib.errors import AttribError
+from attrib.results import Result, tidy
+from attrib.selection.origin import one_origin
+
+Curve = Float[np.ndarray, "example layer"]
+# By the first word of a curve's name, the command that makes it.
+COMMANDS = {
+    "contributions": "attrib contributions",
+    "noise": "attrib sweep --modality {of}",
+    "follows": "attrib patching",
+    "stays": "attrib patching",
+    "attention": "attrib attention",
+    "pointing": "attrib faithfulness",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of one model on one dataset.
+
+    Attributes:
+        curves: by name; the rows are those of `examples`, NaN where a table has no value. Names:
+            "contributions attn", "contributions mlp" and "contributions" (their sum); "noise text",
+            "noise visual" (area under the divergence over sigma); "follows SPAN", "stays SPAN";
+            "attention text", "attention visual" (share of the last prompt token's attention);
+            "pointing visual" (the hottest patch lies on the object asked about).
+        examples: names of the examples of all tables, in alphabetical order.
+        num_layers: of the model.
+        provenance: the model, the data, and per table its options and seed.
+    """
+
+    curves: Mapping[str, Curve]
+    examples: tuple[str, ...]
+    num_layers: int
+    provenance: Mapping[str, Any]
+
+
+def gather(results: Iterable[Result] | Mapping[str, Result]) -> Evidence:
+    """The curves of several tables; tables without a curve for any rule are passed over.
+
+    Of two sweeps over text, the one that spares the last prompt token counts: an editor does not
+    write there. Else the last of two tables of one analysis counts.
+
+    Raises:
+        AttribError: no table has a curve, or two are of different models or data.
+    """
+    tables = list(results.values() if isinstance(results, Mapping) else results)
+    # Sweeps that spare the last token come last, so that they replace the others.
+    used = [table for table in tables if table.analysis in READERS and len(table.frame)]
+    used.sort(key=_spares_last)
+    if not any(True for table in used for _ in READERS[table.analysis](table)):
+        raise AttribError(
+            "no evidence to select layers from: run `attrib contributions`, `attrib sweep "
+            "--modality text --spare-last`, `attrib sweep --modality visual` and `attrib patching` "
+            "on the same model and data, or all at once with `attrib select --model NAME`"
+        )
+    origin = one_origin(used)
+    num_layers = origin["model"].get("layers") or _layers_seen(used)
+    examples = tuple(sorted({str(name) for table in used for name in table.frame["example"]}))
+    curves = {
+        name: _aligned(part, examples, num_layers)
+        for table in used
+        for name, part in READERS[table.analysis](table)
+    }
+    return Evidence(_with_sum(curves), examples, num_layers, origin)
+
+
+def command_for(curve: str) -> str:
+    """The command whose table has a curve."""
+    kind, _, of = curve.partition(" ")
+    more = " --spare-last" if curve == "noise text" else ""
+    return COMMANDS[kind].format(of=of) + more
+
+
+def evidence_table(evidence: Evidence, *, seed: int = 0) -> pd.DataFrame:
+    """Columns evidence, layer, mean, low, high (95 % bootstrap interval over examples) and n."""
+    parts = []
+    for name, values in evidence.curves.items():
+        frame = tidy(values, example=evidence.examples, layer=range(evidence.num_layers))
+        means = Result(name, frame, {"seed": seed}).mean(["layer"]).assign(evidence=name)
+        parts.append(means.loc[means["n"] > 0])
+    columns = ["evidence", "layer", "mean", "low", "high", "n"]
+    return pd.DataFrame(pd.concat(parts, ignore_index=True), columns=columns)
+
+
+def _contributions(result: Result) -> Iterator[tuple[str, Result]]:
+    if result.provenance.get("options", {}).get("key") == "wrong":
+        return  # the control: it is about answers in general
+    for module in ("attn", "mlp"):
+        yield f"contributions {module}", result.where(module=module)
+
+
+def _noise(result: Result) -> Iterator[tuple[str, Result]]:
+    for modality in ("text", "visual"):
+        part = result.where(modality=modality)
+        if len(part.frame):
+            yield f"noise {modality}", _area(part)
+
+
+def _patching(result: Result) -> Iterator[tuple[str, Result]]:
+    for span in sorted(set(result.frame["span"])):
+        for statistic in ("follows", "stays"):
+            yield f"{statistic} {span}", result.where(span=span, statistic=statistic)
+
+
+def _attention(result: Result) -> Iterator[tuple[str, Result]]:
+    for modality in ("text", "visual"):
+        yield f"attention {modality}", result.where(statistic=f"{modality}_sum")
+
+
+def _pointing(result: Result) -> Iterator[tuple[str, Result]]:
+    yield "pointing visual", result.where(method="heatmap", statistic="hit")
+
+
+READERS = {
+    "contributions": _contributions,
+    "sweep": _noise,
+    "patching": _patching,
+    "attention": _attention,
+    "faithfulness": _pointing,
+}
+
+
+def _area(result: Result) -> Result:
+    """The mean over sigma from 0 to the largest, by trapezoids; no noise moves nothing."""
+    groups, values = result.matrix(["layer", "sigma"])
+    sigmas = np.unique(np.asarray(groups["sigma"], float))
+    layers = np.unique(np.asarray(groups["layer"], int))
+    heights = values.reshape(len(values), len(layers), len(sigmas))
+    if sigmas[0] > 0:
+        heights = np.concatenate([np.zeros_like(heights[..., :1]), heights], axis=-1)
+        sigmas = np.concatenate([[0.0], sigmas])
+    area = np.trapezoid(heights, sigmas, axis=-1) / max(sigmas[-1], np.finfo(float).tiny)
+    frame = tidy(area, example=_examples(result), layer=layers.tolist())
+    return Result(result.analysis, frame, result.provenance)
+
+
+def _aligned(result: Result, examples: tuple[str, ...], num_layers: int) -> Curve:
+    """A table's mean value per example and layer, at the rows of all examples."""
+    groups, values = result.matrix(["layer"])
+    at = {name: i for i, name in enumerate(examples)}
+    full = np.full((len(examples), num_layers), np.nan)
+    for name, row in zip(_examples(result), values, strict=True):
+        full[at[name], np.asarray(groups["layer"], int)] = row
+    return full
+
+
+def _examples(result: Result) -> list[str]:
+    """The names that belong to the rows of the result's matrix."""
+    return [str(name) for name in dict.fromkeys(result.frame["example"])]
+
+
+def _with_sum(curves: dict[str, Curve]) -> dict[str, Curve]:
+    parts = [curves.get(f"contributions {module}") for module in ("attn", "mlp")]
+    if parts[0] is None or parts[1] is None:
+        return curves
+    return {**curves, "contributions": parts[0] + parts[1]}
+
+
+def _spares_last(result: Result) -> bool:
+    return bool(result.provenance.get("options", {}).get("spare_last"))
+
+
+def _layers_seen(results: Iterable[Result]) -> int:
+    return 1 + max(int(np.max(np.asarray(table.frame["layer"]))) for table in results)

@@ -1,0 +1,208 @@
+"""One short training per layer, or pair of layers: what the choice of layers is worth.
+
+Gives DualEdit's Fig. 5 and Tables 1 and 3 and VisEdit's Table 2 on a model, and judges layer
+selection (`attrib.selection.regret`). All cells see the same edits for the same number of steps;
+inputs pass the unedited model once for all of them.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from attrib.data.samples import EditSample
+from attrib.errors import AttribError
+from attrib.files import write_text
+from attrib.provenance import fingerprint
+from attrib.vlm import VLM
+from editors.adapter_data import AdapterData, adapter_data
+from editors.losses import LOCALITY, ROLES
+from editors.objective import AdapterObjective
+from editors.presets import Preset
+from editors.queries import EMBED
+from editors.training import Run
+
+METRICS = {
+    "request": "rel", "text_generality": "t_gen", "visual_generality": "v_gen",
+    "text_locality": "t_loc", "visual_locality": "m_loc", "hard_locality": "hard",
+}  # fmt: skip
+AVERAGED = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
+CELL = "cell.json"
+WATCHED = 48  # edits that a training is validated on
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Layers to train at; None for no adapter of that modality."""
+
+    text: int | None
+    visual: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"text-{_or_no(self.text)} visual-{_or_no(self.visual)} seed-{self.seed}"
+
+    @property
+    def layers(self) -> dict[str, list[int]]:
+        """By modality, as editors take them."""
+        given = {"text": self.text, "visual": self.visual}
+        return {modality: [layer] for modality, layer in given.items() if layer is not None}
+
+
+def cells(
+    text: Sequence[int],
+    visual: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    seeds: Sequence[int],
+) -> list[Cell]:
+    """Single text layers, single visual layers and pairs (text, visual), seed by seed."""
+    places = [(t, None) for t in text] + [(None, v) for v in visual] + list(pairs)
+    return [Cell(t, v, seed) for seed in seeds for t, v in places]
+
+
+def grid(
+    vlm: VLM,
+    samples: Sequence[EditSample],
+    test: Sequence[EditSample],
+    wanted: Sequence[Cell],
+    out: str | Path,
+    preset: Preset,
+    say: Callable[[str], None],
+) -> pd.DataFrame:
+    """Train and score the wanted cells; those that the folder holds already are read.
+
+    Args:
+        vlm: The model.
+        samples: Edits to train on.
+        test: Edits to score on.
+        wanted: The cells.
+        out: Folder of the cells.
+        preset: How adapters are made and trained; its seed is the cell's.
+        say: Told a line for each cell.
+
+    Returns:
+        One row per cell and metric: text, visual (NaN for none), seed, metric, value (0 to 1, mean
+        over test edits, teacher-forced token accuracy; without a gate), and "avg" of the five.
+
+    Raises:
+        AttribError: No cells, or the folder holds cells of other data, model or settings.
+    """
+    if not wanted:
+        raise AttribError("grid: no cells; give layers")
+    identity = _identity(vlm, samples, test, preset)
+    folders = [Path(out) / cell.name for cell in wanted]
+    missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity)]
+    if missing:
+        bench = _Bench.prepare(vlm, samples, test, preset, missing)
+        for done, cell in enumerate(missing):
+            record = bench.score(cell, Path(out) / cell.name, identity)
+            say(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {record['avg']:.3f}")
+    records = [json.loads((folder / CELL).read_text()) for folder in folders]
+    return _frame(wanted, [record["scores"] for record in records])
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """The inputs of all cells, with their states at every layer that one of them starts from."""
+
+    vlm: VLM
+    preset: Preset
+    data: AdapterData
+    test: AdapterData
+
+    @classmethod
+    def prepare(
+        cls,
+        vlm: VLM,
+        samples: Sequence[EditSample],
+        test: Sequence[EditSample],
+        preset: Preset,
+        wanted: Sequence[Cell],
+    ) -> "_Bench":
+        layers = sorted({i for cell in wanted for some in cell.layers.values() for i in some})
+        embed = [EMBED] if preset.adapters.get("signal") == "embed" else []
+        both = adapter_data(
+            vlm, [*samples, *test], first=layers, signals=[*embed, *layers], roles=ROLES
+        )
+        data, tested = both.parted(len(samples))
+        return cls(vlm, preset, data, tested)
+
+    def score(self, cell: Cell, out: Path, identity: dict[str, Any]) -> dict[str, Any]:
+        """Train one cell and write its scores."""
+        preset = self.preset.changed(seed=cell.seed)
+        adapters = preset.adapters_at(cell.layers)
+        sites = adapters.build(self.vlm, cell.seed)
+        few, _ = self.test.parted(WATCHED)
+        objective = AdapterObjective(self.vlm, sites, self.data, few, preset.weights, adapters)
+        progress = Run(objective, preset.training, out, identity, lambda _line: None).train()
+        scores = test_scores(objective, self.test)
+        record = {
+            "identity": identity,
+            "cell": asdict(cell),
+            "scores": scores,
+            "avg": float(np.mean([scores[name] for name in AVERAGED])),
+            "seconds": progress.seconds,
+        }
+        write_text(out / CELL, json.dumps(record, indent=1))
+        return record
+
+
+@torch.no_grad()
+def test_scores(objective: AdapterObjective, test: AdapterData) -> dict[str, float]:
+    """Per metric the mean over edits of the share of answer tokens that are right."""
+    found: dict[str, list[float]] = {}
+    for item in range(len(test)):
+        tokens = objective.tokens(test, [item], ROLES)
+        now, before = tokens["logits"].argmax(-1), tokens["clean"].argmax(-1)
+        for index, role in enumerate(ROLES):
+            at = tokens["roles"] == index
+            if bool(at.any()):
+                wanted = before[at] if role in LOCALITY else tokens["labels"][at]
+                found.setdefault(METRICS[role], []).append(
+                    (now[at] == wanted).float().mean().item()
+                )
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _frame(wanted: Sequence[Cell], scores: Sequence[dict[str, float]]) -> pd.DataFrame:
+    rows = []
+    for cell, found in zip(wanted, scores, strict=True):
+        named = {**found, "avg": float(np.mean([found[name] for name in AVERAGED]))}
+        rows += [{**asdict(cell), "metric": name, "value": value} for name, value in named.items()]
+    return pd.DataFrame(rows)
+
+
+def _identity(
+    vlm: VLM, samples: Sequence[EditSample], test: Sequence[EditSample], preset: Preset
+) -> dict[str, Any]:
+    about = {
+        "model": fingerprint(vlm),
+        "training": {k: v for k, v in asdict(preset.training).items() if k != "seed"},
+        "adapters": dict(preset.adapters),
+        "weights": asdict(preset.weights),
+        "samples": [s.id for s in samples],
+        "test": [s.id for s in test],
+    }
+    return json.loads(json.dumps(about))
+
+
+def _is_done(folder: Path, identity: dict[str, Any]) -> bool:
+    path = folder / CELL
+    if not path.exists():
+        return False
+    if json.loads(path.read_text())["identity"] != identity:
+        raise AttribError(
+            f"{folder} was trained with other settings, data or model; choose another --out"
+        )
+    return True
+
+
+def _or_no(layer: int | None) -> str:
+    return "no" if layer is None else str(layer)

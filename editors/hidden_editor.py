@@ -1,0 +1,247 @@
+"""Editors that write hidden states through adapters: what VisEdit and DualEdit share."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from attrib.data.samples import EditRequest, EditSample
+from attrib.environment import versions
+from attrib.errors import AttribError, CannotStart
+from attrib.files import write_text
+from attrib.hooks import capture, read
+from attrib.provenance import fingerprint
+from attrib.vlm import VLM
+from editors.adapter_data import adapter_data
+from editors.edit import Edit, HiddenEdit
+from editors.gate import CosineGate, LearnedGate
+from editors.gate_files import load_gate, save_gate
+from editors.losses import Weights
+from editors.objective import AdapterObjective, signal_start, trained_roles
+from editors.placement import Adapters, Signal
+from editors.presets import Preset, preset_for
+from editors.queries import EMBED
+from editors.sites import Gate, Memory, Site
+from editors.tensors import save_tensors
+from editors.training import Run
+
+logger = logging.getLogger("attrib")
+SETTINGS, ADAPTERS, GATE = "editor.json", "adapters.safetensors", "gate"
+HELD_OUT = 0.05  # of the training samples, where no validation samples are given
+AT_MOST_HELD_OUT = 100
+
+Made = TypeVar("Made", bound="HiddenEditor")
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenEditor:
+    """Adapters at layers of one model, trained to serve any edit that they are shown.
+
+    Attributes:
+        vlm: The model they were trained for.
+        adapters: Where they are, and their sizes.
+        sites: The adapters themselves.
+        gate: Decides which inputs are served; None serves all.
+        trained: How they were trained: data, steps, loss; JSON.
+    """
+
+    name: ClassVar[str]
+    modalities: ClassVar[tuple[str, ...]]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    vlm: VLM
+    adapters: Adapters
+    sites: Sequence[Site]
+    gate: Gate | None = None
+    trained: Mapping[str, Any] | None = None
+
+    @classmethod
+    def train(
+        cls: "type[Made]",
+        vlm: VLM,
+        samples: Sequence[EditSample],
+        *,
+        layers: Mapping[str, Sequence[int]] | Any,
+        out: str | Path,
+        validation: Sequence[EditSample] | None = None,
+        preset: str | Preset = "auto",
+        **changes: Any,
+    ) -> "Made":
+        """Train adapters at `layers`; in the folder `out`, from where an interrupted run goes on.
+
+        Args:
+            vlm: The model; it stays frozen.
+            samples: Edits to train on.
+            layers: By modality the layers to write ({"text": [4], "visual": [2]}), or a
+                `LayerReport`; modalities that this editor does not write are left out.
+            out: Folder of checkpoints and of the trained editor.
+            validation: Edits by which the best weights are picked; by default the last 5 % of
+                `samples` (at most 100), which are then not trained on.
+            preset: "published", "embedded", or "auto": by the size of the model.
+            changes: Settings other than the preset's: of `Training`, `Adapters` or `Weights`.
+
+        Raises:
+            AttribError: Layers that the model does not have, no samples, another run in `out`, a
+                loss that is not finite.
+        """
+        chosen = {m: list(some) for m, some in _by_modality(layers).items() if m in cls.modalities}
+        settings = preset_for(vlm, preset, **{**cls.defaults, **changes})
+        adapters = settings.adapters_at(chosen)
+        sites = adapters.build(vlm, settings.training.seed)
+        kept, held = _held_out(samples, validation)
+        objective = cls._objective(vlm, adapters, sites, settings.weights, kept, held)
+        identity = {
+            "editor": cls.name,
+            "model": fingerprint(vlm),
+            "adapters": asdict(adapters),
+            "weights": asdict(settings.weights),
+            "data": [s.id for s in kept],
+        }
+        run = Run(objective, settings.training, Path(out), identity, logger.info)
+        progress = run.train()
+        trained = {
+            "training": asdict(settings.training),
+            "weights": asdict(settings.weights),
+            "samples": len(kept),
+            "held_out": len(held),
+            "best_step": progress.best_step,
+            "best_loss": progress.best,
+            "seconds": progress.seconds,
+            "curve": progress.curve,
+        }
+        editor = cls(vlm, adapters, sites, None, trained)
+        editor.save(out)
+        return editor
+
+    @classmethod
+    def _objective(
+        cls,
+        vlm: VLM,
+        adapters: Adapters,
+        sites: Sequence[Site],
+        weights: Weights,
+        samples: Sequence[EditSample],
+        held_out: Sequence[EditSample],
+    ) -> AdapterObjective:
+        """What is minimised."""
+        first = min(site.layer for site in sites)
+        needed = [site.layer for site in sites]
+        needed += [EMBED] if adapters.signal == "embed" else []
+        roles = trained_roles(weights, sites)
+        both = adapter_data(vlm, [*samples, *held_out], first=[first], signals=needed, roles=roles)
+        data, held = both.parted(len(samples))
+        return AdapterObjective(vlm, sites, data, held, weights, adapters)
+
+    @property
+    def module(self) -> nn.ModuleDict:
+        """All adapters, by the key of their site."""
+        return nn.ModuleDict({site.key: site.adapter for site in self.sites})
+
+    def with_gate(self: "Made", gate: Gate | None) -> "Made":
+        """The same adapters behind another gate."""
+        deepest = max(gate.layers, default=-1) if gate is not None else -1
+        first = min(site.layer for site in self.sites)
+        if deepest > first:
+            raise AttribError(
+                f"the gate reads layer {deepest}, but layer {first} is written before it; a gate "
+                f"may read layers 0 to {first}"
+            )
+        return replace(self, gate=gate)
+
+    def edit(self, vlm: VLM, request: EditRequest) -> HiddenEdit:
+        """The edit that serves a request: one forward pass over its image, prompt and target."""
+        return HiddenEdit(self.sites, [memorize(vlm, self, request)], self.gate)
+
+    def together(self, edits: Sequence[Edit]) -> HiddenEdit:
+        """Several edits at once: each input is served the nearest one, or none."""
+        memories = [m for edit in edits for m in getattr(edit, "memories", ())]
+        return HiddenEdit(self.sites, memories, self.gate)
+
+    def save(self, path: str | Path) -> None:
+        """Write the adapters as safetensors, and all about them as JSON."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_tensors(path / ADAPTERS, self.module.state_dict())
+        record = {
+            "editor": self.name,
+            "model": {"name": self.vlm.name, "fingerprint": fingerprint(self.vlm)},
+            "adapters": asdict(self.adapters),
+            "trained": self.trained,
+            "versions": versions(),
+        }
+        if isinstance(self.gate, CosineGate | LearnedGate):
+            save_gate(path / GATE, self.gate)
+        write_text(path / SETTINGS, json.dumps(record, indent=1))
+
+    @classmethod
+    def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":
+        """The editor in a folder.
+
+        Raises:
+            CannotStart: There is none, or it was trained for another model or is another editor.
+        """
+        path = Path(path)
+        if not (path / SETTINGS).exists():
+            raise CannotStart(f"{path} holds no editor: there is no {SETTINGS} in it")
+        record = json.loads((path / SETTINGS).read_text())
+        if record["editor"] != cls.name:
+            raise CannotStart(f"{path} holds the editor {record['editor']!r}, not {cls.name!r}")
+        if record["model"]["fingerprint"] != fingerprint(vlm):
+            raise CannotStart(
+                f"{path} was trained for {record['model']['name']}, whose weights are not those of "
+                f"{vlm.name}; load that model, or train the editor for this one"
+            )
+        try:
+            adapters = Adapters(**record["adapters"])
+            editor = cls(vlm, adapters, adapters.build(vlm, seed=0), None, record["trained"])
+            editor.module.load_state_dict(load_file(path / ADAPTERS))
+        except (OSError, TypeError, RuntimeError) as error:
+            raise CannotStart(f"{path}: not whole, or of another version: {error}") from error
+        return editor.with_gate(load_gate(path / GATE)) if (path / GATE).exists() else editor
+
+
+@torch.no_grad()
+def memorize(vlm: VLM, editor: HiddenEditor, request: EditRequest) -> Memory:
+    """What is kept of an edit: its states at the sites, and what the gate compares with."""
+    batch = vlm.encode([request.image], [request.prompt], [request.target])
+    gate = editor.gate
+    layers = {site.layer for site in editor.sites} | set(() if gate is None else gate.layers)
+    with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
+        vlm.logits(batch)
+    last = int(batch["last"][0].int().argmax())
+    start = signal_start(editor.adapters.signal_span, last)
+    signals = {
+        site.key: signal_at(editor.adapters.signal, site.layer, hidden, captured.embed)[0, start:]
+        for site in editor.sites
+    }
+    kept = {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
+    return Memory(request, {k: s.clone() for k, s in signals.items()}, last - start, kept)
+
+
+def signal_at(
+    signal: Signal, layer: int, hidden: Mapping[int, Tensor], embed: Tensor
+) -> Float[Tensor, "batch pos d_model"]:
+    """What an adapter attends to of an edit."""
+    if signal == "none":
+        return torch.zeros_like(embed)
+    return embed if signal == "embed" else hidden[layer]
+
+
+def _by_modality(layers: Any) -> Mapping[str, Sequence[int]]:
+    return layers if isinstance(layers, Mapping) else layers.layers
+
+
+def _held_out(
+    samples: Sequence[EditSample], validation: Sequence[EditSample] | None
+) -> tuple[list[EditSample], list[EditSample]]:
+    if validation is not None:
+        return list(samples), list(validation)
+    num = min(AT_MOST_HELD_OUT, max(1, round(HELD_OUT * len(samples))))
+    return list(samples)[:-num], list(samples)[-num:]

@@ -1,0 +1,178 @@
+"""`attrib evaluate`: scored, resumed, refused, with bad rows named."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_models
+from conftest import picture
+from planted_editors import Leaks, Says
+
+import editors
+from attrib import cli
+from attrib.errors import CannotStart
+from attrib.results import Result
+from editors.gate import CosineGate
+from editors.gate_files import save_gate
+
+ROWS = 4  # two units
+
+
+def row(i):
+    return {
+        "src": "What is it?", "pred": "a dog", "rephrase": "Which is it?", "alt": "red",
+        "image": "0.png", "image_rephrase": "1.png", "loc": "nq question: who", "loc_ans": "she",
+        "m_loc": "1.png", "m_loc_q": "Is it big?", "m_loc_a": "yes", "kind": "color",
+    } | ({"image": "none.png"} if i == 1 else {})  # fmt: skip
+
+
+@dataclass
+class Loaded(Says):
+    """A planted editor that can be loaded."""
+
+    @classmethod
+    def load(cls, path, _vlm):
+        if "other" in json.loads((Path(path) / "editor.json").read_text()):
+            raise CannotStart(f"{path} was trained for another model")
+        return cls()
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A model, data with one row that cannot be used, and a saved editor."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    model, processor = tiny_models.build("llava")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    (folder / "data" / "vqa").mkdir(parents=True)
+    (folder / "data" / "images").mkdir()
+    for i in range(2):
+        picture(seed=i).save(folder / "data" / "images" / f"{i}.png")
+    rows = [row(i) for i in range(ROWS)]
+    (folder / "data" / "vqa" / "vqa_eval.json").write_text(json.dumps(rows))
+    (folder / "editor").mkdir()
+    (folder / "editor" / "editor.json").write_text('{"editor": "says"}')
+    return folder
+
+
+@pytest.fixture
+def run(there, monkeypatch, capsys, tmp_path):
+    """Run the command in an empty folder; its exit code, standard output and error.
+
+    The model is not verified anew each time: that takes longer than all the rest.
+    """
+    monkeypatch.setattr("attrib.vlm.VLM.verify", lambda _: None)
+    monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
+    monkeypatch.setattr("attrib.runs.units.ROWS", 2)
+
+    def run(*arguments, **changed):
+        on = {"model": there / "model", "data": there / "data", "split": "vqa-eval", "out": "o",
+              "editor": there / "editor", "protocols": "paper,exact"} | changed  # fmt: skip
+        flags = [str(part) for name, value in on.items() for part in (f"--{name}", value)]
+        monkeypatch.setattr(sys, "argv", ["attrib", "evaluate", *flags, *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def scores(path):
+    return Result.load(path / "o" / "scores.parquet")
+
+
+def test_scores_tables_and_bad_rows_are_written(run, tmp_path):
+    code, out, err = run("--max-failures", "0")
+    assert code == 1 and "row 1: image" in err and "edits used: 3, rows quarantined: 1" in out
+    assert "| unedited | - |" in out and "| says | ungated |" in out
+    names = {path.name for path in (tmp_path / "o").iterdir()}
+    assert names >= {"scores.parquet", "summary.csv", "summary.md", "costs.csv", "manifest.json",
+                     "quarantined.csv"}  # fmt: skip
+    result = scores(tmp_path)
+    assert result.examples == 3 and result.provenance["options"]["gate"] == "ungated"
+    table = pd.read_csv(tmp_path / "o" / "summary.csv")
+    rel = table[(table["metric"] == "rel") & (table["protocol"] == "exact")]
+    assert dict(zip(rel["editor"], rel["mean"], strict=True))["says"] == 100
+    code, again, err = run()
+    assert (code, again) == (0, out) and "2 of 2 units are there" in err
+
+
+def test_a_run_that_was_stopped_goes_on_with_what_is_missing(run, tmp_path, monkeypatch):
+    edit, left = Loaded.edit, iter(range(3))
+
+    def stop(self, vlm, request):
+        if next(left) == 2:
+            raise KeyboardInterrupt
+        return edit(self, vlm, request)
+
+    monkeypatch.setattr(Loaded, "edit", stop)
+    code, _, err = run()
+    assert code == 130 and "interrupted; to go on: attrib evaluate" in err
+    made = []
+    monkeypatch.setattr(Loaded, "edit", lambda *given: made.append(1) or edit(*given))
+    assert run("--batch-size", "3")[0] == 0 and len(made) == 2
+    rest = scores(tmp_path).where(editor="says", protocol="paper", metric="rel")
+    assert rest.examples == 3 and set(rest.frame["value"]) == {1.0}
+
+
+def test_another_editor_is_another_run(run, there):
+    assert run()[0] == 0
+    (there / "editor" / "x.safetensors").write_bytes(b"other weights")
+    code, _, err = run()
+    (there / "editor" / "x.safetensors").unlink()
+    assert code == 3 and "files: " in err and "give another --out" in err
+    code, _, err = run("--label", "text 4")
+    assert code == 3 and 'label: "says" there, "text 4" now' in err
+
+
+def test_a_gate_is_put_in_front_of_the_editor(run, tmp_path, monkeypatch):
+    gate = save_gate(tmp_path / "gate", CosineGate(0, 0.5, "sequence_last"))
+    code, _, err = run("--gate", gate)
+    assert code == 3 and "the editor says takes no gate" in err
+    assert run("--gate", tmp_path)[0] == 3
+    monkeypatch.setattr(Loaded, "with_gate", lambda self, gate: setattr(self, "gate", gate) or self,
+                        raising=False)  # fmt: skip
+    code, out, _ = run("--gate", str(gate))
+    assert code == 0 and "| says | sequence_last (reads the answer) |" in out
+    assert scores(tmp_path).provenance["options"]["gate"] == "sequence_last (reads the answer)"
+    code, _, err = run()
+    assert code == 3 and 'gate: "sequence_last (reads the answer)" there, "ungated" now' in err
+
+
+def test_an_editor_that_leaves_the_model_changed_stops_the_run(run, monkeypatch):
+    monkeypatch.setattr(Loaded, "edit", Leaks().edit)
+    code, out, err = run()
+    assert code == 3 and "editor says did not leave the model as it was" in err and not out
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (None, "no trained editor (no editor.json); train one with `attrib train`"),
+        ("{", "not what an editor writes"),
+        ('{"editor": "none"}', "no editor is called 'none'; known are says"),
+        ('{"editor": "says", "other": 1}', "was trained for another model"),
+    ],
+)
+def test_a_folder_without_a_usable_editor_is_refused(run, tmp_path, record, told):
+    folder = tmp_path / "editor"
+    folder.mkdir()
+    if record:
+        (folder / "editor.json").write_text(record)
+    code, _, err = run(editor=folder)
+    assert code == 3 and told in err and "Traceback" not in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_wrong_options_are_told(run):
+    code, _, err = run(protocols="paper,strict")
+    assert code == 2 and "no protocol 'strict'; protocols are paper, exact, generate" in err
+    assert run("--prompt", "What is it?")[0] == 2
+    code, out, _ = run("--dry-run")
+    assert code == 0 and "units: 2, 0 of them done" in out

@@ -1,0 +1,111 @@
+"""Protocols: their identities on random answers, and small cases worked by hand."""
+
+import pytest
+import torch
+from conftest import examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from editors.protocols import GOLD, PROTOCOLS, Answer, judge, says
+from editors.scores import means
+from editors.scores_inputs import best_tokens, without_target
+
+LOCALITY = ("t_loc", "m_loc", "same_image_same_kind")
+tokens = st.lists(st.integers(0, 3), min_size=5, max_size=5)
+
+
+def answer(gold, forced, text="red", best=None):
+    best = [[token, *range(10, 19)] for token in forced] if best is None else best
+    return Answer("red", torch.tensor(gold), torch.tensor(forced), torch.tensor(best), text)
+
+
+@given(tokens, tokens, tokens)
+def test_exact_is_at_most_paper_and_is_all_of_it_or_nothing(gold, old, new):
+    before, after = answer(gold, old), answer(gold, new)
+    for metric in (*GOLD, *LOCALITY):
+        paper, exact = (judge(protocol, metric, before, after) for protocol in ("paper", "exact"))
+        assert exact == (paper == 1) and exact <= paper
+
+
+@given(tokens, tokens, tokens)
+def test_locality_asks_the_unedited_model_and_the_others_the_target(gold, old, new):
+    same, after = answer(gold, old), answer(gold, new)
+    shares = {
+        "gold": sum(map(int.__eq__, new, gold)) / 5,
+        "old": sum(map(int.__eq__, new, old)) / 5,
+    }
+    for metric in LOCALITY:
+        assert judge("paper", metric, same, after) == pytest.approx(shares["old"])
+        assert all(judge(protocol, metric, after, after) == 1 for protocol in PROTOCOLS)
+    for metric in GOLD:
+        assert judge("paper", metric, same, after) == pytest.approx(shares["gold"])
+
+
+def test_easyedit_sees_runners_up_and_positions_of_the_prompt():
+    ranked = [[0, *range(10, 19)], [1, *range(10, 19)]]
+    swapped = [[0, 11, 10, *range(12, 19)], [1, *range(10, 19)]]
+    elsewhere = [[7, *range(10, 19)], [1, *range(10, 19)]]
+    before = answer([1], [1], best=ranked)
+    runners_up, prompt = (answer([1], [1], best=best) for best in (swapped, elsewhere))
+    assert judge("paper", "m_loc", before, runners_up) == 1
+    assert judge("easyedit", "m_loc", before, runners_up) == pytest.approx(18 / 20)
+    assert judge("easyedit", "t_loc", before, runners_up) == 1  # it looks at the first alone
+    assert judge("easyedit", "t_loc", before, prompt) == 0.5
+    assert judge("easyedit", "rel", before, answer([1, 2], [1, 3])) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "target", "right"),
+    [
+        ("red", "red", True),
+        ("Red.", "red", True),
+        ("red and blue", "red", True),
+        ("red, and blue", "red", True),
+        ("red\n\nQuestion", "red", True),
+        ("reddish", "red", False),
+        ("20", "2", False),
+        ("2.5", "2", False),
+        ("top-left", "top", False),
+        ("top left", "top left", True),
+        ("the red", "red", False),
+        ("", "red", False),
+        ("u.s. is", "U.S.", True),
+        ("c++ is", "C++", True),
+        ("?!", "?", True),
+        ("red", "?", False),
+    ],
+)
+def test_what_an_answer_says(said, target, right):
+    assert says(said, target) is right
+
+
+def test_locality_by_generation_is_about_the_whole_text():
+    before, goes_on = answer([0], [0], "red"), answer([0], [0], "red and blue")
+    assert judge("generate", "m_loc", before, goes_on) == 0
+    assert judge("generate", "m_loc", before, answer([0], [0], "Red.")) == 1
+
+
+def test_a_position_without_numbers_is_never_right():
+    logits = torch.zeros(3, 20)
+    logits[0, 4], logits[1, 5], logits[2, 4], logits[2, 9] = 1, 1, 1, float("nan")
+    assert best_tokens(logits, 1).tolist() == [[4], [5], [-1]]
+    assert best_tokens(logits, 10)[:, 0].tolist() == [4, 5, -1]
+
+
+def test_averages_are_of_all_five_and_of_each_input_alike():
+    five = {"rel": [1.0], "t_gen": [0.5], "v_gen": [0.0, 1.0], "t_loc": [1.0], "m_loc": [1.0]}
+    hard = {"same_image_same_kind": [0.0], "same_image_other_kind": [1.0, 1.0]}
+    found = means(five | hard)
+    assert found["avg"] == pytest.approx((1 + 0.5 + 0.5 + 1 + 1) / 5)
+    assert found["same_image"] == pytest.approx(2 / 3)
+    assert "avg" not in means({"rel": [1.0]}) and "same_image" not in means(five)
+
+
+def test_prompts_cut_from_targets_are_the_prompts(any_vlm):
+    images, prompts = examples(3)
+    forced = any_vlm.encode(images, prompts, ["red", "a long one", "x"])
+    alone, cut = any_vlm.encode(images, prompts), without_target(any_vlm, forced)
+    assert cut.inputs.keys() == alone.inputs.keys() and cut.labels is None
+    for name, value in alone.inputs.items():
+        assert torch.equal(cut.inputs[name], value), name
+    assert all(torch.equal(cut[span], alone[span]) for span in ("visual", "text", "last"))

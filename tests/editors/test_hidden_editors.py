@@ -1,0 +1,143 @@
+"""DualEdit and VisEdit: they learn, come back from files, and refuse what they are not for."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_vlm
+from tiny_edits import samples
+
+from attrib.errors import AttribError, CannotStart
+from editors import EDITORS, DualEdit, VisEdit
+from editors.influence import Attribution, target_heat
+
+QUICK = {"steps": 30, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
+         "validate_every": 10, "save_every": 10, "preset": "embedded"}  # fmt: skip
+LAYERS = {"text": [1], "visual": [0]}
+
+
+@pytest.fixture(scope="module")
+def llava():
+    vlm = tiny_vlm("llava")
+    for parameter in vlm.model.parameters():
+        parameter.requires_grad_(False)
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def dual(llava, tmp_path_factory):
+    out = tmp_path_factory.mktemp("dual")
+    return DualEdit.train(llava, samples(8), layers=LAYERS, out=out, **QUICK), out
+
+
+@torch.no_grad()
+def answer_logits(vlm, request, edit=None):
+    batch = vlm.encode([request.image], [request.prompt], [request.target])
+    if edit is None:
+        return vlm.logits(batch)
+    with edit.applied(vlm):
+        return vlm.logits(batch)
+
+
+@pytest.mark.parametrize("name", ["visedit", "dualedit"])
+def test_training_lowers_the_loss_and_leaves_the_model(name, llava, tmp_path):
+    before = {k: v.clone() for k, v in llava.model.state_dict().items()}
+    editor = EDITORS[name].train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK)
+    losses = [record["loss"] for record in editor.trained["curve"]]
+    assert min(losses) < 0.97 * losses[0]
+    for key, value in llava.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_training_again_gives_the_same_to_the_last_bit(llava, dual, tmp_path):
+    again = DualEdit.train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK)
+    for a, b in zip(again.sites, dual[0].sites, strict=True):
+        for name, value in a.adapter.state_dict().items():
+            assert torch.equal(value, b.adapter.state_dict()[name]), name
+
+
+def test_an_edit_moves_the_answer_towards_its_target(llava, dual):
+    request = samples(1)[0].request
+    edit = dual[0].edit(llava, request)
+    batch = llava.encode([request.image], [request.prompt], [request.target])
+    asked = batch.labels != -100
+    wanted = batch.labels[asked]
+    gain = [
+        logits[asked].log_softmax(-1).gather(1, wanted[:, None]).sum()
+        for logits in (answer_logits(llava, request), answer_logits(llava, request, edit))
+    ]
+    assert gain[1] > gain[0] + 1
+
+
+def test_before_training_an_edit_changes_nothing(llava, tmp_path):
+    editor = DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, **{**QUICK, "steps": 0})
+    request = samples(1)[0].request
+    plain = answer_logits(llava, request)
+    assert torch.equal(answer_logits(llava, request, editor.edit(llava, request)), plain)
+
+
+def test_text_alone_passes_visedit_to_the_last_bit(llava, tmp_path):
+    editor = VisEdit.train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK)
+    sample = samples(1)[0]
+    edit = editor.edit(llava, sample.request)
+    (about_text,) = sample.text_locality
+    plain = answer_logits(llava, about_text)
+    assert torch.equal(answer_logits(llava, about_text, edit), plain)
+    assert not torch.equal(
+        answer_logits(llava, sample.request, edit), answer_logits(llava, sample.request)
+    )
+
+
+def test_what_is_saved_is_what_is_loaded(llava, dual):
+    editor, out = dual
+    loaded = DualEdit.load(out, llava)
+    request = samples(1)[0].request
+    assert torch.equal(
+        answer_logits(llava, request, loaded.edit(llava, request)),
+        answer_logits(llava, request, editor.edit(llava, request)),
+    )
+    record = json.loads((out / "editor.json").read_text())
+    assert record["editor"] == "dualedit"
+    assert record["adapters"]["layers"] == LAYERS
+
+
+def test_another_model_or_editor_is_refused(llava, dual, tmp_path):
+    _, out = dual
+    with pytest.raises(CannotStart, match="trained for llava, whose weights are not those of"):
+        DualEdit.load(out, tiny_vlm("blip2_llama"))
+    with pytest.raises(CannotStart, match="holds the editor 'dualedit', not 'visedit'"):
+        VisEdit.load(out, llava)
+    with pytest.raises(CannotStart, match="holds no editor"):
+        VisEdit.load(tmp_path, llava)
+
+
+@pytest.mark.parametrize(("layers", "message"), [
+    ({"text": [9]}, "there is no layer 9; llava has layers 0 to"),
+    ({"text": [-1]}, "there is no layer -1"),
+    ({"sound": [1]}, "none given"),
+    ({"text": [1, 1]}, "names a layer twice"),
+])  # fmt: skip
+def test_layers_that_are_not_there_are_refused(llava, tmp_path, layers, message):
+    with pytest.raises(AttribError, match=message):
+        DualEdit.train(llava, samples(4), layers=layers, out=tmp_path, **QUICK)
+
+
+def test_unknown_settings_and_presets_are_refused(llava, tmp_path):
+    with pytest.raises(AttribError, match=r"no setting 'speed'; there are .*batch_size"):
+        DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, speed=3)
+    with pytest.raises(AttribError, match="no preset 'fast'; there are auto, published, embedded"):
+        DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, preset="fast")
+    with pytest.raises(AttribError, match="no sample to train on"):
+        DualEdit.train(llava, [], layers=LAYERS, out=tmp_path, **QUICK)
+
+
+def test_the_target_of_the_influence_mapper_is_the_heatmap_of_later_layers(llava):
+    sample = samples(1)[0]
+    (heat,) = target_heat(llava, [sample], 0, Attribution())
+    import attrib
+
+    batch = llava.encode([sample.request.image], [sample.request.prompt])
+    later = list(range(1, llava.num_layers - 1)) or [llava.num_layers - 1]
+    want = attrib.heatmaps(llava, batch, later).mean(1)[0]
+    assert torch.allclose(heat["request"][0], want, atol=1e-6)
+    assert set(heat) == {"request", "text_generality", "visual_generality"}

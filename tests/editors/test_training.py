@@ -1,0 +1,131 @@
+"""The loop: resumed runs are uninterrupted runs, the best weights win, nothing good is lost."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attrib.errors import AttribError
+from editors.training import BEST, Run, Training
+
+STEPS = Training(steps=12, batch_size=3, learning_rate=0.05, validate_every=4, save_every=5)
+
+
+class Line:
+    """Fits a line; step by step it can be made to misbehave."""
+
+    def __init__(self, at_step=None):
+        torch.manual_seed(0)
+        self.module = nn.Linear(2, 1)
+        self.x = torch.randn(10, 2)
+        self.steps, self.at_step = 0, at_step or {}
+        self.seen = []
+
+    num_items = 10
+
+    def losses(self, items, rng):
+        self.steps += 1
+        self.seen.append(list(items))
+        scale = self.at_step.get(self.steps, lambda: 1.0)()
+        noise = torch.from_numpy(rng.normal(size=(len(items), 1))).float() * 0.01
+        gap = self.module(self.x[list(items)]) - self.x[list(items)].sum(1, keepdim=True) + noise
+        return {
+            "gap": scale * gap.square().mean(),
+            "size": 0.01 * self.module.weight.square().sum(),
+        }
+
+    def validation(self):
+        gap = self.module(self.x) - self.x.sum(1, keepdim=True)
+        return {"loss": gap.square().mean().item()}
+
+
+def run(out, line=None, training=STEPS, **identity):
+    line = line or Line()
+    return line, Run(line, training, out, identity, lambda _text: None)
+
+
+def weights(line):
+    return torch.cat([p.detach().flatten() for p in line.module.parameters()])
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+    whole, going = run(tmp_path / "whole")
+    going.train()
+
+    def stop():
+        os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    _, going = run(tmp_path / "parts", Line({7: stop}))
+    with pytest.raises(KeyboardInterrupt):
+        going.train()
+    assert going.progress.step == 7  # the step under way was finished
+    resumed, going = run(tmp_path / "parts")
+    progress = going.train()
+    assert resumed.steps == 5
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [r["step"] for r in progress.curve] == [0, 4, 8, 12]
+
+
+def test_after_a_kill_the_last_checkpoint_is_gone_on_from(tmp_path):
+    whole, going = run(tmp_path / "whole")
+    going.train()
+
+    def die():
+        raise RuntimeError("killed")
+
+    _, going = run(tmp_path / "parts", Line({9: die}))
+    with pytest.raises(RuntimeError, match="killed"):
+        going.train()
+    resumed, going = run(tmp_path / "parts")
+    going.train()
+    assert resumed.steps == 7  # from step 5 on
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_another_run_is_refused_with_what_differs(tmp_path):
+    run(tmp_path, model="a")[1].train()
+    with pytest.raises(AttribError, match="model was 'a', is 'b' now"):
+        run(tmp_path, model="b")[1].train()
+    faster = Training(**{**vars(STEPS), "learning_rate": 0.1})
+    with pytest.raises(AttribError, match=r"training\.learning_rate was 0.05, is 0.1 now"):
+        run(tmp_path, training=faster, model="a")[1].train()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path):
+    line, going = run(tmp_path, Line({9: lambda: float("nan")}))
+    with pytest.raises(AttribError, match=r"step 8 is not finite \(gap nan, size .*best"):
+        going.train()
+    assert (tmp_path / BEST).exists()
+    assert weights(line).isfinite().all()
+
+
+def test_the_best_weights_by_validation_win(tmp_path):
+    def explode():
+        return -100.0  # away from the goal
+
+    line, going = run(tmp_path, Line(dict.fromkeys(range(9, 13), explode)))
+    progress = going.train()
+    losses = {r["step"]: r["loss"] for r in progress.curve}
+    assert progress.best_step == 8
+    assert line.validation()["loss"] == pytest.approx(losses[8], rel=1e-6)
+    assert losses[12] > losses[8]
+
+
+def test_every_item_comes_once_before_any_comes_again():
+    seen = [i for step in range(10) for i in STEPS.items(step, 10)]
+    for epoch in range(3):
+        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert seen[:10] != seen[10:20]
+
+
+def test_the_rate_rises_and_falls():
+    t = Training(steps=100, learning_rate=1.0, warmup=10, decay="cosine")
+    rates = np.array([t.rate(step) for step in range(100)])
+    assert rates[0] == pytest.approx(0.1, rel=0.01)
+    assert rates.argmax() in (9, 10)
+    assert rates[-1] < 0.001
+    assert Training(learning_rate=0.3).rate(77) == 0.3
