@@ -16,3 +16,4 @@ class DualEdit(HiddenEditor):
 
     name: ClassVar[str] = "dualedit"
     modalities: ClassVar[tuple[str, ...]] = ("text", "visual")
+    own_gate: ClassVar[str] = "prompt_last"

@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.environment import versions
 from attrib.errors import AttribError, CannotStart
 from attrib.files import write_text
-from attrib.hooks import capture, read
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import adapter_data
 from editors.edit import Edit, HiddenEdit
 from editors.gate import CosineGate, LearnedGate
+from editors.gate_choice import NO_GATE, check_gate, fit_gate
 from editors.gate_files import load_gate, save_gate
 from editors.losses import Weights
-from editors.objective import AdapterObjective, signal_start, trained_roles
-from editors.placement import Adapters, Signal
+from editors.memorizing import memorize
+from editors.objective import AdapterObjective, trained_roles
+from editors.placement import Adapters
 from editors.presets import Preset, preset_for
 from editors.queries import EMBED
-from editors.sites import Gate, Memory, Site
+from editors.sites import Gate, Site
 from editors.tensors import save_tensors
 from editors.training import Run
 
@@ -55,6 +55,7 @@ class HiddenEditor:
     name: ClassVar[str]
     modalities: ClassVar[tuple[str, ...]]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    own_gate: ClassVar[str] = NO_GATE
 
     vlm: VLM
     adapters: Adapters
@@ -71,6 +72,7 @@ class HiddenEditor:
         layers: Mapping[str, Sequence[int]] | Any,
         out: str | Path,
         validation: Sequence[EditSample] | None = None,
+        gate: str | None = None,
         preset: str | Preset = "auto",
         **changes: Any,
     ) -> "Made":
@@ -84,6 +86,8 @@ class HiddenEditor:
             out: Folder of checkpoints and of the trained editor.
             validation: Edits by which the best weights are picked; by default the last 5 % of
                 `samples` (at most 100), which are then not trained on.
+            gate: What decides which inputs are served: "none", "prompt_last", "sequence_last" (as
+                published; reads the answer) or "learned"; by default the editor's own.
             preset: "published", "embedded", or "auto": by the size of the model.
             changes: Settings other than the preset's: of `Training`, `Adapters` or `Weights`.
 
@@ -92,6 +96,8 @@ class HiddenEditor:
                 loss that is not finite.
         """
         chosen = {m: list(some) for m, some in _by_modality(layers).items() if m in cls.modalities}
+        gate = cls.own_gate if gate is None else gate
+        check_gate(gate)
         settings = preset_for(vlm, preset, **{**cls.defaults, **changes})
         adapters = settings.adapters_at(chosen)
         sites = adapters.build(vlm, settings.training.seed)
@@ -116,7 +122,10 @@ class HiddenEditor:
             "seconds": progress.seconds,
             "curve": progress.curve,
         }
-        editor = cls(vlm, adapters, sites, None, trained)
+        first = min(site.layer for site in sites)
+        with torch.enable_grad():
+            fitted = fit_gate(gate, vlm, kept, first)
+        editor = cls(vlm, adapters, sites, fitted, trained)
         editor.save(out)
         return editor
 
@@ -157,7 +166,9 @@ class HiddenEditor:
 
     def edit(self, vlm: VLM, request: EditRequest) -> HiddenEdit:
         """The edit that serves a request: one forward pass over its image, prompt and target."""
-        return HiddenEdit(self.sites, [memorize(vlm, self, request)], self.gate)
+        return HiddenEdit(
+            self.sites, [memorize(vlm, self.adapters, self.sites, self.gate, request)], self.gate
+        )
 
     def together(self, edits: Sequence[Edit]) -> HiddenEdit:
         """Several edits at once: each input is served the nearest one, or none."""
@@ -205,33 +216,6 @@ class HiddenEditor:
         except (OSError, TypeError, RuntimeError) as error:
             raise CannotStart(f"{path}: not whole, or of another version: {error}") from error
         return editor.with_gate(load_gate(path / GATE)) if (path / GATE).exists() else editor
-
-
-@torch.no_grad()
-def memorize(vlm: VLM, editor: HiddenEditor, request: EditRequest) -> Memory:
-    """What is kept of an edit: its states at the sites, and what the gate compares with."""
-    batch = vlm.encode([request.image], [request.prompt], [request.target])
-    gate = editor.gate
-    layers = {site.layer for site in editor.sites} | set(() if gate is None else gate.layers)
-    with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
-        vlm.logits(batch)
-    last = int(batch["last"][0].int().argmax())
-    start = signal_start(editor.adapters.signal_span, last)
-    signals = {
-        site.key: signal_at(editor.adapters.signal, site.layer, hidden, captured.embed)[0, start:]
-        for site in editor.sites
-    }
-    kept = {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
-    return Memory(request, {k: s.clone() for k, s in signals.items()}, last - start, kept)
-
-
-def signal_at(
-    signal: Signal, layer: int, hidden: Mapping[int, Tensor], embed: Tensor
-) -> Float[Tensor, "batch pos d_model"]:
-    """What an adapter attends to of an edit."""
-    if signal == "none":
-        return torch.zeros_like(embed)
-    return embed if signal == "embed" else hidden[layer]
 
 
 def _by_modality(layers: Any) -> Mapping[str, Sequence[int]]:

@@ -11,7 +11,7 @@ from attrib.vlm import VLM
 from editors.adapter import Signals
 from editors.adapter_data import AdapterData, Rows
 from editors.losses import ROLES, Weights, agreement, answer_losses, asked_roles
-from editors.placement import Adapters, SignalSpan
+from editors.placement import Adapters, signal_start
 from editors.queries import EMBED, IGNORED, Move, Query, collate
 from editors.sites import Site, pad_signals
 
@@ -128,11 +128,6 @@ class AdapterObjective:
         last = [q.last - signal_start(self.adapters.signal_span, q.last) for q in edits]
         padded = pad_signals([self._signal(site, q) for q in edits], last)
         return padded.rows(edit_of.to(padded.real.device))
-
-
-def signal_start(span: SignalSpan, last: int) -> int:
-    """The first position of an edit that adapters attend to; `last` is its last prompt token."""
-    return last if span == "answer" else 0
 
 
 def trained_roles(weights: Weights, sites: Sequence[Site]) -> list[str]:

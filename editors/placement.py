@@ -68,6 +68,11 @@ class Adapters:
         return Site(layer, modality, adapter, self.write_last)
 
 
+def signal_start(span: SignalSpan, last: int) -> int:
+    """The first position of an edit that adapters attend to; `last` is its last prompt token."""
+    return last if span == "answer" else 0
+
+
 def _order(pair: tuple[int, str]) -> tuple[int, bool]:
     return pair[0], pair[1] == "text"
 

@@ -52,7 +52,9 @@ class Serving:
 
         def at(batch: Batch) -> Bool[Tensor, "batch pos"]:
             span = site.positions(batch.spans)
-            return span if self.gate is None else span & (self._chosen >= 0)[:, None]
+            return (
+                span if self.gate is None else span & (self._chosen >= 0).to(span.device)[:, None]
+            )
 
         return at
 

@@ -52,6 +52,11 @@ class TrainOptions(ModelOptions):
         Literal["auto", "published", "embedded"],
         Option(help="auto: embedded for small models, published for others."),
     ] = "auto"
+    gate: Annotated[
+        Literal["none", "prompt_last", "sequence_last", "learned"] | None,
+        Option(help="What decides which inputs an edit serves; sequence_last reads the answer.",
+               show_default="prompt_last for dualedit, none for visedit"),
+    ] = None  # fmt: skip
     steps: Annotated[int | None, Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = None
     batch_size: Annotated[int | None, Option(help="Edits in a step.", rich_help_panel=TRAINING)] = (
         None
@@ -100,7 +105,13 @@ def train(options: TrainOptions) -> int:
     if data.quarantined:
         say(data.summary())
     editor: Any = EDITORS[options.editor].train(
-        vlm, data, layers=layers, out=out, preset=options.preset, **changes_of(options)
+        vlm,
+        data,
+        layers=layers,
+        out=out,
+        preset=options.preset,
+        gate=options.gate,
+        **changes_of(options),
     )
     trained = editor.trained
     print(
