@@ -88,9 +88,8 @@ def measure(bench: Bench) -> list[Row]:
     plain = partial(vlm.logits, batch)
     single = rivals.single_tokens(shape.visual)
     near = rivals.neighbourhoods(shape.side, radius=3)
-    layers, parts = list(range(vlm.num_layers)), max(1, vlm.num_layers // 2)
-    some = layers[::parts]
-    share = len(layers) / len(some)
+    some = [0, vlm.num_layers // 2]  # what is naive takes long: two layers stand for all
+    share = vlm.num_layers / len(some)
     brute = partial(rivals.brute_heatmaps, vlm, batch, some, 3.0)
     ours = partial(heatmaps, vlm, batch)
     rows = [
@@ -115,14 +114,16 @@ def measure(bench: Bench) -> list[Row]:
                 scale=share,
             )
         )
-    return rows + _against_peers(bench, some)
+    return rows + against_peers(bench)
 
 
-def _against_peers(bench: Bench, some: list[int]) -> list[Row]:
+def against_peers(bench: Bench) -> list[Row]:
+    """Ours beside other libraries."""
     vlm, batch = bench.vlm, bench.batch
+    some = [0, vlm.num_layers // 2]  # naive sweeps take long: two layers stand for all
     ours = partial(capture, vlm, batch)
     cached, swept = rivals.bridge_calls(vlm, batch)
-    return [
+    rows = [
         bench.versus(
             "output_attentions=True, output_hidden_states=True, over our capture",
             partial(rivals.hugging_face_outputs, vlm, batch),
@@ -136,6 +137,11 @@ def _against_peers(bench: Bench, some: list[int]) -> list[Row]:
             scale=vlm.num_layers / len(some),
         ),
     ]
+    traced = rivals.nnsight_outputs(vlm, batch)
+    if traced is not None:
+        what = "nnsight trace of module outputs, without attention rows, over our capture"
+        rows.append(bench.versus(what, traced, ours))
+    return rows
 
 
 @torch.no_grad()
@@ -170,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--shape", default="small", choices=("small", "llava-7b"))
+    parser.add_argument("--part", default="all", choices=("all", "peers"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -177,8 +184,12 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = getattr(torch, options.dtype)
     vlm = random_vlm(shape, dtype, options.device)
     bench = Bench(vlm, random_batch(vlm, shape), shape, options.rounds, options.device)
-    tables = {"ratios": measure(bench)}
-    if options.shape == "small":
+    if options.part == "peers":
+        with torch.no_grad():
+            tables = {"ratios": against_peers(bench)}
+    else:
+        tables = {"ratios": measure(bench)}
+    if options.shape == "small" and options.part == "all":
         tables["growth"] = growth(dtype, options.device, options.rounds)
     for rows in tables.values():
         sys.stdout.write(show(rows) + "\n\n")
@@ -198,7 +209,8 @@ def _save(options: argparse.Namespace, shape: Shape, tables: dict[str, list[Row]
         "versions": versions(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"attribution-{options.shape}-{options.device.partition(':')[0]}.json"
+    name = "attribution" if options.part == "all" else "peers"
+    file = options.out / f"{name}-{options.shape}-{options.device.partition(':')[0]}.json"
     file.write_text(json.dumps(head | tables, indent=1) + "\n")
     sys.stdout.write(f"{file}\n")
 

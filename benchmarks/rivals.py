@@ -156,3 +156,24 @@ def bridge_calls(vlm: VLM, batch: Batch) -> tuple[Callable[[], object], Callable
         return torch.stack(rows, 1)
 
     return cached, swept
+
+
+def nnsight_outputs(vlm: VLM, batch: Batch) -> Callable[[], object] | None:
+    """A call that keeps what attention and MLP put out, by nnsight; None where it is not installed.
+
+    It keeps no attention rows: nnsight has them from eager attention alone.
+    """
+    try:
+        import nnsight  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    model = nnsight.NNsight(vlm.model)
+
+    def run() -> object:
+        with model.trace(**batch.inputs, use_cache=False):
+            saved = nnsight.save([])
+            for layer in model.model.language_model.layers:
+                saved.append((layer.self_attn.output[0], layer.mlp.output))
+        return saved
+
+    return run
