@@ -10,7 +10,7 @@ from typer import Option
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
 from attrib.cli.outputs import say
-from attrib.cli.train import TrainOptions, changes_of, training_data
+from attrib.cli.train import PICTURES, TrainOptions, changes_of, training_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +35,9 @@ class GridOptions(TrainOptions):
     seeds: Annotated[
         int, Option(help="Trainings per cell.", min=1, rich_help_panel=WHERE), Field(ge=1)
     ] = 3
+    test_split: Annotated[
+        str, Option(help="Part that cells are scored on.", rich_help_panel="Data")
+    ] = "validation"
     test_limit: Annotated[
         int, Option(help="Edits that each cell is scored on.", min=1, rich_help_panel="Data"),
         Field(ge=1),
@@ -64,7 +67,13 @@ def grid(options: GridOptions) -> int:
     )
     named = {name: value for name, value in changes_of(options).items() if name != "seed"}
     preset = preset_for(vlm, options.preset, **named)
-    test = edit_data.load(options.data, split="test", limit=options.test_limit)
+    test = edit_data.load(
+        options.data,
+        options.test_split,
+        image_root=options.image_root,
+        limit=options.test_limit,
+        need=PICTURES,
+    )
     say(f"grid: {len(wanted)} trainings of {preset.training.steps} steps on {vlm.name}, in {out}")
     frame = run(vlm, training_data(options), test, wanted, out, preset, say)
     print(write_text(out / "grid.csv", frame.to_csv(index=False)))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from attrib.vlm import VLM
 
 TRAINING, ADAPTERS = "Training (default: the preset's)", "Adapters (default: the preset's)"
+PICTURES = ("image", "image_rephrase", "m_loc")  # that edits are trained and judged by
 WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
 
 
@@ -152,9 +153,8 @@ def training_data(options: TrainOptions) -> "EditData":
     split = options.split or known.get(options.data)
     if split is None:
         raise AttribError(f"--split: which part of {options.data}? vqa-train or caption-train")
-    need = ("image", "image_rephrase", "m_loc")
     root = options.image_root
-    return data.load(options.data, split, image_root=root, limit=options.limit, need=need)
+    return data.load(options.data, split, image_root=root, limit=options.limit, need=PICTURES)
 
 
 def changes_of(options: TrainOptions) -> dict[str, Any]:

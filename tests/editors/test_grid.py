@@ -1,0 +1,73 @@
+"""The grid of layers: a cell is the editor trained there; done cells are not trained again."""
+
+import pytest
+import torch
+from conftest import tiny_vlm
+from tiny_edits import samples
+
+from attrib.errors import AttribError
+from editors import DualEdit, evaluate
+from editors.grid import AVERAGED, Cell, cells, grid
+from editors.presets import preset_for
+
+CHANGES = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
+PLACES = ([1], [0], [(1, 0)])
+
+
+@pytest.fixture(scope="module")
+def llava():
+    vlm = tiny_vlm("llava")
+    for parameter in vlm.model.parameters():
+        parameter.requires_grad_(False)
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def done(llava, tmp_path_factory):
+    out, lines = tmp_path_factory.mktemp("grid"), []
+    preset = preset_for(llava, "embedded", **CHANGES)
+    test = [s for s in samples(9) if s.id in ("edit-6", "edit-7", "edit-8")]
+    wanted = cells(*PLACES, seeds=[0])
+    frame = grid(llava, samples(6), test, wanted, out, preset, lines.append)
+    return frame, out, preset, test, lines
+
+
+def test_there_is_a_row_per_cell_and_metric(done):
+    frame, *_, lines = done
+    assert len(lines) == 3
+    assert set(frame["metric"]) == {*AVERAGED, "hard", "avg"}
+    first = frame[frame["text"].notna() & frame["visual"].isna()].set_index("metric")["value"]
+    assert first["avg"] == pytest.approx(first[list(AVERAGED)].mean())
+
+
+def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(llava, done, tmp_path):
+    frame, _, _, test, _ = done
+    editor = DualEdit.train(
+        llava, samples(6), layers={"visual": [0]}, out=tmp_path, validation=test, gate="none",
+        preset="embedded", **CHANGES,
+    )  # fmt: skip
+    result = evaluate(llava, editor, test, ("paper",))
+    rows = result.frame[result.frame["editor"] == "dualedit"]
+    means = rows[rows["protocol"] == "paper"].groupby("metric")["value"].mean()
+    cell = frame[frame["text"].isna()].set_index("metric")["value"]
+    for name in AVERAGED:
+        assert cell[name] == pytest.approx(means[name], abs=1e-6), name
+
+
+def test_done_cells_are_read_and_other_settings_refused(llava, done):
+    frame, out, preset, test, _ = done
+    lines = []
+    again = grid(llava, samples(6), test, cells(*PLACES, seeds=[0]), out, preset, lines.append)
+    assert not lines
+    assert again.equals(frame)
+    with pytest.raises(AttribError, match="other settings, data or model"):
+        grid(llava, samples(6), test, [Cell(1, None, 0)], out, preset.changed(steps=3), print)
+    with pytest.raises(AttribError, match="no cells"):
+        grid(llava, samples(6), test, [], out, preset, print)
+
+
+def test_the_model_is_left_as_it_was(llava, done):
+    assert done
+    fresh = type(llava)(*__import__("tiny_models").build("llava"), name="llava")
+    for name, value in fresh.model.state_dict().items():
+        assert torch.equal(llava.model.state_dict()[name], value), name

@@ -1,0 +1,91 @@
+"""`attrib train`, `attrib edit` and `attrib grid`: one way from data to an edited answer."""
+
+import json
+
+import pytest
+from conftest import picture, save_tiny
+
+TRAIN = ("--preset", "embedded", "--steps", 6, "--batch-size", 2,
+         "--set", "d_adapter=16", "--set", "num_heads=2", "--set", "validate_every=3")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A model, data of six rows, one of them without its picture."""
+    folder = tmp_path_factory.mktemp("train")
+    save_tiny(folder / "model")
+    (folder / "data" / "vqa").mkdir(parents=True)
+    (folder / "data" / "images").mkdir()
+    for i in range(2):
+        picture(seed=i).save(folder / "data" / "images" / f"{i}.png")
+    rows = [
+        {
+            "src": f"What is {i}?", "pred": "a dog", "rephrase": "Which is it?", "alt": "red",
+            "image": "none.png" if i == 1 else "0.png", "image_rephrase": "1.png",
+            "loc": "nq question: who", "loc_ans": "she",
+            "m_loc": "1.png", "m_loc_q": "Is it big?", "m_loc_a": "yes",
+        }
+        for i in range(6)
+    ]  # fmt: skip
+    (folder / "data" / "vqa" / "vqa_train.json").write_text(json.dumps(rows))
+    return folder
+
+
+def given(there):
+    return ("--model", there / "model", "--data", there / "data", "--split", "vqa-train")
+
+
+def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tmp_path):
+    layers = ("--layers", "text:1 visual:0", "--gate", "none")
+    code, out, err = run("train", *given(there), *TRAIN, *layers, "--out", "e")
+    assert code == 0, err
+    assert "trained 6 steps" in out
+    assert "none.png" in err  # the row that could not be used
+    settings = json.loads((tmp_path / "e" / "editor.json").read_text())
+    assert settings["adapters"]["layers"] == {"text": [1], "visual": [0]}
+    asked = ("--model", there / "model", "--editor", "e",
+             "--image", there / "data" / "images" / "0.png", "--prompt", "What is it?")  # fmt: skip
+    code, out, err = run("edit", *asked, "--target", "red", "--rephrase", "Which?", "--save", "one")
+    assert code == 0, err
+    assert out.count("before:") == 3
+    assert "kept of the edit" in out
+    code, again, err = run("edit", *asked, "--rephrase", "Which?", "--load", "one")
+    assert code == 0, err
+    assert again.splitlines()[:9] == out.splitlines()[:9]
+
+
+def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
+    command = ("train", *given(there), *TRAIN, "--layers", "text:1", "--gate", "none", "--out", "e")
+    assert run(*command)[0] == 0
+    first = (tmp_path / "e" / "adapters.safetensors").read_bytes()
+    code, out, _ = run(*command)
+    assert code == 0
+    assert "trained 6 steps" in out
+    assert (tmp_path / "e" / "adapters.safetensors").read_bytes() == first
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ((), "--layers: give the layers.json"),
+    (("--layers", "nowhere"), "neither a file nor such as"),
+    (("--layers", "text:99"), "there is no layer 99"),
+    (("--layers", "text:1", "--editor", "rome"), "there is no 'rome'; there are visedit, dualedit"),
+    (("--layers", "text:1", "--set", "speed=3"), "no setting 'speed'"),
+    (("--layers", "text:1", "--set", "speed"), "expected name=value"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused(run, there, flags, said):
+    code, _, err = run("train", *given(there), *flags, "--out", "e")
+    assert code == 2
+    assert said in err
+
+
+def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
+    (there / "data" / "vqa" / "vqa_eval.json").write_text(
+        (there / "data" / "vqa" / "vqa_train.json").read_text()
+    )
+    few = ("--text", "1", "--visual", "none", "--pairs", "1x0", "--seeds", 1)
+    code, out, err = run(
+        "grid", *given(there), *TRAIN, *few, "--test-split", "vqa-eval", "--out", "g"
+    )
+    assert code == 0, err
+    assert "avg" in out
+    assert len((tmp_path / "g" / "grid.csv").read_text().splitlines()) == 1 + 2 * 6
