@@ -98,7 +98,7 @@ class AdapterObjective:
         for site in self.sites:
             at = site.positions(prefixes.spans)
             if bool(at.any()):
-                signals = self._signals(site, edits, rows.edit_of)
+                signals = self.signals(site, edits, rows.edit_of)
                 moves.setdefault(site.layer, []).append(_move(site.adapter, at, signals))
         with torch.no_grad():
             clean = self.vlm.unembed(torch.cat([q.final for q in rows.queries]))
@@ -122,9 +122,10 @@ class AdapterObjective:
             return torch.zeros_like(edit.hidden[site.layer][start:])
         return edit.hidden[EMBED if self.adapters.signal == "embed" else site.layer][start:]
 
-    def _signals(
+    def signals(
         self, site: Site, edits: Sequence[Query], edit_of: Int[Tensor, " batch"]
     ) -> Signals:
+        """What the adapter at a site attends to, for inputs that belong to the edits `edit_of`."""
         last = [q.last - signal_start(self.adapters.signal_span, q.last) for q in edits]
         padded = pad_signals([self._signal(site, q) for q in edits], last)
         return padded.rows(edit_of.to(padded.real.device))

@@ -1,0 +1,146 @@
+"""What training adapters costs from kept prefixes, against running the whole model in every step.
+
+    python -m benchmarks.editing
+
+Both do the same step on the same edits of scenes-vqa (the losses are compared first); the plain way
+runs images, prompts and all layers through hooks, its inputs tokenised beforehand. Prints ratios
+measured in one run, and writes them to `benchmarks/results/editing-cpu.json`.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import attrib
+from attrib.batch import Batch
+from attrib.data.samples import EditSample
+from attrib.environment import versions
+from attrib.hooks import write
+from attrib.vlm import VLM
+from benchmarks.timing import compare, ratio
+from editors.adapter_data import AdapterData, adapter_data, requests_of
+from editors.losses import answer_losses, asked_roles
+from editors.objective import AdapterObjective
+from editors.presets import preset_for
+from editors.queries import EMBED, IGNORED
+
+RESULTS = Path(__file__).parent / "results" / "editing-cpu.json"
+EDITS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One training step on all edits, in both ways."""
+
+    vlm: VLM
+    objective: AdapterObjective
+    batch: Batch
+
+    @classmethod
+    def at(cls, vlm: VLM, samples: list[EditSample], text: int, visual: int) -> "Step":
+        """The step of adapters at two layers."""
+        preset = preset_for(vlm, "embedded")
+        adapters = preset.adapters_at({"text": [text], "visual": [visual]})
+        sites = adapters.build(vlm, seed=0)
+        first = min(text, visual)
+        needed = [EMBED, text, visual]
+        data: AdapterData = adapter_data(vlm, samples, first=[first], signals=needed)
+        objective = AdapterObjective(vlm, sites, data, data, preset.weights, adapters)
+        asked = [r for s in samples for role in objective.roles for r in requests_of(s, role)]
+        batch = vlm.encode(
+            [r.image for r in asked],
+            [r.prompt for r in asked],
+            [r.target for r in asked],
+            padding_side="right",
+        )
+        return cls(vlm, objective, batch)
+
+    def kept(self) -> Tensor:
+        """The loss from kept prefixes, with its gradients."""
+        losses = self.objective.losses(range(EDITS), np.random.default_rng(0))
+        return self._back(losses)
+
+    def plain(self) -> Tensor:
+        """The loss by running the whole model, with its gradients."""
+        o, batch = self.objective, self.batch
+        rows = o.data.of(range(EDITS), o.roles)
+        assert batch.labels is not None
+        asked = batch.labels != IGNORED
+        with ExitStack() as stack:
+            for site in o.sites:
+                signals = o.signals(site, o.data.edits, rows.edit_of)
+                at = site.positions(batch.spans)
+                move = partial(site.adapter, edit=signals)
+                stack.enter_context(write(self.vlm, site.layer, move, at))
+            logits = self.vlm.logits(batch)[asked]
+        clean = self.vlm.unembed(torch.cat([q.final for q in rows.queries])).detach()
+        roles = asked_roles(batch.labels, rows.role_of)
+        return self._back(answer_losses(logits, clean, batch.labels[asked], roles, o.weights))
+
+    def _back(self, losses: dict[str, Tensor]) -> Tensor:
+        self.objective.module.zero_grad()
+        loss = torch.stack(list(losses.values())).sum()
+        loss.backward()
+        return loss.detach()
+
+
+def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+    """A row per place of the adapters."""
+    vlm = attrib.load(name)
+    samples = list(attrib.data.load("scenes-vqa", split="train", limit=EDITS))
+    rows = []
+    for text, visual in ((1, 1), (4, 4), (6, 6), (8, 8)):
+        step = Step.at(vlm, samples, text, visual)
+        losses = step.plain().item(), step.kept().item()
+        if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[0]):
+            raise AssertionError(f"the two ways differ at layers {text}, {visual}: {losses}")
+        timed = compare({"plain": step.plain, "kept": step.kept}, rounds, "cpu")
+        rows.append(
+            {
+                "text": text,
+                "visual": visual,
+                **ratio(timed["plain"], timed["kept"]),
+                "plain steps/s": 1 / timed["plain"].median,
+                "kept steps/s": 1 / timed["kept"].median,
+                "plain peak MiB": timed["plain"].peak_bytes / 2**20,
+                "kept peak MiB": timed["kept"].peak_bytes / 2**20,
+            }
+        )
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.editing", description=__doc__)
+    parser.add_argument("--model", default="tiny-llava")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    rows = measure(options.model, options.rounds)
+    for row in rows:
+        numbers = " ".join(f"{k} {v:.2f}" for k, v in row.items())
+        sys.stdout.write(f"{numbers}\n")
+    head = {
+        "date": date.today().isoformat(),
+        "threads": torch.get_num_threads(),
+        "model": options.model,
+        "edits in a step": EDITS,
+        "rounds": options.rounds,
+        "versions": versions(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
