@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -189,6 +190,8 @@ class HiddenEditor:
         }
         if isinstance(self.gate, CosineGate | LearnedGate):
             save_gate(path / GATE, self.gate)
+        else:
+            shutil.rmtree(path / GATE, ignore_errors=True)  # of an earlier training into the folder
         write_text(path / SETTINGS, json.dumps(record, indent=1))
 
     @classmethod

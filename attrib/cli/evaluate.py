@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PANEL = "Evaluation"
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")
-SETTINGS = "editor.json"
+SETTINGS, GATE, UNGATED = "editor.json", "gate", "none"
 
 
 class EvaluateOptions(AnalysisOptions):
@@ -39,7 +39,7 @@ class EvaluateOptions(AnalysisOptions):
     ] = None  # fmt: skip
     gate: Annotated[
         Path | None,
-        Option(help="Folder of a gate that decides which inputs are served.",
+        Option(help="Folder of a gate that decides which inputs are served, or none.",
                show_default="the editor's own", rich_help_panel=PANEL),
     ] = None  # fmt: skip
     protocols: Annotated[
@@ -116,14 +116,15 @@ def load_editor(folder: Path, vlm: "VLM") -> "Editor":
 
 
 def gated(editor: "Editor", folder: Path) -> "Editor":
-    """The same editor behind the gate in a folder.
+    """The same editor behind the gate in a folder; behind no gate, if that is called "none".
 
     Raises:
         CannotStart: There is no gate, or the editor has no use for one.
     """
     from editors.gate_files import load_gate
 
-    gate, with_gate = load_gate(folder), getattr(editor, "with_gate", None)
+    gate = None if str(folder) == UNGATED else load_gate(folder)
+    with_gate = getattr(editor, "with_gate", None)
     if with_gate is None:
         raise CannotStart(f"the editor {editor.name} takes no gate; leave --gate out")
     return with_gate(gate)
@@ -142,7 +143,7 @@ def _prepared(options: EvaluateOptions, folder: Path) -> "tuple[Run, Scoring]":
     data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
-    editor, files = load_editor(folder, vlm), _files(folder)
+    editor, files = load_editor(folder, vlm), [*_files(folder), *_files(folder / GATE)]
     if options.gate is not None:
         editor, files = gated(editor, options.gate), files + _files(options.gate)
     unedited = Unedited(vlm, protocols, options.batch_size)

@@ -9,6 +9,7 @@ from tiny_edits import samples
 
 from attrib.errors import AttribError, CannotStart
 from editors import EDITORS, DualEdit, VisEdit
+from editors.gate import CosineGate
 from editors.influence import Attribution, target_heat
 
 QUICK = {"steps": 30, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
@@ -141,3 +142,23 @@ def test_the_target_of_the_influence_mapper_is_the_heatmap_of_later_layers(llava
     want = attrib.heatmaps(llava, batch, later).mean(1)[0]
     assert torch.allclose(heat["request"][0], want, atol=1e-6)
     assert set(heat) == {"request", "text_generality", "visual_generality"}
+
+
+def test_a_gate_is_saved_and_loaded_with_its_editor_and_may_be_taken_away(llava, dual, tmp_path):
+    editor, _ = dual
+    assert editor.gate.name == "prompt_last"
+    editor.save(tmp_path)
+    loaded = DualEdit.load(tmp_path, llava).gate
+    assert (loaded.layer, loaded.threshold) == (editor.gate.layer, editor.gate.threshold)
+    editor.with_gate(None).save(tmp_path)
+    assert DualEdit.load(tmp_path, llava).gate is None
+
+
+def test_a_gate_must_not_read_what_is_written_before_it(dual):
+    with pytest.raises(AttribError, match="reads layer 1, but layer 0 is written before it"):
+        dual[0].with_gate(CosineGate(1, 0.5))
+
+
+def test_a_gate_that_there_is_not_is_refused(llava, tmp_path):
+    with pytest.raises(AttribError, match="no gate 'garden'; there are none, prompt_last"):
+        DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, gate="garden", **QUICK)
