@@ -76,8 +76,11 @@ def grid(options: GridOptions) -> int:
     )
     say(f"grid: {len(wanted)} trainings of {preset.training.steps} steps on {vlm.name}, in {out}")
     frame = run(vlm, training_data(options), test, wanted, out, preset, say)
-    print(write_text(out / "grid.csv", frame.to_csv(index=False)))
     print(_table(frame))
+    print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
+    scores = frame[frame["metric"] == "avg"].rename(columns={"value": "score"})
+    path = write_text(out / "scores.csv", scores.drop(columns="metric").to_csv(index=False))
+    print(f"  {path}\nnext: attrib select --model {options.model} --against {path}")
     return ExitCode.DONE
 
 

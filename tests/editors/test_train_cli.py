@@ -89,3 +89,7 @@ def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
     assert code == 0, err
     assert "avg" in out
     assert len((tmp_path / "g" / "grid.csv").read_text().splitlines()) == 1 + 2 * 6
+    # What `attrib select --against` reads.
+    scores = (tmp_path / "g" / "scores.csv").read_text().splitlines()
+    assert scores[0] == "text,visual,seed,score"
+    assert [line.rsplit(",", 1)[0] for line in scores[1:]] == ["1,,0", "1,0.0,0"]
