@@ -78,8 +78,9 @@ def grid(options: GridOptions) -> int:
     frame = run(vlm, training_data(options), test, wanted, out, preset, say)
     print(_table(frame))
     print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
-    scores = frame[frame["metric"] == "avg"].rename(columns={"value": "score"})
-    path = write_text(out / "scores.csv", scores.drop(columns="metric").to_csv(index=False))
+    scores = frame.loc[frame["metric"] == "avg", ["text", "visual", "seed", "value"]]
+    names = ["text", "visual", "seed", "score"]  # what selection is judged against
+    path = write_text(out / "scores.csv", scores.to_csv(index=False, header=names))
     print(f"  {path}\nnext: attrib select --model {options.model} --against {path}")
     return ExitCode.DONE
 
