@@ -30,10 +30,7 @@ TINY = 1e-8
 
 @dataclass(frozen=True)
 class Attribution:
-    """How the target heatmaps are made; see `attrib.heatmaps`.
-
-    The published code perturbs behind the norm with an absolute 0.7: `PUBLISHED_ATTRIBUTION`.
-    """
+    """How the target heatmaps are made; see `attrib.heatmaps`."""
 
     noise: float = 3.0
     unit: str = "std"
@@ -42,7 +39,6 @@ class Attribution:
     seed: int = 0
 
 
-PUBLISHED_ATTRIBUTION = Attribution(0.7, "abs", "attention")
 Heat = dict[str, list[Float[Tensor, " visual"]]]
 
 

@@ -7,11 +7,8 @@ kept beside the last ones.
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.files import write_text
+from editors.stopping import stop_between_steps
 from editors.tensors import save_tensors
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training.json"
@@ -147,7 +145,7 @@ class Run:
         self._resume()
         if not self.progress.curve:
             self._validate()
-        with _stop_between_steps() as asked_to_stop:
+        with stop_between_steps() as asked_to_stop:
             while self.progress.step < self.training.steps:
                 self._step()
                 self._look()
@@ -236,20 +234,6 @@ class Run:
                 state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.progress = Progress(**record["progress"])
-
-
-@contextmanager
-def _stop_between_steps() -> Iterator[Callable[[], bool]]:
-    """Tells whether the user wants to stop; a step under way is finished first."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> str:

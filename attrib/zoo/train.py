@@ -231,8 +231,7 @@ def read_progress(folder: Path) -> tuple[dict, dict]:
 
 
 def _fresh_scenes(rng: random.Random, count: int) -> list[Scene]:
-    start = rng.getrandbits(40)
-    seeds = scene_seeds("backbone", start)
+    seeds = scene_seeds("backbone", rng.getrandbits(40))
     return [make_scene(next(seeds)) for _ in range(count)]
 
 
