@@ -4,34 +4,17 @@ Sources: VisEdit Eqs. 9-12, DualEdit Eqs. 4-6, both as in their published code w
 short of it (two layer norms, a query bottleneck of two linear maps, heads, a residual).
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from attrib.errors import AttribError
+from editors.signals import Signals
 
 Init = Literal["identity", "published"]
 SMALLEST = 0.1  # of the median channel: how little a channel may move to be a unit of its own
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What one edit per example shows to the adapters at one layer, padded on the right.
-
-    Attributes:
-        states: Hidden states of the edit's image, prompt and target.
-        real: Which of them are not padding.
-        last: The state of the edit's last prompt token.
-    """
-
-    states: Float[Tensor, "batch edit_pos d_model"]
-    real: Bool[Tensor, "batch edit_pos"]
-    last: Float[Tensor, "batch d_model"]
-
-    def rows(self, rows: Int[Tensor, " rows"]) -> "Signals":
-        """Those of some examples, in this order."""
-        return Signals(self.states[rows], self.real[rows], self.last[rows])
 
 
 class EditAdapter(nn.Module):
@@ -77,9 +60,16 @@ class EditAdapter(nn.Module):
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         update = self.up(mixed.transpose(1, 2).flatten(2))
         if self.mapper is not None:
-            last = self.units_edit(edit.last.float())
-            update = update * self.mapper(x, last).sigmoid()[..., None]
+            update = update * self.influence(h, edit.last).sigmoid()[..., None]
         return (h.float() + self.units.size * update).to(h.dtype)
+
+    def influence(
+        self, h: Float[Tensor, "batch pos d_model"], last: Float[Tensor, "batch d_model"]
+    ) -> Float[Tensor, "batch pos"]:
+        """The influence mapper's scores, before the sigmoid; both arguments are states here."""
+        if self.mapper is None:
+            raise AttribError("this adapter has no influence mapper; build it with mapper=True")
+        return self.mapper(self.units(h.float()), self.units(last.float()))
 
     def _split(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch heads pos d_head"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -16,6 +16,7 @@ from attrib.errors import CannotStart
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.edit import Edit, HiddenEdit, WeightEdit
+from editors.signals import Signal
 from editors.sites import Memory
 from editors.tensors import digest_of, save_tensors
 
@@ -40,12 +41,12 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: "HiddenEditor | No
     elif isinstance(edit, HiddenEdit) and editor is not None:
         tensors = {}
         for i, memory in enumerate(edit.memories):
-            tensors |= {f"{i}/signal/{k}": v for k, v in memory.signals.items()}
+            tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
+            tensors |= {f"{i}/last/{k}": s.last for k, s in memory.signals.items()}
             tensors |= {f"{i}/gate/{k}": v for k, v in memory.gate.items()}
         record["adapters"] = digest_of(editor.module.state_dict())
         record["edits"] = [
-            {"prompt": m.request.prompt, "target": m.request.target, "last": m.last}
-            for m in edit.memories
+            {"prompt": m.request.prompt, "target": m.request.target} for m in edit.memories
         ]
     else:
         raise CannotStart(f"an edit of the kind {type(edit).__name__} cannot be saved")
@@ -83,7 +84,9 @@ def _memory(number: int, about: dict, tensors: dict[str, Tensor], vlm: VLM) -> M
         }
 
     request = EditRequest(None, about["prompt"], about["target"])
-    return Memory(request, part("signal"), about["last"], part("gate"))
+    last = part("last")
+    signals = {key: Signal(states, last[key]) for key, states in part("signal").items()}
+    return Memory(request, signals, part("gate"))
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:

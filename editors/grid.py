@@ -24,7 +24,7 @@ from editors.adapter_data import AdapterData, adapter_data
 from editors.losses import LOCALITY, ROLES
 from editors.objective import AdapterObjective
 from editors.presets import Preset
-from editors.queries import EMBED
+from editors.signals import layers_of_signals
 from editors.training import Run
 
 METRICS = {
@@ -127,10 +127,8 @@ class _Bench:
         wanted: Sequence[Cell],
     ) -> "_Bench":
         layers = sorted({i for cell in wanted for some in cell.layers.values() for i in some})
-        embed = [EMBED] if preset.adapters.get("signal") == "embed" else []
-        both = adapter_data(
-            vlm, [*samples, *test], first=layers, signals=[*embed, *layers], roles=ROLES
-        )
+        shown = layers_of_signals(preset.adapters_at({}).signal, layers)
+        both = adapter_data(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
         data, tested = both.parted(len(samples))
         return cls(vlm, preset, data, tested)
 

@@ -28,7 +28,7 @@ from editors.memorizing import memorize
 from editors.objective import AdapterObjective, trained_roles
 from editors.placement import Adapters
 from editors.presets import Preset, preset_for
-from editors.queries import EMBED
+from editors.signals import layers_of_signals
 from editors.sites import Gate, Site
 from editors.tensors import save_tensors
 from editors.training import Run
@@ -142,8 +142,7 @@ class HiddenEditor:
     ) -> AdapterObjective:
         """What is minimised."""
         first = min(site.layer for site in sites)
-        needed = [site.layer for site in sites]
-        needed += [EMBED] if adapters.signal == "embed" else []
+        needed = layers_of_signals(adapters.signal, [site.layer for site in sites])
         roles = trained_roles(weights, sites)
         both = adapter_data(vlm, [*samples, *held_out], first=[first], signals=needed, roles=roles)
         data, held = both.parted(len(samples))

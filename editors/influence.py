@@ -18,9 +18,10 @@ from attrib.analyses.heatmaps import heatmaps
 from attrib.data.samples import EditRequest, EditSample
 from attrib.progress import progress
 from attrib.vlm import VLM
-from editors.adapter import InfluenceMapper
+from editors.adapter import EditAdapter
 from editors.adapter_data import AdapterData, requests_of
 from editors.losses import GENERALITY, Weights
+from editors.placement import Target
 from editors.queries import Query
 
 TOKENS = 24  # visual tokens that a step looks at
@@ -39,6 +40,11 @@ class Attribution:
     seed: int = 0
 
 
+ATTRIBUTIONS: dict[Target, Attribution] = {
+    "paper": Attribution(),
+    "published": Attribution(noise=0.7, unit="abs", site="attention"),
+    "gentle": Attribution(noise=0.1),
+}
 Heat = dict[str, list[Float[Tensor, " visual"]]]
 
 
@@ -82,7 +88,7 @@ def _mean_heat(
 
 
 def mapper_losses(
-    mapper: InfluenceMapper,
+    adapter: EditAdapter,
     data: AdapterData,
     heat: Sequence[Heat],
     items: Sequence[int],
@@ -93,7 +99,7 @@ def mapper_losses(
     """The three terms of the influence mapper, weighted.
 
     Args:
-        mapper: What is taught.
+        adapter: The one whose influence mapper is taught.
         data: Inputs, with their states at `layer`.
         heat: The targets, of all samples of `data`.
         items: The samples of this step.
@@ -112,7 +118,7 @@ def mapper_losses(
     at = torch.from_numpy(rng.permutation(fewest)[:TOKENS])
     last = torch.stack([data.edits[i].hidden[layer][data.edits[i].last] for i in usable])
     high, low = (
-        mapper(torch.stack([_visual(q, layer)[at] for q in queries]), last)
+        adapter.influence(torch.stack([_visual(q, layer)[at] for q in queries]), last)
         for queries in (inside, outside)
     )
     target = torch.stack([m[at] for m in maps]).clamp(min=TINY)

@@ -1,15 +1,14 @@
 """What is kept of an edit: one forward pass over its image, prompt and target."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from attrib.data.samples import EditRequest
 from attrib.hooks import capture, read
 from attrib.vlm import VLM
-from editors.placement import Adapters, Signal, signal_start
+from editors.placement import Adapters
+from editors.signals import EMBED, Signal
 from editors.sites import Gate, Memory, Site
 
 
@@ -22,20 +21,12 @@ def memorize(
     layers = {site.layer for site in sites} | set(() if gate is None else gate.layers)
     with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
         vlm.logits(batch)
+    hidden[EMBED] = captured.embed
+    of_edit = {layer: h[0] for layer, h in hidden.items()}
     last = int(batch["last"][0].int().argmax())
-    start = signal_start(adapters.signal_span, last)
-    signals = {
-        site.key: signal_at(adapters.signal, site.layer, hidden, captured.embed)[0, start:]
-        for site in sites
-    }
+    signals = {}
+    for site in sites:
+        signal = adapters.signal_at(site.layer, of_edit, last)
+        signals[site.key] = Signal(signal.states.clone(), signal.last.clone())
     kept = {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
-    return Memory(request, {k: s.clone() for k, s in signals.items()}, last - start, kept)
-
-
-def signal_at(
-    signal: Signal, layer: int, hidden: Mapping[int, Tensor], embed: Tensor
-) -> Float[Tensor, "batch pos d_model"]:
-    """What an adapter attends to of an edit."""
-    if signal == "none":
-        return torch.zeros_like(embed)
-    return embed if signal == "embed" else hidden[layer]
+    return Memory(request, signals, kept)

@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attrib.vlm import VLM
-from editors.adapter import Signals
 from editors.adapter_data import AdapterData, Rows
 from editors.losses import ROLES, Weights, agreement, answer_losses, asked_roles
-from editors.placement import Adapters, signal_start
-from editors.queries import EMBED, IGNORED, Move, Query, collate
-from editors.sites import Site, pad_signals
+from editors.placement import Adapters
+from editors.queries import IGNORED, Move, Query, collate
+from editors.signals import Signal, Signals, pad_signals
+from editors.sites import Site
 
 Tokens = dict[str, Tensor]
 
@@ -113,22 +113,17 @@ class AdapterObjective:
         for site in self.sites:
             states = torch.cat([q.hidden[site.layer] for q in self.data.edits])
             site.adapter.units.fit(states)
-            site.adapter.units_edit.fit(torch.cat([self._signal(site, q) for q in self.data.edits]))
+            shown = [self._signal(site, q).states for q in self.data.edits]
+            site.adapter.units_edit.fit(torch.cat(shown))
 
-    def _signal(self, site: Site, edit: Query) -> Float[Tensor, "edit_pos d_model"]:
-        """What the adapter at a site attends to of an edit."""
-        start = signal_start(self.adapters.signal_span, edit.last)
-        if self.adapters.signal == "none":
-            return torch.zeros_like(edit.hidden[site.layer][start:])
-        return edit.hidden[EMBED if self.adapters.signal == "embed" else site.layer][start:]
+    def _signal(self, site: Site, edit: Query) -> Signal:
+        return self.adapters.signal_at(site.layer, edit.hidden, edit.last)
 
     def signals(
         self, site: Site, edits: Sequence[Query], edit_of: Int[Tensor, " batch"]
     ) -> Signals:
-        """What the adapter at a site attends to, for inputs that belong to the edits `edit_of`."""
-        last = [q.last - signal_start(self.adapters.signal_span, q.last) for q in edits]
-        padded = pad_signals([self._signal(site, q) for q in edits], last)
-        return padded.rows(edit_of.to(padded.real.device))
+        """What the adapter at a site sees, for inputs that belong to the edits `edit_of`."""
+        return pad_signals([self._signal(site, q) for q in edits]).rows(edit_of)
 
 
 def trained_roles(weights: Weights, sites: Sequence[Site]) -> list[str]:

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from attrib.errors import AttribError
 from attrib.vlm import VLM
 from editors.adapter import EditAdapter, Init
+from editors.signals import Signal, SignalKind, SignalSpan, signal_of
 from editors.sites import Site
 
-Signal = Literal["site", "embed", "none"]
-SignalSpan = Literal["all", "answer"]
+Target = Literal["paper", "published", "gentle"]
 Layers = Mapping[str, Sequence[int]]
+CHOICES = {"init": Init, "signal": SignalKind, "signal_span": SignalSpan, "mapper_target": Target}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Adapters:
             its last prompt token and its target.
         write_last: Whether text adapters write the last prompt token as well; not in the papers.
         mapper: Whether visual adapters have an influence mapper (VisEdit).
+        mapper_target: What heatmaps the mapper is taught with: noise of 3 standard deviations on a
+            layer's input ("paper"), of 0.7 behind its norm ("published", as the published code), or
+            of a tenth of a standard deviation ("gentle").
         own_units: Whether adapters see every channel in units of its standard deviation over the
             training edits, instead of as it is (the papers).
     """
@@ -40,10 +46,11 @@ class Adapters:
     d_adapter: int = 1024
     num_heads: int = 8
     init: Init = "identity"
-    signal: Signal = "site"
+    signal: SignalKind = "site"
     signal_span: SignalSpan = "all"
     write_last: bool = False
     mapper: bool = False
+    mapper_target: Target = "paper"
     own_units: bool = False
 
     def build(self, vlm: VLM, seed: int) -> list[Site]:
@@ -59,6 +66,12 @@ class Adapters:
             # Of two adapters at one layer, the visual one writes first, as published.
             return [self._site(vlm, layer, m) for layer, m in sorted(pairs, key=_order)]
 
+    def signal_at(
+        self, layer: int, hidden: Mapping[int, Float[Tensor, "pos d_model"]], last: int
+    ) -> Signal:
+        """What the adapter at a layer sees of an edit with these states; see `signal_of`."""
+        return signal_of(self.signal, self.signal_span, layer, hidden, last)
+
     def _site(self, vlm: VLM, layer: int, modality: Any) -> Site:
         visual = modality == "visual"
         adapter = EditAdapter(
@@ -68,9 +81,11 @@ class Adapters:
         return Site(layer, modality, adapter, self.write_last)
 
 
-def signal_start(span: SignalSpan, last: int) -> int:
-    """The first position of an edit that adapters attend to; `last` is its last prompt token."""
-    return last if span == "answer" else 0
+def check_choice(name: str, value: Any) -> None:
+    """Refuse a value that the setting `name` of `Adapters` does not have."""
+    known = get_args(CHOICES.get(name))
+    if known and value not in known:
+        raise AttribError(f"{name}: no {value!r}; there are {', '.join(known)}")
 
 
 def _order(pair: tuple[int, str]) -> tuple[int, bool]:

@@ -7,7 +7,7 @@ from typing import Any
 from attrib.errors import AttribError
 from attrib.vlm import VLM
 from editors.losses import Weights
-from editors.placement import Adapters
+from editors.placement import Adapters, check_choice
 from editors.training import Training
 
 SMALL = 512  # width of the residual stream below which a model is taken for a small one
@@ -38,6 +38,7 @@ class Preset:
             elif name in _names(Weights):
                 weights = replace(weights, **{name: value})
             elif name in _names(Adapters) - {"layers"}:
+                check_choice(name, value)
                 adapters[name] = value
             else:
                 known = sorted(_names(Training) | _names(Weights) | _names(Adapters) - {"layers"})

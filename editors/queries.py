@@ -20,8 +20,8 @@ from attrib.progress import progress
 from attrib.resuming import Captured, first_tensor
 from attrib.vlm import VLM
 from editors.calls import one_example, stacked, variants
+from editors.signals import EMBED
 
-EMBED = -1  # the stream entering layer 0, where a layer is asked for
 IGNORED = -100
 SPANS = ("visual", "text", "last")
 Move = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]

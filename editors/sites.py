@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from attrib.batch import Batch
 from attrib.data.samples import EditRequest
-from editors.adapter import EditAdapter, Signals
+from editors.adapter import EditAdapter
+from editors.signals import Signal, Signals, pad_signals
 
 Modality = Literal["text", "visual"]
 
@@ -21,21 +21,19 @@ class Memory:
 
     Attributes:
         request: What is installed.
-        signals: By the key of a site: the edit's states there, "edit_pos d_model".
-        last: Where among them the last prompt token stands.
+        signals: By the key of a site, what its adapter sees of the edit.
         gate: What the gate compares inputs with.
     """
 
     request: EditRequest
-    signals: dict[str, Float[Tensor, "edit_pos d_model"]]
-    last: int
+    signals: dict[str, Signal]
     gate: dict[str, Tensor]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        kept = [*self.signals.values(), *self.gate.values()]
-        return sum(t.numel() * t.element_size() for t in kept)
+        gate = sum(t.numel() * t.element_size() for t in self.gate.values())
+        return gate + sum(signal.num_bytes for signal in self.signals.values())
 
 
 @runtime_checkable
@@ -101,13 +99,4 @@ class Site:
 
 def signals_of(memories: Sequence[Memory], key: str, chosen: Int[Tensor, " batch"]) -> Signals:
     """Per example the signal at a site of the edit that is `chosen` for it."""
-    signals = pad_signals([m.signals[key] for m in memories], [m.last for m in memories])
-    return signals.rows(chosen.to(signals.real.device))
-
-
-def pad_signals(states: Sequence[Float[Tensor, "_ d_model"]], last: Sequence[int]) -> Signals:
-    """The states of several edits side by side."""
-    lengths = torch.tensor([len(s) for s in states], device=states[0].device)
-    padded = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
-    real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-    return Signals(padded, real, torch.stack([s[i] for s, i in zip(states, last, strict=True)]))
+    return pad_signals([m.signals[key] for m in memories]).rows(chosen)

@@ -11,7 +11,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.vlm import VLM
 from editors.hidden_editor import HiddenEditor
-from editors.influence import Attribution, Heat, mapper_losses, target_heat
+from editors.influence import ATTRIBUTIONS, Heat, mapper_losses, target_heat
 from editors.losses import Weights
 from editors.objective import AdapterObjective
 from editors.placement import Adapters
@@ -46,7 +46,8 @@ class VisEdit(HiddenEditor):
             return plain
         if len(sites) > 1:
             raise AttribError("VisEdit's influence mapper is for one layer: give one visual layer")
-        return _MapperObjective(plain, target_heat(vlm, samples, sites[0].layer, Attribution()))
+        how = ATTRIBUTIONS[adapters.mapper_target]
+        return _MapperObjective(plain, target_heat(vlm, samples, sites[0].layer, how))
 
 
 class _MapperObjective(AdapterObjective):
@@ -59,7 +60,6 @@ class _MapperObjective(AdapterObjective):
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted parts of the loss on some edits."""
         site = self.sites[0]
-        assert site.adapter.mapper is not None
-        data, weights = self.data, self.weights
-        terms = mapper_losses(site.adapter.mapper, data, self.heat, items, site.layer, weights, rng)
-        return super().losses(items, rng) | terms
+        return super().losses(items, rng) | mapper_losses(
+            site.adapter, self.data, self.heat, items, site.layer, self.weights, rng
+        )

@@ -12,6 +12,7 @@ from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 from editors.adapter import EditAdapter
 from editors.edit import HiddenEdit, WeightEdit
+from editors.signals import Signal
 from editors.sites import Memory, Site
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -164,4 +165,4 @@ class Writes:
         (token, *_) = vlm.tokenizer(request.target, add_special_tokens=False)["input_ids"]
         state = dict(vlm.model.named_parameters())[HEAD].detach()[token]
         site = Site(vlm.num_layers - 1, "text", Puts(vlm.d_model, 8, 2), write_last=True)
-        return HiddenEdit([site], [Memory(request, {site.key: state[None]}, 0, {})])
+        return HiddenEdit([site], [Memory(request, {site.key: Signal(state[None], state)}, {})])

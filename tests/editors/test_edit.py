@@ -3,14 +3,13 @@
 import pytest
 import torch
 from conftest import tiny_vlm
-from tiny_edits import requests, sites
+from tiny_edits import memory_of, requests, sites
 from torch.testing import assert_close
 
 from attrib.errors import AttribError
 from attrib.hooks import read
 from editors.edit import HiddenEdit, WeightEdit
 from editors.queries import run_queries
-from editors.sites import Memory
 
 
 class Words:
@@ -37,8 +36,7 @@ def memories(vlm, asked, written, gate=None):
     made = []
     for request, query in zip(asked, queries, strict=True):
         kept = gate.states({}, encoded(vlm, [request]))[0] if gate else {}
-        signals = {s.key: query.hidden[s.layer] for s in written}
-        made.append(Memory(request, signals, query.last, kept))
+        made.append(memory_of(request, query, written, kept))
     return made
 
 

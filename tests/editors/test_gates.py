@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import picture, tiny_vlm
-from tiny_edits import requests, sites
+from tiny_edits import memory_of, requests, sites
 from torch.testing import assert_close
 
 from attrib.data.samples import EditRequest
@@ -19,7 +19,7 @@ from editors.gate_features import GateReader
 from editors.gate_files import load_gate, save_gate
 from editors.gate_net import GateNet
 from editors.queries import run_queries
-from editors.sites import Gate, Memory
+from editors.sites import Gate
 
 CLOSE = {"atol": 2e-3, "rtol": 2e-3}  # states pass through half precision on their way
 
@@ -150,7 +150,7 @@ def test_an_edit_behind_a_gate_reaches_the_inputs_it_opens_for_and_no_other(vlm,
     if name != "ungated":
         gate = _opening(gate, float(scores.sort().values[3:5].mean()))
     query = run_queries(vlm, asked[:1], [2])[0]
-    memory = Memory(asked[0], {"text-2": query.hidden[2]}, query.last, known[0])
+    memory = memory_of(asked[0], query, written, known[0])
     plain, ungated = vlm.logits(batch), HiddenEdit(written, [memory])
     with ungated.applied(vlm):
         served = vlm.logits(batch)
@@ -173,7 +173,7 @@ def test_the_decision_is_taken_once_on_the_prompt_when_generating(vlm, name, mon
     gate, asked, written = GATES[name](vlm), requests(), sites(vlm, [(2, "text")])
     known = states(vlm, gate, encoded(vlm, asked[:1], targets=True))[0]
     query = run_queries(vlm, asked[:1], [2])[0]
-    memory = Memory(asked[0], {"text-2": query.hidden[2]}, query.last, known)
+    memory = memory_of(asked[0], query, written, known)
     calls = []
     find = type(gate).scores
     monkeypatch.setattr(

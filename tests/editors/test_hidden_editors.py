@@ -10,7 +10,6 @@ from tiny_edits import samples
 from attrib.errors import AttribError, CannotStart
 from editors import EDITORS, DualEdit, VisEdit
 from editors.gate import CosineGate
-from editors.influence import Attribution, target_heat
 
 QUICK = {"steps": 30, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
          "validate_every": 10, "save_every": 10, "preset": "embedded"}  # fmt: skip
@@ -130,18 +129,6 @@ def test_unknown_settings_and_presets_are_refused(llava, tmp_path):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, preset="fast")
     with pytest.raises(AttribError, match="no sample to train on"):
         DualEdit.train(llava, [], layers=LAYERS, out=tmp_path, **QUICK)
-
-
-def test_the_target_of_the_influence_mapper_is_the_heatmap_of_later_layers(llava):
-    sample = samples(1)[0]
-    (heat,) = target_heat(llava, [sample], 0, Attribution())
-    import attrib
-
-    batch = llava.encode([sample.request.image], [sample.request.prompt])
-    later = list(range(1, llava.num_layers - 1)) or [llava.num_layers - 1]
-    want = attrib.heatmaps(llava, batch, later).mean(1)[0]
-    assert torch.allclose(heat["request"][0], want, atol=1e-6)
-    assert set(heat) == {"request", "text_generality", "visual_generality"}
 
 
 def test_a_gate_is_saved_and_loaded_with_its_editor_and_may_be_taken_away(llava, dual, tmp_path):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from conftest import tiny_vlm
-from tiny_edits import requests, sites
+from tiny_edits import memory_of, requests, sites
 from torch.testing import assert_close
 
 from editors.edit import HiddenEdit
-from editors.queries import EMBED, IGNORED, collate, run_queries
-from editors.sites import Memory, signals_of
+from editors.queries import IGNORED, collate, run_queries
+from editors.signals import EMBED
+from editors.sites import signals_of
 
 
 @torch.no_grad()
@@ -25,8 +26,7 @@ def hooked_logits(vlm, asked, edit=None):
 def test_adapters_between_the_later_layers_do_what_hooks_do(any_vlm, first):
     asked, written = requests(), sites(any_vlm)
     queries = run_queries(any_vlm, asked, [EMBED, 0, 1], batch_size=3)
-    signals = {s.key: queries[0].hidden[s.layer] for s in written}
-    memory = Memory(asked[0], signals, queries[0].last, {})
+    memory = memory_of(asked[0], queries[0], written)
     prefixes = collate(queries, first)
     moves = {}
     for site in written:
@@ -67,8 +67,8 @@ def test_gradients_reach_the_adapter_and_not_the_model():
     for parameter in vlm.model.parameters():
         parameter.requires_grad_(False)
     asked, (site,) = requests(), sites(vlm, [(0, "text")])
-    prefixes = collate(run_queries(vlm, asked, [0]), 0)
-    memory = Memory(asked[0], {site.key: prefixes.hidden[0]}, 0, {})
+    queries = run_queries(vlm, asked, [0])
+    prefixes, memory = collate(queries, 0), memory_of(asked[0], queries[0], [site])
     signal = signals_of([memory], site.key, torch.zeros(len(asked), dtype=torch.long))
     vlm.unembed(prefixes.run(vlm, {0: [lambda h: site.adapter(h, signal)]})).sum().backward()
     assert site.adapter.up.weight.grad.abs().max() > 0

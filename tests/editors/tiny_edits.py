@@ -5,7 +5,8 @@ from conftest import picture
 
 from attrib.data.samples import EditRequest, EditSample
 from editors.adapter import EditAdapter
-from editors.sites import Site
+from editors.signals import signal_of
+from editors.sites import Memory, Site
 
 
 def requests(num=4, target="blue thing"):
@@ -41,3 +42,9 @@ def sites(vlm, layers=((0, "visual"), (1, "text")), init="published", **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return [Site(i, m, EditAdapter(vlm.d_model, 16, 2, init, **options)) for i, m in layers]
+
+
+def memory_of(request, query, written, gate=None):
+    """What is kept of an edit whose states are those of `query`, all of them shown."""
+    signals = {s.key: signal_of("site", "all", s.layer, query.hidden, query.last) for s in written}
+    return Memory(request, signals, gate or {})

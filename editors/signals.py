@@ -1,0 +1,85 @@
+"""What adapters see of an edit: its states at their layer, or its input embeddings."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+EMBED = -1  # the stream entering layer 0, where a layer is asked for
+SignalKind = Literal["site", "embed", "none"]
+SignalSpan = Literal["all", "answer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """What the adapter at one layer sees of one edit.
+
+    Attributes:
+        states: What it attends to, of the edit's image, prompt and target.
+        last: The state of the edit's last prompt token at that layer, whatever `states` are: an
+            influence mapper compares it with visual tokens of the same layer.
+    """
+
+    states: Float[Tensor, "edit_pos d_model"]
+    last: Float[Tensor, " d_model"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of both."""
+        return sum(t.numel() * t.element_size() for t in (self.states, self.last))
+
+
+@dataclass(frozen=True)
+class Signals:
+    """The signals of one edit per example, padded on the right.
+
+    Attributes:
+        states: What the adapter attends to.
+        real: Which of them are not padding.
+        last: The state of the edit's last prompt token at the adapter's layer.
+    """
+
+    states: Float[Tensor, "batch edit_pos d_model"]
+    real: Bool[Tensor, "batch edit_pos"]
+    last: Float[Tensor, "batch d_model"]
+
+    def rows(self, rows: Int[Tensor, " rows"]) -> "Signals":
+        """Those of some examples, in this order."""
+        rows = rows.to(self.real.device)
+        return Signals(self.states[rows], self.real[rows], self.last[rows])
+
+
+def signal_of(
+    kind: SignalKind,
+    span: SignalSpan,
+    layer: int,
+    hidden: Mapping[int, Float[Tensor, "pos d_model"]],
+    last: int,
+) -> Signal:
+    """What the adapter at a layer sees of an edit.
+
+    Args:
+        kind: Of states; "none" for zeros.
+        span: Which positions.
+        layer: Of the adapter.
+        hidden: The edit's states there, and those at `EMBED` where `kind` asks for them.
+        last: Where the last prompt token stands.
+    """
+    states = hidden[EMBED if kind == "embed" else layer][last if span == "answer" else 0 :]
+    return Signal(torch.zeros_like(states) if kind == "none" else states, hidden[layer][last])
+
+
+def pad_signals(signals: Sequence[Signal]) -> Signals:
+    """The signals of several edits side by side."""
+    lengths = torch.tensor([len(s.states) for s in signals], device=signals[0].last.device)
+    padded = nn.utils.rnn.pad_sequence([s.states for s in signals], batch_first=True)
+    real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    return Signals(padded, real, torch.stack([s.last for s in signals]))
+
+
+def layers_of_signals(kind: SignalKind, layers: Iterable[int]) -> list[int]:
+    """Where states of an edit are needed for adapters at `layers`."""
+    return sorted({*layers, *([EMBED] if kind == "embed" else [])})
