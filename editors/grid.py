@@ -23,6 +23,7 @@ from attrib.vlm import VLM
 from editors.adapter_data import AdapterData, adapter_data
 from editors.losses import LOCALITY, ROLES
 from editors.objective import AdapterObjective
+from editors.placement import check_layers
 from editors.presets import Preset
 from editors.signals import layers_of_signals
 from editors.training import Run
@@ -96,6 +97,8 @@ def grid(
     """
     if not wanted:
         raise AttribError("grid: no cells; give layers")
+    for cell in wanted:
+        check_layers(vlm, cell.layers)
     identity = _identity(vlm, samples, test, preset)
     folders = [Path(out) / cell.name for cell in wanted]
     missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity)]

@@ -60,7 +60,7 @@ class Adapters:
             AttribError: A layer that the model does not have, an unknown modality, or no layer.
         """
         pairs = [(layer, m) for m, layers in self.layers.items() for layer in layers]
-        _check(vlm, self.layers)
+        check_layers(vlm, self.layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # Of two adapters at one layer, the visual one writes first, as published.
@@ -92,7 +92,8 @@ def _order(pair: tuple[int, str]) -> tuple[int, bool]:
     return pair[0], pair[1] == "text"
 
 
-def _check(vlm: VLM, layers: Layers) -> None:
+def check_layers(vlm: VLM, layers: Layers) -> None:
+    """Refuse layers that a model does not have, and none at all."""
     known = f"{vlm.name} has layers 0 to {vlm.num_layers - 1}"
     if unknown := sorted(set(layers) - {"text", "visual"}):
         raise AttribError(f"layers: no modality {unknown[0]!r}; there are 'text' and 'visual'")

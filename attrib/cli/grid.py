@@ -11,6 +11,7 @@ from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
 from attrib.cli.outputs import say
 from attrib.cli.train import PICTURES, TrainOptions, changes_of, training_data
+from attrib.errors import AttribError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,8 @@ class GridOptions(TrainOptions):
     ] = "all"
     pairs: Annotated[
         str,
-        Option(help="Pairs of text and visual layer: none, or such as 0,2x1,3 for four of them.",
+        Option(help="Pairs of text and visual layer: none, or such as 0,2x1,3 for four of them; "
+                    "1x1+5x6 for two.",
                rich_help_panel=WHERE),
     ] = "none"  # fmt: skip
     seeds: Annotated[
@@ -60,8 +62,8 @@ def grid(options: GridOptions) -> int:
     out = options.out or Path("runs") / f"grid-{Path(options.model).name}-{options.data}"
     vlm = load_model(options)
     wanted = cells(
-        layers_in(options.text, vlm.num_layers - 1),
-        layers_in(options.visual, vlm.num_layers - 1),
+        layers_in(options.text, vlm.num_layers - 1, "--text"),
+        layers_in(options.visual, vlm.num_layers - 1, "--visual"),
         pairs_in(options.pairs),
         range(options.seeds),
     )
@@ -85,19 +87,27 @@ def grid(options: GridOptions) -> int:
     return ExitCode.DONE
 
 
-def layers_in(given: str, num: int) -> list[int]:
+def layers_in(given: str, num: int, option: str) -> list[int]:
     """Layers as they are written: all (the last one writes too late to be read), none, or some."""
     if given in ("all", "none"):
         return list(range(num)) if given == "all" else []
-    return [int(n) for n in given.split(",")]
+    try:
+        return [int(n) for n in given.split(",")]
+    except ValueError:
+        raise AttribError(
+            f"{option}: {given!r} is neither all nor none nor layers such as 0,2,4"
+        ) from None
 
 
 def pairs_in(given: str) -> list[tuple[int, int]]:
-    """Pairs as they are written: none, or text layers x visual layers."""
+    """Pairs as they are written: none, or text layers x visual layers, several with + between."""
     if given == "none":
         return []
-    text, visual = (layers_in(part, 0) for part in given.split("x"))
-    return [(t, v) for t in text for v in visual]
+    products = [part.split("x") for part in given.split("+")]
+    if any(len(parts) != 2 for parts in products):
+        raise AttribError(f"--pairs: {given!r} is neither none nor such as 0,2x1,3 or 1x1+5x6")
+    sides = [[layers_in(side, 0, "--pairs") for side in parts] for parts in products]
+    return list(dict.fromkeys((t, v) for text, visual in sides for t in text for v in visual))
 
 
 def _table(frame: "pd.DataFrame") -> str:

@@ -5,6 +5,8 @@ import json
 import pytest
 from conftest import picture, save_tiny
 
+from attrib.cli.grid import pairs_in
+
 TRAIN = ("--preset", "embedded", "--steps", 6, "--batch-size", 2,
          "--set", "d_adapter=16", "--set", "num_heads=2", "--set", "validate_every=3")  # fmt: skip
 
@@ -93,3 +95,25 @@ def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
     scores = (tmp_path / "g" / "scores.csv").read_text().splitlines()
     assert scores[0] == "text,visual,seed,score"
     assert [line.rsplit(",", 1)[0] for line in scores[1:]] == ["1,,0", "1,0.0,0"]
+
+
+@pytest.mark.parametrize(("given", "pairs"), [
+    ("none", []), ("1x0", [(1, 0)]), ("0,2x1,3", [(0, 1), (0, 3), (2, 1), (2, 3)]),
+    ("1x1+5x6+1x1", [(1, 1), (5, 6)]),
+])  # fmt: skip
+def test_pairs_are_products_or_several_of_them(given, pairs):
+    assert pairs_in(given) == pairs
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (("--pairs", "1-0"), "--pairs: '1-0' is neither none nor such as"),
+    (("--pairs", "axb"), "--pairs: 'a' is neither all nor none"),
+    (("--text", "one"), "--text: 'one' is neither all nor none nor layers such as 0,2,4"),
+    (("--visual", "77"), "there is no layer 77"),
+])  # fmt: skip
+def test_cells_that_make_no_sense_are_refused_before_anything_runs(run, there, flags, said):
+    rest = ("--test-split", "vqa-train", "--seeds", 1, "--out", "g")
+    code, _, err = run("grid", *given(there), *TRAIN, *flags, *rest)
+    assert code == 2
+    assert said in err
+    assert "inputs of the edits" not in err
