@@ -1,6 +1,5 @@
 """Editors that write hidden states through adapters: what VisEdit and DualEdit share."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.environment import versions
 from attrib.errors import AttribError, CannotStart
-from attrib.files import write_text
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import adapter_data
 from editors.edit import Edit, HiddenEdit
+from editors.editor_files import read_record, write_record
 from editors.gate import CosineGate, LearnedGate
 from editors.gate_choice import NO_GATE, check_gate, fit_gate
 from editors.gate_files import load_gate, save_gate
@@ -34,7 +32,7 @@ from editors.tensors import save_tensors
 from editors.training import Run
 
 logger = logging.getLogger("attrib")
-SETTINGS, ADAPTERS, GATE = "editor.json", "adapters.safetensors", "gate"
+ADAPTERS, GATE = "adapters.safetensors", "gate"
 HELD_OUT = 0.05  # of the training samples, where no validation samples are given
 AT_MOST_HELD_OUT = 100
 
@@ -178,20 +176,13 @@ class HiddenEditor:
     def save(self, path: str | Path) -> None:
         """Write the adapters as safetensors, and all about them as JSON."""
         path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
+        about = {"adapters": asdict(self.adapters), "trained": self.trained}
+        write_record(path, self.name, self.vlm, about)
         save_tensors(path / ADAPTERS, self.module.state_dict())
-        record = {
-            "editor": self.name,
-            "model": {"name": self.vlm.name, "fingerprint": fingerprint(self.vlm)},
-            "adapters": asdict(self.adapters),
-            "trained": self.trained,
-            "versions": versions(),
-        }
         if isinstance(self.gate, CosineGate | LearnedGate):
             save_gate(path / GATE, self.gate)
         else:
             shutil.rmtree(path / GATE, ignore_errors=True)  # of an earlier training into the folder
-        write_text(path / SETTINGS, json.dumps(record, indent=1))
 
     @classmethod
     def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":
@@ -201,16 +192,7 @@ class HiddenEditor:
             CannotStart: There is none, or it was trained for another model or is another editor.
         """
         path = Path(path)
-        if not (path / SETTINGS).exists():
-            raise CannotStart(f"{path} holds no editor: there is no {SETTINGS} in it")
-        record = json.loads((path / SETTINGS).read_text())
-        if record["editor"] != cls.name:
-            raise CannotStart(f"{path} holds the editor {record['editor']!r}, not {cls.name!r}")
-        if record["model"]["fingerprint"] != fingerprint(vlm):
-            raise CannotStart(
-                f"{path} was trained for {record['model']['name']}, whose weights are not those of "
-                f"{vlm.name}; load that model, or train the editor for this one"
-            )
+        record = read_record(path, cls.name, vlm)
         try:
             adapters = Adapters(**record["adapters"])
             editor = cls(vlm, adapters, adapters.build(vlm, seed=0), None, record["trained"])
