@@ -31,6 +31,10 @@ class AdapterData:
     def __len__(self) -> int:
         return len(self.edits)
 
+    def num_tokens(self, item: int, role: str) -> int:
+        """Answer tokens of an edit's inputs of a role."""
+        return sum(len(query.final) for query in self.inputs[item].get(role, ()))
+
     def parted(self, num: int) -> "tuple[AdapterData, AdapterData]":
         """The first `num` edits, and the others."""
         return (

@@ -125,7 +125,9 @@ class HiddenEditor:
         with torch.enable_grad():
             fitted = fit_gate(gate, vlm, kept, first)
         editor = cls(vlm, adapters, sites, fitted, trained)
-        editor.save(out)
+        if run.ranks.first:
+            editor.save(out)
+        run.ranks.wait()
         return editor
 
     @classmethod

@@ -60,6 +60,14 @@ class AdapterObjective:
         del rng  # nothing is random here but the edits
         return answer_losses(**self.tokens(self.data, items), weights=self.weights)
 
+    def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
+        """Which share of the answer tokens of `items` is in `some` of them, by role."""
+        found = {}
+        for role in self.roles:
+            if whole := sum(self.data.num_tokens(i, role) for i in items):
+                found[role] = sum(self.data.num_tokens(i, role) for i in some) / whole
+        return found
+
     def validation(self) -> dict[str, float]:
         """The loss on held-out edits, and per role the share of tokens that are as they should."""
         parts: dict[str, list[float]] = {}

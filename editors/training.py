@@ -11,61 +11,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attrib.changes import changes
 from attrib.errors import AttribError
-from attrib.files import write_text
+from editors.checkpoints import load_checkpoint, read_record, save_checkpoint
+from editors.ranks import Ranks
+from editors.schedule import Training
 from editors.stopping import stop_between_steps
 from editors.tensors import save_tensors
 
-BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training.json"
-
-
-@dataclass(frozen=True)
-class Training:
-    """How an editor is trained; the defaults are the papers' (reference: VisEdit App. B.4).
-
-    Attributes:
-        steps: Number of optimizer steps.
-        batch_size: Edits in a step.
-        learning_rate: Of Adam, at its highest.
-        warmup: Steps over which it rises.
-        decay: "constant", or "cosine" to zero at the last step.
-        clip: Largest norm of the gradient; None for any.
-        seed: Of the order of edits and everything else that is random.
-        validate_every: Steps between validations.
-        save_every: Steps between checkpoints to resume from.
-    """
-
-    steps: int = 50_000
-    batch_size: int = 4
-    learning_rate: float = 1e-4
-    warmup: int = 0
-    decay: Literal["constant", "cosine"] = "constant"
-    clip: float | None = None
-    seed: int = 0
-    validate_every: int = 500
-    save_every: int = 500
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * rising * (falling if self.decay == "cosine" else 1.0)
-
-    def items(self, step: int, num: int) -> list[int]:
-        """Which of `num` items a step is about: every one once before any comes again."""
-        wanted = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [int(self._order(i // num, num)[i % num]) for i in wanted]
-
-    def _order(self, epoch: int, num: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(num)
+__all__ = ["BEST", "LAST", "Objective", "Progress", "Run", "Shared", "Training"]
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 @runtime_checkable
@@ -88,6 +50,18 @@ class Objective(Protocol):
 
     def validation(self) -> dict[str, float]:
         """Numbers on held-out items; "loss" among them."""
+        ...
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """An objective that says how much of each part of a step's loss some of its items are.
+
+    Others count as means over items.
+    """
+
+    def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
+        """By part of the loss; those that are not named go by the number of items."""
         ...
 
 
@@ -118,6 +92,7 @@ class Run:
         out: The folder; what it holds of the same run is gone on from.
         identity: What else makes it the same run (model, data, options); JSON.
         say: Told a line at each validation.
+        ranks: Which process of how many; by default as torchrun or `accelerate launch` say.
     """
 
     def __init__(
@@ -127,7 +102,9 @@ class Run:
         out: Path,
         identity: dict[str, Any],
         say: Callable[[str], None],
+        ranks: Ranks | None = None,
     ):
+        self.ranks = Ranks.of_environment() if ranks is None else ranks
         self.objective, self.training, self.out, self.say = objective, training, out, say
         self.identity = json.loads(json.dumps({**identity, "training": asdict(training)}))
         self.progress = Progress()
@@ -143,16 +120,18 @@ class Run:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
+        self.ranks.wait()  # what one reads, another may go on to write
         if not self.progress.curve:
             self._validate()
         with stop_between_steps() as asked_to_stop:
             while self.progress.step < self.training.steps:
                 self._step()
                 self._look()
-                if asked_to_stop():
+                if self._all_stop(asked_to_stop()):
                     self._save_last()
                     raise KeyboardInterrupt
         self._save_last()
+        self.ranks.wait()
         self.objective.module.load_state_dict(load_file(self.out / BEST))
         return self.progress
 
@@ -162,16 +141,31 @@ class Run:
             group["lr"] = t.rate(step)
         self.optimizer.zero_grad()
         rng = np.random.default_rng([t.seed, 1, step])
-        parts = self.objective.losses(t.items(step, self.objective.num_items), rng)
-        loss = torch.stack(list(parts.values())).sum()
-        if not loss.isfinite():
-            self._refuse(step, parts)
+        loss = self._loss(t.items(step, self.objective.num_items), rng, step)
         loss.backward()
+        self.ranks.sum_gradients(self.parameters)
         if t.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, t.clip)
         self.optimizer.step()
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - began
+
+    def _loss(self, items: Sequence[int], rng: np.random.Generator, step: int) -> Tensor:
+        """This process's part of a step's loss."""
+        mine = self.ranks.part(items)
+        parts = self.objective.losses(mine, rng)
+        if self.ranks.world > 1:
+            known = self.objective.shares(mine, items) if isinstance(self.objective, Shared) else {}
+            share = len(mine) / len(items)
+            parts = {name: known.get(name, share) * value for name, value in parts.items()}
+        loss = torch.stack(list(parts.values())).sum()
+        if not self.ranks.summed(loss.detach()).isfinite():
+            self._refuse(step, parts)
+        return loss
+
+    def _all_stop(self, asked: bool) -> bool:
+        """Whether any process was asked to stop: they stop behind the same step."""
+        return bool(self.ranks.summed(torch.tensor(float(asked), device=self.parameters[0].device)))
 
     def _refuse(self, step: int, parts: dict[str, Tensor]) -> None:
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in parts.items())
@@ -195,52 +189,27 @@ class Run:
         p.curve.append({"step": p.step, **numbers})
         if numbers["loss"] < p.best:
             p.best, p.best_step = numbers["loss"], p.step
-            save_tensors(self.out / BEST, self.objective.module.state_dict())
+            if self.ranks.first:
+                save_tensors(self.out / BEST, self.objective.module.state_dict())
+        if not self.ranks.first:
+            return
         shown = " ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         left = p.seconds / max(1, p.step) * (self.training.steps - p.step)
         self.say(f"step {p.step} of {self.training.steps}, {left:.0f} s left: {shown}")
 
     def _save_last(self) -> None:
-        weights = {f"weights.{k}": v for k, v in self.objective.module.state_dict().items()}
-        moments = {
-            f"adam.{i}.{name}": value
-            for i, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
         record = {"identity": self.identity, "progress": asdict(self.progress)}
-        text = json.dumps(record, indent=1)
-        # Weights and progress in one file: neither can be there without the other.
-        save_tensors(self.out / LAST, weights | moments, {STATE: text})
-        write_text(self.out / STATE, text)  # for readers
+        if self.ranks.first:
+            save_checkpoint(self.out / LAST, self.objective.module, self.optimizer, record)
 
     def _resume(self) -> None:
-        path = self.out / LAST
-        if not path.exists():
+        if not (self.out / LAST).exists():
             return
-        with safe_open(path, "pt") as file:
-            record = json.loads(file.metadata()[STATE])
-            if changed := _difference(record["identity"], self.identity):
-                raise AttribError(
-                    f"{self.out} holds another training: {changed}; choose another folder, or the "
-                    "same settings to go on"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        module = self.objective.module
-        module.load_state_dict({k: tensors[f"weights.{k}"] for k in module.state_dict()})
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        record = read_record(self.out / LAST)
+        if changed := changes(record["identity"], self.identity):
+            raise AttribError(
+                f"{self.out} holds another training: {'; '.join(changed)}; choose another folder, "
+                "or the same settings to go on"
+            )
+        load_checkpoint(self.out / LAST, self.objective.module, self.optimizer)
         self.progress = Progress(**record["progress"])
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> str:
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict) and a != b:
-            return _difference(a, b, f"{path}{key}.")
-        if a != b:
-            return f"{path}{key} was {a!r}, is {b!r} now"
-    return ""

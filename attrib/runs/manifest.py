@@ -1,10 +1,11 @@
 """The manifest of a run's folder: what its numbers are made of, and whether more may be added."""
 
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from attrib.changes import changes
 from attrib.errors import CannotStart
 from attrib.files import write_text
 
@@ -25,7 +26,6 @@ ALWAYS_FREE = frozenset(
     }
 )
 VERSIONS = ("attrib", "torch", "transformers")  # other versions hardly change a number
-LONGEST_VALUE = 40
 SHOWN = 8
 
 
@@ -70,14 +70,7 @@ def refuse_other(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str]) -> list[str]:
     """One line for each entry in which two manifests differ, without the free ones."""
-    before, now = (dict(_flat(json.loads(json.dumps(dict(m))))) for m in (old, new))
-    lines = {}  # An option and what it led to have one line, not two.
-    for key in [*now, *(key for key in before if key not in now)]:
-        there, here = before.get(key), now.get(key)
-        if there != here and not _is_free(key, free):
-            name = key.rpartition(".")[2]
-            lines[f"{name}: {_short(there)} there, {_short(here)} now"] = None
-    return list(lines)
+    return changes(old, new, lambda key: _is_free(key, free))
 
 
 def write(out: Path, manifest: Mapping[str, Any]) -> Path:
@@ -99,19 +92,6 @@ def _read(out: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _is_free(key: str, free: Set[str]) -> bool:
     head, _, name = key.partition(".")
     return key in free or key == "layout" or (head == "versions" and name not in VERSIONS)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

@@ -88,10 +88,10 @@ def test_after_a_kill_the_last_checkpoint_is_gone_on_from(tmp_path):
 
 def test_another_run_is_refused_with_what_differs(tmp_path):
     run(tmp_path, model="a")[1].train()
-    with pytest.raises(AttribError, match="model was 'a', is 'b' now"):
+    with pytest.raises(AttribError, match='model: "a" there, "b" now'):
         run(tmp_path, model="b")[1].train()
     faster = Training(**{**vars(STEPS), "learning_rate": 0.1})
-    with pytest.raises(AttribError, match=r"training\.learning_rate was 0.05, is 0.1 now"):
+    with pytest.raises(AttribError, match=r"learning_rate: 0.05 there, 0.1 now"):
         run(tmp_path, training=faster, model="a")[1].train()
 
 

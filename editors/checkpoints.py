@@ -1,0 +1,49 @@
+"""What a training goes on from: weights, the optimizer's moments and a record, in one file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from attrib.files import write_text
+from editors.tensors import save_tensors
+
+RECORD = "training.json"
+
+
+def save_checkpoint(
+    path: Path, module: nn.Module, optimizer: Optimizer, record: dict[str, Any]
+) -> None:
+    """Write all of it, whole or not at all; the record beside it as well, for readers."""
+    weights = {f"weights.{k}": v for k, v in module.state_dict().items()}
+    moments = {
+        f"adam.{i}.{name}": value
+        for i, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    text = json.dumps(record, indent=1)
+    # In one file: neither weights nor record can be there without the other.
+    save_tensors(path, weights | moments, {RECORD: text})
+    write_text(path.with_name(RECORD), text)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a checkpoint."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[RECORD])
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> None:
+    """Give a module and its optimizer what they had."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    module.load_state_dict({k: tensors[f"weights.{k}"] for k in module.state_dict()})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("adam."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
