@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -30,6 +31,7 @@ from editors.signals import layers_of_signals
 from editors.sites import Gate, Site
 from editors.tensors import save_tensors
 from editors.training import Run
+from editors.watching import tensorboard as open_tensorboard
 
 logger = logging.getLogger("attrib")
 ADAPTERS, GATE = "adapters.safetensors", "gate"
@@ -73,6 +75,7 @@ class HiddenEditor:
         validation: Sequence[EditSample] | None = None,
         gate: str | None = None,
         preset: str | Preset = "auto",
+        tensorboard: bool = False,
         **changes: Any,
     ) -> "Made":
         """Train adapters at `layers`; in the folder `out`, from where an interrupted run goes on.
@@ -88,6 +91,7 @@ class HiddenEditor:
             gate: What decides which inputs are served: "none", "prompt_last", "sequence_last" (as
                 published; reads the answer) or "learned"; by default the editor's own.
             preset: "published", "embedded", or "auto": by the size of the model.
+            tensorboard: Whether to write the curves for TensorBoard as well, into `out`.
             changes: Settings other than the preset's: of `Training`, `Adapters` or `Weights`.
 
         Raises:
@@ -109,8 +113,9 @@ class HiddenEditor:
             "weights": asdict(settings.weights),
             "data": [s.id for s in kept],
         }
-        run = Run(objective, settings.training, Path(out), identity, logger.info)
-        progress = run.train()
+        with open_tensorboard(Path(out)) if tensorboard else nullcontext() as watch:
+            run = Run(objective, settings.training, Path(out), identity, logger.info, watch)
+            progress = run.train()
         trained = {
             "training": asdict(settings.training),
             "weights": asdict(settings.weights),

@@ -25,6 +25,7 @@ from editors.ranks import Ranks
 from editors.schedule import Training
 from editors.stopping import stop_between_steps
 from editors.tensors import save_tensors
+from editors.watching import Watch
 
 __all__ = ["BEST", "LAST", "Objective", "Progress", "Run", "Shared", "Training"]
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -92,6 +93,7 @@ class Run:
         out: The folder; what it holds of the same run is gone on from.
         identity: What else makes it the same run (model, data, options); JSON.
         say: Told a line at each validation.
+        watch: Given the loss of every step and the numbers of every validation.
         ranks: Which process of how many; by default as torchrun or `accelerate launch` say.
     """
 
@@ -102,10 +104,12 @@ class Run:
         out: Path,
         identity: dict[str, Any],
         say: Callable[[str], None],
+        watch: Watch | None = None,
         ranks: Ranks | None = None,
     ):
         self.ranks = Ranks.of_environment() if ranks is None else ranks
         self.objective, self.training, self.out, self.say = objective, training, out, say
+        self.watch = watch if watch is not None and self.ranks.first else lambda *_: None
         self.identity = json.loads(json.dumps({**identity, "training": asdict(training)}))
         self.progress = Progress()
         self.parameters = [p for p in objective.module.parameters() if p.requires_grad]
@@ -159,8 +163,10 @@ class Run:
             share = len(mine) / len(items)
             parts = {name: known.get(name, share) * value for name, value in parts.items()}
         loss = torch.stack(list(parts.values())).sum()
-        if not self.ranks.summed(loss.detach()).isfinite():
+        whole = self.ranks.summed(loss.detach())
+        if not whole.isfinite():
             self._refuse(step, parts)
+        self.watch(step, {"training/loss": whole.item()})
         return loss
 
     def _all_stop(self, asked: bool) -> bool:
@@ -191,6 +197,7 @@ class Run:
             p.best, p.best_step = numbers["loss"], p.step
             if self.ranks.first:
                 save_tensors(self.out / BEST, self.objective.module.state_dict())
+        self.watch(p.step, {f"validation/{name}": value for name, value in numbers.items()})
         if not self.ranks.first:
             return
         shown = " ".join(f"{name} {value:.3f}" for name, value in numbers.items())

@@ -2,14 +2,16 @@
 
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from attrib.errors import AttribError
+from attrib.errors import AttribError, CannotStart
 from editors.training import BEST, Run, Training
+from editors.watching import FOLDER, tensorboard
 
 STEPS = Training(steps=12, batch_size=3, learning_rate=0.05, validate_every=4, save_every=5)
 
@@ -129,3 +131,35 @@ def test_the_rate_rises_and_falls():
     assert rates.argmax() in (9, 10)
     assert rates[-1] < 0.001
     assert Training(learning_rate=0.3).rate(77) == 0.3
+
+
+def test_every_step_and_validation_is_watched(tmp_path):
+    seen = []
+    line = Line()
+    Run(line, STEPS, tmp_path, {}, lambda _text: None, lambda *given: seen.append(given)).train()
+    steps = [step for step, numbers in seen if "training/loss" in numbers]
+    assert steps == list(range(12))
+    validated = {step: numbers["validation/loss"] for step, numbers in seen if step % 4 == 0
+                 and "validation/loss" in numbers}  # fmt: skip
+    assert list(validated) == [0, 4, 8, 12]
+    assert validated[12] < validated[0]
+
+
+def test_tensorboard_reads_what_was_watched(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with tensorboard(tmp_path) as watch:
+        run_watched = Run(Line(), STEPS, tmp_path, {}, lambda _text: None, watch)
+        progress = run_watched.train()
+    read = events.EventAccumulator(str(tmp_path / FOLDER)).Reload()
+    scalars = read.Scalars("validation/loss")
+    assert [s.step for s in scalars] == [r["step"] for r in progress.curve]
+    assert np.allclose([s.value for s in scalars], [r["loss"] for r in progress.curve])
+
+
+def test_without_tensorboard_one_is_told_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with (
+        pytest.raises(CannotStart, match=r"pip install 'attrib\[tensorboard\]'"),
+        tensorboard(tmp_path),
+    ):
+        pass
