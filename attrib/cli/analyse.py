@@ -174,10 +174,12 @@ def load_data(options: AnalysisOptions) -> "EditData":
         AttribError: when the data cannot be read.
     """
     from attrib.data import EditData, EditRequest, EditSample, load
+    from attrib.data.leading import lead
 
     if options.prompt is None:
         split = options.split or ("test" if options.data.startswith("scenes-") else "")
-        return load(options.data, split, image_root=options.image_root, limit=options.limit)
+        data = load(options.data, split, image_root=options.image_root, limit=options.limit)
+        return lead(data, options.lead)
     request = EditRequest(options.image, options.prompt, options.target or "")
     typed = EditSample("photo", request, meta={"row": 0})
     made_of = {"file": "command line", **digests(options)}

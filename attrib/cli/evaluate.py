@@ -56,6 +56,13 @@ class EvaluateOptions(AnalysisOptions):
         int, Option(help="Inputs per pass; an edit is judged by about 8.", min=1), Field(ge=1)
     ] = 16
 
+    @field_validator("lead")
+    @classmethod
+    def _whole(cls, given: int) -> int:
+        if given:
+            raise ValueError("an edit is judged by its whole answer; leave --lead out")
+        return given
+
     @field_validator("protocols", mode="before")
     @classmethod
     def _known_protocols(cls, given: Any) -> str:
