@@ -1,5 +1,6 @@
 """Memory that does not suffice: how to tell it from a mistake, and how to get some of it back."""
 
+import psutil
 import torch
 
 # What devices say whose error is a RuntimeError like any other; compared in lower case.
@@ -24,3 +25,10 @@ def free_memory() -> None:
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on a device; that of the machine for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -31,7 +31,29 @@ class AdapterData:
     def __len__(self) -> int:
         return len(self.edits)
 
-    def num_tokens(self, item: int, role: str) -> int:
+    def ready(self, items: Sequence[int]) -> "tuple[AdapterData, list[int]]":
+        """Data that holds some edits, and where in it they are."""
+        return self, list(items)
+
+    def shares(
+        self, some: Sequence[int], items: Sequence[int], roles: Sequence[str]
+    ) -> dict[str, float]:
+        """Which share of the answer tokens of `items` is in `some` of them, by role."""
+        tokens = {role: [self._num_tokens(i, role) for i in items] for role in roles}
+        mine = {role: sum(self._num_tokens(i, role) for i in some) for role in roles}
+        return {role: mine[role] / sum(n) for role, n in tokens.items() if any(n)}
+
+    def some_edits(self) -> list[Query]:
+        """Enough edits to take statistics from: all."""
+        return self.edits
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all states; what calls of layers share is not counted."""
+        queries = [q for roles in self.inputs for some in roles.values() for q in some]
+        return sum(q.num_bytes for q in queries)
+
+    def _num_tokens(self, item: int, role: str) -> int:
         """Answer tokens of an edit's inputs of a role."""
         return sum(len(query.final) for query in self.inputs[item].get(role, ()))
 
@@ -77,6 +99,7 @@ def adapter_data(
     first: Sequence[int],
     signals: Sequence[int],
     roles: Sequence[str] = ROLES,
+    silent: bool = False,
 ) -> AdapterData:
     """Run all inputs of the samples, keeping their states.
 
@@ -86,6 +109,7 @@ def adapter_data(
         first: Layers from which they are to be run on.
         signals: Layers at which the states of the edits themselves are wanted.
         roles: Which inputs.
+        silent: Whether not to say how far it is.
 
     Raises:
         AttribError: There is no sample.
@@ -96,8 +120,9 @@ def adapter_data(
     is_edit = [role == "request" for _, role, _ in asked]
     edits = [request for _, role, request in asked if role == "request"]
     others = [request for _, role, request in asked if role != "request"]
-    ran = iter(run_queries(vlm, others, first, what="inputs of the edits"))
-    installed = run_queries(vlm, edits, sorted({*first, *signals}), what="edits")
+    called = (None, None) if silent else ("inputs of the edits", "edits")
+    ran = iter(run_queries(vlm, others, first, what=called[0]))
+    installed = run_queries(vlm, edits, sorted({*first, *signals}), what=called[1])
     left = iter(installed)
     inputs: dict[str, dict[str, list[Query]]] = {s.id: {} for s in samples}
     for (sample, role, _), edit in zip(asked, is_edit, strict=True):

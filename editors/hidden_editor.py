@@ -16,7 +16,6 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, CannotStart
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
-from editors.adapter_data import adapter_data
 from editors.edit import Edit, HiddenEdit
 from editors.editor_files import read_record, write_record
 from editors.gate import CosineGate, LearnedGate
@@ -25,6 +24,7 @@ from editors.gate_files import load_gate, save_gate
 from editors.losses import Weights
 from editors.memorizing import memorize
 from editors.objective import AdapterObjective, trained_roles
+from editors.passed_anew import kept_or_anew
 from editors.placement import Adapters
 from editors.presets import Preset, preset_for
 from editors.signals import layers_of_signals
@@ -76,6 +76,7 @@ class HiddenEditor:
         gate: str | None = None,
         preset: str | Preset = "auto",
         tensorboard: bool = False,
+        keep: bool | None = None,
         **changes: Any,
     ) -> "Made":
         """Train adapters at `layers`; in the folder `out`, from where an interrupted run goes on.
@@ -92,6 +93,8 @@ class HiddenEditor:
                 published; reads the answer) or "learned"; by default the editor's own.
             preset: "published", "embedded", or "auto": by the size of the model.
             tensorboard: Whether to write the curves for TensorBoard as well, into `out`.
+            keep: Whether the states of all inputs at the first layer written are kept, which spares
+                every step the layers before; by default where memory allows.
             changes: Settings other than the preset's: of `Training`, `Adapters` or `Weights`.
 
         Raises:
@@ -105,7 +108,7 @@ class HiddenEditor:
         adapters = settings.adapters_at(chosen)
         sites = adapters.build(vlm, settings.training.seed)
         kept, held = _held_out(samples, validation)
-        objective = cls._objective(vlm, adapters, sites, settings.weights, kept, held)
+        objective = cls._objective(vlm, adapters, sites, settings.weights, kept, held, keep)
         identity = {
             "editor": cls.name,
             "model": fingerprint(vlm),
@@ -144,13 +147,15 @@ class HiddenEditor:
         weights: Weights,
         samples: Sequence[EditSample],
         held_out: Sequence[EditSample],
+        keep: bool | None,
     ) -> AdapterObjective:
         """What is minimised."""
         first = min(site.layer for site in sites)
         needed = layers_of_signals(adapters.signal, [site.layer for site in sites])
         roles = trained_roles(weights, sites)
-        both = adapter_data(vlm, [*samples, *held_out], first=[first], signals=needed, roles=roles)
-        data, held = both.parted(len(samples))
+        data, held = kept_or_anew(
+            vlm, samples, held_out, first=[first], signals=needed, roles=roles, keep=keep
+        )
         return AdapterObjective(vlm, sites, data, held, weights, adapters)
 
     @property

@@ -6,7 +6,7 @@ tokens of all examples; the target is the mean heatmap of the layers behind the 
 last but one. Unlike in that code, target and states are always of the same image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +90,7 @@ def _mean_heat(
 def mapper_losses(
     adapter: EditAdapter,
     data: AdapterData,
-    heat: Sequence[Heat],
+    heat: Mapping[int, Heat],
     items: Sequence[int],
     layer: int,
     weights: Weights,
@@ -101,7 +101,7 @@ def mapper_losses(
     Args:
         adapter: The one whose influence mapper is taught.
         data: Inputs, with their states at `layer`.
-        heat: The targets, of all samples of `data`.
+        heat: The targets, by the samples' place in `data`.
         items: The samples of this step.
         layer: Where the adapter is.
         weights: Of the loss; those terms are left out that it does not name.

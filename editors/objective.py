@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from attrib.vlm import VLM
 from editors.adapter_data import AdapterData, Rows
 from editors.losses import ROLES, Weights, agreement, answer_losses, asked_roles
+from editors.passed_anew import PassedAnew
 from editors.placement import Adapters
 from editors.queries import IGNORED, Move, Query, collate
 from editors.signals import Signal, Signals, pad_signals
@@ -35,7 +36,7 @@ class AdapterObjective:
         self,
         vlm: VLM,
         sites: Sequence[Site],
-        data: AdapterData,
+        data: AdapterData | PassedAnew,
         held_out: AdapterData,
         weights: Weights,
         adapters: Adapters,
@@ -62,11 +63,7 @@ class AdapterObjective:
 
     def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
         """Which share of the answer tokens of `items` is in `some` of them, by role."""
-        found = {}
-        for role in self.roles:
-            if whole := sum(self.data.num_tokens(i, role) for i in items):
-                found[role] = sum(self.data.num_tokens(i, role) for i in some) / whole
-        return found
+        return self.data.shares(some, items, self.roles)
 
     def validation(self) -> dict[str, float]:
         """The loss on held-out edits, and per role the share of tokens that are as they should."""
@@ -83,7 +80,10 @@ class AdapterObjective:
         return {"loss": loss} | {name: float(np.mean(v)) for name, v in shares.items()}
 
     def tokens(
-        self, data: AdapterData, items: Sequence[int], roles: Sequence[str] | None = None
+        self,
+        data: AdapterData | PassedAnew,
+        items: Sequence[int],
+        roles: Sequence[str] | None = None,
     ) -> Tokens:
         """Logits, edited and clean, labels and roles at all answer tokens of some edits.
 
@@ -92,6 +92,7 @@ class AdapterObjective:
             items: Which edits.
             roles: The kinds of input, by default those that are trained on.
         """
+        data, items = data.ready(items)
         rows = data.of(items, self.roles if roles is None else roles)
         edits = [data.edits[item] for item in items]
         parts = [self._pass(part, edits) for part in (rows.where(True), rows.where(False))]
@@ -118,10 +119,10 @@ class AdapterObjective:
         }
 
     def _fit_units(self) -> None:
+        edits = self.data.some_edits()
         for site in self.sites:
-            states = torch.cat([q.hidden[site.layer] for q in self.data.edits])
-            site.adapter.units.fit(states)
-            shown = [self._signal(site, q).states for q in self.data.edits]
+            site.adapter.units.fit(torch.cat([q.hidden[site.layer] for q in edits]))
+            shown = [self._signal(site, q).states for q in edits]
             site.adapter.units_edit.fit(torch.cat(shown))
 
     def _signal(self, site: Site, edit: Query) -> Signal:

@@ -50,6 +50,12 @@ class Query:
     between: dict[int, Float[Tensor, "pos d_model"]]
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the states."""
+        kept = [*self.hidden.values(), *self.between.values(), self.final]
+        return sum(t.numel() * t.element_size() for t in kept)
+
+    @property
     def last(self) -> int:
         """Where the last prompt token stands."""
         return int(self.spans["last"].int().argmax())
@@ -101,7 +107,7 @@ def run_queries(
     layers: Sequence[int],
     *,
     batch_size: int = 32,
-    what: str = "inputs",
+    what: str | None = "inputs",
 ) -> list[Query]:
     """Run inputs with their targets once, keeping their states at `layers`.
 
@@ -111,7 +117,7 @@ def run_queries(
     """
     starts = range(0, len(requests), batch_size)
     found: list[Query] = []
-    for start in progress(starts, what):
+    for start in starts if what is None else progress(starts, what):
         some = requests[start : start + batch_size]
         batch = vlm.encode(
             [r.image for r in some],

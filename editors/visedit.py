@@ -40,8 +40,9 @@ class VisEdit(HiddenEditor):
         weights: Weights,
         samples: Sequence[EditSample],
         held_out: Sequence[EditSample],
+        keep: bool | None,
     ) -> AdapterObjective:
-        plain = super()._objective(vlm, adapters, sites, weights, samples, held_out)
+        plain = super()._objective(vlm, adapters, sites, weights, samples, held_out, keep)
         if not adapters.mapper:
             return plain
         if len(sites) > 1:
@@ -59,7 +60,9 @@ class _MapperObjective(AdapterObjective):
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted parts of the loss on some edits."""
-        site = self.sites[0]
+        data, at = self.data.ready(items)
+        heat = dict(zip(at, (self.heat[item] for item in items), strict=True))
+        (site,) = self.sites
         return super().losses(items, rng) | mapper_losses(
-            site.adapter, self.data, self.heat, items, site.layer, self.weights, rng
+            site.adapter, data, heat, at, site.layer, self.weights, rng
         )

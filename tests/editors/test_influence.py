@@ -55,7 +55,7 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
     heard = []
     site.adapter.mapper.register_forward_pre_hook(lambda _, given: heard.append(given))
     data = adapter_data(llava, [sample], first=[0], signals=[EMBED, 0])
-    heat = [{"request": [torch.ones(int(data.edits[0].spans["visual"].sum()))]}]
+    heat = {0: {"request": [torch.ones(int(data.edits[0].spans["visual"].sum()))]}}
     rng = np.random.default_rng(0)
     while not heard:  # the kind of input is drawn; wait for the request
         mapper_losses(site.adapter, data, heat, [0], 0, Weights(), rng)
