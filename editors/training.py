@@ -129,7 +129,7 @@ class Run:
             self._validate()
         with stop_between_steps() as asked_to_stop:
             while self.progress.step < self.training.steps:
-                self._step()
+                self.step()
                 self._look()
                 if self._all_stop(asked_to_stop()):
                     self._save_last()
@@ -139,7 +139,8 @@ class Run:
         self.objective.module.load_state_dict(load_file(self.out / BEST))
         return self.progress
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Take one step; without validation or checkpoint."""
         began, step, t = time.monotonic(), self.progress.step, self.training
         for group in self.optimizer.param_groups:
             group["lr"] = t.rate(step)

@@ -149,3 +149,16 @@ def test_a_gate_must_not_read_what_is_written_before_it(dual):
 def test_a_gate_that_there_is_not_is_refused(llava, tmp_path):
     with pytest.raises(AttribError, match="no gate 'garden'; there are none, prompt_last"):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, gate="garden", **QUICK)
+
+
+def test_a_model_in_half_precision_gets_adapters_in_single_precision(tmp_path):
+    vlm = tiny_vlm("llava")
+    vlm.model.to(torch.bfloat16)
+    editor = DualEdit.train(vlm, samples(8), layers=LAYERS, out=tmp_path, gate="none", **QUICK)
+    assert {p.dtype for p in editor.module.parameters()} == {torch.float32}
+    losses = [record["loss"] for record in editor.trained["curve"]]
+    assert min(losses) < 0.97 * losses[0]
+    request = samples(1)[0].request
+    edited = answer_logits(vlm, request, editor.edit(vlm, request))
+    assert edited.dtype == torch.bfloat16
+    assert not torch.equal(edited, answer_logits(vlm, request))

@@ -1,0 +1,156 @@
+"""What training DualEdit as published costs on a model of the exact shape of LLaVA-1.5-7B.
+
+    python -m benchmarks.papers_training                        # one GPU
+    python -m benchmarks.papers_training --shape small --device cpu --dtype float32 --steps 3
+
+Weights are random (costs do not depend on them), the model in bfloat16, adapters in float32, text
+at layer 16 and visual at layer 19, steps of 4 edits as published. Measures steps from kept prefixes
+and with inputs that pass the whole model at every step, in one run, and projects both to the
+papers' 50,000 steps. Writes `benchmarks/results/papers-training-DEVICE.json`.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import attrib
+from attrib.data.samples import EditSample
+from attrib.environment import versions
+from attrib.vlm import VLM
+from benchmarks.shapes import LLAVA_7B, PATCH, Shape, random_vlm
+from editors.objective import AdapterObjective, trained_roles
+from editors.passed_anew import kept_or_anew
+from editors.presets import PRESETS
+from editors.signals import layers_of_signals
+from editors.training import Run
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = {"llava-7b": LLAVA_7B, "small": Shape(side=4, layers=8, width=64, heads=4, vocab=512)}
+WARMUP, PAPERS_STEPS = 3, 50_000
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def with_processor(vlm: VLM, shape: Shape) -> VLM:
+    """The model with a processor for pictures of this size, and words that it knows."""
+    processor = attrib.load("tiny-llava").processor
+    side = shape.side * PATCH
+    processor.patch_size = PATCH
+    for name in ("size", "crop_size"):
+        setattr(processor.image_processor, name, {"height": side, "width": side})
+    vlm.model.config.image_token_id = processor.image_token_id
+    vlm.model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return VLM(vlm.model, processor, name=vlm.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """The papers' configuration on one model."""
+
+    vlm: VLM
+    samples: list[EditSample]
+    text: int
+    visual: int
+    steps: int
+
+    def measured(self, keep: bool) -> dict[str, Any]:
+        """Seconds per step, peak memory and the projection, from kept prefixes or without."""
+        preset = PRESETS["published"].changed(steps=WARMUP, validate_every=10**9, save_every=10**9)
+        adapters = preset.adapters_at({"text": [self.text], "visual": [self.visual]})
+        sites = adapters.build(self.vlm, seed=0)
+        needed = layers_of_signals(adapters.signal, [self.text, self.visual])
+        _reset_peak(self.vlm)
+        began = time.perf_counter()
+        data, held = kept_or_anew(
+            self.vlm, self.samples, self.samples[:1], first=[min(self.text, self.visual)],
+            signals=needed, roles=trained_roles(preset.weights, sites), keep=keep,
+        )  # fmt: skip
+        prepared = _now(self.vlm) - began
+        objective = AdapterObjective(self.vlm, sites, data, held, preset.weights, adapters)
+        seconds = _seconds_per_step(self.vlm, objective, preset.training, self.steps)
+        passes = prepared / len(self.samples) if keep else 0.0
+        return {
+            "kept": keep,
+            "seconds per step": seconds,
+            "steps per second": 1 / seconds,
+            "seconds to keep an edit": passes,
+            "MiB kept of an edit": _kept_mib(data, len(self.samples)) if keep else 0.0,
+            "peak MiB": _peak_mib(self.vlm),
+            "hours for 50,000 steps": PAPERS_STEPS * seconds / 3600,
+        }
+
+
+def _seconds_per_step(vlm: VLM, objective: AdapterObjective, training: Any, steps: int) -> float:
+    """Of the loop itself, without validation; warmed up."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(objective, training, Path(folder), {}, lambda _line: None)
+        for _ in range(WARMUP):
+            run.step()
+        began = _now(vlm)
+        for _ in range(steps):
+            run.step()
+        return (_now(vlm) - began) / steps
+
+
+def _now(vlm: VLM) -> float:
+    if vlm.device.type == "cuda":
+        torch.cuda.synchronize(vlm.device)
+    return time.perf_counter()
+
+
+def _reset_peak(vlm: VLM) -> None:
+    if vlm.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(vlm.device)
+
+
+def _peak_mib(vlm: VLM) -> float | None:
+    """Of the GPU; a CPU's is not measured here."""
+    if vlm.device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(vlm.device) / 2**20
+
+
+def _kept_mib(data: Any, num: int) -> float:
+    return data.num_bytes / num / 2**20
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.papers_training")
+    parser.add_argument("--shape", choices=SHAPES, default="llava-7b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--edits", type=int, default=64, help="edits that the steps draw from")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    shape = SHAPES[options.shape]
+    vlm = with_processor(random_vlm(shape, DTYPES[options.dtype], options.device), shape)
+    samples = list(attrib.data.load("scenes-vqa", split="train", limit=options.edits))
+    text, visual = shape.layers * 16 // 32, shape.layers * 19 // 32
+    bench = Bench(vlm, samples, text, visual, options.steps)
+    rows = [bench.measured(keep) for keep in (True, False)]
+    for row in rows:
+        sys.stdout.write(json.dumps(row) + "\n")
+    head = {"date": date.today().isoformat(), "shape": asdict(shape), "dtype": options.dtype,
+            "device": _device_name(options.device), "layers": {"text": text, "visual": visual},
+            "steps": options.steps, "edits": options.edits, "versions": versions()}  # fmt: skip
+    path = options.out or RESULTS / f"papers-training-{options.device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+
+
+if __name__ == "__main__":
+    main()
