@@ -21,6 +21,7 @@ from attrib.files import write_text
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import AdapterData, adapter_data
+from editors.hidden_editor import HiddenEditor
 from editors.losses import LOCALITY, ROLES
 from editors.objective import AdapterObjective
 from editors.placement import check_layers
@@ -69,6 +70,7 @@ def cells(
 
 
 def grid(
+    editor: type[HiddenEditor],
     vlm: VLM,
     samples: Sequence[EditSample],
     test: Sequence[EditSample],
@@ -80,6 +82,7 @@ def grid(
     """Train and score the wanted cells; those that the folder holds already are read.
 
     Args:
+        editor: Which one.
         vlm: The model.
         samples: Edits to train on.
         test: Edits to score on.
@@ -99,11 +102,14 @@ def grid(
         raise AttribError("grid: no cells; give layers")
     for cell in wanted:
         check_layers(vlm, cell.layers)
-    identity = _identity(vlm, samples, test, preset)
+    preset = preset.changed(
+        **{k: v for k, v in editor.defaults.items() if k not in preset.adapters}
+    )
+    identity = _identity(editor, vlm, samples, test, preset)
     folders = [Path(out) / cell.name for cell in wanted]
     missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity)]
     if missing:
-        bench = _Bench.prepare(vlm, samples, test, preset, missing)
+        bench = _Bench.prepare(editor, vlm, samples, test, preset, missing)
         for done, cell in enumerate(missing):
             record = bench.score(cell, Path(out) / cell.name, identity)
             say(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {record['avg']:.3f}")
@@ -115,14 +121,17 @@ def grid(
 class _Bench:
     """The inputs of all cells, with their states at every layer that one of them starts from."""
 
+    editor: type[HiddenEditor]
     vlm: VLM
     preset: Preset
+    samples: Sequence[EditSample]
     data: AdapterData
     test: AdapterData
 
     @classmethod
     def prepare(
         cls,
+        editor: type[HiddenEditor],
         vlm: VLM,
         samples: Sequence[EditSample],
         test: Sequence[EditSample],
@@ -133,7 +142,7 @@ class _Bench:
         shown = layers_of_signals(preset.adapters_at({}).signal, layers)
         both = adapter_data(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
         data, tested = both.parted(len(samples))
-        return cls(vlm, preset, data, tested)
+        return cls(editor, vlm, preset, samples, data, tested)
 
     def score(self, cell: Cell, out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         """Train one cell and write its scores."""
@@ -141,7 +150,9 @@ class _Bench:
         adapters = preset.adapters_at(cell.layers)
         sites = adapters.build(self.vlm, cell.seed)
         few, _ = self.test.parted(WATCHED)
-        objective = AdapterObjective(self.vlm, sites, self.data, few, preset.weights, adapters)
+        objective = self.editor.objective(
+            self.vlm, adapters, sites, preset.weights, self.data, few, self.samples
+        )
         progress = Run(objective, preset.training, out, identity, lambda _line: None).train()
         scores = test_scores(objective, self.test)
         record = {
@@ -181,9 +192,14 @@ def _frame(wanted: Sequence[Cell], scores: Sequence[dict[str, float]]) -> pd.Dat
 
 
 def _identity(
-    vlm: VLM, samples: Sequence[EditSample], test: Sequence[EditSample], preset: Preset
+    editor: type[HiddenEditor],
+    vlm: VLM,
+    samples: Sequence[EditSample],
+    test: Sequence[EditSample],
+    preset: Preset,
 ) -> dict[str, Any]:
     about = {
+        "editor": editor.name,
         "model": fingerprint(vlm),
         "training": {k: v for k, v in asdict(preset.training).items() if k != "seed"},
         "adapters": dict(preset.adapters),

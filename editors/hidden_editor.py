@@ -16,6 +16,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, CannotStart
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
+from editors.adapter_data import AdapterData
 from editors.edit import Edit, HiddenEdit
 from editors.editor_files import read_record, write_record
 from editors.gate import CosineGate, LearnedGate
@@ -24,7 +25,7 @@ from editors.gate_files import load_gate, save_gate
 from editors.losses import Weights
 from editors.memorizing import memorize
 from editors.objective import AdapterObjective, trained_roles
-from editors.passed_anew import kept_or_anew
+from editors.passed_anew import PassedAnew, kept_or_anew
 from editors.placement import Adapters
 from editors.presets import Preset, preset_for
 from editors.signals import layers_of_signals
@@ -108,7 +109,17 @@ class HiddenEditor:
         adapters = settings.adapters_at(chosen)
         sites = adapters.build(vlm, settings.training.seed)
         kept, held = _held_out(samples, validation)
-        objective = cls._objective(vlm, adapters, sites, settings.weights, kept, held, keep)
+        layers_written = [site.layer for site in sites]
+        data, held_out = kept_or_anew(
+            vlm,
+            kept,
+            held,
+            first=[min(layers_written)],
+            signals=layers_of_signals(adapters.signal, layers_written),
+            roles=trained_roles(settings.weights, sites),
+            keep=keep,
+        )
+        objective = cls.objective(vlm, adapters, sites, settings.weights, data, held_out, kept)
         identity = {
             "editor": cls.name,
             "model": fingerprint(vlm),
@@ -129,9 +140,8 @@ class HiddenEditor:
             "seconds": progress.seconds,
             "curve": progress.curve,
         }
-        first = min(site.layer for site in sites)
         with torch.enable_grad():
-            fitted = fit_gate(gate, vlm, kept, first)
+            fitted = fit_gate(gate, vlm, kept, min(layers_written))
         editor = cls(vlm, adapters, sites, fitted, trained)
         if run.ranks.first:
             editor.save(out)
@@ -139,24 +149,19 @@ class HiddenEditor:
         return editor
 
     @classmethod
-    def _objective(
+    def objective(
         cls,
         vlm: VLM,
         adapters: Adapters,
         sites: Sequence[Site],
         weights: Weights,
+        data: AdapterData | PassedAnew,
+        held_out: AdapterData,
         samples: Sequence[EditSample],
-        held_out: Sequence[EditSample],
-        keep: bool | None,
     ) -> AdapterObjective:
-        """What is minimised."""
-        first = min(site.layer for site in sites)
-        needed = layers_of_signals(adapters.signal, [site.layer for site in sites])
-        roles = trained_roles(weights, sites)
-        data, held = kept_or_anew(
-            vlm, samples, held_out, first=[first], signals=needed, roles=roles, keep=keep
-        )
-        return AdapterObjective(vlm, sites, data, held, weights, adapters)
+        """What is minimised on `data`, the inputs of `samples`."""
+        del samples  # an editor that needs more than inputs and answers makes it from them
+        return AdapterObjective(vlm, sites, data, held_out, weights, adapters)
 
     @property
     def module(self) -> nn.ModuleDict:

@@ -10,10 +10,12 @@ from torch import Tensor
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.vlm import VLM
+from editors.adapter_data import AdapterData
 from editors.hidden_editor import HiddenEditor
 from editors.influence import ATTRIBUTIONS, Heat, mapper_losses, target_heat
 from editors.losses import Weights
 from editors.objective import AdapterObjective
+from editors.passed_anew import PassedAnew
 from editors.placement import Adapters
 from editors.sites import Site
 
@@ -32,18 +34,19 @@ class VisEdit(HiddenEditor):
     defaults: ClassVar[Mapping[str, Any]] = {"mapper": True}
 
     @classmethod
-    def _objective(
+    def objective(
         cls,
         vlm: VLM,
         adapters: Adapters,
         sites: Sequence[Site],
         weights: Weights,
+        data: AdapterData | PassedAnew,
+        held_out: AdapterData,
         samples: Sequence[EditSample],
-        held_out: Sequence[EditSample],
-        keep: bool | None,
     ) -> AdapterObjective:
-        plain = super()._objective(vlm, adapters, sites, weights, samples, held_out, keep)
-        if not adapters.mapper:
+        """What is minimised: with a mapper, its terms as well."""
+        plain = super().objective(vlm, adapters, sites, weights, data, held_out, samples)
+        if not adapters.mapper or not weights.mapper_terms:
             return plain
         if len(sites) > 1:
             raise AttribError("VisEdit's influence mapper is for one layer: give one visual layer")

@@ -16,6 +16,10 @@ from attrib.errors import AttribError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from attrib.vlm import VLM
+    from editors.grid import Cell
+    from editors.hidden_editor import HiddenEditor
+
 WHERE = "Cells"
 
 
@@ -55,18 +59,14 @@ def grid(options: GridOptions) -> int:
     """Train short adapters at every layer, and score them alike (DualEdit Fig. 5, Table 1)."""
     from attrib import data as edit_data
     from attrib.files import write_text
-    from editors.grid import cells
     from editors.grid import grid as run
     from editors.presets import preset_for
 
-    out = options.out or Path("runs") / f"grid-{Path(options.model).name}-{options.data}"
+    editor = _editor(options.editor)
+    name = f"grid-{options.editor}-{Path(options.model).name}-{options.data}"
+    out = options.out or Path("runs") / name
     vlm = load_model(options)
-    wanted = cells(
-        layers_in(options.text, vlm.num_layers - 1, "--text"),
-        layers_in(options.visual, vlm.num_layers - 1, "--visual"),
-        pairs_in(options.pairs),
-        range(options.seeds),
-    )
+    wanted = _cells(options, editor, vlm)
     named = {name: value for name, value in changes_of(options).items() if name != "seed"}
     preset = preset_for(vlm, options.preset, **named)
     test = edit_data.load(
@@ -76,8 +76,9 @@ def grid(options: GridOptions) -> int:
         limit=options.test_limit,
         need=PICTURES,
     )
-    say(f"grid: {len(wanted)} trainings of {preset.training.steps} steps on {vlm.name}, in {out}")
-    frame = run(vlm, training_data(options), test, wanted, out, preset, say)
+    steps = preset.training.steps
+    say(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
+    frame = run(editor, vlm, training_data(options), test, wanted, out, preset, say)
     print(_table(frame))
     print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
     scores = frame.loc[frame["metric"] == "avg", ["text", "visual", "seed", "value"]]
@@ -85,6 +86,37 @@ def grid(options: GridOptions) -> int:
     path = write_text(out / "scores.csv", scores.to_csv(index=False, header=names))
     print(f"  {path}\nnext: attrib select --model {options.model} --against {path}")
     return ExitCode.DONE
+
+
+def _editor(name: str) -> "type[HiddenEditor]":
+    from editors import EDITORS
+    from editors.hidden_editor import HiddenEditor
+
+    found = EDITORS.get(name)
+    if found is None or not issubclass(found, HiddenEditor):
+        known = [n for n, editor in EDITORS.items() if issubclass(editor, HiddenEditor)]
+        raise AttribError(
+            f"--editor: no {name!r} that writes at layers; there are {', '.join(known)}"
+        )
+    return found
+
+
+def _cells(options: GridOptions, editor: "type[HiddenEditor]", vlm: "VLM") -> "list[Cell]":
+    """The cells that are asked for; an editor of one modality has those of that alone."""
+    from editors.grid import cells
+
+    given = {"text": options.text, "visual": options.visual}
+    for modality, layers in given.items():
+        if modality not in editor.modalities and layers not in ("all", "none"):
+            raise AttribError(f"--{modality}: {editor.name} has no {modality} adapter")
+    text, visual = (
+        layers_in(layers, vlm.num_layers - 1, f"--{m}") if m in editor.modalities else []
+        for m, layers in given.items()
+    )
+    pairs = pairs_in(options.pairs)
+    if pairs and len(editor.modalities) < 2:
+        raise AttribError(f"--pairs: {editor.name} has adapters of one modality")
+    return cells(text, visual, pairs, range(options.seeds))
 
 
 def layers_in(given: str, num: int, option: str) -> list[int]:

@@ -6,7 +6,7 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from attrib.errors import AttribError
-from editors import DualEdit, evaluate
+from editors import DualEdit, VisEdit, evaluate
 from editors.grid import AVERAGED, Cell, cells, grid
 from editors.presets import preset_for
 
@@ -28,7 +28,7 @@ def done(llava, tmp_path_factory):
     preset = preset_for(llava, "embedded", **CHANGES)
     test = [s for s in samples(9) if s.id in ("edit-6", "edit-7", "edit-8")]
     wanted = cells(*PLACES, seeds=[0])
-    frame = grid(llava, samples(6), test, wanted, out, preset, lines.append)
+    frame = grid(DualEdit, llava, samples(6), test, wanted, out, preset, lines.append)
     return frame, out, preset, test, lines
 
 
@@ -40,16 +40,21 @@ def test_there_is_a_row_per_cell_and_metric(done):
     assert first["avg"] == pytest.approx(first[list(AVERAGED)].mean())
 
 
-def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(llava, done, tmp_path):
-    frame, _, _, test, _ = done
-    editor = DualEdit.train(
-        llava, samples(6), layers={"visual": [0]}, out=tmp_path, validation=test, gate="none",
-        preset="embedded", **CHANGES,
+@pytest.mark.parametrize("editor", [DualEdit, VisEdit])
+def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(editor, llava, done, tmp_path):
+    _, _, preset, test, _ = done
+    frame = grid(
+        editor, llava, samples(6), test, [Cell(None, 0, 0)], tmp_path / "grid", preset, print
+    )
+    trained = editor.train(
+        llava, samples(6), layers={"visual": [0]}, out=tmp_path / "one", validation=test,
+        gate="none", preset="embedded", **CHANGES,
     )  # fmt: skip
-    result = evaluate(llava, editor, test, ("paper",))
-    rows = result.frame[result.frame["editor"] == "dualedit"]
+    assert (trained.sites[0].adapter.mapper is not None) == (editor is VisEdit)
+    result = evaluate(llava, trained, test, ("paper",))
+    rows = result.frame[result.frame["editor"] == editor.name]
     means = rows[rows["protocol"] == "paper"].groupby("metric")["value"].mean()
-    cell = frame[frame["text"].isna()].set_index("metric")["value"]
+    cell = frame.set_index("metric")["value"]
     for name in AVERAGED:
         assert cell[name] == pytest.approx(means[name], abs=1e-6), name
 
@@ -57,13 +62,24 @@ def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(llava, done, tmp_
 def test_done_cells_are_read_and_other_settings_refused(llava, done):
     frame, out, preset, test, _ = done
     lines = []
-    again = grid(llava, samples(6), test, cells(*PLACES, seeds=[0]), out, preset, lines.append)
+    again = grid(
+        DualEdit, llava, samples(6), test, cells(*PLACES, seeds=[0]), out, preset, lines.append
+    )
     assert not lines
     assert again.equals(frame)
     with pytest.raises(AttribError, match="other settings, data or model"):
-        grid(llava, samples(6), test, [Cell(1, None, 0)], out, preset.changed(steps=3), print)
+        grid(
+            DualEdit,
+            llava,
+            samples(6),
+            test,
+            [Cell(1, None, 0)],
+            out,
+            preset.changed(steps=3),
+            print,
+        )
     with pytest.raises(AttribError, match="no cells"):
-        grid(llava, samples(6), test, [], out, preset, print)
+        grid(DualEdit, llava, samples(6), test, [], out, preset, print)
 
 
 def test_the_model_is_left_as_it_was(llava, done):

@@ -110,6 +110,9 @@ def test_pairs_are_products_or_several_of_them(given, pairs):
     (("--pairs", "axb"), "--pairs: 'a' is neither all nor none"),
     (("--text", "one"), "--text: 'one' is neither all nor none nor layers such as 0,2,4"),
     (("--visual", "77"), "there is no layer 77"),
+    (("--editor", "visedit", "--text", "1"), "--text: visedit has no text adapter"),
+    (("--editor", "visedit", "--pairs", "1x1"), "--pairs: visedit has adapters of one modality"),
+    (("--editor", "rome"), "no 'rome' that writes at layers; there are visedit, dualedit"),
 ])  # fmt: skip
 def test_cells_that_make_no_sense_are_refused_before_anything_runs(run, there, flags, said):
     rest = ("--test-split", "vqa-train", "--seeds", 1, "--out", "g")
