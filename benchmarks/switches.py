@@ -1,0 +1,103 @@
+"""What each switch of the adapters is worth: short trainings that differ in it alone.
+
+    python -m benchmarks.switches --editor dualedit
+    python -m benchmarks.switches --editor visedit      # VisEdit's Table 3, and more
+
+All see the same edits for the same number of steps, at one place, and are scored without a gate on
+held-out edits. Trainings that are there already are read. Writes, per editor, the means of all
+metrics (teacher-forced token accuracy, in per cent) to `figures/tables/switches/`.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import attrib
+from attrib.files import write_text
+from editors import EDITORS
+from editors.grid import Cell, grid
+from editors.presets import preset_for
+
+MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
+OF_ALL: dict[str, Mapping[str, Any]] = {
+    "as preset": {},
+    "signal: states at the site": {"signal": "site"},
+    "signal: whole edit": {"signal_span": "all"},
+    "channels as they are": {"own_units": False},
+    "output map drawn, as published": {"init": "published"},
+    "near neighbours in the loss": {"hard": 1.0},
+}
+SWITCHES: dict[str, dict[str, Mapping[str, Any]]] = {
+    "dualedit": {**OF_ALL, "writes the last prompt token": {"write_last": True}},
+    "visedit": {
+        **OF_ALL,
+        "- IM (no mapper)": {"mapper": False},
+        "- CA (no cross-attention)": {"signal": "none"},
+        **{f"- {name}": {"mapper_terms": tuple(t for t in MAPPER if t != name)} for name in MAPPER},
+        "mapper from answers alone": {"mapper_terms": ()},
+        "mapper terms at weight 0.1, as published": {"influence": 0.1},
+        "target as published": {"mapper_target": "published"},
+        "target: a tenth of a std": {"mapper_target": "gentle"},
+    },
+}
+LAYERS = {"dualedit": (1, 1), "visedit": (None, 1)}
+
+
+def measure(options: argparse.Namespace) -> pd.DataFrame:
+    """Columns switch, seed, metric, value (per cent)."""
+    vlm = attrib.load(options.model)
+    vlm.model.requires_grad_(False)
+    samples = attrib.data.load(options.data, split="train", limit=options.limit)
+    test = attrib.data.load(options.data, split="validation", limit=options.test_limit)
+    text, visual = LAYERS[options.editor]
+    cells = [Cell(text, visual, seed) for seed in range(options.seeds)]
+    parts = []
+    for number, (name, changes) in enumerate(SWITCHES[options.editor].items()):
+        preset = preset_for(vlm, "embedded", steps=options.steps, **changes)
+        out = options.runs / f"{options.editor}-{number:02d}"
+        frame = grid(EDITORS[options.editor], vlm, samples, test, cells, out, preset, _say)
+        parts.append(frame.assign(switch=name, value=100 * frame["value"]))
+        _say(f"{name}: {100 * frame.loc[frame['metric'] == 'avg', 'value'].mean():.1f}")
+    return pd.concat(parts)[["switch", "seed", "metric", "value"]]
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Means over seeds, a row per switch, as Markdown."""
+    wide = frame.pivot_table("value", "switch", "metric", "mean", sort=False).round(1)
+    head = ["switch", *wide.columns]
+    lines = [[str(name), *map(str, row)] for name, row in zip(wide.index, wide.values, strict=True)]
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.switches", description=__doc__)
+    parser.add_argument("--editor", choices=SWITCHES, default="dualedit")
+    parser.add_argument("--model", default="tiny-llava")
+    parser.add_argument("--data", default="scenes-vqa")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--test-limit", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/switches"))
+    parser.add_argument("--out", type=Path, default=Path("figures/tables/switches"))
+    options = parser.parse_args(arguments)
+    frame = measure(options)
+    made = f"{options.model}, {options.data}, {options.limit} edits, {options.steps} steps"
+    text = f"{made}, {options.seeds} seeds, {options.test_limit} held-out edits\n\n{table(frame)}"
+    write_text(options.out / f"{options.editor}.csv", frame.to_csv(index=False))
+    write_text(options.out / f"{options.editor}.md", text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
