@@ -21,8 +21,10 @@ def about_regret(judged: pd.DataFrame, rule: str) -> str:
     if rule not in rows:
         return f"{rule} has no layer for both modalities: it cannot be judged by the grid."
     own = rows[rule]
+    if own["score"] != own["score"]:
+        return f"The grid lacks the cell (text {own['text']}, visual {own['visual']}) of {rule}."
     fixed = "; ".join(
-        f"{name} {rows[name]['regret']:.2f}" for name in fixed_picks(2) if name in rows
+        f"{name} {_regret(rows[name]['regret'])}" for name in fixed_picks(2) if name in rows
     )
     return (
         f"On the grid, {rule} (text {own['text']}, visual {own['visual']}) scores "
@@ -30,6 +32,10 @@ def about_regret(judged: pd.DataFrame, rule: str) -> str:
         f"{own['best_visual']}) {own['best']:.2f}: regret {own['regret']:.2f} ({own['seeds']} "
         f"seed(s), {own['low']:.2f} to {own['high']:.2f}). Regret of the fixed choices: {fixed}."
     )
+
+
+def _regret(value: float) -> str:
+    return f"{value:.2f}" if value == value else "not in the grid"
 
 
 def _about(report: LayerReport, modality: str) -> str:

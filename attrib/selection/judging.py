@@ -20,6 +20,9 @@ Pick = tuple[int | None, int | None]  # text layer, visual layer
 NONE = -1
 DEPTHS = (16 / 32, 19 / 32)  # DualEdit's text and visual layer, in models of 32 layers
 SHOWN = 9
+UNKNOWN = (
+    "score", "best_text", "best_visual", "best", "regret", "low", "high", "seeds", "held_out",
+)  # fmt: skip
 FEWEST = 3  # layers that a rank correlation is worth naming for
 
 
@@ -57,13 +60,17 @@ def regret(grid: pd.DataFrame, picks: Mapping[str, Pick]) -> pd.DataFrame:
         best_visual, best, regret; low and high, the smallest and largest difference of a seed;
         seeds; and held_out: the mean over seeds of the score of the cell that the other seeds call
         best, minus that of the pick. The best of many noisy cells is best by luck in part, which
-        `held_out` leaves out (NaN with one seed).
+        `held_out` leaves out (NaN with one seed). A pick whose cell the grid lacks has NaN for a
+        score and a regret.
 
     Raises:
-        AttribError: columns are missing, or the grid has no complete cell for a pick.
+        AttribError: columns are missing, or the grid has a complete cell for none of the picks.
     """
     cells = _cells(grid)
-    return pd.DataFrame([{"pick": name, **_judged(cells, pick)} for name, pick in picks.items()])
+    found = {name: _judged(cells, pick) for name, pick in picks.items()}
+    if found and all(np.isnan(row["score"]) for row in found.values()):
+        raise AttribError(_no_cell(cells, *dict.fromkeys(picks.values())))
+    return pd.DataFrame([{"pick": name, **row} for name, row in found.items()])
 
 
 def rank_correlations(grid: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -152,11 +159,7 @@ def _judged(cells: Cells, pick: Pick) -> dict[str, Any]:
     layers, scores = cells.layers[same_kind], cells.scores[same_kind]
     found = (layers == wanted).all(1)
     if not found.any():
-        there = ", ".join(str(_pick(cell)) for cell in layers[:SHOWN]) or "no cell"
-        raise AttribError(
-            f"the grid has no complete cell (text, visual) {pick}; of its kind it has {there}"
-            + (" ..." if len(layers) > SHOWN else "")
-        )
+        return {"text": pick[0], "visual": pick[1]} | dict.fromkeys(UNKNOWN, float("nan"))
     own, means = scores[found][0], scores.mean(1)
     best = int(means.argmax())
     ahead = scores[best] - own
@@ -167,6 +170,17 @@ def _judged(cells: Cells, pick: Pick) -> dict[str, Any]:
         "regret": float(ahead.mean()), "low": float(ahead.min()), "high": float(ahead.max()),
         "seeds": len(own), "held_out": _held_out(scores, own),
     }  # fmt: skip
+
+
+def _no_cell(cells: Cells, *picks: Pick) -> str:
+    kinds = {tuple(layer is None for layer in pick) for pick in picks}
+    there = [str(_pick(cell)) for cell in cells.layers if tuple(cell == NONE) in kinds]
+    shown = ", ".join(there[:SHOWN]) + (" ..." if len(there) > SHOWN else "")
+    wanted = ", ".join(map(str, picks))
+    return (
+        f"the grid has no complete cell (text, visual) {wanted}; of its kind it has "
+        f"{shown or 'no cell'}"
+    )
 
 
 def _held_out(scores: Float[np.ndarray, "cell seed"], own: Float[np.ndarray, " seed"]) -> float:

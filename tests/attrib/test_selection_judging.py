@@ -126,3 +126,12 @@ def test_rank_correlation_is_that_of_pandas(values, random):
         frame = pd.DataFrame({"one": one, "other": other})
         assert np.isclose(spearman(one, other), frame.corr(method="spearman").iloc[0, 1])
         assert np.isclose(spearman(one, np.exp(one)), 1)
+
+
+def test_a_pick_that_the_grid_lacks_is_unknown_beside_those_it_has():
+    table = grid()
+    table = table[~((table["text"] == 5) & (table["visual"] == 5))]
+    rows = regret(table, {"there": (2, 3), "lacking": (5, 5)}).set_index("pick")
+    assert rows.loc["there", "regret"] == 1
+    assert np.isnan(rows.loc["lacking", "regret"])
+    assert (rows.loc["lacking", "text"], rows.loc["lacking", "visual"]) == (5, 5)
