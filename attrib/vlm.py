@@ -26,6 +26,7 @@ from attrib.geometry import grid_finder
 from attrib.image_style import ImageStyle, find_style, quiet
 from attrib.loading import read_checkpoint
 from attrib.model_inputs import bos_token_id, left_padded, new_texts, placed
+from attrib.rewriting import rewritten
 from attrib.running import running
 from attrib.structure import FrozenNorm, Parts, find_parts, freeze_norm, needs_pixels, patch_size
 
@@ -93,8 +94,9 @@ class VLM:
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position of a plain forward pass."""
-        with running(self, batch):
-            return self.model(**batch.inputs, use_cache=False).logits
+        run = rewritten(self, batch)
+        with running(self, run.batch):
+            return run.back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """A batch of inputs that were processed elsewhere: tells their positions apart.
@@ -126,12 +128,10 @@ class VLM:
                 can be continued (`generate`), also under a `write`.
 
         Raises:
-            AttribError: Lists of different lengths, an empty target, a prompt that contains the
-                image token; the message names the row.
+            AttribError: Lists of different lengths, an empty target, or an image token in a prompt.
         """
-        rows, tensors, lengths = encode_rows(
-            self.processor, self._style, images, prompts, targets, template
-        )
+        given = (images, prompts, targets, template)
+        rows, tensors, lengths = encode_rows(self.processor, self._style, *given)
         if all(image is None for image in images) and not needs_pixels(self.model):
             tensors = {}
         padded = pad_rows(rows, self.tokenizer.pad_token_id, padding_side)
@@ -162,7 +162,7 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        inputs = left_padded(batch.inputs, self.tokenizer.pad_token_id)
+        inputs = left_padded(rewritten(self, batch).batch.inputs, self.tokenizer.pad_token_id)
         settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
         with quiet(), running(self, self.batch(inputs)):  # sampling settings do not matter

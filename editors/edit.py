@@ -37,6 +37,8 @@ class Editor(Protocol):
     """Makes edits of a model; trained for it, or not in need of training."""
 
     name: ClassVar[str]
+    needs_layers: ClassVar[bool]  # whether it must be told at which layers to edit
+    is_trained: ClassVar[bool]  # whether it learns before its first edit, so that seeds differ
 
     @classmethod
     def train(

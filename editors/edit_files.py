@@ -16,6 +16,7 @@ from attrib.errors import CannotStart
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.edit import Edit, HiddenEdit, WeightEdit
+from editors.patcher_neurons import NeuronEdit, neuron_edit
 from editors.signals import Signal
 from editors.sites import Memory
 from editors.tensors import digest_of, save_tensors
@@ -38,6 +39,8 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: "HiddenEditor | No
     }
     if isinstance(edit, WeightEdit):
         tensors = dict(edit.weights)
+    elif isinstance(edit, NeuronEdit):
+        tensors, record["layer"] = edit.neurons.tensors, edit.layer
     elif isinstance(edit, HiddenEdit) and editor is not None:
         tensors = {}
         for i, memory in enumerate(edit.memories):
@@ -68,7 +71,11 @@ def load_edit(path: str | Path, vlm: VLM, editor: "HiddenEditor | None" = None) 
         )
     if record["kind"] == "WeightEdit":
         return WeightEdit({name: value.to(vlm.device) for name, value in tensors.items()})
-    if editor is None or record["adapters"] != digest_of(editor.module.state_dict()):
+    if record["kind"] == "NeuronEdit":
+        on_device = {name: value.to(vlm.device) for name, value in tensors.items()}
+        return neuron_edit(record["layer"], on_device)
+    module = getattr(editor, "module", None)  # editors of other kinds have no adapters
+    if editor is None or module is None or record["adapters"] != digest_of(module.state_dict()):
         raise CannotStart(f"{path} was made with other adapters; load the editor it was made with")
     memories = [_memory(i, about, tensors, vlm) for i, about in enumerate(record["edits"])]
     return HiddenEdit(editor.sites, memories, editor.gate)

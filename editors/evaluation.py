@@ -8,10 +8,9 @@ the end the model must be, bit for bit, what it was. Rephrases, other images and
 share the batches of the request, so an edit that serves inputs must tell them apart.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -27,12 +26,13 @@ from editors.edit import Edit
 from editors.protocols import Answer
 from editors.scores import COLUMNS, NO_GATE, UNEDITED, cost_rows, score_rows
 from editors.scores_inputs import Inputs
+from editors.sequences import Groups
+from editors.timing import timed
 from editors.unedited import DEFAULT_PROTOCOLS, Unedited
 
 SCORES = "scores"  # the name of the table
 UNGATED = "ungated"
 READS_ANSWER = "sequence_last"  # the published gate looks at the last target token
-Done = TypeVar("Done")
 
 
 @runtime_checkable
@@ -54,10 +54,11 @@ def evaluate(
     *,
     label: str | None = None,
     unedited: Unedited | None = None,
+    at_once: int = 1,
     batch_size: int = 16,
     seed: int = 0,
 ) -> Result:
-    """The scores of `editor`, one edit at a time.
+    """The scores of `editor`, one edit at a time or several at once.
 
     A sample that cannot be used (a missing image, an empty target) is set aside; the provenance
     names it.
@@ -69,6 +70,8 @@ def evaluate(
         protocols: What makes an answer right; see `editors.protocols`.
         label: What to call the editor in tables; by default its name.
         unedited: The model before any edit, to share its answers between editors.
+        at_once: How many edits hold while each of them is judged: samples are taken in groups, in
+            their order.
         batch_size: Inputs in a pass.
         seed: Of the bootstrap intervals that are computed from the result.
 
@@ -84,7 +87,8 @@ def evaluate(
         AttribError: No edit could be made, or `unedited` is of something else.
     """
     unedited = unedited or Unedited(vlm, tuple(protocols), batch_size)
-    measure = Scoring.of(vlm, editor, unedited, protocols, label)
+    groups = Groups(list(samples), at_once) if at_once > 1 else None
+    measure = Scoring.of(vlm, editor, unedited, protocols, label, groups)
     unedited.require_restored(measure.label, "an earlier run")
     done = collect(vlm, samples, measure, batch_size=1, what=f"edits of {measure.label}")
     data = samples if isinstance(samples, EditData) else EditData("samples", "", list(samples))
@@ -103,6 +107,7 @@ class Scoring:
         gate: What decides which inputs are served: "ungated", or the gate's name.
         unedited: The model before any edit.
         protocols: What makes an answer right.
+        groups: Which edits hold together; None for each alone.
     """
 
     editor: MakesEdits
@@ -110,6 +115,7 @@ class Scoring:
     gate: str
     unedited: Unedited
     protocols: tuple[str, ...]
+    groups: Groups | None = None
 
     @classmethod
     def of(
@@ -119,6 +125,7 @@ class Scoring:
         unedited: Unedited,
         protocols: Sequence[str],
         label: str | None = None,
+        groups: Groups | None = None,
     ) -> "Scoring":
         """The measurement, if `unedited` can serve it.
 
@@ -132,7 +139,9 @@ class Scoring:
         label = label or editor.name
         if label == UNEDITED:
             raise AttribError(f"{UNEDITED!r} is what the model's own rows are called; give a label")
-        return cls(editor, label, gate_of(editor), unedited, tuple(protocols))
+        if groups is not None:
+            label = f"{label}, {groups.size} edits at once"
+        return cls(editor, label, gate_of(editor), unedited, tuple(protocols), groups)
 
     def __call__(self, vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> Tables:
         """The table of scores of one sample; `batch` is its request."""
@@ -155,6 +164,7 @@ class Scoring:
             "gate": self.gate,
             "protocols": list(self.protocols),
             "inputs_in_a_pass": self.unedited.batch_size,
+            "edits_at_once": 1 if self.groups is None else self.groups.size,
         }
 
     def _edited(
@@ -164,14 +174,21 @@ class Scoring:
         _, pass_ms = timed(vlm, lambda: vlm.logits(batch))
         try:
             with torch.enable_grad():  # some editors train on the request
-                edit, edit_ms = timed(vlm, lambda: self.editor.edit(vlm, sample.request))
+                edit, together, edit_ms = self._edit(vlm, sample)
             with edit.applied(vlm):
                 after = inputs.ask(vlm)
                 _, edited_pass_ms = timed(vlm, lambda: vlm.logits(batch))
         finally:
             self.unedited.require_restored(self.label, sample.id)
-        costs = {"edit_ms": edit_ms, "bytes": float(edit.num_bytes)}
+        costs = {"edit_ms": edit_ms, "bytes": edit.num_bytes / together}
         return after, costs | {"pass_ms": pass_ms, "edited_pass_ms": edited_pass_ms}
+
+    def _edit(self, vlm: VLM, sample: EditSample) -> tuple[Edit, int, float]:
+        """What holds while a sample is judged, how many edits that is, milliseconds for one."""
+        if self.groups is not None:
+            return self.groups.edit(vlm, self.editor, sample)
+        edit, ms = timed(vlm, lambda: self.editor.edit(vlm, sample.request))
+        return edit, 1, ms
 
 
 def gate_of(editor: MakesEdits) -> str:
@@ -179,16 +196,3 @@ def gate_of(editor: MakesEdits) -> str:
     gate = getattr(editor, "gate", None)
     name = UNGATED if gate is None else str(getattr(gate, "name", type(gate).__name__))
     return f"{name} (reads the answer)" if name == READS_ANSWER else name
-
-
-def timed(vlm: VLM, do: Callable[[], Done]) -> tuple[Done, float]:
-    """What `do` returns, and the milliseconds until the model's device had done it."""
-    start = _now(vlm)
-    done = do()
-    return done, 1000 * (_now(vlm) - start)
-
-
-def _now(vlm: VLM) -> float:
-    if vlm.device.type == "cuda":
-        torch.cuda.synchronize(vlm.device)
-    return time.perf_counter()

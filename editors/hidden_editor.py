@@ -22,6 +22,7 @@ from editors.editor_files import read_record, write_record
 from editors.gate import CosineGate, LearnedGate
 from editors.gate_choice import NO_GATE, check_gate, fit_gate
 from editors.gate_files import load_gate, save_gate
+from editors.held_out import held_out as split_off
 from editors.losses import Weights
 from editors.memorizing import memorize
 from editors.objective import AdapterObjective, trained_roles
@@ -36,8 +37,6 @@ from editors.watching import tensorboard as open_tensorboard
 
 logger = logging.getLogger("attrib")
 ADAPTERS, GATE = "adapters.safetensors", "gate"
-HELD_OUT = 0.05  # of the training samples, where no validation samples are given
-AT_MOST_HELD_OUT = 100
 
 Made = TypeVar("Made", bound="HiddenEditor")
 
@@ -55,6 +54,8 @@ class HiddenEditor:
     """
 
     name: ClassVar[str]
+    needs_layers: ClassVar[bool] = True
+    is_trained: ClassVar[bool] = True
     modalities: ClassVar[tuple[str, ...]]
     defaults: ClassVar[Mapping[str, Any]] = {}
     own_gate: ClassVar[str] = NO_GATE
@@ -108,7 +109,7 @@ class HiddenEditor:
         settings = preset_for(vlm, preset, **{**cls.defaults, **changes})
         adapters = settings.adapters_at(chosen)
         sites = adapters.build(vlm, settings.training.seed)
-        kept, held = _held_out(samples, validation)
+        kept, held = split_off(samples, validation)
         layers_written = [site.layer for site in sites]
         data, held_out = kept_or_anew(
             vlm,
@@ -221,12 +222,3 @@ class HiddenEditor:
 
 def _by_modality(layers: Any) -> Mapping[str, Sequence[int]]:
     return layers if isinstance(layers, Mapping) else layers.layers
-
-
-def _held_out(
-    samples: Sequence[EditSample], validation: Sequence[EditSample] | None
-) -> tuple[list[EditSample], list[EditSample]]:
-    if validation is not None:
-        return list(samples), list(validation)
-    num = min(AT_MOST_HELD_OUT, max(1, round(HELD_OUT * len(samples))))
-    return list(samples)[:-num], list(samples)[-num:]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import CannotStart
 from attrib.hooks import on_input, on_output
 from attrib.vlm import VLM
 from editors.placement import check_layers

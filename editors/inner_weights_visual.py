@@ -1,4 +1,4 @@
-"""What stands between the image and the decoder: vision tower, Q-Former, projector, by structure."""
+"""What stands between image and decoder, by structure: vision tower, Q-Former, projector."""
 
 from collections.abc import Iterator
 from typing import Literal

@@ -25,6 +25,7 @@ from attrib.cli import (
     patching,
     select,
     sweep,
+    table,
     train,
 )
 from attrib.cli.command import ExitCode, exit_code
@@ -68,6 +69,7 @@ sweep.add_to(app)
 patching.add_to(app)
 gate.add_to(app)
 select.add_to(app)
+table.add_to(app)
 train.add_to(app)
 grid.add_to(app)
 edit.add_to(app)

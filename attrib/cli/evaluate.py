@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,9 +53,22 @@ class EvaluateOptions(AnalysisOptions):
         Option(help="What to call the editor in tables.", show_default="its name",
                rich_help_panel=PANEL),
     ] = None  # fmt: skip
+    sequential: Annotated[
+        str | None,
+        Option(help="Numbers of edits that hold at once, such as 1,10,100: samples are taken in "
+               "groups, and each is judged while its whole group holds.",
+               show_default="each edit alone", rich_help_panel=PANEL),
+    ] = None  # fmt: skip
     batch_size: Annotated[
         int, Option(help="Inputs per pass; an edit is judged by about 8.", min=1), Field(ge=1)
     ] = 16
+
+    @field_validator("sequential")
+    @classmethod
+    def _numbers(cls, given: str | None) -> str | None:
+        if given is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", given):
+            raise ValueError(f"expected numbers of edits such as 1,10,100, got {given!r}")
+        return given
 
     @field_validator("lead")
     @classmethod
@@ -84,20 +98,22 @@ def evaluate(options: EvaluateOptions) -> int:
         raise AttribError("evaluate is about edits and what they are judged by: give --data")
     if options.editor is None:
         raise AttribError("--editor: give the folder of a trained editor")
-    run, scoring = _prepared(options, options.editor)
+    out = options.out or default_folder("evaluate", options)
+    prepared = list(_prepared(options, options.editor, out))
     if options.dry_run:
-        for line in planned(run, 1) if run.rank.number == 0 else ():
-            print(line)
+        for run, _ in prepared if prepared[0][0].rank.number == 0 else ():
+            print("\n".join(planned(run, 1)))
         return ExitCode.DONE
-    outcome = run.execute(scoring, batch_size=1)
-    if outcome is None:
+    outcomes = [run.execute(scoring, batch_size=1) for run, scoring in prepared]
+    done = [outcome for outcome in outcomes if outcome is not None]
+    if not done:  # another process writes the results
         return ExitCode.DONE
-    text, files = _written(run.out, outcome)
-    files += write_quarantined(run.out, outcome.quarantined)
+    text, files = _written([run.out for run, _ in prepared], done, out)
+    files += write_quarantined(out, done[0].quarantined)
     print(text)
-    print(f"edits used: {len(outcome.used)}, rows quarantined: {len(outcome.quarantined)}")
+    print(f"edits used: {len(done[0].used)}, rows quarantined: {len(done[0].quarantined)}")
     print("\n".join(f"  {path}" for path in files))
-    return exit_code_for(outcome.quarantined, options.max_failures)
+    return exit_code_for(done[0].quarantined, options.max_failures)
 
 
 def load_editor(folder: Path, vlm: "VLM") -> "Editor":
@@ -137,15 +153,18 @@ def gated(editor: "Editor", folder: Path) -> "Editor":
     return with_gate(gate)
 
 
-def _prepared(options: EvaluateOptions, folder: Path) -> "tuple[Run, Scoring]":
-    """The run that the options ask for, and its measurement."""
+def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tuple[Run, Scoring]]":
+    """The runs that the options ask for, and their measurements: one per number of edits."""
     from attrib import runs
     from editors.evaluation import Scoring
+    from editors.sequences import Groups
     from editors.unedited import Unedited
 
     rank = runs.Rank.from_environment()
-    out = options.out or default_folder("evaluate", options)
-    runs.refuse_foreign(out)  # before minutes go into reading a model
+    numbers = [int(n) for n in (options.sequential or "1").split(",")]
+    folders = {n: out / f"at-once-{n}" if options.sequential else out for n in numbers}
+    for place in folders.values():
+        runs.refuse_foreign(place)  # before minutes go into reading a model
     say(f"evaluate: {folder} on {options.model}, {options.data}, results in {out}")
     data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
@@ -154,31 +173,38 @@ def _prepared(options: EvaluateOptions, folder: Path) -> "tuple[Run, Scoring]":
     if options.gate is not None:
         editor, files = gated(editor, options.gate), files + _files(options.gate)
     unedited = Unedited(vlm, protocols, options.batch_size)
-    scoring = Scoring.of(vlm, editor, unedited, protocols, options.label)
-    made = options.model_dump(mode="json", exclude={"dry_run"})
-    run = runs.prepare(
-        vlm,
-        data,
-        out,
-        name="evaluate",
-        options=made | {"gate": scoring.gate, "label": scoring.label, "files": _digest(files)},
-        seed=options.seed,
-        free=runs.ALWAYS_FREE | {f"options.{name}" for name in (*options.free, "editor")},
-        rank=rank,
-        invocation=invocation(),
-    )
-    return run, scoring
+    made = options.model_dump(mode="json", exclude={"dry_run", "sequential"})
+    for number, place in folders.items():
+        groups = Groups(list(data), number) if options.sequential else None
+        scoring = Scoring.of(vlm, editor, unedited, protocols, options.label, groups)
+        told = {"gate": scoring.gate, "label": scoring.label, "files": _digest(files)}
+        run = runs.prepare(
+            vlm,
+            data,
+            place,
+            name="evaluate",
+            options=made | told | {"edits_at_once": number},
+            seed=options.seed,
+            free=runs.ALWAYS_FREE | {f"options.{name}" for name in (*options.free, "editor")},
+            rank=rank,
+            invocation=invocation(),
+        )
+        yield run, scoring
 
 
-def _written(out: Path, outcome: "Outcome") -> tuple[str, list[Path]]:
+def _written(
+    folders: "Sequence[Path]", outcomes: "Sequence[Outcome]", out: Path
+) -> tuple[str, list[Path]]:
     """The tables as text, and the files of scores, tables and manifest."""
     from attrib.results import Result
     from editors.evaluation import SCORES
     from editors.scores_table import markdown, save_tables
 
-    result = Result(SCORES, outcome.tables[SCORES], outcome.manifest)
-    files = [result.save(out / f"{SCORES}.parquet"), *save_tables([result], out)]
-    return markdown([result]), [*files, out / "manifest.json"]
+    results = [Result(SCORES, done.tables[SCORES], done.manifest) for done in outcomes]
+    pairs = list(zip(folders, results, strict=True))
+    files = [result.save(folder / f"{SCORES}.parquet") for folder, result in pairs]
+    files += save_tables(results, out)
+    return markdown(results), [*files, *(folder / "manifest.json" for folder in folders)]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`attrib train`: adapters trained at chosen layers."""
+"""`attrib train`: an editor trained, or its settings written where there is nothing to train."""
 
 import json
 import re
@@ -32,7 +32,7 @@ class TrainOptions(ModelOptions):
     layers: Annotated[
         str | None,
         Option(help="Where to edit: the layers.json of `attrib select`, or such as "
-               "'text:4 visual:2'."),
+               "'text:4 visual:2'.", show_default="the baselines: where their papers edit"),
     ] = None  # fmt: skip
     data: Annotated[
         str, Option(help="scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
@@ -50,13 +50,14 @@ class TrainOptions(ModelOptions):
         Field(ge=1),
     ] = None  # fmt: skip
     preset: Annotated[
-        Literal["auto", "published", "embedded"],
-        Option(help="auto: embedded for small models, published for others."),
-    ] = "auto"
+        str,
+        Option(help="auto: embedded for small models, published for others; some editors have "
+               "more, a wrong name lists them."),
+    ] = "auto"  # fmt: skip
     gate: Annotated[
         Literal["none", "prompt_last", "sequence_last", "learned"] | None,
         Option(help="What decides which inputs an edit serves; sequence_last reads the answer.",
-               show_default="prompt_last for dualedit, none for visedit"),
+               show_default="prompt_last for dualedit, none for the others"),
     ] = None  # fmt: skip
     steps: Annotated[int | None, Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = None
     batch_size: Annotated[int | None, Option(help="Edits in a step.", rich_help_panel=TRAINING)] = (
@@ -66,6 +67,9 @@ class TrainOptions(ModelOptions):
         float | None, Option(help="Of Adam, at its highest.", rich_help_panel=TRAINING)
     ] = None
     seed: Annotated[int, Option(help="Of the adapters and of the order of edits.")] = 0
+    tensorboard: Annotated[
+        bool, Option("--tensorboard", help="Write the curves for TensorBoard as well, into --out.")
+    ] = False
     set: Annotated[
         list[str],
         Option(help="Any other setting, as name=value; may be given again. A wrong name lists all.",
@@ -97,30 +101,46 @@ def train(options: TrainOptions) -> int:
     if options.editor not in EDITORS:
         known = ", ".join(EDITORS)
         raise AttribError(f"--editor: there is no {options.editor!r}; there are {known}")
+    kind: Any = EDITORS[options.editor]
     out = options.out or _folder(options)
     vlm = load_model(options)
-    layers = layers_of(options.layers, vlm)
+    own = options.layers is None and not kind.needs_layers
+    layers = None if own else layers_of(options.layers, vlm)
     data = training_data(options)
-    where = "; ".join(f"{m} {', '.join(map(str, some))}" for m, some in layers.items())
-    say(f"train: {options.editor} of {vlm.name} at {where}, {len(data)} edits, into {out}")
+    say(f"train: {options.editor} of {vlm.name}{_where(layers)}, {len(data)} edits, into {out}")
     if data.quarantined:
         say(data.summary())
-    editor: Any = EDITORS[options.editor].train(
+    editor = kind.train(
         vlm,
         data,
         layers=layers,
         out=out,
         preset=options.preset,
         gate=options.gate,
+        **({"tensorboard": True} if options.tensorboard else {}),
         **changes_of(options),
     )
-    trained = editor.trained
-    print(
-        f"trained {trained['training']['steps']} steps in {trained['seconds']:.0f} s; best "
-        f"validation loss {trained['best_loss']:.3f} at step {trained['best_step']}"
-    )
+    print(_done(editor))
     print(f"  {out}\nnext: attrib evaluate --editor {out} --model {options.model}")
     return ExitCode.DONE
+
+
+def _where(layers: Mapping[str, list[int]] | None) -> str:
+    if layers is None:
+        return ""
+    return " at " + "; ".join(f"{m} {', '.join(map(str, some))}" for m, some in layers.items())
+
+
+def _done(editor: Any) -> str:
+    """What came of it, in a line."""
+    trained: Mapping[str, Any] = editor.trained or {}
+    seconds = trained.get("seconds", 0.0)
+    if "training" not in trained:
+        return f"{editor.name} has nothing to train; prepared in {seconds:.0f} s"
+    return (
+        f"trained {trained['training']['steps']} steps in {seconds:.0f} s; best validation loss "
+        f"{trained['best_loss']:.3f} at step {trained['best_step']}"
+    )
 
 
 def layers_of(given: str | None, vlm: "VLM") -> Mapping[str, list[int]]:

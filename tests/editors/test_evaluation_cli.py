@@ -176,3 +176,23 @@ def test_wrong_options_are_told(run):
     assert run("--prompt", "What is it?")[0] == 2
     code, out, _ = run("--dry-run")
     assert code == 0 and "units: 2, 0 of them done" in out
+
+
+def test_several_edits_at_once_are_a_row_each(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Loaded, "one_inside_another", True, raising=False)
+    code, out, err = run(sequential="1,3", protocols="paper")
+    assert code == 0, err
+    assert {p.name for p in (tmp_path / "o").glob("at-once-*")} == {"at-once-1", "at-once-3"}
+    table = pd.read_csv(tmp_path / "o" / "summary.csv").query("metric == 'rel'")
+    means = dict(zip(table["editor"], table["mean"], strict=True))
+    assert means["says, 1 edits at once"] == 100
+    assert set(means) == {"unedited", "says, 1 edits at once", "says, 3 edits at once"}
+    assert "| says, 3 edits at once |" in out
+    _, again, err = run(sequential="1,3", protocols="paper")
+    assert again == out and err.count("2 of 2 units are there") == 2
+
+
+@pytest.mark.parametrize("numbers", ["0", "1,", "two", "1,-3"])
+def test_numbers_of_edits_must_be_numbers(run, numbers):
+    code, _, err = run(sequential=numbers)
+    assert code == 2 and "expected numbers of edits such as 1,10,100" in err

@@ -66,6 +66,26 @@ def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
     assert (tmp_path / "e" / "adapters.safetensors").read_bytes() == first
 
 
+@pytest.mark.parametrize(("editor", "flags", "said"), [
+    ("ft-l", (), "ft-l has nothing to train"),
+    ("tp", ("--set", "num_memories=20", "--steps", 10), "tp has nothing to train"),
+    ("mend", ("--set", "rank=4", "--steps", 2, "--batch-size", 2), "trained 2 steps"),
+])  # fmt: skip
+def test_baselines_know_where_to_edit_and_are_scored(run, there, editor, flags, said):
+    (there / "data" / "vqa" / "vqa_eval.json").write_text(
+        (there / "data" / "vqa" / "vqa_train.json").read_text()
+    )
+    code, out, err = run("train", *given(there), "--editor", editor, *flags, "--out", "e")
+    assert code == 0, err
+    assert said in out
+    where = (*given(there)[:4], "--split", "vqa-eval", "--limit", 2, "--protocols", "paper")
+    code, out, err = run("evaluate", *where, "--editor", "e", "--out", "scores")
+    assert code in (0, 1), err  # one row has no picture
+    assert editor in out and "edits used: 1" in out
+    code, _, err = run("train", *given(there), "--editor", editor, "--gate", "learned")
+    assert code == 2 and "takes no gate" in err
+
+
 @pytest.mark.parametrize(("flags", "said"), [
     ((), "--layers: give the layers.json"),
     (("--layers", "nowhere"), "neither a file nor such as"),

@@ -1,0 +1,236 @@
+"""`attrib table`: editors side by side, trained and scored alike, beside what was published."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import Field
+from typer import Option
+
+from attrib.cli.command import ExitCode, add_command
+from attrib.cli.options import ModelOptions
+from attrib.cli.outputs import invocation, say
+from attrib.errors import AttribError, CannotStart
+
+ALL = "all"
+MANIFEST = "table.json"
+FREE = ("out", "editors", "backbones", "data", "device")  # these may grow from run to run
+
+
+class TableOptions(ModelOptions):
+    """Options of `attrib table`; `--model` of the other commands is `--backbones` here."""
+
+    model: Annotated[str, Option(hidden=True)] = ""
+    backbones: Annotated[
+        str, Option(help="Models, with commas between: embedded names, Hugging Face ids, folders.")
+    ] = "tiny-llava"
+    data: Annotated[
+        str, Option(help="Datasets, with commas between: scenes-vqa, scenes-captions, or folders.")
+    ] = "scenes-vqa"
+    editors: Annotated[str, Option(help="Editors, with commas between, or all.")] = ALL
+    layers: Annotated[
+        str | None,
+        Option(help="Where adapters write, such as 'text:1 visual:1'.",
+               show_default="as `attrib select` picks them for each model and dataset"),
+    ] = None  # fmt: skip
+    gate: Annotated[
+        Literal["none", "prompt_last", "sequence_last", "learned"],
+        Option(help="What decides which inputs the edits of VisEdit and DualEdit serve."),
+    ] = "learned"
+    train_split: Annotated[str | None, Option(help="Part to train on.", show_default="train")] = (
+        None
+    )
+    test_split: Annotated[str | None, Option(help="Part to score on.", show_default="test")] = None
+    image_root: Annotated[Path | None, Option(help="Folder of a folder's images.")] = None
+    train_limit: Annotated[
+        int | None, Option(help="Edits to train on.", min=1, show_default="all"), Field(ge=1)
+    ] = None
+    limit: Annotated[int, Option(help="Edits to score.", min=1), Field(ge=1)] = 500
+    seeds: Annotated[int, Option(help="Trainings per editor.", min=1), Field(ge=1)] = 1
+    steps: Annotated[
+        int | None, Option(help="Optimizer steps of each training.", show_default="the preset's")
+    ] = None
+    protocols: Annotated[str, Option(help="What makes an answer right.")] = "paper,exact,generate"
+    out: Annotated[Path, Option(help="Folder of editors, scores and tables.")] = Path("runs/table")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One editor on one model and dataset, with one seed."""
+
+    backbone: str
+    data: str
+    editor: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where the editor and its scores are."""
+        return place(out, self.backbone, self.data) / f"{self.editor}-seed-{self.seed}"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "table", TableOptions, table)
+
+
+def table(options: TableOptions) -> int:
+    """Editors side by side: trains and scores what is missing, then writes the tables."""
+    jobs = list(jobs_of(options))
+    _settle(options)
+    missing = [job for job in jobs if not _scores(job, options.out).exists()]
+    say(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {options.out}")
+    for number, job in enumerate(missing, 1):
+        say(f"{number} of {len(missing)}: {job.editor} on {job.backbone}, {job.data}, {job.seed}")
+        _train(job, options)
+        _evaluate(job, options)
+    for backbone, data in dict.fromkeys((job.backbone, job.data) for job in jobs):
+        mine = [job for job in jobs if (job.backbone, job.data) == (backbone, data)]
+        for path in _written(mine, options):
+            print(f"  {path}")
+    return ExitCode.DONE
+
+
+def jobs_of(options: TableOptions) -> Iterator[Job]:
+    """What is to be done, in order.
+
+    Raises:
+        AttribError: There is no such editor.
+    """
+    from editors import EDITORS
+
+    wanted = list(EDITORS) if options.editors == ALL else _listed(options.editors)
+    if unknown := [name for name in wanted if name not in EDITORS]:
+        known = ", ".join(EDITORS)
+        raise AttribError(f"--editors: there is no {unknown[0]!r}; there are {known}")
+    for backbone in _listed(options.backbones):
+        for data in _listed(options.data):
+            for editor in wanted:
+                # What is not trained is the same with every seed.
+                for seed in range(options.seeds if _is_trained(editor) else 1):
+                    yield Job(backbone, data, editor, seed)
+
+
+def place(out: Path, backbone: str, data: str) -> Path:
+    """The folder of a model and dataset."""
+    parts = [re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).name) for name in (backbone, data)]
+    return out.joinpath(*parts)
+
+
+def _is_trained(editor: str) -> bool:
+    from editors import EDITORS
+
+    return EDITORS[editor].is_trained
+
+
+def _settle(options: TableOptions) -> None:
+    """Keep what the folder's editors are made with; refuse other settings."""
+    from attrib.changes import changes
+    from attrib.files import write_text
+
+    now = {k: v for k, v in options.model_dump(mode="json").items() if k not in FREE}
+    path = options.out / MANIFEST
+    if path.exists() and (different := changes(json.loads(path.read_text()), now)):
+        raise CannotStart(
+            f"{options.out} was made with other settings: {'; '.join(different)}; give another "
+            "--out, or the settings that are there"
+        )
+    write_text(path, json.dumps(now, indent=1))
+
+
+def _train(job: Job, options: TableOptions) -> None:
+    from attrib.cli.train import TrainOptions, train
+    from editors.editor_files import SETTINGS
+
+    folder = job.folder(options.out)
+    if (folder / SETTINGS).exists():
+        return
+    hidden = _writes_layers(job.editor)
+    train(
+        TrainOptions(
+            **_model_options(job, options),
+            editor=job.editor,
+            layers=(options.layers or _selected(job, options)) if hidden else None,
+            data=job.data,
+            split=options.train_split,
+            image_root=options.image_root,
+            limit=options.train_limit,
+            gate=options.gate if hidden else None,
+            steps=options.steps if _is_trained(job.editor) else None,
+            seed=job.seed,
+            out=folder,
+        )
+    )
+
+
+def _evaluate(job: Job, options: TableOptions) -> None:
+    from attrib.cli.evaluate import EvaluateOptions, evaluate
+
+    folder = job.folder(options.out)
+    evaluate(
+        EvaluateOptions(
+            **_model_options(job, options),
+            editor=folder,
+            data=job.data,
+            split=options.test_split,
+            image_root=options.image_root,
+            limit=options.limit,
+            protocols=options.protocols,
+            out=folder / "scores",
+        )
+    )
+
+
+def _selected(job: Job, options: TableOptions) -> str:
+    """The layers that `attrib select` picks, on validation data; picked once."""
+    from attrib.cli.select import SelectOptions, select
+
+    out = place(options.out, job.backbone, job.data) / "select"
+    if not (out / "layers.json").exists():
+        given = _model_options(job, options)
+        given |= {"data": job.data, "image_root": options.image_root, "limit": 200, "out": out}
+        if not job.data.startswith("scenes-"):
+            given["split"] = options.train_split
+        select(SelectOptions(**given))
+    return str(out / "layers.json")
+
+
+def _written(jobs: Sequence[Job], options: TableOptions) -> list[Path]:
+    from attrib.results import Result
+    from editors.comparison import Comparison
+
+    results = [Result.load(_scores(job, options.out)) for job in jobs]
+    seconds = {job.editor: _seconds(job, options.out) for job in jobs}
+    first = jobs[0]
+    made = Comparison(first.backbone, first.data, results, seconds, invocation())
+    return made.save(place(options.out, first.backbone, first.data))
+
+
+def _scores(job: Job, out: Path) -> Path:
+    return job.folder(out) / "scores" / "scores.parquet"
+
+
+def _seconds(job: Job, out: Path) -> float:
+    """That the training took."""
+    from editors.editor_files import SETTINGS
+
+    record = json.loads((job.folder(out) / SETTINGS).read_text(encoding="utf-8"))
+    return float((record.get("trained") or {}).get("seconds", 0.0))
+
+
+def _writes_layers(editor: str) -> bool:
+    from editors import EDITORS
+
+    return EDITORS[editor].needs_layers
+
+
+def _model_options(job: Job, options: TableOptions) -> dict[str, Any]:
+    shared = ("revision", "dtype", "device", "trust_remote_code")
+    return {name: getattr(options, name) for name in shared} | {"model": job.backbone}
+
+
+def _listed(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]

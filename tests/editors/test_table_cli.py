@@ -1,0 +1,72 @@
+"""`attrib table`: trains and scores what is missing, and puts it side by side."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import picture, save_tiny
+
+from attrib.cli.table import TableOptions, jobs_of
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A model, and data of six rows to train on and to score."""
+    folder = tmp_path_factory.mktemp("table")
+    save_tiny(folder / "model-llava")
+    (folder / "data" / "vqa").mkdir(parents=True)
+    (folder / "data" / "images").mkdir()
+    for i in range(2):
+        picture(seed=i).save(folder / "data" / "images" / f"{i}.png")
+    rows = [
+        {
+            "src": f"What is {i}?", "pred": "a dog", "rephrase": "Which is it?", "alt": "red",
+            "image": "0.png", "image_rephrase": "1.png", "loc": "nq question: who",
+            "loc_ans": "she", "m_loc": "1.png", "m_loc_q": "Is it big?", "m_loc_a": "yes",
+        }
+        for i in range(6)
+    ]  # fmt: skip
+    for part in ("train", "eval"):
+        (folder / "data" / "vqa" / f"vqa_{part}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def given(there, *more):
+    return ("table", "--backbones", there / "model-llava", "--data", there / "data",
+            "--train-split", "vqa-train", "--test-split", "vqa-eval", "--limit", 2, "--steps", 2,
+            "--layers", "text:1 visual:0", "--gate", "none", "--protocols", "paper",
+            "--out", "t", *more)  # fmt: skip
+
+
+def test_editors_stand_side_by_side_and_nothing_is_done_twice(run, there, tmp_path):
+    code, out, err = run(*given(there, "--editors", "ft-l,dualedit", "--seeds", 2))
+    assert code == 0, err
+    assert "table: 3 editors, 3 of them to be scored" in err  # ft-l has nothing to train: no seeds
+    folder = tmp_path / "t" / "model-llava" / "data"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"table.md", "table.tex", "table.html", "scores.csv", "costs.csv"}
+    assert names >= {"ft-l-seed-0", "dualedit-seed-0", "dualedit-seed-1"}
+    table = pd.read_csv(folder / "scores.csv").query("metric == 'rel'").set_index("editor")
+    assert table["runs"].to_dict() == {"unedited": 1, "ft-l": 1, "dualedit": 2}
+    assert str(folder.relative_to(tmp_path) / "table.md") in out
+    weights = (folder / "dualedit-seed-0" / "adapters.safetensors").stat().st_mtime_ns
+    code, _, err = run(*given(there, "--editors", "ft-l,tp,dualedit", "--seeds", 2))
+    assert code == 0, err
+    assert "table: 4 editors, 1 of them to be scored" in err
+    assert (folder / "dualedit-seed-0" / "adapters.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_folder_of_other_settings_and_unknown_editors_are_refused(run, there):
+    assert run(*given(there, "--editors", "ft-l"))[0] == 0
+    code, _, err = run(*given(there, "--editors", "ft-l", "--limit", 3))
+    assert code == 3 and "made with other settings: limit: 2 there, 3 now" in err
+    code, _, err = run(*given(there, "--editors", "rome"))
+    assert code == 2 and "--editors: there is no 'rome'; there are" in err
+
+
+def test_all_editors_are_ten_and_those_without_training_have_one_seed():
+    jobs = list(jobs_of(TableOptions(seeds=3, backbones="a,b")))
+    assert len({job.editor for job in jobs}) == 10
+    seeds = {job.editor: sum(j.editor == job.editor for j in jobs) / 2 for job in jobs}
+    assert seeds["ft-l"] == seeds["ft-v"] == seeds["ike"] == 1
+    assert seeds["dualedit"] == seeds["mend"] == 3
