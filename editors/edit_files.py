@@ -1,12 +1,13 @@
 """An edit as files: safetensors for what is kept of it, JSON for what it is and of which model.
 
-A hidden edit needs its editor's adapters to be served; the files name them by their digest, and are
-refused with others.
+Edits that are no weights need their editor to hold; the files name it by the digest of what it has
+learned, and are refused with another.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -16,52 +17,53 @@ from attrib.errors import CannotStart
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.edit import Edit, HiddenEdit, WeightEdit
+from editors.lte import LteEdit
 from editors.patcher_neurons import NeuronEdit, neuron_edit
+from editors.prompting import PromptEdit
+from editors.serac_edit import SeracEdit
 from editors.signals import Signal
 from editors.sites import Memory
 from editors.tensors import digest_of, save_tensors
 
-if TYPE_CHECKING:
-    from editors.hidden_editor import HiddenEditor
-
 RECORD = "edit"  # key of the JSON in the file's metadata
 
 
-def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: "HiddenEditor | None" = None) -> Path:
-    """Write an edit of `vlm` to one safetensors file; a hidden edit with the digest of `editor`.
+def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Path:
+    """Write an edit of `vlm` to one safetensors file; where it needs `editor`, with its digest.
 
     Raises:
         CannotStart: The edit is of a kind that no file is made of.
     """
-    record: dict[str, object] = {
+    record: dict[str, Any] = {
         "model": {"name": vlm.name, "fingerprint": fingerprint(vlm)},
         "kind": type(edit).__name__,
     }
+    tensors: dict[str, Tensor] = {}
     if isinstance(edit, WeightEdit):
         tensors = dict(edit.weights)
     elif isinstance(edit, NeuronEdit):
         tensors, record["layer"] = edit.neurons.tensors, edit.layer
-    elif isinstance(edit, HiddenEdit) and editor is not None:
-        tensors = {}
-        for i, memory in enumerate(edit.memories):
-            tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
-            tensors |= {f"{i}/last/{k}": s.last for k, s in memory.signals.items()}
-            tensors |= {f"{i}/gate/{k}": v for k, v in memory.gate.items()}
-        record["adapters"] = digest_of(editor.module.state_dict())
-        record["edits"] = [
-            {"prompt": m.request.prompt, "target": m.request.target} for m in edit.memories
-        ]
+    elif editor is not None and isinstance(edit, HiddenEdit | SeracEdit):
+        tensors = _of_memories(edit.memories)
+        record |= _of_editor(editor, [memory.request for memory in edit.memories])
+    elif editor is not None and isinstance(edit, PromptEdit | LteEdit):
+        record |= _of_editor(editor, edit.facts)
     else:
         raise CannotStart(f"an edit of the kind {type(edit).__name__} cannot be saved")
     save_tensors(Path(path), tensors, {RECORD: json.dumps(record)})
     return Path(path)
 
 
-def load_edit(path: str | Path, vlm: VLM, editor: "HiddenEditor | None" = None) -> Edit:
+def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
     """The edit in a file.
 
+    Args:
+        path: The file.
+        vlm: The model that it is of.
+        editor: What made it; needed for edits that are no weights.
+
     Raises:
-        CannotStart: It is no edit, or one of another model or of other adapters.
+        CannotStart: It is no edit, or one of another model or of another editor.
     """
     record, tensors = _read(Path(path))
     if record["model"]["fingerprint"] != fingerprint(vlm):
@@ -69,28 +71,41 @@ def load_edit(path: str | Path, vlm: VLM, editor: "HiddenEditor | None" = None) 
             f"{path} is an edit of {record['model']['name']}, whose weights are not those of "
             f"{vlm.name}; load that model, or make the edit anew"
         )
+    tensors = {name: value.to(vlm.device) for name, value in tensors.items()}
     if record["kind"] == "WeightEdit":
-        return WeightEdit({name: value.to(vlm.device) for name, value in tensors.items()})
+        return WeightEdit(tensors)
     if record["kind"] == "NeuronEdit":
-        on_device = {name: value.to(vlm.device) for name, value in tensors.items()}
-        return neuron_edit(record["layer"], on_device)
-    module = getattr(editor, "module", None)  # editors of other kinds have no adapters
-    if editor is None or module is None or record["adapters"] != digest_of(module.state_dict()):
-        raise CannotStart(f"{path} was made with other adapters; load the editor it was made with")
-    memories = [_memory(i, about, tensors, vlm) for i, about in enumerate(record["edits"])]
-    return HiddenEdit(editor.sites, memories, editor.gate)
+        return neuron_edit(record["layer"], tensors)
+    learned = getattr(editor, "tensors", None)  # editors of weights have none
+    if learned is None or record["editor"] != digest_of(learned):
+        raise CannotStart(f"{path} was made with another editor; load the one it was made with")
+    requests = [EditRequest(None, about["prompt"], about["target"]) for about in record["edits"]]
+    if record["kind"] in ("HiddenEdit", "SeracEdit"):
+        memories = [_memory(i, request, tensors) for i, request in enumerate(requests)]
+        return editor.holding(memories)
+    edits = [editor.edit(vlm, request) for request in requests]  # texts, made of texts alone
+    return edits[0] if len(edits) == 1 else editor.together(edits)
 
 
-def _memory(number: int, about: dict, tensors: dict[str, Tensor], vlm: VLM) -> Memory:
+def _of_editor(editor: Any, requests: Sequence[EditRequest]) -> dict[str, Any]:
+    edits = [{"prompt": request.prompt, "target": request.target} for request in requests]
+    return {"editor": digest_of(editor.tensors), "edits": edits}
+
+
+def _of_memories(memories: Sequence[Memory]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for i, memory in enumerate(memories):
+        tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
+        tensors |= {f"{i}/last/{k}": s.last for k, s in memory.signals.items()}
+        tensors |= {f"{i}/gate/{k}": v for k, v in memory.gate.items()}
+    return tensors
+
+
+def _memory(number: int, request: EditRequest, tensors: Mapping[str, Tensor]) -> Memory:
     def part(kind: str) -> dict[str, Tensor]:
         start = f"{number}/{kind}/"
-        return {
-            name.removeprefix(start): value.to(vlm.device)
-            for name, value in tensors.items()
-            if name.startswith(start)
-        }
+        return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
-    request = EditRequest(None, about["prompt"], about["target"])
     last = part("last")
     signals = {key: Signal(states, last[key]) for key, states in part("signal").items()}
     return Memory(request, signals, part("gate"))

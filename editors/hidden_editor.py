@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, CannotStart
@@ -30,7 +30,7 @@ from editors.passed_anew import PassedAnew, kept_or_anew
 from editors.placement import Adapters
 from editors.presets import Preset, preset_for
 from editors.signals import layers_of_signals
-from editors.sites import Gate, Site
+from editors.sites import Gate, Memory, Site
 from editors.tensors import save_tensors
 from editors.training import Run
 from editors.watching import tensorboard as open_tensorboard
@@ -188,8 +188,16 @@ class HiddenEditor:
 
     def together(self, edits: Sequence[Edit]) -> HiddenEdit:
         """Several edits at once: each input is served the nearest one, or none."""
-        memories = [m for edit in edits for m in getattr(edit, "memories", ())]
+        return self.holding([m for edit in edits for m in getattr(edit, "memories", ())])
+
+    def holding(self, memories: Sequence[Memory]) -> HiddenEdit:
+        """The edit of which these memories are kept."""
         return HiddenEdit(self.sites, memories, self.gate)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was trained: edits are of no use without just these."""
+        return self.module.state_dict()
 
     def save(self, path: str | Path) -> None:
         """Write the adapters as safetensors, and all about them as JSON."""

@@ -159,13 +159,18 @@ class Ike:
         keys = self.encoder([fact.prompt or " " for fact in facts])
         return PromptEdit(texts, facts, NearestText(self.encoder, keys))
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What edits look their demonstrations up with."""
+        return {"keys": self.keys, **encoder_tensors(self.encoder)}
+
     def save(self, path: str | Path) -> None:
         """Write the demonstrations as JSON, their vectors as safetensors."""
         path = Path(path)
         about = {"settings": asdict(self.settings), "trained": self.trained}
         write_record(path, self.name, self.vlm, about)
         write_text(path / TEXTS, json.dumps(list(self.corpus), indent=0))
-        save_tensors(path / KEYS, {"keys": self.keys, **encoder_tensors(self.encoder)})
+        save_tensors(path / KEYS, self.tensors)
 
     @classmethod
     def load(cls, path: str | Path, vlm: VLM) -> "Ike":

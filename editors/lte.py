@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import CannotStart
@@ -55,6 +56,11 @@ class LteEdit:
 
     change: LowRank | AllLayers
     prompt: PromptEdit
+
+    @property
+    def facts(self) -> tuple[EditRequest, ...]:
+        """What the texts are about."""
+        return self.prompt.facts
 
     @property
     def num_bytes(self) -> int:
@@ -178,6 +184,11 @@ class Lte:
             self.change, PromptEdit(texts, facts, NearestText(self.encoder, keys, lowest))
         )
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was trained: edits are of no use without just these."""
+        return self.change.state_dict()
+
     def save(self, path: str | Path) -> None:
         """Write what was trained as safetensors, and all about it as JSON."""
         path = Path(path)
@@ -188,7 +199,7 @@ class Lte:
             "trained": self.trained,
         }
         write_record(path, self.name, self.vlm, about)
-        save_tensors(path / CHANGE, self.change.state_dict())
+        save_tensors(path / CHANGE, self.tensors)
         save_tensors(path / ENCODER, encoder_tensors(self.encoder))
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, CannotStart
@@ -146,8 +147,18 @@ class Serac:
 
     def together(self, edits: Sequence[Edit]) -> SeracEdit:
         """Several edits at once: each question is answered by the nearest one, if by any."""
-        memories = [m for edit in edits for m in getattr(edit, "memories", ())]
+        return self.holding([m for edit in edits for m in getattr(edit, "memories", ())])
+
+    def holding(self, memories: Sequence[Memory]) -> SeracEdit:
+        """The edit of which these memories are kept."""
         return SeracEdit(self.answer, memories, self.gate)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was trained: edits are of no use without just these."""
+        if not isinstance(self.gate, ScopeGate):
+            return self.answer.state_dict()
+        return Networks(self.answer, self.gate.net).state_dict()
 
     def save(self, path: str | Path) -> None:
         """Write both networks as safetensors, and all about them as JSON.
@@ -166,8 +177,7 @@ class Serac:
             "trained": self.trained,
         }
         write_record(path, self.name, self.vlm, about)
-        nets = Networks(self.answer, scope.net)
-        save_tensors(path / NETS, nets.state_dict())
+        save_tensors(path / NETS, self.tensors)
 
     @classmethod
     def load(cls, path: str | Path, vlm: VLM) -> "Serac":

@@ -6,7 +6,7 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from attrib.errors import CannotStart
-from editors import DualEdit, WeightEdit
+from editors import DualEdit, Ike, Lte, Serac, WeightEdit
 from editors.edit_files import load_edit, save_edit
 from editors.gate import CosineGate
 
@@ -58,10 +58,27 @@ def test_another_model_other_adapters_and_other_files_are_refused(llava, editor,
     other = DualEdit.train(
         llava, samples(4), layers={"text": [1]}, out=tmp_path / "o", gate="none", **QUICK
     )
-    with pytest.raises(CannotStart, match="made with other adapters"):
+    with pytest.raises(CannotStart, match="made with another editor"):
         load_edit(path, llava, other)
     with pytest.raises(CannotStart, match="no such file"):
         load_edit(tmp_path / "none", llava, editor)
     (tmp_path / "broken").write_bytes(b"pickle")
     with pytest.raises(CannotStart, match="not an edit that was saved here"):
         load_edit(tmp_path / "broken", llava, editor)
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    (Ike, {"demonstrations": 2}), (Lte, {"steps": 2}), (Serac, {"steps": 2}),
+])  # fmt: skip
+def test_edits_of_text_and_of_a_second_model_come_back(kind, options, llava, tmp_path):
+    editor = kind.train(llava, samples(6), out=tmp_path / "editor", preset="embedded", **options)
+    loaded = kind.load(tmp_path / "editor", llava)
+    asked = [sample.request for sample in samples(2)]
+    for requests in (asked[:1], asked):
+        edits = [editor.edit(llava, request) for request in requests]
+        edit = edits[0] if len(edits) == 1 else editor.together(edits)
+        again = load_edit(save_edit(edit, tmp_path / "edit", llava, editor), llava, loaded)
+        for request in requests:
+            assert torch.equal(logits(llava, again, request), logits(llava, edit, request))
+    with pytest.raises(CannotStart, match="made with another editor"):
+        load_edit(tmp_path / "edit", llava)
