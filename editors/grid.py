@@ -112,7 +112,8 @@ def grid(
         bench = _Bench.prepare(editor, vlm, samples, test, preset, missing)
         for done, cell in enumerate(missing):
             record = bench.score(cell, Path(out) / cell.name, identity)
-            say(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {record['avg']:.3f}")
+            avg = record["scores"]["avg"]
+            say(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
     records = [json.loads((folder / CELL).read_text()) for folder in folders]
     return _frame(wanted, [record["scores"] for record in records])
 
@@ -159,7 +160,6 @@ class _Bench:
             "identity": identity,
             "cell": asdict(cell),
             "scores": scores,
-            "avg": float(np.mean([scores[name] for name in AVERAGED])),
             "seconds": progress.seconds,
         }
         write_text(out / CELL, json.dumps(record, indent=1))
@@ -168,7 +168,7 @@ class _Bench:
 
 @torch.no_grad()
 def test_scores(objective: AdapterObjective, test: AdapterData) -> dict[str, float]:
-    """Per metric the mean over edits of the share of answer tokens that are right."""
+    """Per metric the mean over edits of the share of answer tokens that are right, and "avg"."""
     found: dict[str, list[float]] = {}
     for item in range(len(test)):
         tokens = objective.tokens(test, [item], ROLES)
@@ -180,14 +180,14 @@ def test_scores(objective: AdapterObjective, test: AdapterData) -> dict[str, flo
                 found.setdefault(METRICS[role], []).append(
                     (now[at] == wanted).float().mean().item()
                 )
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return means | {"avg": float(np.mean([means[name] for name in AVERAGED]))}
 
 
 def _frame(wanted: Sequence[Cell], scores: Sequence[dict[str, float]]) -> pd.DataFrame:
     rows = []
     for cell, found in zip(wanted, scores, strict=True):
-        named = {**found, "avg": float(np.mean([found[name] for name in AVERAGED]))}
-        rows += [{**asdict(cell), "metric": name, "value": value} for name, value in named.items()]
+        rows += [{**asdict(cell), "metric": name, "value": value} for name, value in found.items()]
     return pd.DataFrame(rows)
 
 

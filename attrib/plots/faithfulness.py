@@ -24,11 +24,11 @@ TITLES = {
 def faithfulness(
     result: Result, statistic: Literal["hit", "auc", "auc_objects"], ax: Axes | None = None
 ) -> Axes:
-    """One curve per kind of map; the thin line is chance."""
+    """One curve per kind of map, and a thin line for chance."""
     means = result.where(statistic=statistic).mean(["method", "layer"])
     with style():
         ax = new_axes(5.4, 3.6) if ax is None else ax
-        ax.axhline(chance(result, statistic), color=MUTED, linewidth=0.8, label="_chance")
+        ax.axhline(chance(result, statistic), color=MUTED, linewidth=0.8, label="chance")
         for method in dict.fromkeys(result.frame["method"]):
             look = LOOKS.get(str(method), OTHER)
             rows = pd.DataFrame(means[means["method"] == method])
