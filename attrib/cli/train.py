@@ -96,6 +96,7 @@ def add_to(app: typer.Typer) -> None:
 
 def train(options: TrainOptions) -> int:
     """Train an editor at chosen layers; interrupted, the same command goes on."""
+    from attrib.runs import Rank
     from editors import EDITORS
 
     if options.editor not in EDITORS:
@@ -103,13 +104,15 @@ def train(options: TrainOptions) -> int:
         raise AttribError(f"--editor: there is no {options.editor!r}; there are {known}")
     kind: Any = EDITORS[options.editor]
     out = options.out or _folder(options)
-    vlm = load_model(options)
+    rank = Rank.from_environment()
+    vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     own = options.layers is None and not kind.needs_layers
     layers = None if own else layers_of(options.layers, vlm)
     data = training_data(options)
-    say(f"train: {options.editor} of {vlm.name}{_where(layers)}, {len(data)} edits, into {out}")
-    if data.quarantined:
-        say(data.summary())
+    if rank.number == 0:
+        say(f"train: {options.editor} of {vlm.name}{_where(layers)}, {len(data)} edits, into {out}")
+        if data.quarantined:
+            say(data.summary())
     editor = kind.train(
         vlm,
         data,
@@ -120,6 +123,8 @@ def train(options: TrainOptions) -> int:
         **({"tensorboard": True} if options.tensorboard else {}),
         **changes_of(options),
     )
+    if rank.number > 0:
+        return ExitCode.DONE
     print(_done(editor))
     print(f"  {out}\nnext: attrib evaluate --editor {out} --model {options.model}")
     return ExitCode.DONE
