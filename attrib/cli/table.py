@@ -18,7 +18,7 @@ from attrib.errors import AttribError, CannotStart
 
 ALL = "all"
 MANIFEST = "table.json"
-FREE = ("out", "editors", "backbones", "data", "device")  # these may grow from run to run
+FREE = ("out", "editors", "backbones", "data", "seeds", "device", "model")  # may grow between runs
 
 
 class TableOptions(ModelOptions):
