@@ -23,6 +23,7 @@ from attrib.cli import (
     heatmap,
     models,
     patching,
+    report,
     select,
     sweep,
     table,
@@ -69,6 +70,7 @@ sweep.add_to(app)
 patching.add_to(app)
 gate.add_to(app)
 select.add_to(app)
+report.add_to(app)
 table.add_to(app)
 train.add_to(app)
 grid.add_to(app)

@@ -9,6 +9,8 @@ from attrib.plots.drawing import describe, new_axes, save, share_scale, svg
 from attrib.plots.faithfulness import faithfulness
 from attrib.plots.gate import gate_auc, gate_similarity, gate_tokens
 from attrib.plots.heat import heat_by_layer, heat_pictures
+from attrib.plots.heat_cells import heat_cells, heat_scale
+from attrib.plots.layer_evidence import layer_evidence, layer_scores, mark_layers
 from attrib.plots.overlay import overlay, query_bars
 from attrib.plots.patching import patching, patching_difference
 from attrib.plots.selection import selection
@@ -23,7 +25,12 @@ __all__ = [
     "gate_similarity",
     "gate_tokens",
     "heat_by_layer",
+    "heat_cells",
     "heat_pictures",
+    "heat_scale",
+    "layer_evidence",
+    "layer_scores",
+    "mark_layers",
     "new_axes",
     "overlay",
     "patching",

@@ -17,9 +17,12 @@ from matplotlib.typing import RcKeyType
 from attrib.files import replacing, write_text
 
 INK, MUTED, GRID = "#22282e", "#5b6570", "#d9dee3"
-BLUE, VERMILION, GREY = "#0072b2", "#c65100", "#6b7178"
+BLUE, VERMILION, GREY, GREEN = "#0072b2", "#c65100", "#6b7178", "#00795c"
 # On a page, colours follow its light or dark theme; the fallback is the colour of the file.
-THEME = {INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", VERMILION: "red", GREY: "grey"}
+THEME = {
+    INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", VERMILION: "red", GREY: "grey",
+    GREEN: "green",
+}  # fmt: skip
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",

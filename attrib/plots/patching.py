@@ -5,10 +5,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from attrib.plots.curves import Series, draw_curve, finish
-from attrib.plots.drawing import BLUE, GREY, INK, MUTED, VERMILION, new_axes, style
+from attrib.plots.drawing import BLUE, GREEN, GREY, INK, MUTED, VERMILION, new_axes, style
 from attrib.results import RESAMPLES, Result
 
-GREEN = "#00795c"
 LOOKS = {
     "visual": (BLUE, "o"),
     "last": (VERMILION, "s"),

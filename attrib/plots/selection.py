@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from attrib.plots.curves import Series, draw_curve
-from attrib.plots.drawing import BLUE, GREY, INK, MUTED, STYLE, VERMILION, style
+from attrib.plots.drawing import BLUE, GREEN, GREY, INK, MUTED, STYLE, VERMILION, style
 
 if TYPE_CHECKING:
     from attrib.selection import Choice, LayerReport
 
-GREEN = "#00795c"
 TITLES = {"text": "Words", "visual": "Visual tokens"}
 RULES = {
     "onset": Series("onset", {}, BLUE, "o"),
@@ -69,7 +68,7 @@ def selection(report: "LayerReport", evidence: pd.DataFrame) -> Axes:
         axes: Any = figure.subplots(1 + len(rows), 2, sharex=True, squeeze=False)
         for column, modality in enumerate(TITLES):
             top = axes[0, column]
-            _draw_scores(top, report, modality)
+            draw_scores(top, report, modality)
             for ax, (name, curves) in zip(axes[1:, column], rows, strict=True):
                 _draw_evidence(ax, evidence, curves[modality], name)
             for ax in axes[:, column]:
@@ -79,7 +78,7 @@ def selection(report: "LayerReport", evidence: pd.DataFrame) -> Axes:
     return axes[0, 0]
 
 
-def _draw_scores(ax: Axes, report: "LayerReport", modality: str) -> None:
+def draw_scores(ax: Axes, report: "LayerReport", modality: str) -> None:
     """Each rule's scores over its highest, with a large marker at its pick."""
     choices = report.choices[modality]
     shown = [name for name in RULES if name in choices]

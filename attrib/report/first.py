@@ -97,7 +97,7 @@ def _one_of_each_kind(samples: Sequence[EditSample]) -> list[EditSample]:
 def _card(sample: EditSample, said: Any) -> Card:
     image = sample.request.image
     return Card(
-        image=None if image is None else _png(image),
+        image=None if image is None else small_png(image),
         prompt=sample.request.prompt,
         truth=said["truth"],
         answer=said["answer"],
@@ -118,7 +118,8 @@ def _kind(sample: EditSample) -> str:
     return str(sample.meta.get("kind", ""))
 
 
-def _png(image: Image.Image) -> bytes:
+def small_png(image: Image.Image) -> bytes:
+    """The image as PNG, made smaller where it is large."""
     small = image.copy()
     small.thumbnail((CARD_PIXELS, CARD_PIXELS))
     file = io.BytesIO()

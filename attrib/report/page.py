@@ -29,7 +29,7 @@ def render(study: Study) -> str:
     """The study as HTML."""
     results = study.results
     return (
-        _environment()
+        environment()
         .get_template("first.html.j2")
         .render(
             study=study,
@@ -91,11 +91,12 @@ def _table(result: Result, columns: dict[str, str]) -> dict[str, Any]:
     (group,) = set(result.frame.columns) & {"module", "statistic"}
     means = result.mean(["layer", group]).set_index(["layer", group])
     layers = sorted({layer for layer, _ in means.index})
-    cells = [[_interval(means.loc[(layer, name)]) for name in columns] for layer in layers]
+    cells = [[interval(means.loc[(layer, name)]) for name in columns] for layer in layers]
     return {"columns": list(columns.values()), "rows": list(zip(layers, cells, strict=True))}
 
 
-def _interval(row: Any) -> str:
+def interval(row: Any) -> str:
+    """A mean with the ends of its interval, as text."""
     if not np.isfinite(row["mean"]):
         return "none"
     if not np.isfinite(row["low"]):
@@ -103,16 +104,17 @@ def _interval(row: Any) -> str:
     return f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates in which every value is text, whatever it holds, and none is left out."""
+    made = Environment(
         loader=PackageLoader("attrib.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "data_uri": _data_uri, "flat": _flat}
-    return environment
+    made.filters |= {"shown": shown, "visible": visible, "data_uri": _data_uri, "flat": flat}
+    return made
 
 
 def shown(text: str) -> str:
@@ -121,20 +123,24 @@ def shown(text: str) -> str:
     Control and formatting characters (zero-width, right-to-left override, ...) become their code,
     so that what is read is what is there.
     """
-    cut = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..."
-    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in cut)
+    return visible(text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ...")
+
+
+def visible(text: str) -> str:
+    """Text of any length with nothing invisible in it, as `shown` has it."""
+    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
 
 
 def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{b64encode(png).decode()}"
 
 
-def _flat(value: Any, name: str = "") -> Sequence[tuple[str, str]]:
+def flat(value: Any, name: str = "") -> Sequence[tuple[str, str]]:
     """Nested provenance as (dotted name, text) pairs; what is not set is left out."""
     if isinstance(value, dict):
         return [
             pair
             for key, inner in value.items()
-            for pair in _flat(inner, f"{name}.{key}" if name else str(key))
+            for pair in flat(inner, f"{name}.{key}" if name else str(key))
         ]
     return [] if value is None else [(name, str(value))]

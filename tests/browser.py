@@ -1,0 +1,119 @@
+"""A headless Chromium, driven over its debugging port: real keys, real mouse, real layout."""
+
+import base64
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
+PATIENCE = 60.0  # seconds, on a machine that is busy with other things
+KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, "Tab": 9}
+
+
+class Page:
+    """One tab; what it says on its console and what it refuses is kept in `complaints`."""
+
+    def __init__(self, socket):
+        self.socket, self.number, self.complaints, self.loaded = socket, 0, [], 0
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **params):
+        """The answer of the browser to a command."""
+        self.number += 1
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
+        while True:
+            said = self._next()
+            if said.get("id") == self.number:
+                assert "error" not in said, said
+                return said["result"]
+
+    def open(self, path, width=1280, height=900, dark=False, script=True):
+        """Show a file."""
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Emulation.setScriptExecutionDisabled", value=not script)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=False)  # fmt: skip
+        before = self.loaded
+        self.call("Page.navigate", url=Path(path).resolve().as_uri())
+        while self.loaded == before:
+            self._next()
+
+    def value(self, expression):
+        """What a JavaScript expression gives."""
+        said = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in said, said
+        return said["result"].get("value")
+
+    def press(self, key):
+        """Press a key and let it go."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
+                      windowsVirtualKeyCode=KEYS[key])  # fmt: skip
+
+    def click(self, x, y):
+        """Click at a point of the window."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def picture(self, path):
+        """Write the whole page as a PNG."""
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        Path(path).write_bytes(base64.b64decode(shot["data"]))
+
+    def pdf(self, path):
+        """Write the page as it is printed."""
+        printed = self.call("Page.printToPDF", printBackground=False)
+        Path(path).write_bytes(base64.b64decode(printed["data"]))
+
+    def _next(self):
+        said = json.loads(self.socket.recv())
+        method, params = said.get("method"), said.get("params", {})
+        if method == "Page.loadEventFired":
+            self.loaded += 1
+        if method == "Log.entryAdded":
+            self.complaints.append(params["entry"]["text"])
+        if method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+            self.complaints.append(str(params))
+        return said
+
+
+@contextmanager
+def browser():
+    """A page of a browser that is closed behind us, with a profile that is thrown away."""
+    import websocket
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
+             "--remote-allow-origins=*", "--no-first-run", "--disable-background-networking",
+             "--disable-dev-shm-usage", f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            socket = websocket.create_connection(_address(Path(profile)), timeout=PATIENCE)
+            yield Page(socket)
+            socket.close()
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def _address(profile):
+    """The address of the first tab, once the browser has said its port."""
+    started, port = time.monotonic(), profile / "DevToolsActivePort"
+    while time.monotonic() - started < PATIENCE:
+        if port.is_file() and (lines := port.read_text().split()):
+            with urllib.request.urlopen(f"http://127.0.0.1:{lines[0]}/json") as answer:
+                tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
+            if tabs:
+                return tabs[0]["webSocketDebuggerUrl"]
+        time.sleep(0.1)
+    raise TimeoutError("the browser does not answer")
