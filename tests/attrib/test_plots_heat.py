@@ -157,8 +157,8 @@ def pointing():
 def test_faithfulness_has_a_curve_a_method_and_a_line_of_chance(pointing):
     for statistic, chance in (("hit", 0.1), ("auc", 0.5), ("auc_objects", 0.5)):
         lines = {ax.get_label(): ax for ax in plots.faithfulness(pointing, statistic).get_lines()}
-        assert set(lines) == {"_chance", "heatmap", "attention", "gradient"}
-        assert np.allclose(lines["_chance"].get_ydata(), chance)
+        assert set(lines) == {"chance", "heatmap", "attention", "gradient"}
+        assert np.allclose(lines["chance"].get_ydata(), chance)
     assert np.argmax(lines["heatmap"].get_ydata()) == 2
 
 

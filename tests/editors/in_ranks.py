@@ -1,4 +1,4 @@
-"""Trains a tiny editor as one of several processes; started by test_ranks."""
+"""Trains a tiny editor as one of several processes; started by test_training_ranks."""
 
 import sys
 from pathlib import Path
