@@ -18,7 +18,7 @@ from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import AdapterData
 from editors.edit import Edit, HiddenEdit
-from editors.editor_files import read_record, write_record
+from editors.editor_files import about_training, read_record, write_record
 from editors.gate import CosineGate, LearnedGate
 from editors.gate_choice import NO_GATE, check_gate, fit_gate
 from editors.gate_files import load_gate, save_gate
@@ -131,16 +131,9 @@ class HiddenEditor:
         with open_tensorboard(Path(out)) if tensorboard else nullcontext() as watch:
             run = Run(objective, settings.training, Path(out), identity, logger.info, watch)
             progress = run.train()
-        trained = {
-            "training": asdict(settings.training),
-            "weights": asdict(settings.weights),
-            "samples": len(kept),
-            "held_out": len(held),
-            "best_step": progress.best_step,
-            "best_loss": progress.best,
-            "seconds": progress.seconds,
-            "curve": progress.curve,
-        }
+        trained = about_training(
+            settings.training, settings.weights, len(kept), len(held), progress
+        )
         with torch.enable_grad():
             fitted = fit_gate(gate, vlm, kept, min(layers_written))
         editor = cls(vlm, adapters, sites, fitted, trained)

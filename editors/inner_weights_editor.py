@@ -15,7 +15,7 @@ from attrib.errors import AttribError, CannotStart
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.edit import Edit, WeightEdit
-from editors.editor_files import read_record, write_record
+from editors.editor_files import about_training, read_record, write_record
 from editors.held_out import held_out
 from editors.inner_weights import last_layers, matrices_of
 from editors.inner_weights_changes import edit_of_changes, sum_of_edits, token_gradients
@@ -106,16 +106,7 @@ class ChangeEditor:
         }
         run = Run(objective, training, Path(out), identity, logger.info)
         progress = run.train()
-        trained = {
-            "training": asdict(training),
-            "weights": asdict(weights),
-            "samples": len(kept),
-            "held_out": len(held),
-            "best_step": progress.best_step,
-            "best_loss": progress.best,
-            "seconds": progress.seconds,
-            "curve": progress.curve,
-        }
+        trained = about_training(training, weights, len(kept), len(held), progress)
         editor = cls(vlm, chosen, settings, net, trained)
         if run.ranks.first:
             editor.save(out)

@@ -22,7 +22,7 @@ from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import adapter_data
 from editors.edit import Edit
-from editors.editor_files import read_record, write_record
+from editors.editor_files import about_training, read_record, write_record
 from editors.held_out import held_out
 from editors.inner_weights import last_layers
 from editors.losses import ROLES, Weights
@@ -148,16 +148,7 @@ class Lte:
         }
         run = Run(objective, training, Path(out), identity, logger.info)
         progress = run.train()
-        trained = {
-            "training": asdict(training),
-            "weights": asdict(weights),
-            "samples": len(kept),
-            "held_out": len(held),
-            "best_step": progress.best_step,
-            "best_loss": progress.best,
-            "seconds": progress.seconds,
-            "curve": progress.curve,
-        }
+        trained = about_training(training, weights, len(kept), len(held), progress)
         encoder, threshold, found = scope_of(vlm, change, settings, kept)
         trained["scope"] = found
         editor = cls(vlm, chosen, settings, change, encoder, threshold, trained)

@@ -20,7 +20,7 @@ from attrib.hooks import capture, read
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.edit import Edit
-from editors.editor_files import read_record, write_record
+from editors.editor_files import about_training, read_record, write_record
 from editors.held_out import held_out
 from editors.losses import ROLES, Weights
 from editors.passed_anew import kept_or_anew
@@ -109,16 +109,7 @@ class Serac:
         }
         run = Run(objective, training, Path(out), identity, logger.info)
         progress = run.train()
-        trained = {
-            "training": asdict(training),
-            "weights": asdict(weights),
-            "samples": len(kept),
-            "held_out": len(held),
-            "best_step": progress.best_step,
-            "best_loss": progress.best,
-            "seconds": progress.seconds,
-            "curve": progress.curve,
-        }
+        trained = about_training(training, weights, len(kept), len(held), progress)
         scope = ScopeGate(nets.eval().scope, layer, 0.0).calibrated(vlm, held)
         editor = cls(vlm, settings, nets.eval().answer, scope, trained)
         if run.ranks.first:
