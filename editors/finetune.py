@@ -5,6 +5,7 @@ most 25 steps, no step once the loss is below 0.01); `preset="vlkeb"` has those 
 benchmark for LLaVA (its BLIP-2: steps=15, learning_rate=2e-4). Nothing is trained beforehand.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ Made = TypeVar("Made", bound="FineTuning")
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuning:
+class FineTuning(ABC):
     """Gradient steps on a request; what FT-V and FT-L share.
 
     Attributes:
@@ -89,16 +90,17 @@ class FineTuning:
         return editor
 
     @classmethod
+    @abstractmethod
     def _layers(cls, vlm: VLM, layers: Any) -> list[int]:
-        raise NotImplementedError
+        """The layers whose networks are trained."""
 
+    @abstractmethod
     def _parameters(self) -> dict[str, Tensor]:
         """What is trained, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _logits(self, batch: Batch) -> Logits:
         """What runs the model on the request: logits at the answer's positions."""
-        raise NotImplementedError
 
     def edit(self, vlm: VLM, request: EditRequest) -> WeightEdit:
         """The edit that gradient steps on a request lead to, from the model as it is now."""

@@ -1,6 +1,7 @@
 """Editors that turn a request's gradient into changes of matrices: what MEND and KE share."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ Made = TypeVar("Made", bound="ChangeEditor")
 
 
 @dataclass(frozen=True, eq=False)
-class ChangeEditor:
+class ChangeEditor(ABC):
     """A network that turns the gradients of a request into changes of matrices.
 
     Attributes:
@@ -123,8 +124,9 @@ class ChangeEditor:
         return net.to(matrices[0].module.weight.device).eval()
 
     @classmethod
+    @abstractmethod
     def _network(cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], settings: Any) -> nn.Module:
-        raise NotImplementedError
+        """The network, untrained."""
 
     @classmethod
     def _conditions(cls, vlm: VLM, settings: Any, samples: Sequence[EditSample]) -> Conditions:

@@ -14,8 +14,9 @@ from attrib.errors import AttribError
 from attrib.hooks import on_input, on_output
 from attrib.running import running_batch
 from attrib.vlm import VLM
-from editors.serac_net import Counterfactual, side_by_side
+from editors.serac_net import Counterfactual
 from editors.serving import Serving
+from editors.signals import side_by_side
 from editors.sites import Gate, Memory
 
 PROMPT, TARGET = "prompt", "target"  # what a memory keeps: input embeddings of an edit

@@ -7,7 +7,6 @@ without pre-training, of a size that is a setting.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -162,13 +161,3 @@ def waves(place: Int[Tensor, "batch pos"], width: int) -> Float[Tensor, "batch p
     rates = LONGEST_WAVE ** (-torch.arange(half, device=place.device) / half)
     angles = place[..., None] * rates
     return torch.cat([angles.sin(), angles.cos()], -1)
-
-
-def side_by_side(
-    states: Sequence[Float[Tensor, "_ d_model"]],
-) -> tuple[Float[Tensor, "batch pos d_model"], Bool[Tensor, "batch pos"]]:
-    """States of different lengths padded on the right, at least one long, and which are real."""
-    padded = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
-    padded = padded if padded.shape[1] else padded.new_zeros(len(states), 1, padded.shape[2])
-    lengths = torch.tensor([len(one) for one in states], device=padded.device)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]

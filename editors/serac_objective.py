@@ -13,9 +13,9 @@ from editors.losses import ROLES, Weights, asked_roles
 from editors.objective import AdapterObjective, Tokens
 from editors.passed_anew import PassedAnew
 from editors.queries import IGNORED, Query
-from editors.serac_net import Networks, side_by_side
+from editors.serac_net import Networks
 from editors.serac_scope import vectors
-from editors.signals import EMBED
+from editors.signals import EMBED, side_by_side
 
 SCOPE = "scope"  # the part of the loss that is the classifier's
 

@@ -13,7 +13,8 @@ from attrib.data.samples import EditSample
 from attrib.vlm import VLM
 from editors.gate_calibration import calibrate, own_scores
 from editors.gate_data import COVERED
-from editors.serac_net import Scope, side_by_side
+from editors.serac_net import Scope
+from editors.signals import side_by_side
 
 VECTOR = "vector"
 Example = tuple[Tensor, Mapping[str, Tensor]]  # states "pos d_model", spans " pos"

@@ -74,10 +74,18 @@ def signal_of(
 
 def pad_signals(signals: Sequence[Signal]) -> Signals:
     """The signals of several edits side by side."""
-    lengths = torch.tensor([len(s.states) for s in signals], device=signals[0].last.device)
-    padded = nn.utils.rnn.pad_sequence([s.states for s in signals], batch_first=True)
-    real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    padded, real = side_by_side([s.states for s in signals])
     return Signals(padded, real, torch.stack([s.last for s in signals]))
+
+
+def side_by_side(
+    states: Sequence[Float[Tensor, "_ d_model"]],
+) -> tuple[Float[Tensor, "batch pos d_model"], Bool[Tensor, "batch pos"]]:
+    """States of different lengths padded on the right, at least one long, and which are real."""
+    padded = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
+    padded = padded if padded.shape[1] else padded.new_zeros(len(states), 1, padded.shape[2])
+    lengths = torch.tensor([len(one) for one in states], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
 def layers_of_signals(kind: SignalKind, layers: Iterable[int]) -> list[int]:
