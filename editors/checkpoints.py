@@ -1,6 +1,7 @@
-"""What a training goes on from: weights, the optimizer's moments and a record, in one file."""
+"""What a training goes on from: weights, the optimizers' moments and a record, in one file."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ RECORD = "training.json"
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer, record: dict[str, Any]
+    path: Path, module: nn.Module, optimizers: Sequence[Optimizer], record: dict[str, Any]
 ) -> None:
     """Write all of it, whole or not at all; the record beside it as well, for readers."""
     weights = {f"weights.{k}": v for k, v in module.state_dict().items()}
     moments = {
-        f"adam.{i}.{name}": value
+        f"moments.{which}.{i}.{name}": value
+        for which, optimizer in enumerate(optimizers)
         for i, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
@@ -36,14 +38,15 @@ def read_record(path: Path) -> dict[str, Any]:
         return json.loads(file.metadata()[RECORD])
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> None:
-    """Give a module and its optimizer what they had."""
+def load_checkpoint(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Give a module and its optimizers what they had."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     module.load_state_dict({k: tensors[f"weights.{k}"] for k in module.state_dict()})
-    state: dict[int, dict[str, Tensor]] = {}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
-        if name.startswith("adam."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        if name.startswith("moments."):
+            _, which, index, key = name.split(".")
+            states[int(which)].setdefault(int(index), {})[key] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,6 @@ from editors.sites import Site
 
 Target = Literal["paper", "published", "gentle"]
 Layers = Mapping[str, Sequence[int]]
-CHOICES = {"init": Init, "signal": SignalKind, "signal_span": SignalSpan, "mapper_target": Target}
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,6 @@ class Adapters:
         )
         adapter.to(next(vlm.layers[layer].parameters()).device)
         return Site(layer, modality, adapter, self.write_last)
-
-
-def check_choice(name: str, value: Any) -> None:
-    """Refuse a value that the setting `name` of `Adapters` does not have."""
-    known = get_args(CHOICES.get(name))
-    if known and value not in known:
-        raise AttribError(f"{name}: no {value!r}; there are {', '.join(known)}")
 
 
 def _order(pair: tuple[int, str]) -> tuple[int, bool]:

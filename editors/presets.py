@@ -7,7 +7,8 @@ from typing import Any
 from attrib.errors import AttribError
 from attrib.vlm import VLM
 from editors.losses import Weights
-from editors.placement import Adapters, check_choice
+from editors.placement import Adapters
+from editors.setting_values import check_value
 from editors.training import Training
 
 SMALL = 512  # width of the residual stream below which a model is taken for a small one
@@ -29,16 +30,18 @@ class Preset:
         """This preset with other settings; each is of `Training`, `Weights` or `Adapters`.
 
         Raises:
-            AttribError: There is no such setting.
+            AttribError: There is no such setting, or it has no such value.
         """
         training, weights, adapters = self.training, self.weights, dict(self.adapters)
         for name, value in changes.items():
             if name in _names(Training):
+                check_value(Training, name, value)
                 training = replace(training, **{name: value})
             elif name in _names(Weights):
+                check_value(Weights, name, value)
                 weights = replace(weights, **{name: value})
             elif name in _names(Adapters) - {"layers"}:
-                check_choice(name, value)
+                check_value(Adapters, name, value)
                 adapters[name] = value
             else:
                 known = sorted(_names(Training) | _names(Weights) | _names(Adapters) - {"layers"})
@@ -50,14 +53,15 @@ PRESETS = {
     "published": Preset(Training(), {}, Weights()),
     "embedded": Preset(
         Training(
-            steps=800,
+            steps=400,
             batch_size=16,
-            learning_rate=5e-3,
+            optimizer="muon",
+            learning_rate=2e-2,
             warmup=30,
             decay="cosine",
             clip=5.0,
-            validate_every=100,
-            save_every=100,
+            validate_every=50,
+            save_every=50,
         ),
         {
             "d_adapter": 64,

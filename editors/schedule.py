@@ -14,7 +14,8 @@ class Training:
     Attributes:
         steps: Number of optimizer steps.
         batch_size: Edits in a step.
-        learning_rate: Of Adam, at its highest.
+        optimizer: "adam", or "muon": Muon for matrices, and Adam for the rest.
+        learning_rate: At its highest.
         warmup: Steps over which it rises.
         decay: "constant", or "cosine" to zero at the last step.
         clip: Largest norm of the gradient; None for any.
@@ -25,6 +26,7 @@ class Training:
 
     steps: int = 50_000
     batch_size: int = 4
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = 1e-4
     warmup: int = 0
     decay: Literal["constant", "cosine"] = "constant"

@@ -1,14 +1,14 @@
 """Settings of editors, chosen and changed by name; what an editor has no use for is refused."""
 
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from attrib.errors import AttribError
 from attrib.vlm import VLM
 from editors.gate_choice import NO_GATE
 from editors.presets import SMALL
+from editors.setting_values import check_value
 
 # Of `Weights`, but about adapters alone.
 NOT_OURS = ("influence", "mapper_terms")
@@ -41,7 +41,7 @@ def settings_of(
         if name not in known:
             raise AttribError(f"no setting {name!r}; there are {', '.join(sorted(known))}")
         at = known[name]
-        _check(type(parts[at]), name, value)
+        check_value(type(parts[at]), name, value)
         parts[at] = replace(parts[at], **{name: value})
     return parts
 
@@ -66,23 +66,3 @@ def refuse_layers(name: str, layers: Any, instead: str) -> None:
 
 def _names(part: Any) -> list[str]:
     return [f.name for f in fields(part) if f.name not in NOT_OURS]
-
-
-def _check(settings: type, name: str, value: Any) -> None:
-    """Refuse a value that is not of a setting's type; whole numbers pass for others."""
-    hint = get_type_hints(settings)[name]
-    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            if value in get_args(kind):
-                return
-        elif isinstance(value, kind) or (kind is float and isinstance(value, int)):
-            return
-    said = " or ".join(_said(kind) for kind in kinds)
-    raise AttribError(f"{name}: no {value!r}; expected {said}")
-
-
-def _said(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return ", ".join(map(str, get_args(kind)))
-    return "none" if kind is type(None) else kind.__name__

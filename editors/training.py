@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attrib.changes import changes
 from attrib.errors import AttribError
 from editors.checkpoints import load_checkpoint, read_record, save_checkpoint
+from editors.optimizers import optimizers
 from editors.ranks import Ranks
 from editors.schedule import Training
 from editors.stopping import stop_between_steps
@@ -113,7 +114,7 @@ class Run:
         self.identity = json.loads(json.dumps({**identity, "training": asdict(training)}))
         self.progress = Progress()
         self.parameters = [p for p in objective.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=training.learning_rate)
+        self.optimizers = optimizers(training, self.parameters)
 
     def train(self) -> Progress:
         """Train to the end, from the last checkpoint where there is one; the best weights are in.
@@ -142,16 +143,18 @@ class Run:
     def step(self) -> None:
         """Take one step; without validation or checkpoint."""
         began, step, t = time.monotonic(), self.progress.step, self.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = t.rate(step)
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = t.rate(step)
+            optimizer.zero_grad()
         rng = np.random.default_rng([t.seed, 1, step])
         loss = self._loss(t.items(step, self.objective.num_items), rng, step)
         loss.backward()
         self.ranks.sum_gradients(self.parameters)
         if t.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, t.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - began
 
@@ -208,7 +211,7 @@ class Run:
     def _save_last(self) -> None:
         record = {"identity": self.identity, "progress": asdict(self.progress)}
         if self.ranks.first:
-            save_checkpoint(self.out / LAST, self.objective.module, self.optimizer, record)
+            save_checkpoint(self.out / LAST, self.objective.module, self.optimizers, record)
 
     def _resume(self) -> None:
         if not (self.out / LAST).exists():
@@ -219,5 +222,5 @@ class Run:
                 f"{self.out} holds another training: {'; '.join(changed)}; choose another folder, "
                 "or the same settings to go on"
             )
-        load_checkpoint(self.out / LAST, self.objective.module, self.optimizer)
+        load_checkpoint(self.out / LAST, self.objective.module, self.optimizers)
         self.progress = Progress(**record["progress"])

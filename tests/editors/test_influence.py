@@ -101,6 +101,6 @@ def test_an_adapter_without_a_mapper_says_so():
 
 
 def test_a_target_that_there_is_not_is_refused(llava, tmp_path):
-    with pytest.raises(AttribError, match="mapper_target: no 'strong'; there are paper, published"):
+    with pytest.raises(AttribError, match="mapper_target: no 'strong'; expected paper, published"):
         VisEdit.train(llava, samples(4), layers={"visual": [0]}, out=tmp_path,
                       **QUICK, mapper_target="strong")  # fmt: skip

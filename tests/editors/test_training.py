@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from attrib.errors import AttribError, CannotStart
+from editors.optimizers import optimizers
 from editors.training import BEST, Run, Training
 from editors.watching import FOLDER, tensorboard
 
@@ -53,19 +55,21 @@ def weights(line):
     return torch.cat([p.detach().flatten() for p in line.module.parameters()])
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
-    whole, going = run(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer):
+    training = replace(STEPS, optimizer=optimizer)
+    whole, going = run(tmp_path / "whole", training=training)
     going.train()
 
     def stop():
         os.kill(os.getpid(), signal.SIGINT)
         return 1.0
 
-    _, going = run(tmp_path / "parts", Line({7: stop}))
+    _, going = run(tmp_path / "parts", Line({7: stop}), training)
     with pytest.raises(KeyboardInterrupt):
         going.train()
     assert going.progress.step == 7  # the step under way was finished
-    resumed, going = run(tmp_path / "parts")
+    resumed, going = run(tmp_path / "parts", training=training)
     progress = going.train()
     assert resumed.steps == 5
     assert torch.equal(weights(resumed), weights(whole))
@@ -115,6 +119,19 @@ def test_the_best_weights_by_validation_win(tmp_path):
     assert progress.best_step == 8
     assert line.validation()["loss"] == pytest.approx(losses[8], rel=1e-6)
     assert losses[12] > losses[8]
+
+
+def test_muon_turns_matrices_evenly_and_leaves_the_rest_to_adam():
+    torch.manual_seed(0)
+    matrix, bias = nn.Parameter(torch.zeros(6, 4)), nn.Parameter(torch.zeros(6))
+    both = optimizers(replace(STEPS, optimizer="muon"), [matrix, bias])
+    (matrix * torch.randn(6, 4) * torch.logspace(-1, 0, 4)).sum().backward()
+    bias.sum().backward()
+    for optimizer in both:
+        optimizer.step()
+    sizes = torch.linalg.svdvals(matrix.detach())
+    assert sizes.max() < 2 * sizes.min()  # though the gradient is ten times larger one way
+    torch.testing.assert_close(bias.detach(), torch.full((6,), -0.05))
 
 
 def test_every_item_comes_once_before_any_comes_again():
