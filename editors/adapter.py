@@ -22,6 +22,17 @@ class EditAdapter(nn.Module):
 
     With `init="identity"` it starts as the identity: its output map is zero. With "published" the
     output map is drawn as any other, so that an untrained adapter disturbs the model.
+
+    Args:
+        d_model: Width of what it moves.
+        d_adapter: Width inside.
+        num_heads: Of its attention.
+        init: How the output map starts.
+        mapper: Whether it has an influence mapper.
+        d_signal: Width of what it attends to, by default `d_model`.
+
+    Raises:
+        ValueError: The heads do not divide the width inside.
     """
 
     def __init__(
@@ -31,17 +42,19 @@ class EditAdapter(nn.Module):
         num_heads: int,
         init: Init = "identity",
         mapper: bool = False,
+        d_signal: int | None = None,
     ):
         super().__init__()
         if d_adapter % num_heads:
             raise ValueError(f"{num_heads} heads do not divide an adapter width of {d_adapter}")
         self.num_heads = num_heads
-        self.units, self.units_edit = Units(d_model), Units(d_model)
-        self.norm, self.norm_edit = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        d_signal = d_signal or d_model
+        self.units, self.units_edit = Units(d_model), Units(d_signal)
+        self.norm, self.norm_edit = nn.LayerNorm(d_model), nn.LayerNorm(d_signal)
         self.down = nn.Linear(d_model, d_adapter)
         self.query = nn.Linear(d_adapter, d_adapter)
-        self.key = nn.Linear(d_model, d_adapter)
-        self.value = nn.Linear(d_model, d_adapter)
+        self.key = nn.Linear(d_signal, d_adapter)
+        self.value = nn.Linear(d_signal, d_adapter)
         self.up = nn.Linear(d_adapter, d_model)
         self.mapper = InfluenceMapper(d_model, d_adapter, num_heads) if mapper else None
         if init == "identity":

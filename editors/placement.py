@@ -11,7 +11,7 @@ from torch import Tensor
 from attrib.errors import AttribError
 from attrib.vlm import VLM
 from editors.adapter import EditAdapter, Init
-from editors.signals import Signal, SignalKind, SignalSpan, signal_of
+from editors.signals import Signal, SignalKind, SignalSpan, signal_of, width_of_signals
 from editors.sites import Site
 
 Target = Literal["paper", "published", "gentle"]
@@ -28,8 +28,8 @@ class Adapters:
         num_heads: Attention heads inside an adapter (both papers: 8).
         init: "identity" starts without an effect; "published" as the published code.
         signal: What the adapters attend to: the edit's states at the "site" (the papers), its
-            input embeddings ("embed"), or "none", which leaves nothing to edit with (VisEdit's
-            ablation without cross-attention).
+            input embeddings ("embed"), "both", or "none", which leaves nothing to edit with
+            (VisEdit's ablation without cross-attention).
         signal_span: Which positions of the edit they attend to: "all" (the papers), or "answer",
             its last prompt token and its target.
         write_last: Whether text adapters write the last prompt token as well; not in the papers.
@@ -74,7 +74,12 @@ class Adapters:
     def _site(self, vlm: VLM, layer: int, modality: Any) -> Site:
         visual = modality == "visual"
         adapter = EditAdapter(
-            vlm.d_model, self.d_adapter, self.num_heads, self.init, self.mapper and visual
+            vlm.d_model,
+            self.d_adapter,
+            self.num_heads,
+            self.init,
+            self.mapper and visual,
+            width_of_signals(self.signal, vlm.d_model),
         )
         adapter.to(next(vlm.layers[layer].parameters()).device)
         return Site(layer, modality, adapter, self.write_last)

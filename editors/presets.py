@@ -64,14 +64,13 @@ PRESETS = {
             save_every=50,
         ),
         {
-            "d_adapter": 64,
-            "num_heads": 4,
+            "d_adapter": 128,
+            "num_heads": 8,
             "own_units": True,
-            "signal": "embed",
+            "signal": "both",  # embeddings know the words best, states their order: see LOG.md
             "signal_span": "answer",
         },
-        # At the published 0.1 the mapper's terms hold the adapter back: see LOG.md.
-        Weights(influence=0.01),
+        Weights(),
     ),
 }
 

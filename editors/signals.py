@@ -1,4 +1,4 @@
-"""What adapters see of an edit: its states at their layer, or its input embeddings."""
+"""What adapters see of an edit: its states at their layer, its input embeddings, or both."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 EMBED = -1  # the stream entering layer 0, where a layer is asked for
-SignalKind = Literal["site", "embed", "none"]
+SignalKind = Literal["site", "embed", "both", "none"]
 SignalSpan = Literal["all", "answer"]
 
 
@@ -23,7 +23,7 @@ class Signal:
             influence mapper compares it with visual tokens of the same layer.
     """
 
-    states: Float[Tensor, "edit_pos d_model"]
+    states: Float[Tensor, "edit_pos d_signal"]
     last: Float[Tensor, " d_model"]
 
     @property
@@ -42,7 +42,7 @@ class Signals:
         last: The state of the edit's last prompt token at the adapter's layer.
     """
 
-    states: Float[Tensor, "batch edit_pos d_model"]
+    states: Float[Tensor, "batch edit_pos d_signal"]
     real: Bool[Tensor, "batch edit_pos"]
     last: Float[Tensor, "batch d_model"]
 
@@ -62,13 +62,15 @@ def signal_of(
     """What the adapter at a layer sees of an edit.
 
     Args:
-        kind: Of states; "none" for zeros.
+        kind: Of states; "both" for embeddings with the states behind them; "none" for zeros.
         span: Which positions.
         layer: Of the adapter.
         hidden: The edit's states there, and those at `EMBED` where `kind` asks for them.
         last: Where the last prompt token stands.
     """
-    states = hidden[EMBED if kind == "embed" else layer][last if span == "answer" else 0 :]
+    start = last if span == "answer" else 0
+    shown = {"embed": [EMBED], "both": [EMBED, layer]}.get(kind, [layer])
+    states = torch.cat([hidden[at][start:] for at in shown], -1)
     return Signal(torch.zeros_like(states) if kind == "none" else states, hidden[layer][last])
 
 
@@ -79,8 +81,8 @@ def pad_signals(signals: Sequence[Signal]) -> Signals:
 
 
 def side_by_side(
-    states: Sequence[Float[Tensor, "_ d_model"]],
-) -> tuple[Float[Tensor, "batch pos d_model"], Bool[Tensor, "batch pos"]]:
+    states: Sequence[Float[Tensor, "_ width"]],
+) -> tuple[Float[Tensor, "batch pos width"], Bool[Tensor, "batch pos"]]:
     """States of different lengths padded on the right, at least one long, and which are real."""
     padded = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
     padded = padded if padded.shape[1] else padded.new_zeros(len(states), 1, padded.shape[2])
@@ -88,6 +90,11 @@ def side_by_side(
     return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
+def width_of_signals(kind: SignalKind, d_model: int) -> int:
+    """How wide the states are that adapters attend to."""
+    return 2 * d_model if kind == "both" else d_model
+
+
 def layers_of_signals(kind: SignalKind, layers: Iterable[int]) -> list[int]:
     """Where states of an edit are needed for adapters at `layers`."""
-    return sorted({*layers, *([EMBED] if kind == "embed" else [])})
+    return sorted({*layers, *([EMBED] if kind in ("embed", "both") else [])})

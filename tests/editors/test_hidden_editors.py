@@ -13,8 +13,9 @@ from attrib.vlm import VLM
 from editors import EDITORS, DualEdit, VisEdit
 from editors.gate import CosineGate
 
-QUICK = {"steps": 30, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02, "optimizer": "adam",
-         "validate_every": 10, "save_every": 10, "preset": "embedded"}  # fmt: skip
+QUICK = {"steps": 30, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02,
+         "optimizer": "adam", "validate_every": 10, "save_every": 10,
+         "preset": "embedded"}  # fmt: skip
 LAYERS = {"text": [1], "visual": [0]}
 
 
