@@ -25,11 +25,13 @@ from editors.presets import preset_for
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
 OF_ALL: dict[str, Mapping[str, Any]] = {
     "as preset": {},
-    "signal: states at the site": {"signal": "site"},
+    "signal: states at the site alone": {"signal": "site"},
+    "signal: input embeddings alone": {"signal": "embed"},
     "signal: whole edit": {"signal_span": "all"},
     "channels as they are": {"own_units": False},
     "output map drawn, as published": {"init": "published"},
     "near neighbours in the loss": {"hard": 1.0},
+    "Adam at 0.005 instead of Muon": {"optimizer": "adam", "learning_rate": 0.005},
 }
 SWITCHES: dict[str, dict[str, Mapping[str, Any]]] = {
     "dualedit": {**OF_ALL, "writes the last prompt token": {"write_last": True}},
@@ -39,7 +41,8 @@ SWITCHES: dict[str, dict[str, Mapping[str, Any]]] = {
         "- CA (no cross-attention)": {"signal": "none"},
         **{f"- {name}": {"mapper_terms": tuple(t for t in MAPPER if t != name)} for name in MAPPER},
         "mapper from answers alone": {"mapper_terms": ()},
-        "mapper terms at weight 0.1, as published": {"influence": 0.1},
+        "mapper terms at weight 0.01": {"influence": 0.01},
+        "mapper terms at weight 1 (paper)": {"influence": 1.0},
         "target as published": {"mapper_target": "published"},
         "target: a tenth of a std": {"mapper_target": "gentle"},
     },
@@ -84,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--editor", choices=SWITCHES, default="dualedit")
     parser.add_argument("--model", default="tiny-llava")
     parser.add_argument("--data", default="scenes-vqa")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--test-limit", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)

@@ -49,7 +49,7 @@ def test_the_three_targets_are_different(llava):
 
 
 def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
-    """In the embedded preset an adapter sees embeddings, in units of its own: the mapper's must not
+    """In the embedded preset an adapter sees embeddings too, and in units: the mapper's must not
     be those of one place when it is taught and of another when it is used."""
     (sample,), (site,) = samples(1), editor.sites
     heard = []
@@ -69,7 +69,8 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
     visual = used[0, batch["visual"][0]]
     near = torch.cdist(taught[0], visual).min(1).values
     assert near.max() < 1e-3 < torch.cdist(visual, visual)[0, 1]
-    embedded = editor.edit(llava, sample.request).memories[0].signals[site.key].states[0, :, : llava.d_model]
+    memory = editor.edit(llava, sample.request).memories[0]
+    embedded = memory.signals[site.key].states[0, : llava.d_model]
     assert not torch.allclose(site.adapter.units(embedded), used_last[0], atol=1e-2)  # not those
 
 
