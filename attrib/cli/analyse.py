@@ -174,12 +174,12 @@ def load_data(options: AnalysisOptions) -> "EditData":
         AttribError: when the data cannot be read.
     """
     from attrib.data import EditData, EditRequest, EditSample, load
-    from attrib.data.leading import lead
+    from attrib.data.leading import lead, shared_words
 
     if options.prompt is None:
         split = options.split or ("test" if options.data.startswith("scenes-") else "")
         data = load(options.data, split, image_root=options.image_root, limit=options.limit)
-        return lead(data, options.lead)
+        return lead(data, shared_words(data) if options.lead is None else options.lead)
     request = EditRequest(options.image, options.prompt, options.target or "")
     typed = EditSample("photo", request, meta={"row": 0})
     made_of = {"file": "command line", **digests(options)}

@@ -59,6 +59,8 @@ class EvaluateOptions(AnalysisOptions):
                "groups, and each is judged while its whole group holds.",
                show_default="each edit alone", rich_help_panel=PANEL),
     ] = None  # fmt: skip
+    # An edit is judged by its whole answer.
+    lead: Annotated[int, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
     batch_size: Annotated[
         int, Option(help="Inputs per pass; an edit is judged by about 8.", min=1), Field(ge=1)
     ] = 16
@@ -68,13 +70,6 @@ class EvaluateOptions(AnalysisOptions):
     def _numbers(cls, given: str | None) -> str | None:
         if given is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", given):
             raise ValueError(f"expected numbers of edits such as 1,10,100, got {given!r}")
-        return given
-
-    @field_validator("lead")
-    @classmethod
-    def _whole(cls, given: int) -> int:
-        if given:
-            raise ValueError("an edit is judged by its whole answer; leave --lead out")
         return given
 
     @field_validator("protocols", mode="before")

@@ -83,11 +83,12 @@ class AnalysisOptions(ModelOptions):
         Field(ge=1),
     ] = None  # fmt: skip
     lead: Annotated[
-        int,
+        int | None,
         Option(help="Words of the answer that go behind the prompt, so that the next one is looked "
-               "at: 1 for captions, which begin with an article.", min=0, rich_help_panel="Data"),
+               "at.", show_default="those that most answers share, as captions do their article",
+               min=0, rich_help_panel="Data"),
         Field(ge=0),
-    ] = 0  # fmt: skip
+    ] = None  # fmt: skip
     image: Annotated[
         Path | None, Option(help="One photo instead of data.", rich_help_panel="One photo")
     ] = None

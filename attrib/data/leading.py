@@ -4,9 +4,31 @@ Analyses look at the token behind the prompt. Of a caption that is an article, a
 the picture; the word behind it does.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from attrib.data.samples import EditData, EditRequest, EditSample, Quarantined
+
+FEWEST = 10  # answers by which it is judged what they share
+
+
+def shared_words(samples: Iterable[EditSample]) -> int:
+    """How many words answers begin with that are no news: those that more than half of them share.
+
+    An answer that ends there is not among those that share a word: that word is the news in it.
+    """
+    answers = [sample.request.target.split() for sample in samples]
+    if len(answers) < FEWEST:
+        return 0
+    words, alike = 0, answers
+    while True:
+        next_words = Counter(answer[words] for answer in alike if len(answer) > words + 1)
+        word, count = next_words.most_common(1)[0] if next_words else ("", 0)
+        if 2 * count <= len(answers):
+            return words
+        alike = [answer for answer in alike if answer[words : words + 1] == [word]]
+        words += 1
 
 
 def lead(data: EditData, words: int) -> EditData:

@@ -7,7 +7,7 @@ from attrib.cli.analyse import load_data
 from attrib.cli.evaluate import EvaluateOptions
 from attrib.cli.options import ContributionOptions
 from attrib.data import EditData, EditRequest, EditSample
-from attrib.data.leading import lead
+from attrib.data.leading import lead, shared_words
 
 
 def captions(*targets):
@@ -48,5 +48,26 @@ def test_scenes_are_led_from_the_command_line():
 
 
 def test_an_edit_is_judged_by_its_whole_answer():
-    with pytest.raises(ValueError, match="leave --lead out"):
+    with pytest.raises(ValueError, match="lead"):
         EvaluateOptions(lead=1)
+
+
+@pytest.mark.parametrize(("targets", "words"), [
+    (["a red star", "a blue ring"] * 5 + ["an orange ring"], 1),
+    (["a red star", "a red ring"] * 5, 2),
+    (["a red star", "the blue ring"] * 5, 0),  # half is not most
+    (["yes"] * 9 + ["no"], 0),  # the word is the answer
+    (["a red star"] * 9, 0),  # too few to tell
+    ([], 0),
+])  # fmt: skip
+def test_words_that_most_answers_share_are_given(targets, words):
+    assert shared_words(captions(*targets)) == words
+
+
+def test_analyses_of_captions_look_at_the_word_behind_the_article_unless_told_otherwise():
+    options = {"data": "scenes-captions", "split": "test", "limit": 12}
+    told = load_data(ContributionOptions(**options, lead=0))
+    led, plain = (next(iter(some)) for some in (load_data(ContributionOptions(**options)), told))
+    assert led.request.prompt == f"{plain.request.prompt} {plain.request.target.split()[0]}"
+    answers = load_data(ContributionOptions(**{**options, "data": "scenes-vqa"}))
+    assert "lead" not in answers.provenance
