@@ -17,6 +17,7 @@ from attrib.cli.models import load_model
 from attrib.cli.options import AnalysisOptions
 from attrib.cli.outputs import default_folder, exit_code_for, say, write_quarantined
 from attrib.cli.plan import planned
+from attrib.cli.sharing import once
 from attrib.errors import AttribError, CannotStart
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class EvaluateOptions(AnalysisOptions):
                show_default="each edit alone", rich_help_panel=PANEL),
     ] = None  # fmt: skip
     # An edit is judged by its whole answer.
-    lead: Annotated[int, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
+    lead: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
     batch_size: Annotated[
         int, Option(help="Inputs per pass; an edit is judged by about 8.", min=1), Field(ge=1)
     ] = 16
@@ -167,7 +168,8 @@ def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tu
     editor, files = load_editor(folder, vlm), [*_files(folder), *_files(folder / GATE)]
     if options.gate is not None:
         editor, files = gated(editor, options.gate), files + _files(options.gate)
-    unedited = Unedited(vlm, protocols, options.batch_size)
+    asked = (vlm, protocols, options.batch_size)
+    unedited = once("unedited", asked, lambda: Unedited(*asked))
     made = options.model_dump(mode="json", exclude={"dry_run", "sequential"})
     for number, place in folders.items():
         groups = Groups(list(data), number) if options.sequential else None

@@ -9,6 +9,7 @@ import typer
 
 from attrib.cli.command import ExitCode
 from attrib.cli.options import ModelOptions
+from attrib.cli.sharing import once
 
 if TYPE_CHECKING:
     from attrib.vlm import VLM
@@ -24,20 +25,21 @@ def add_to(app: typer.Typer) -> None:
 
 
 def load_model(options: ModelOptions) -> "VLM":
-    """The model that the options name; quiet where nobody watches."""
+    """The model that the options name; quiet where nobody watches. See `attrib.cli.sharing`."""
     from transformers.utils.logging import disable_progress_bar
 
     from attrib.vlm import load
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-    return load(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
+    named = {
+        "device": options.device,
+        "dtype": options.dtype,
+        "revision": options.revision,
+        "trust_remote_code": options.trust_remote_code,
+    }
+    key = (options.model, *named.values())
+    return once("model", key, lambda: load(options.model, **named))
 
 
 def list_models() -> None:

@@ -1,6 +1,5 @@
 """`attrib report`: which layers to edit and why, as a page, as Markdown and as JSON."""
 
-import gc
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -20,6 +19,7 @@ from attrib.cli.outputs import exit_code_for, refuse_unwritable, results_folder,
 from attrib.cli.report_commands import commands_of
 from attrib.cli.select import SelectOptions
 from attrib.cli.select_runs import make_evidence
+from attrib.cli.sharing import sharing
 from attrib.errors import AttribError, CannotStart
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def report(options: ReportOptions) -> int:
     grid = None if options.against is None else (str(options.against), _grid(options.against))
     out = _folder(options)
     refuse_unwritable(out)
-    if not options.runs and not _made(options, out):
+    with sharing():  # the model is read once for all analyses
+        made = bool(options.runs) or _made(options, out)
+    if not made:
         return ExitCode.DONE  # a dry run, or another process writes the report
     study = _study(options, options.runs or [out], out, grid)
     _tell(study, out)
@@ -95,7 +97,6 @@ def _made(options: ReportOptions, out: Path) -> bool:
     """Compute what is missing; whether it is now for this process to report on it."""
     if make_evidence(_selecting(options), out) is None:
         return False
-    gc.collect()  # the model, which the next analyses read again
     if options.pictures:
         _also(heatmap, HeatmapOptions(**_shared(options, out, "heatmap", options.pictures),
                                       noise=NOISE, pictures=0))  # fmt: skip
@@ -119,7 +120,6 @@ def _also(command: Any, options: AnalysisOptions) -> None:
             command(options)
     except (AttribError, CannotStart) as error:
         say(f"report: left out: {error}")
-    gc.collect()
 
 
 def _study(

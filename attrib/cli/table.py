@@ -14,6 +14,7 @@ from typer import Option
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.options import ModelOptions
 from attrib.cli.outputs import invocation, say
+from attrib.cli.sharing import sharing
 from attrib.errors import AttribError, CannotStart
 
 ALL = "all"
@@ -83,10 +84,12 @@ def table(options: TableOptions) -> int:
     _settle(options)
     missing = [job for job in jobs if not _scores(job, options.out).exists()]
     say(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {options.out}")
-    for number, job in enumerate(missing, 1):
-        say(f"{number} of {len(missing)}: {job.editor} on {job.backbone}, {job.data}, {job.seed}")
-        _train(job, options)
-        _evaluate(job, options)
+    with sharing():
+        for number, job in enumerate(missing, 1):
+            named = f"{job.editor} on {job.backbone}, {job.data}, seed {job.seed}"
+            say(f"{number} of {len(missing)}: {named}")
+            _train(job, options)
+            _evaluate(job, options)
     for backbone, data in dict.fromkeys((job.backbone, job.data) for job in jobs):
         mine = [job for job in jobs if (job.backbone, job.data) == (backbone, data)]
         for path in _written(mine, options):
