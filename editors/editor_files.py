@@ -1,8 +1,7 @@
-"""What the folder of a trained editor says of it: which editor, of which model, how trained."""
+"""What the folder of an editor says of it: which editor, of which model."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,8 @@ from attrib.errors import CannotStart
 from attrib.files import write_text
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
-from editors.losses import Weights
-from editors.training import Progress, Training
 
 SETTINGS = "editor.json"
-
-
-def about_training(
-    training: Training, weights: Weights, num: int, num_held_out: int, progress: Progress
-) -> dict[str, Any]:
-    """How an editor was trained, on how many edits, and what came of it; JSON."""
-    return {
-        "training": asdict(training),
-        "weights": asdict(weights),
-        "samples": num,
-        "held_out": num_held_out,
-        "best_step": progress.best_step,
-        "best_loss": progress.best,
-        "seconds": progress.seconds,
-        "curve": progress.curve,
-    }
 
 
 def write_record(path: Path, name: str, vlm: VLM, about: Mapping[str, Any]) -> None:

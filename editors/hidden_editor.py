@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, CannotStart
-from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import AdapterData
 from editors.edit import Edit, HiddenEdit
-from editors.editor_files import about_training, read_record, write_record
+from editors.editor_files import read_record, write_record
+from editors.editor_training import EditorTraining
 from editors.gate import CosineGate, LearnedGate
 from editors.gate_choice import NO_GATE, check_gate, fit_gate
 from editors.gate_files import load_gate, save_gate
@@ -32,7 +32,6 @@ from editors.presets import Preset, preset_for
 from editors.signals import layers_of_signals
 from editors.sites import Gate, Memory, Site
 from editors.tensors import save_tensors
-from editors.training import Run
 from editors.watching import tensorboard as open_tensorboard
 
 logger = logging.getLogger("attrib")
@@ -121,26 +120,13 @@ class HiddenEditor:
             keep=keep,
         )
         objective = cls.objective(vlm, adapters, sites, settings.weights, data, held_out, kept)
-        identity = {
-            "editor": cls.name,
-            "model": fingerprint(vlm),
-            "adapters": asdict(adapters),
-            "weights": asdict(settings.weights),
-            "data": [s.id for s in kept],
-        }
+        given = (settings.training, settings.weights, kept, held, Path(out), {"adapters": adapters})
+        fitting = EditorTraining(cls.name, vlm, *given)
         with open_tensorboard(Path(out)) if tensorboard else nullcontext() as watch:
-            run = Run(objective, settings.training, Path(out), identity, logger.info, watch)
-            progress = run.train()
-        trained = about_training(
-            settings.training, settings.weights, len(kept), len(held), progress
-        )
+            trained = fitting.run(objective, watch)
         with torch.enable_grad():
             fitted = fit_gate(gate, vlm, kept, min(layers_written))
-        editor = cls(vlm, adapters, sites, fitted, trained)
-        if run.ranks.first:
-            editor.save(out)
-        run.ranks.wait()
-        return editor
+        return fitting.saved(cls(vlm, adapters, sites, fitted, trained))
 
     @classmethod
     def objective(

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, CannotStart
-from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.edit import Edit, WeightEdit
-from editors.editor_files import about_training, read_record, write_record
+from editors.editor_files import read_record, write_record
+from editors.editor_training import EditorTraining
 from editors.held_out import held_out
 from editors.inner_weights import last_layers, matrices_of
 from editors.inner_weights_changes import edit_of_changes, sum_of_edits, token_gradients
@@ -26,7 +26,6 @@ from editors.losses import ROLES, Weights
 from editors.passed_anew import kept_or_anew
 from editors.settings import refuse_gate, settings_of
 from editors.tensors import save_tensors
-from editors.training import Run
 
 logger = logging.getLogger("attrib")
 NET = "net.safetensors"
@@ -97,22 +96,10 @@ class ChangeEditor(ABC):
             raise AttribError(f"{cls.name}: {len(samples)} samples are too few to train on")
         net = cls._built(vlm, chosen, settings, training.seed)
         objective = cls._objective(vlm, chosen, net, settings, weights, kept, held)
-        identity = {
-            "editor": cls.name,
-            "model": fingerprint(vlm),
-            "layers": chosen,
-            "settings": asdict(settings),
-            "weights": asdict(weights),
-            "data": [s.id for s in kept],
-        }
-        run = Run(objective, training, Path(out), identity, logger.info)
-        progress = run.train()
-        trained = about_training(training, weights, len(kept), len(held), progress)
-        editor = cls(vlm, chosen, settings, net, trained)
-        if run.ranks.first:
-            editor.save(out)
-        run.ranks.wait()
-        return editor
+        about = {"layers": chosen, "settings": settings}
+        fitting = EditorTraining(cls.name, vlm, training, weights, kept, held, Path(out), about)
+        trained = fitting.run(objective)
+        return fitting.saved(cls(vlm, chosen, settings, net, trained))
 
     @classmethod
     def _built(cls, vlm: VLM, layers: Sequence[int], settings: Any, seed: int) -> nn.Module:

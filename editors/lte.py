@@ -18,11 +18,11 @@ from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import CannotStart
-from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import adapter_data
 from editors.edit import Edit
-from editors.editor_files import about_training, read_record, write_record
+from editors.editor_files import read_record, write_record
+from editors.editor_training import EditorTraining
 from editors.held_out import held_out
 from editors.inner_weights import last_layers
 from editors.losses import ROLES, Weights
@@ -39,7 +39,6 @@ from editors.retrieval import (
 )
 from editors.settings import refuse_gate, settings_of
 from editors.tensors import save_tensors
-from editors.training import Run
 
 logger = logging.getLogger("attrib")
 CHANGE, ENCODER = "change.safetensors", "encoder.safetensors"
@@ -138,24 +137,12 @@ class Lte:
         kept, held = held_out(samples, validation)
         change = change_of(vlm, chosen, settings, training.seed)
         objective = _objective(vlm, change, kept, held, weights, settings.template)
-        identity = {
-            "editor": cls.name,
-            "model": fingerprint(vlm),
-            "layers": chosen,
-            "settings": asdict(settings),
-            "weights": asdict(weights),
-            "data": [s.id for s in kept],
-        }
-        run = Run(objective, training, Path(out), identity, logger.info)
-        progress = run.train()
-        trained = about_training(training, weights, len(kept), len(held), progress)
+        about = {"layers": chosen, "settings": settings}
+        fitting = EditorTraining(cls.name, vlm, training, weights, kept, held, Path(out), about)
+        trained = fitting.run(objective)
         encoder, threshold, found = scope_of(vlm, change, settings, kept)
         trained["scope"] = found
-        editor = cls(vlm, chosen, settings, change, encoder, threshold, trained)
-        if run.ranks.first:
-            editor.save(out)
-        run.ranks.wait()
-        return editor
+        return fitting.saved(cls(vlm, chosen, settings, change, encoder, threshold, trained))
 
     def edit(self, vlm: VLM, request: EditRequest) -> LteEdit:
         """The edit that puts a request in front of every question; nothing is computed for it."""

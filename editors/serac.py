@@ -17,10 +17,10 @@ from torch import Tensor
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, CannotStart
 from attrib.hooks import capture, read
-from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.edit import Edit
-from editors.editor_files import about_training, read_record, write_record
+from editors.editor_files import read_record, write_record
+from editors.editor_training import EditorTraining
 from editors.held_out import held_out
 from editors.losses import ROLES, Weights
 from editors.passed_anew import kept_or_anew
@@ -33,7 +33,6 @@ from editors.settings import refuse_gate, refuse_layers, settings_of
 from editors.signals import EMBED, Signal
 from editors.sites import Gate, Memory
 from editors.tensors import save_tensors
-from editors.training import Run
 
 logger = logging.getLogger("attrib")
 NETS = "nets.safetensors"
@@ -100,22 +99,11 @@ class Serac:
         kept, held = held_out(samples, validation)
         nets = networks(vlm, settings, training.seed)
         objective = _objective(vlm, nets, settings, weights, kept, held, keep)
-        identity = {
-            "editor": cls.name,
-            "model": fingerprint(vlm),
-            "settings": asdict(settings),
-            "weights": asdict(weights),
-            "data": [s.id for s in kept],
-        }
-        run = Run(objective, training, Path(out), identity, logger.info)
-        progress = run.train()
-        trained = about_training(training, weights, len(kept), len(held), progress)
+        given = (training, weights, kept, held, Path(out), {"settings": settings})
+        fitting = EditorTraining(cls.name, vlm, *given)
+        trained = fitting.run(objective)
         scope = ScopeGate(nets.eval().scope, layer, 0.0).calibrated(vlm, held)
-        editor = cls(vlm, settings, nets.eval().answer, scope, trained)
-        if run.ranks.first:
-            editor.save(out)
-        run.ranks.wait()
-        return editor
+        return fitting.saved(cls(vlm, settings, nets.eval().answer, scope, trained))
 
     def with_gate(self, gate: Gate | None) -> "Serac":
         """The same counterfactual model behind another gate, or behind none."""
