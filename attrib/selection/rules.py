@@ -18,7 +18,9 @@ RuleName = Literal[
     "onset-attn", "onset-mlp", "reach", "attention", "pointing",
 ]  # fmt: skip
 Draws = Float[np.ndarray, "draw layer"]
-FLOOR = 0.01  # a hundredth of a rule's best counts as nothing
+# Less than a thousandth of a rule's best counts as nothing. Sensitivity spans that much: with a
+# hundredth, layers where noise hardly matters passed for layers where it matters little (LOG.md).
+FLOOR = 0.001
 ROUNDING = 1e-12  # relative size of differences that are none
 
 
@@ -128,10 +130,10 @@ RULES: dict[RuleName, Rule] = {
 }
 VOTERS: tuple[RuleName, ...] = tuple(name for name, rule in RULES.items() if rule.votes)
 CONSENSUS = (
-    "weighted geometric mean of the voting rules' scores, each divided by its highest (a hundredth "
-    "at least). A product, because a good layer is good by every rule: ranks of rules that rise "
-    "and fall with depth would cancel out, and a rule that is the same everywhere has no say. A "
-    "rule's weight is 1 minus the variance of its scores between draws of examples over their "
+    "weighted geometric mean of the voting rules' scores, each divided by its highest (a "
+    "thousandth at least). A product, because a good layer is good by every rule: ranks of rules "
+    "that rise and fall with depth would cancel out, and a rule that is the same everywhere has no "
+    "say. A rule's weight is 1 minus the variance of its scores between draws of examples over their "
     "variance between layers, 0 at least: what chance decides has no say either"
 )
 
