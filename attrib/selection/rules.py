@@ -133,8 +133,8 @@ CONSENSUS = (
     "weighted geometric mean of the voting rules' scores, each divided by its highest (a "
     "thousandth at least). A product, because a good layer is good by every rule: ranks of rules "
     "that rise and fall with depth would cancel out, and a rule that is the same everywhere has no "
-    "say. A rule's weight is 1 minus the variance of its scores between draws of examples over their "
-    "variance between layers, 0 at least: what chance decides has no say either"
+    "say. A rule's weight is 1 minus the variance of its scores between draws of examples over "
+    "their variance between layers, 0 at least: what chance decides has no say either"
 )
 
 
