@@ -1,20 +1,18 @@
 """What is trained of a decoder: low-rank additions to its attention, or all of its layers.
 
 Low rank: Hu et al. 2021 ("LoRA"), y + alpha / rank * up(down(x)) in place of the output y of a
-linear map, with `up` zero at first, so that an untrained one changes nothing.
+linear map, with `up` zero at first, so that an untrained one changes nothing; by the library peft.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attrib.errors import CannotStart
-from attrib.hooks import on_input, on_output
 from attrib.vlm import VLM
 from editors.edit import WeightEdit
 from editors.inner_weights_passes import with_weights
@@ -24,46 +22,44 @@ ATTENDING = re.compile(
     r"[qkv]_proj|qkv_proj|qkv|Wqkv|W_pack|c_attn|query|key|value|query_key_value"
 )
 
+NAME = "edit"  # peft's name for the additions
 Done = TypeVar("Done")
 
 
 class LowRank(nn.Module):
-    """Low-rank additions to the maps to queries, keys and values of some layers, in float32."""
+    """Low-rank additions to the maps to queries, keys and values of some layers, in float32.
+
+    The layers are peft's. They take the places of the model's own maps while they are applied, and
+    those maps, which are never touched, take them back.
+    """
 
     def __init__(self, vlm: VLM, layers: Sequence[int], rank: int, alpha: float, seed: int):
         super().__init__()
-        self.layers, self.scale = list(layers), alpha / rank
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.parts = nn.ModuleDict(
-                {key: _Part(linear, rank) for key, linear in attending(vlm, layers).items()}
-            )
+        self.layers = list(layers)
+        self._wrapped = _wrapped(attending(vlm, layers), rank, alpha, seed)
+        # What is trained and kept; not the maps that are wrapped.
+        self.parts = nn.ModuleDict(
+            {key: nn.ModuleDict({"down": one.lora_A[NAME], "up": one.lora_B[NAME]})
+             for key, one in self._wrapped.items()}
+        )  # fmt: skip
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """The additions are made; the model's own weights are not touched."""
-        with ExitStack() as stack:
-            for key, linear in attending(vlm, self.layers).items():
-                stack.enter_context(self._added(linear, self.parts[key]))
+        places = [(vlm.layers[int(layer)], path) for layer, path in map(_place, self._wrapped)]
+        own = [layer.get_submodule(path) for layer, path in places]
+        try:
+            for (layer, path), wrapped in zip(places, self._wrapped.values(), strict=True):
+                layer.set_submodule(path, wrapped)
             yield
+        finally:
+            for (layer, path), linear in zip(places, own, strict=True):
+                layer.set_submodule(path, linear)
 
     def run(self, vlm: VLM, do: Callable[[], Done]) -> Done:
         """What `do` returns while the additions are made; gradients reach them."""
         with self.applied(vlm):
             return do()
-
-    @contextmanager
-    def _added(self, linear: nn.Module, part: nn.Module) -> Iterator[None]:
-        seen: list[Tensor] = []
-
-        def keep(x: Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-            seen[:] = [x]
-
-        def add(y: Tensor) -> Tensor:
-            return y + (self.scale * part(seen.pop())).to(y.dtype)
-
-        with on_input(linear, keep), on_output(linear, add):
-            yield
 
 
 class AllLayers(nn.Module):
@@ -93,17 +89,33 @@ class AllLayers(nn.Module):
         return with_weights(vlm, values, do)
 
 
-class _Part(nn.Module):
-    def __init__(self, linear: nn.Linear, rank: int):
-        super().__init__()
-        device = linear.weight.device
-        self.down = nn.Parameter(torch.empty(rank, linear.in_features))
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-        self.to(device)
+def _wrapped(
+    linears: Mapping[str, nn.Linear], rank: int, alpha: float, seed: int
+) -> dict[str, Any]:
+    """Layers of peft around some linear maps, which stay where they are."""
+    from peft import LoraConfig, inject_adapter_in_model
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float() @ self.down.T @ self.up.T
+    flags = {one: [p.requires_grad for p in one.parameters()] for one in linears.values()}
+    # Put into a holder, not into the model, so that nothing of the model is renamed or marked.
+    holder = nn.ModuleDict(dict(linears))
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": list(linears)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(**settings), holder, NAME)
+    for linear, wanted in flags.items():
+        for parameter, flag in zip(linear.parameters(), wanted, strict=True):
+            parameter.requires_grad_(flag)
+    made: dict[str, Any] = dict(holder.items())
+    for one in made.values():
+        one.lora_A.float()
+        one.lora_B.float()
+    return made
+
+
+def _place(key: str) -> tuple[str, str]:
+    """Layer and name of a linear map, out of what `attending` calls it."""
+    layer, _, path = key.partition("/")
+    return layer, path.replace("/", ".")
 
 
 def attending(vlm: VLM, layers: Sequence[int]) -> dict[str, nn.Linear]:

@@ -59,7 +59,7 @@ def test_low_rank_additions_are_additions_to_the_weights(any_vlm):
     before = {key: linear.weight.data for key, linear in linears.items()}
     for key, linear in linears.items():
         part = change.parts[key]
-        linear.weight.data = linear.weight.data + 2.0 * part.up @ part.down
+        linear.weight.data = linear.weight.data + 2.0 * part["up"].weight @ part["down"].weight
     written = any_vlm.logits(batch)
     for key, linear in linears.items():
         linear.weight.data = before[key]
