@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
+from attrib import plots
 from attrib.files import write_text
 from attrib.results import Result
 from editors.published import published
@@ -31,6 +33,23 @@ tbody tr:nth-child(even) { background: rgb(128 128 128 / .1); }
 
 
 @dataclass(frozen=True)
+class Trained:
+    """How the training of one editor went.
+
+    Attributes:
+        editor: Its name.
+        seed: Its seed.
+        seconds: That it took.
+        curve: Numbers on held-out edits, with the step they were seen at.
+    """
+
+    editor: str
+    seed: int
+    seconds: float
+    curve: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Editors on one model and dataset.
 
@@ -38,14 +57,14 @@ class Comparison:
         model: Its name.
         data: The dataset's name.
         results: Scores of each editor, one per seed.
-        train_seconds: By editor, of one training; editors without training are not in it.
+        trainings: Of the editors that are trained, one per seed.
         command: What made it.
     """
 
     model: str
     data: str
     results: Sequence[Result]
-    train_seconds: Mapping[str, float]
+    trainings: Sequence[Trained]
     command: str
 
     def parts(self) -> list[tuple[str, pd.DataFrame, str]]:
@@ -62,16 +81,32 @@ class Comparison:
         return made
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write `table.md`, `.tex` and `.html`, and `scores.csv` and `costs.csv`, into a folder."""
+        """Write `table.md`, `.tex`, `.html`, `scores.csv`, `costs.csv` and the learning curves."""
         folder = Path(folder)
         scores = summary(self.results).to_csv(index=False)
-        return [
+        written = [
             write_text(folder / "table.md", self.markdown()),
             write_text(folder / "table.tex", self.latex()),
             write_text(folder / "table.html", self.html()),
             write_text(folder / "scores.csv", scores),
             write_text(folder / "costs.csv", self._costs().to_csv(index=False)),
         ]
+        curves = self.curves()
+        if len(curves):
+            written.append(write_text(folder / "learning.csv", curves.to_csv(index=False)))
+            written += plots.save(plots.learning(curves), folder / "learning")
+        return written
+
+    def curves(self) -> pd.DataFrame:
+        """Numbers on held-out edits: editor, seed, step, name, value; empty if none is trained."""
+        rows = [
+            {"editor": one.editor, "seed": one.seed, "step": seen["step"], "name": k, "value": v}
+            for one in self.trainings
+            for seen in one.curve
+            for k, v in seen.items()
+            if k != "step"
+        ]
+        return pd.DataFrame(rows)
 
     def markdown(self) -> str:
         """For a README."""
@@ -105,11 +140,15 @@ class Comparison:
 
     def _costs(self) -> pd.DataFrame:
         spent: list[dict[str, Any]] = costs(self.results).to_dict("records")
+        seconds = {
+            name: median(one.seconds for one in self.trainings if one.editor == name)
+            for name in {one.editor for one in self.trainings}
+        }
         return pd.DataFrame(
             {
                 "editor": row["editor"],
                 "gate": row["gate"],
-                "training, s": f"{self.train_seconds.get(row['editor'], 0.0):,.0f}",
+                "training, s": f"{seconds.get(row['editor'], 0.0):,.0f}",
                 "edit, ms": f"{row['edit_ms']:,.1f}",
                 "bytes stored": f"{row['bytes']:,.0f}",
                 "pass with the edit / without": f"{row['latency']:.2f}",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
@@ -16,6 +16,9 @@ from attrib.cli.options import ModelOptions
 from attrib.cli.outputs import invocation, say
 from attrib.cli.sharing import sharing
 from attrib.errors import AttribError, CannotStart
+
+if TYPE_CHECKING:
+    from editors.comparison import Trained
 
 ALL = "all"
 MANIFEST = "table.json"
@@ -206,9 +209,9 @@ def _written(jobs: Sequence[Job], options: TableOptions) -> list[Path]:
     from editors.comparison import Comparison
 
     results = [Result.load(_scores(job, options.out)) for job in jobs]
-    seconds = {job.editor: _seconds(job, options.out) for job in jobs}
+    trainings = [_trained(job, options.out) for job in jobs if _is_trained(job.editor)]
     first = jobs[0]
-    made = Comparison(first.backbone, first.data, results, seconds, invocation())
+    made = Comparison(first.backbone, first.data, results, trainings, invocation())
     return made.save(place(options.out, first.backbone, first.data))
 
 
@@ -216,12 +219,14 @@ def _scores(job: Job, out: Path) -> Path:
     return job.folder(out) / "scores" / "scores.parquet"
 
 
-def _seconds(job: Job, out: Path) -> float:
-    """That the training took."""
+def _trained(job: Job, out: Path) -> "Trained":
+    from editors.comparison import Trained
     from editors.editor_files import SETTINGS
 
     record = json.loads((job.folder(out) / SETTINGS).read_text(encoding="utf-8"))
-    return float((record.get("trained") or {}).get("seconds", 0.0))
+    trained = record.get("trained") or {}
+    seconds, curve = trained.get("seconds", 0.0), trained.get("curve", [])
+    return Trained(job.editor, job.seed, float(seconds), curve)
 
 
 def _writes_layers(editor: str) -> bool:

@@ -11,6 +11,7 @@ from attrib.plots.gate import gate_auc, gate_similarity, gate_tokens
 from attrib.plots.heat import heat_by_layer, heat_pictures
 from attrib.plots.heat_cells import heat_cells, heat_scale
 from attrib.plots.layer_evidence import layer_evidence, layer_scores, mark_layers
+from attrib.plots.learning import learning
 from attrib.plots.overlay import overlay, query_bars
 from attrib.plots.patching import patching, patching_difference
 from attrib.plots.selection import selection
@@ -30,6 +31,7 @@ __all__ = [
     "heat_scale",
     "layer_evidence",
     "layer_scores",
+    "learning",
     "mark_layers",
     "new_axes",
     "overlay",

@@ -8,15 +8,19 @@ import pytest
 from test_evaluation_table import result  # planted scores
 
 from editors import EDITORS
-from editors.comparison import Comparison
+from editors.comparison import Comparison, Trained
 from editors.published import FILE, published
 
 NASTY = '<script>alert("{{7*7}}")</script> & 50 % of_all | x'
 
 
-def comparison(*results, model="tiny-llava", data="scenes-vqa", train_seconds=None):
+CURVE = [{"step": step, "loss": 2.0 - step, "request": step / 2} for step in range(3)]
+TRAINED = (Trained("dualedit", 0, 61.0, CURVE), Trained("dualedit", 1, 59.0, CURVE[:2]))
+
+
+def comparison(*results, model="tiny-llava", data="scenes-vqa", trainings=TRAINED[:1]):
     made = results or (result(0.75, "dualedit"),)
-    return Comparison(model, data, made, train_seconds or {"dualedit": 61.0}, "attrib table")
+    return Comparison(model, data, made, trainings, "attrib table")
 
 
 def test_every_part_has_its_rows():
@@ -44,12 +48,23 @@ def test_seeds_show_their_spread():
 
 def test_all_formats_are_written_and_hold_the_numbers(tmp_path):
     files = comparison().save(tmp_path)
-    names = ["table.md", "table.tex", "table.html", "scores.csv", "costs.csv"]
-    assert [path.name for path in files] == names
+    names = ["table.md", "table.tex", "table.html", "scores.csv", "costs.csv", "learning.csv"]
+    assert [path.name for path in files] == [*names, "learning.svg", "learning.png"]
     for name in names[:3]:
         text = (tmp_path / name).read_text()
         assert "75.0 [75.0, 75.0]" in text and "attrib table" in text and "96.94" in text
     assert r"\toprule" in (tmp_path / "table.tex").read_text()
+
+
+def test_learning_curves_hold_every_number_of_every_seed(tmp_path):
+    curves = comparison(trainings=TRAINED).curves()
+    assert len(curves) == 2 * 5
+    said = curves[(curves["seed"] == 1) & (curves["name"] == "request")]
+    assert said[["step", "value"]].to_numpy().tolist() == [[0, 0.0], [1, 0.5]]
+    costs = comparison(trainings=TRAINED).parts()[2][1]
+    assert costs["training, s"].tolist() == ["60"]  # the median of the seeds
+    without = comparison(trainings=()).save(tmp_path)
+    assert not [path for path in without if "learning" in path.name]
 
 
 def test_names_are_text_in_every_format(tmp_path):
