@@ -19,13 +19,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import attrib
 from attrib.data.samples import EditSample
 from attrib.environment import versions
 from attrib.vlm import VLM
-from benchmarks.shapes import LLAVA_7B, PATCH, Shape, random_vlm
+from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
 from editors.objective import AdapterObjective, trained_roles
 from editors.passed_anew import kept_or_anew
 from editors.presets import PRESETS
@@ -33,21 +31,7 @@ from editors.signals import layers_of_signals
 from editors.training import Run
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = {"llava-7b": LLAVA_7B, "small": Shape(side=4, layers=8, width=64, heads=4, vocab=512)}
 WARMUP, PAPERS_STEPS = 3, 50_000
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def with_processor(vlm: VLM, shape: Shape) -> VLM:
-    """The model with a processor for pictures of this size, and words that it knows."""
-    processor = attrib.load("tiny-llava").processor
-    side = shape.side * PATCH
-    processor.patch_size = PATCH
-    for name in ("size", "crop_size"):
-        setattr(processor.image_processor, name, {"height": side, "width": side})
-    vlm.model.config.image_token_id = processor.image_token_id
-    vlm.model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    return VLM(vlm.model, processor, name=vlm.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +50,13 @@ class Bench:
         adapters = preset.adapters_at({"text": [self.text], "visual": [self.visual]})
         sites = adapters.build(self.vlm, seed=0)
         needed = layers_of_signals(adapters.signal, [self.text, self.visual])
-        _reset_peak(self.vlm)
+        reset_peak(self.vlm)
         began = time.perf_counter()
         data, held = kept_or_anew(
             self.vlm, self.samples, self.samples[:1], first=[min(self.text, self.visual)],
             signals=needed, roles=trained_roles(preset.weights, sites), keep=keep,
         )  # fmt: skip
-        prepared = _now(self.vlm) - began
+        prepared = now(self.vlm) - began
         objective = AdapterObjective(self.vlm, sites, data, held, preset.weights, adapters)
         seconds = _seconds_per_step(self.vlm, objective, preset.training, self.steps)
         passes = prepared / len(self.samples) if keep else 0.0
@@ -82,7 +66,7 @@ class Bench:
             "steps per second": 1 / seconds,
             "seconds to keep an edit": passes,
             "MiB kept of an edit": _kept_mib(data, len(self.samples)) if keep else 0.0,
-            "peak MiB": _peak_mib(self.vlm),
+            "peak MiB": peak_mib(self.vlm),
             "hours for 50,000 steps": PAPERS_STEPS * seconds / 3600,
         }
 
@@ -93,29 +77,10 @@ def _seconds_per_step(vlm: VLM, objective: AdapterObjective, training: Any, step
         run = Run(objective, training, Path(folder), {}, lambda _line: None)
         for _ in range(WARMUP):
             run.step()
-        began = _now(vlm)
+        began = now(vlm)
         for _ in range(steps):
             run.step()
-        return (_now(vlm) - began) / steps
-
-
-def _now(vlm: VLM) -> float:
-    if vlm.device.type == "cuda":
-        torch.cuda.synchronize(vlm.device)
-    return time.perf_counter()
-
-
-def _reset_peak(vlm: VLM) -> None:
-    if vlm.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(vlm.device)
-
-
-def _peak_mib(vlm: VLM) -> float | None:
-    """Of the GPU; a CPU's is not measured here."""
-    if vlm.device.type != "cuda":
-        return None
-    return torch.cuda.max_memory_allocated(vlm.device) / 2**20
+        return (now(vlm) - began) / steps
 
 
 def _kept_mib(data: Any, num: int) -> float:
@@ -133,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     shape = SHAPES[options.shape]
-    vlm = with_processor(random_vlm(shape, DTYPES[options.dtype], options.device), shape)
+    vlm = asked(shape, options.dtype, options.device)
     samples = list(attrib.data.load("scenes-vqa", split="train", limit=options.edits))
     text, visual = shape.layers * 16 // 32, shape.layers * 19 // 32
     bench = Bench(vlm, samples, text, visual, options.steps)
@@ -141,15 +106,11 @@ def main(arguments: list[str] | None = None) -> None:
     for row in rows:
         sys.stdout.write(json.dumps(row) + "\n")
     head = {"date": date.today().isoformat(), "shape": asdict(shape), "dtype": options.dtype,
-            "device": _device_name(options.device), "layers": {"text": text, "visual": visual},
+            "device": device_name(options.device), "layers": {"text": text, "visual": visual},
             "steps": options.steps, "edits": options.edits, "versions": versions()}  # fmt: skip
     path = options.out or RESULTS / f"papers-training-{options.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
 if __name__ == "__main__":

@@ -116,7 +116,12 @@ def adapter_data(
     """
     if not samples:
         raise AttribError("there is no sample to train on; see the quarantined rows")
-    asked = [(s, r, request) for s in samples for r in roles for request in requests_of(s, r)]
+    asked = [
+        (number, role, request)
+        for number, sample in enumerate(samples)
+        for role in roles
+        for request in requests_of(sample, role)
+    ]
     is_edit = [role == "request" for _, role, _ in asked]
     edits = [request for _, role, request in asked if role == "request"]
     others = [request for _, role, request in asked if role != "request"]
@@ -124,10 +129,10 @@ def adapter_data(
     ran = iter(run_queries(vlm, others, first, what=called[0]))
     installed = run_queries(vlm, edits, sorted({*first, *signals}), what=called[1])
     left = iter(installed)
-    inputs: dict[str, dict[str, list[Query]]] = {s.id: {} for s in samples}
-    for (sample, role, _), edit in zip(asked, is_edit, strict=True):
-        inputs[sample.id].setdefault(role, []).append(next(left) if edit else next(ran))
-    return AdapterData([s.id for s in samples], installed, list(inputs.values()))
+    inputs: list[dict[str, list[Query]]] = [{} for _ in samples]
+    for (number, role, _), edit in zip(asked, is_edit, strict=True):
+        inputs[number].setdefault(role, []).append(next(left) if edit else next(ran))
+    return AdapterData([s.id for s in samples], installed, inputs)
 
 
 def requests_of(sample: EditSample, role: str) -> list[EditRequest]:
