@@ -6,36 +6,33 @@ inputs pass the unedited model once for all of them.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from attrib.data.samples import EditSample
-from attrib.errors import AttribError
+from attrib.errors import AttribError, CannotStart
 from attrib.files import write_text
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
 from editors.adapter_data import AdapterData, adapter_data
+from editors.gate_choice import NO_GATE, check_gate, fit_gate
+from editors.gate_files import load_gate, save_gate
+from editors.grid_scores import Opened, Scores, cell_scores, opened
 from editors.hidden_editor import HiddenEditor
-from editors.losses import LOCALITY, ROLES
-from editors.objective import AdapterObjective
+from editors.losses import ROLES
 from editors.placement import check_layers
 from editors.presets import Preset
 from editors.signals import layers_of_signals
 from editors.training import Run
 
-METRICS = {
-    "request": "rel", "text_generality": "t_gen", "visual_generality": "v_gen",
-    "text_locality": "t_loc", "visual_locality": "m_loc", "hard_locality": "hard",
-}  # fmt: skip
-AVERAGED = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
 CELL = "cell.json"
 WATCHED = 48  # edits that a training is validated on
+GATE_LAYER = 0  # that the gate of all cells reads: none of them writes before it
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,9 @@ def grid(
     out: str | Path,
     preset: Preset,
     say: Callable[[str], None],
+    gate: str = NO_GATE,
 ) -> pd.DataFrame:
-    """Train and score the wanted cells; those that the folder holds already are read.
+    """Train and score the wanted cells; what the folder holds already is read.
 
     Args:
         editor: Which one.
@@ -90,10 +88,12 @@ def grid(
         out: Folder of the cells.
         preset: How adapters are made and trained; its seed is the cell's.
         say: Told a line for each cell.
+        gate: One of `editors.gate_choice.GATES`, fitted once to `samples` for all cells; cells are
+            scored behind it, and without one as well.
 
     Returns:
-        One row per cell and metric: text, visual (NaN for none), seed, metric, value (0 to 1, mean
-        over test edits, teacher-forced token accuracy; without a gate), and "avg" of the five.
+        One row per cell, gate and metric: text, visual (NaN for none), seed, gate, metric, value
+        (0 to 1, mean over test edits, teacher-forced token accuracy), and "avg" of the five.
 
     Raises:
         AttribError: No cells, or the folder holds cells of other data, model or settings.
@@ -107,12 +107,14 @@ def grid(
     )
     identity = _identity(editor, vlm, samples, test, preset)
     folders = [Path(out) / cell.name for cell in wanted]
-    missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity)]
+    check_gate(gate)
+    missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity, gate)]
     if missing:
-        bench = _Bench.prepare(editor, vlm, samples, test, preset, missing)
+        gates = {} if gate == NO_GATE else {gate: _opened(vlm, samples, test, gate, Path(out))}
+        bench = _Bench.prepare(editor, vlm, samples, test, preset, missing, gates)
         for done, cell in enumerate(missing):
             record = bench.score(cell, Path(out) / cell.name, identity)
-            avg = record["scores"]["avg"]
+            avg = record["scores"][gate]["avg"]
             say(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
     records = [json.loads((folder / CELL).read_text()) for folder in folders]
     return _frame(wanted, [record["scores"] for record in records])
@@ -128,6 +130,7 @@ class _Bench:
     samples: Sequence[EditSample]
     data: AdapterData
     test: AdapterData
+    gates: Mapping[str, Opened]
 
     @classmethod
     def prepare(
@@ -138,15 +141,16 @@ class _Bench:
         test: Sequence[EditSample],
         preset: Preset,
         wanted: Sequence[Cell],
+        gates: Mapping[str, Opened],
     ) -> "_Bench":
         layers = sorted({i for cell in wanted for some in cell.layers.values() for i in some})
         shown = layers_of_signals(preset.adapters_at({}).signal, layers)
         both = adapter_data(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
         data, tested = both.parted(len(samples))
-        return cls(editor, vlm, preset, samples, data, tested)
+        return cls(editor, vlm, preset, samples, data, tested, gates)
 
     def score(self, cell: Cell, out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """Train one cell and write its scores."""
+        """Train one cell, if it is not trained yet, and write its scores."""
         preset = self.preset.changed(seed=cell.seed)
         adapters = preset.adapters_at(cell.layers)
         sites = adapters.build(self.vlm, cell.seed)
@@ -155,7 +159,7 @@ class _Bench:
             self.vlm, adapters, sites, preset.weights, self.data, few, self.samples
         )
         progress = Run(objective, preset.training, out, identity, lambda _line: None).train()
-        scores = test_scores(objective, self.test)
+        scores = cell_scores(objective, self.test, self.gates)
         record = {
             "identity": identity,
             "cell": asdict(cell),
@@ -166,29 +170,32 @@ class _Bench:
         return record
 
 
-@torch.no_grad()
-def test_scores(objective: AdapterObjective, test: AdapterData) -> dict[str, float]:
-    """Per metric the mean over edits of the share of answer tokens that are right, and "avg"."""
-    found: dict[str, list[float]] = {}
-    for item in range(len(test)):
-        tokens = objective.tokens(test, [item], ROLES)
-        now, before = tokens["logits"].argmax(-1), tokens["clean"].argmax(-1)
-        for index, role in enumerate(ROLES):
-            at = tokens["roles"] == index
-            if bool(at.any()):
-                wanted = before[at] if role in LOCALITY else tokens["labels"][at]
-                found.setdefault(METRICS[role], []).append(
-                    (now[at] == wanted).float().mean().item()
-                )
-    means = {name: float(np.mean(values)) for name, values in found.items()}
-    return means | {"avg": float(np.mean([means[name] for name in AVERAGED]))}
+def _opened(
+    vlm: VLM,
+    samples: Sequence[EditSample],
+    test: Sequence[EditSample],
+    name: str,
+    out: Path,
+) -> Opened:
+    """What the gate of a name opens for; it is fitted once, and kept in the folder of the cells."""
+    folder = out / f"gate-{name}"
+    try:
+        gate = load_gate(folder)
+    except CannotStart:
+        with torch.enable_grad():
+            gate = fit_gate(name, vlm, samples, GATE_LAYER)
+        assert gate is not None
+        save_gate(folder, gate)
+    return opened(vlm, test, gate)
 
 
-def _frame(wanted: Sequence[Cell], scores: Sequence[dict[str, float]]) -> pd.DataFrame:
-    rows = []
-    for cell, found in zip(wanted, scores, strict=True):
-        rows += [{**asdict(cell), "metric": name, "value": value} for name, value in found.items()]
-    return pd.DataFrame(rows)
+def _frame(wanted: Sequence[Cell], scores: Sequence[Scores]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {**asdict(cell), "gate": gate, "metric": name, "value": value}
+        for cell, by_gate in zip(wanted, scores, strict=True)
+        for gate, found in by_gate.items()
+        for name, value in found.items()
+    )
 
 
 def _identity(
@@ -210,15 +217,16 @@ def _identity(
     return json.loads(json.dumps(about))
 
 
-def _is_done(folder: Path, identity: dict[str, Any]) -> bool:
+def _is_done(folder: Path, identity: dict[str, Any], gate: str) -> bool:
     path = folder / CELL
     if not path.exists():
         return False
-    if json.loads(path.read_text())["identity"] != identity:
+    record = json.loads(path.read_text())
+    if record["identity"] != identity:
         raise AttribError(
             f"{folder} was trained with other settings, data or model; choose another --out"
         )
-    return True
+    return gate in record["scores"]
 
 
 def _or_no(layer: int | None) -> str:

@@ -1,7 +1,7 @@
 """`attrib grid`: short trainings over layers, which show what the choice of layers is worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
@@ -41,6 +41,12 @@ class GridOptions(TrainOptions):
     seeds: Annotated[
         int, Option(help="Trainings per cell.", min=1, rich_help_panel=WHERE), Field(ge=1)
     ] = 3
+    gate: Annotated[
+        Literal["none", "prompt_last", "sequence_last", "learned"] | None,
+        Option(help="What decides which inputs an edit serves when a cell is scored; one gate for "
+               "all cells, which reads layer 0. Scores without a gate are given as well.",
+               rich_help_panel=WHERE),
+    ] = "learned"  # fmt: skip
     test_split: Annotated[
         str, Option(help="Part that cells are scored on.", rich_help_panel="Data")
     ] = "validation"
@@ -78,10 +84,12 @@ def grid(options: GridOptions) -> int:
     )
     steps = preset.training.steps
     say(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
-    frame = run(editor, vlm, training_data(options), test, wanted, out, preset, say)
+    gate = options.gate or "none"
+    frame = run(editor, vlm, training_data(options), test, wanted, out, preset, say, gate)
     print(_table(frame))
     print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
-    scores = frame.loc[frame["metric"] == "avg", ["text", "visual", "seed", "value"]]
+    judged = (frame["metric"] == "avg") & (frame["gate"] == gate)
+    scores = frame.loc[judged, ["text", "visual", "seed", "value"]]
     names = ["text", "visual", "seed", "score"]  # what selection is judged against
     path = write_text(out / "scores.csv", scores.to_csv(index=False, header=names))
     print(f"  {path}\nnext: attrib select --model {options.model} --against {path}")
@@ -143,10 +151,10 @@ def pairs_in(given: str) -> list[tuple[int, int]]:
 
 
 def _table(frame: "pd.DataFrame") -> str:
-    """Mean over seeds per cell, a column per metric, in per cent."""
+    """Mean over seeds per cell and gate, a column per metric, in per cent."""
     shown: Any = frame.assign(
         text=frame["text"].astype(object).where(frame["text"].notna(), "-"),
         visual=frame["visual"].astype(object).where(frame["visual"].notna(), "-"),
     )
-    table = shown.pivot_table("value", ["text", "visual"], "metric", "mean", sort=False)
+    table = shown.pivot_table("value", ["gate", "text", "visual"], "metric", "mean", sort=False)
     return (100 * table).round(1).to_string()

@@ -1,5 +1,7 @@
 """The grid of layers: a cell is the editor trained there; done cells are not trained again."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import tiny_vlm
@@ -7,7 +9,9 @@ from tiny_edits import samples
 
 from attrib.errors import AttribError
 from editors import DualEdit, VisEdit, evaluate
-from editors.grid import AVERAGED, Cell, cells, grid
+from editors.gate_files import load_gate
+from editors.grid import Cell, cells, grid
+from editors.grid_scores import AVERAGED
 from editors.presets import preset_for
 
 CHANGES = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
@@ -40,23 +44,39 @@ def test_there_is_a_row_per_cell_and_metric(done):
     assert first["avg"] == pytest.approx(first[list(AVERAGED)].mean())
 
 
-@pytest.mark.parametrize("editor", [DualEdit, VisEdit])
-def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(editor, llava, done, tmp_path):
+@pytest.mark.parametrize(("editor", "gate"), [(DualEdit, "prompt_last"), (VisEdit, "none")])
+def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(editor, gate, llava, done, tmp_path):
     _, _, preset, test, _ = done
-    frame = grid(
-        editor, llava, samples(6), test, [Cell(None, 0, 0)], tmp_path / "grid", preset, print
-    )
+    out = tmp_path / "grid"
+    frame = grid(editor, llava, samples(6), test, [Cell(None, 0, 0)], out, preset, print, gate)
     trained = editor.train(
         llava, samples(6), layers={"visual": [0]}, out=tmp_path / "one", validation=test,
         gate="none", preset="embedded", **CHANGES,
     )  # fmt: skip
     assert (trained.sites[0].adapter.mapper is not None) == (editor is VisEdit)
-    result = evaluate(llava, trained, test, ("paper",))
-    rows = result.frame[result.frame["editor"] == editor.name]
-    means = rows[rows["protocol"] == "paper"].groupby("metric")["value"].mean()
-    cell = frame.set_index("metric")["value"]
-    for name in AVERAGED:
-        assert cell[name] == pytest.approx(means[name], abs=1e-6), name
+    gates = {"none": None} | ({} if gate == "none" else {gate: load_gate(out / f"gate-{gate}")})
+    assert set(frame["gate"]) == set(gates)
+    for name, fitted in gates.items():
+        result = evaluate(llava, trained.with_gate(fitted), test, ("paper",))
+        rows = result.frame[result.frame["editor"] == editor.name]
+        means = rows[rows["protocol"] == "paper"].groupby("metric")["value"].mean()
+        cell = frame[frame["gate"] == name].set_index("metric")["value"]
+        for metric in AVERAGED:
+            assert cell[metric] == pytest.approx(means[metric], abs=1e-6), (name, metric)
+
+
+def test_done_cells_are_scored_behind_another_gate_without_training(llava, done, tmp_path):
+    frame, out, preset, test, _ = done
+    out = shutil.copytree(out, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/best.safetensors")}
+    lines, place = [], [Cell(None, 0, 0)]
+    again = grid(DualEdit, llava, samples(6), test, place, out, preset, lines.append, "prompt_last")
+    assert len(lines) == 1
+    ungated = again[again["gate"] == "none"].set_index("metric")["value"]
+    assert ungated.equals(frame[frame["text"].isna()].set_index("metric")["value"])
+    gated = again[again["gate"] == "prompt_last"].set_index("metric")["value"]
+    assert (gated >= ungated)[["t_loc", "m_loc", "hard"]].all()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_done_cells_are_read_and_other_settings_refused(llava, done):

@@ -106,11 +106,13 @@ def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
     )
     few = ("--text", "1", "--visual", "none", "--pairs", "1x0", "--seeds", 1)
     code, out, err = run(
-        "grid", *given(there), *TRAIN, *few, "--test-split", "vqa-eval", "--out", "g"
-    )
+        "grid", *given(there), *TRAIN, *few, "--test-split", "vqa-eval", "--out", "g",
+        "--gate", "prompt_last",
+    )  # fmt: skip
     assert code == 0, err
     assert "avg" in out
-    assert len((tmp_path / "g" / "grid.csv").read_text().splitlines()) == 1 + 2 * 6
+    # By cell, behind the gate and without it, five metrics and their mean.
+    assert len((tmp_path / "g" / "grid.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
     # What `attrib select --against` reads.
     scores = (tmp_path / "g" / "scores.csv").read_text().splitlines()
     assert scores[0] == "text,visual,seed,score"
