@@ -53,9 +53,7 @@ def _costs(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksu
     reset_peak(vlm)
     with tempfile.TemporaryDirectory() as folder:
         began = now(vlm)
-        editor = EDITORS[name].train(
-            vlm, samples[:-1], out=folder, preset="published", **options
-        )
+        editor = EDITORS[name].train(vlm, samples[:-1], out=folder, preset="published", **options)
         ready = now(vlm)
     edit = editor.edit(vlm, request)
     made = now(vlm)

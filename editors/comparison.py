@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from attrib import plots
 from attrib.files import write_text
 from attrib.results import Result
 from editors.published import published
@@ -81,7 +80,7 @@ class Comparison:
         return made
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write `table.md`, `.tex`, `.html`, `scores.csv`, `costs.csv` and the learning curves."""
+        """Write `table.md`, `.tex`, `.html`, `scores.csv`, `costs.csv` and `learning.csv`."""
         folder = Path(folder)
         scores = summary(self.results).to_csv(index=False)
         written = [
@@ -94,7 +93,6 @@ class Comparison:
         curves = self.curves()
         if len(curves):
             written.append(write_text(folder / "learning.csv", curves.to_csv(index=False)))
-            written += plots.save(plots.learning(curves), folder / "learning")
         return written
 
     def curves(self) -> pd.DataFrame:

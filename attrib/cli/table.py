@@ -205,6 +205,7 @@ def _selected(job: Job, options: TableOptions) -> str:
 
 
 def _written(jobs: Sequence[Job], options: TableOptions) -> list[Path]:
+    from attrib import plots
     from attrib.results import Result
     from editors.comparison import Comparison
 
@@ -212,7 +213,11 @@ def _written(jobs: Sequence[Job], options: TableOptions) -> list[Path]:
     trainings = [_trained(job, options.out) for job in jobs if _is_trained(job.editor)]
     first = jobs[0]
     made = Comparison(first.backbone, first.data, results, trainings, invocation())
-    return made.save(place(options.out, first.backbone, first.data))
+    folder = place(options.out, first.backbone, first.data)
+    files, curves = made.save(folder), made.curves()
+    if len(curves):
+        files += plots.save(plots.learning(curves), folder / "learning")
+    return files
 
 
 def _scores(job: Job, out: Path) -> Path:

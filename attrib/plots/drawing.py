@@ -2,8 +2,9 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -44,12 +45,18 @@ STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",  # Text stays text: searchable, small.
     "svg.hashsalt": "attrib",  # Ids come from the content, not from chance.
 }
+_look: ContextVar[Mapping[RcKeyType, Any]] = ContextVar("look", default=STYLE)
 
 
 def new_axes(width: float = 5.0, height: float = 3.2) -> Axes:
     """The axes of a figure of its own, in inches; no display and no global state needed."""
-    with matplotlib.rc_context(STYLE):
-        return Figure(figsize=(width, height), layout="constrained").add_subplot()
+    with style():
+        return new_figure(width, height).add_subplot()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, whose parts keep out of each other's way."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def share_scale(*axes: Axes) -> None:
@@ -84,20 +91,8 @@ def svg(ax: Axes, *, target: Literal["file", "page"] = "file", prefix: str = "")
     For a page there is no XML head, colours follow the page's theme, and `prefix` keeps the
     ids of several figures apart.
     """
-    text = io.StringIO()
     title = ax.get_title(loc="left") or "figure"
-    with style():
-        figure_of(ax).savefig(
-            text,
-            format="svg",
-            transparent=target == "page",
-            metadata={"Date": None, "Creator": None, "Title": title},
-        )
-    drawing = text.getvalue()
-    head = f"<title>{escape(title, quote=False)}</title>"
-    assert head in drawing
-    named = f"{head}\n <desc>{escape(describe(ax))}</desc>"
-    drawing = drawing.replace(head, named, 1).replace("<svg ", '<svg role="img" ', 1)
+    drawing = figure_svg(figure_of(ax), title, describe(ax), transparent=target == "page")
     if target == "file":
         return drawing
     drawing = drawing[drawing.index("<svg ") :]
@@ -108,13 +103,48 @@ def svg(ax: Axes, *, target: Literal["file", "page"] = "file", prefix: str = "")
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", drawing)
 
 
+def figure_svg(figure: Figure, title: str, said: str, *, transparent: bool = False) -> str:
+    """A figure as SVG, with its title and what it shows in words."""
+    text = io.StringIO()
+    with style():
+        figure.savefig(
+            text,
+            format="svg",
+            transparent=transparent,
+            metadata={"Date": None, "Creator": None, "Title": title},
+        )
+    drawing = _count_clips(text.getvalue())
+    head = f"<title>{escape(title, quote=False)}</title>"
+    assert head in drawing
+    named = f"{head}\n <desc>{escape(said)}</desc>"
+    return drawing.replace(head, named, 1).replace("<svg ", '<svg role="img" ', 1)
+
+
+def _count_clips(drawing: str) -> str:
+    """The same SVG with its clip paths numbered as they are used.
+
+    Their names come from sizes to the last bit, which the layout does not settle.
+    """
+    clips = dict.fromkeys(re.findall(r'"url\(#(p[0-9a-f]{10})\)"', drawing))
+    for number, name in enumerate(clips):
+        drawing = drawing.replace(name, f"clip{number}")
+    return drawing
+
+
+def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:
+    """A figure as PNG."""
+    image = io.BytesIO()
+    with style():
+        figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
+    return image.getvalue()
+
+
 def save(ax: Axes, stem: str | Path) -> list[Path]:
     """Write the figure as `stem`.svg and `stem`.png; their paths."""
-    image, drawing = (Path(f"{stem}.{kind}") for kind in ("png", "svg"))
-    write_text(drawing, svg(ax))
-    with style(), replacing(image) as file:
-        figure_of(ax).savefig(file, format="png", dpi=200, metadata={"Software": None})
-    return [drawing, image]
+    drawing = write_text(f"{stem}.svg", svg(ax))
+    with replacing(f"{stem}.png") as file:
+        file.write(figure_png(figure_of(ax)))
+    return [drawing, Path(f"{stem}.png")]
 
 
 def figure_of(ax: Axes) -> Figure:
@@ -126,6 +156,17 @@ def figure_of(ax: Axes) -> Figure:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the look of this package."""
-    with matplotlib.rc_context(STYLE):
+    """Draw in the look of this package, or in the one chosen with `look`."""
+    with matplotlib.rc_context(dict(_look.get())):
         yield
+
+
+@contextmanager
+def look(changes: Mapping[RcKeyType, Any]) -> Iterator[None]:
+    """Draw with some of matplotlib's settings changed from the look of this package."""
+    token = _look.set(STYLE | dict(changes))
+    try:
+        with style():
+            yield
+    finally:
+        _look.reset(token)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from attrib.plots.drawing import BLUE, MUTED, STYLE, style
+from attrib.plots.drawing import BLUE, MUTED, style
 
 COLORS = "viridis"  # equal steps look equal, also in grey and to colour-blind readers
 OPACITY = 0.62
@@ -60,9 +59,7 @@ def overlay(
         _show(panels[0], image, box)
         panels[0].set_title("image", fontsize=9)
         for ax, layer, values in zip(panels[1:], layers, maps, strict=True):
-            _show(ax, image.convert("L"), box)
-            _lay(ax, values, box, shared if scale == "shared" else _scale(values))
-            _fit(ax, image, box)
+            lay_over(ax, image, values, box, shared if scale == "shared" else _scale(values))
             _name(ax, layer, values)
         if scale == "shared":
             bar = figure.colorbar(ScalarMappable(shared, COLORS), ax=panels, shrink=0.8, aspect=30)
@@ -99,7 +96,7 @@ def _panels(num: int, title: str, note: str) -> tuple[Figure, list[Axes]]:
     """A figure with so many empty panels, row by row."""
     across = min(num, ACROSS)
     down = math.ceil(num / across)
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(across * WIDTH + 0.9, down * HEIGHT + 0.5), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False).ravel().tolist()
     for ax in grid[num:]:
@@ -115,12 +112,22 @@ def _scale(values: Float[np.ndarray, "*cells"], power: float = 1.0) -> PowerNorm
     return PowerNorm(power, float(np.nanmin(values)), float(np.nanmax(values)))
 
 
-def _lay(ax: Axes, values: Float[np.ndarray, "row col"], box: Box, scale: Normalize) -> None:
+def lay_over(
+    ax: Axes,
+    image: Image.Image,
+    values: Float[np.ndarray, "row col"],
+    box: Box,
+    scale: Normalize | None = None,
+    colors: str = COLORS,
+) -> None:
+    """A heatmap over a grey image; without a scale, in colours of its own range."""
+    _show(ax, image.convert("L"), box)
     left, top, right, bottom = box
     ax.imshow(
-        values, cmap=COLORS, norm=scale, alpha=OPACITY, interpolation="nearest",
+        values, cmap=colors, norm=scale or _scale(values), alpha=OPACITY, interpolation="nearest",
         extent=(left, right, bottom, top), zorder=2,
     )  # fmt: skip
+    _fit(ax, image, box)
 
 
 def _show(ax: Axes, image: Image.Image, box: Box) -> None:
