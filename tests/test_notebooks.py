@@ -1,6 +1,6 @@
 """Notebooks: one per figure, in step with their sources, with outputs and without errors.
 
-That they run is what `pytest --nbmake notebooks` shows, which `make test` includes.
+That they run is what `pytest --nbmake notebooks` shows, in `make test-notebooks`.
 """
 
 import re
