@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from attrib.data.samples import EditSample
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
@@ -177,16 +177,22 @@ def _opened(
     name: str,
     out: Path,
 ) -> Opened:
-    """What the gate of a name opens for; it is fitted once, and kept in the folder of the cells."""
-    folder = out / f"gate-{name}"
-    try:
-        gate = load_gate(folder)
-    except CannotStart:
+    """What the gate of a name opens for; it is fitted once, and kept in the folder of the cells.
+
+    Raises:
+        AttribError: The folder holds a gate of another model or of other edits.
+    """
+    folder, made_of = out / f"gate-{name}", out / f"gate-{name}.json"
+    origin = {"model": fingerprint(vlm), "samples": [sample.id for sample in samples]}
+    if not made_of.exists():
         with torch.enable_grad():
             gate = fit_gate(name, vlm, samples, GATE_LAYER)
         assert gate is not None
         save_gate(folder, gate)
-    return opened(vlm, test, gate)
+        write_text(made_of, json.dumps(origin, indent=1))
+    elif json.loads(made_of.read_text()) != json.loads(json.dumps(origin)):
+        raise AttribError(f"{folder} is of another model or of other edits; choose another --out")
+    return opened(vlm, test, load_gate(folder))
 
 
 def _frame(wanted: Sequence[Cell], scores: Sequence[Scores]) -> pd.DataFrame:

@@ -16,13 +16,12 @@ from attrib.figures.measuring import (
     integers,
     layers_of,
     mean_interval,
-    numbers,
     opened,
     peak,
-    rows_where,
     tables_of,
     wide,
 )
+from attrib.figures.rows import numbers, where
 from attrib.figures.style import Style
 
 if TYPE_CHECKING:
@@ -103,9 +102,9 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     strips = measured.tables["strips"]
     layers = layers_of(strips)
     axes: Any = right.subplots(len(layers), 2, width_ratios=(1, 4), squeeze=False)
-    top = float(numbers(rows_where(strips, kind="text"), "value").max())
+    top = float(numbers(where(strips, kind="text"), "value").max())
     for (picture, words), layer in zip(axes, layers, strict=True):
-        here = rows_where(strips, layer=layer)
+        here = where(strips, layer=layer)
         draw_picture(picture, here, measured.images["sample"], style)
         draw_words(words, here, top, style)
         if layer != layers[-1]:
@@ -148,7 +147,7 @@ def draw_picture(ax: "Axes", rows: pd.DataFrame, pixels: np.ndarray, style: Styl
 
 def draw_words(ax: "Axes", rows: pd.DataFrame, top: float, style: Style) -> None:
     """Attention to each word of one layer as bars."""
-    words = rows_where(rows, kind="text")
+    words = where(rows, kind="text")
     ax.bar(np.arange(len(words)), numbers(words, "value"), color=style.colors["text"], width=0.8)
     ax.set_ylim(0, 1.05 * top)
     ax.set_xlim(-0.7, len(words) - 0.3)
@@ -163,7 +162,7 @@ def draw_words(ax: "Axes", rows: pd.DataFrame, top: float, style: Style) -> None
 
 def _share(rows: pd.DataFrame, kind: str) -> float:
     """What all tokens of a kind get together."""
-    return float(numbers(rows_where(rows, kind=kind), "value").sum())
+    return float(numbers(where(rows, kind=kind), "value").sum())
 
 
 def verdict(measured: Measured) -> Verdict:
@@ -203,7 +202,7 @@ def alt(measured: Measured) -> str:
         f"layer {layer}: {_share(here, 'visual'):.2f} to the image, "
         f"{_share(here, 'text'):.2f} to words"
         for layer in layers_of(strips)
-        for here in [rows_where(strips, layer=layer)]
+        for here in [where(strips, layer=layer)]
     ]
     return (
         f"Attention per token from layer 0 to {layers_of(profile)[-1]}, mean over "

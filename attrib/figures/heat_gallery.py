@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from attrib.errors import AttribError
-from attrib.figures.measuring import integers, rows_where, tables_of, wide
+from attrib.figures.measuring import integers, tables_of, wide
+from attrib.figures.rows import where
 
 if TYPE_CHECKING:
     from attrib.analyses.heatmaps import Perturbation
@@ -58,8 +59,8 @@ def pointing(vlm: "VLM", data: "EditData", seed: int) -> pd.DataFrame | None:
         return None
     run = partial(measure_faithfulness, truths=truths, how=perturbations(seed))
     table = tables_of(vlm, data, run)["faithfulness"]
-    chance = rows_where(table, statistic="chance", method=next(iter(NAMES)))
-    hits = [rows_where(table, statistic="hit", method=name) for name in NAMES]
+    chance = where(table, statistic="chance", method=next(iter(NAMES)))
+    hits = [where(table, statistic="hit", method=name) for name in NAMES]
     found = pd.concat([chance.assign(method="chance"), *hits])
     return wide(found, "method", ("example", "layer")).dropna(ignore_index=True)
 
@@ -99,7 +100,7 @@ def gallery(
     labels = {sample.id: f"T{i + 1}" for i, sample in enumerate(data)}
     samples = pd.DataFrame(
         [
-            _said(vlm, sample) | _boxes(rows_where(grids, example=sample.id), truths.get(sample.id))
+            _said(vlm, sample) | _boxes(where(grids, example=sample.id), truths.get(sample.id))
             for sample in data
         ]
     )

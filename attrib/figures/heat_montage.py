@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from attrib.figures.figure import Measured
 from attrib.figures.heat_gallery import NAMES, SIDES
-from attrib.figures.measuring import by_layer, integers, mean_interval, numbers, rows_where
+from attrib.figures.measuring import by_layer, integers, mean_interval
+from attrib.figures.rows import numbers, where
 from attrib.figures.style import Style
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def heat_of(
     heat: pd.DataFrame, example: str, noise: str, layer: int
 ) -> Float[np.ndarray, "row col"]:
     """The cells of one heatmap."""
-    rows = rows_where(heat, example=example, noise=noise)
+    rows = where(heat, example=example, noise=noise)
     row, col = integers(rows, "row"), integers(rows, "col")
     cells = np.full((row.max() + 1, col.max() + 1), np.nan)
     cells[row, col] = numbers(rows, str(layer))

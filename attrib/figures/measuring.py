@@ -77,19 +77,6 @@ def by_layer(table: pd.DataFrame, column: str) -> Float[np.ndarray, "example lay
     return found.loc[order].to_numpy(float)
 
 
-def rows_where(table: pd.DataFrame, **equal: Any) -> pd.DataFrame:
-    """The rows whose columns have the given values."""
-    keep = np.ones(len(table), dtype=bool)
-    for column, wanted in equal.items():
-        keep &= np.asarray(table[column] == wanted)
-    return table.loc[keep]
-
-
-def numbers(table: pd.DataFrame, column: str) -> Float[np.ndarray, " row"]:
-    """A column as floats."""
-    return np.asarray(table[column], dtype=float)
-
-
 def integers(table: pd.DataFrame, column: str) -> Int[np.ndarray, " row"]:
     """A column as whole numbers."""
     return np.asarray(table[column], dtype=int)

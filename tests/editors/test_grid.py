@@ -77,6 +77,9 @@ def test_done_cells_are_scored_behind_another_gate_without_training(llava, done,
     gated = again[again["gate"] == "prompt_last"].set_index("metric")["value"]
     assert (gated >= ungated)[["t_loc", "m_loc", "hard"]].all()
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    other = [Cell(1, 1, 0)]  # there is no such cell yet that could tell
+    with pytest.raises(AttribError, match="another model or of other edits"):
+        grid(DualEdit, llava, samples(5), test, other, out, preset, print, "prompt_last")
 
 
 def test_done_cells_are_read_and_other_settings_refused(llava, done):
