@@ -84,8 +84,12 @@ class Measured:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write CSV tables, PNG images and `about.json`, the same bytes every time; their paths."""
+        """Write CSV tables, PNG images and `about.json`, the same bytes every time; their paths.
+
+        Tables and images of an earlier measurement that this one no longer has are removed.
+        """
         folder = Path(folder)
+        earlier = _kept_in(folder) if (folder / ABOUT).is_file() else []
         paths = []
         for name, table in self.tables.items():
             text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
@@ -94,6 +98,8 @@ class Measured:
             with replacing(folder / f"{name}.png") as file:
                 Image.fromarray(pixels).save(file, format="PNG", optimize=True)
             paths.append(folder / f"{name}.png")
+        for path in set(earlier) - set(paths):
+            path.unlink()
         about = json.dumps(dict(self.about), indent=2, sort_keys=True, allow_nan=False) + "\n"
         return [*paths, write_text(folder / ABOUT, about)]
 
@@ -110,10 +116,12 @@ class Measured:
                 f"{folder}: no results to draw; make them with --measure, or give the folder of "
                 "the repository's results as --results"
             )
-        tables = {path.stem: _read_table(path) for path in sorted(folder.glob("*.csv"))}
+        paths = _kept_in(folder)
+        tables = {path.stem: _read_table(path) for path in paths if path.suffix == ".csv"}
         images = {
             path.stem: np.asarray(Image.open(path).convert("RGB"))
-            for path in sorted(folder.glob("*.png"))
+            for path in paths
+            if path.suffix == ".png"
         }
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         return cls(tables, images, about)
@@ -147,6 +155,10 @@ class Figure:
         """The picture in a style."""
         with applied(style):
             return self.draw(measured, style)
+
+
+def _kept_in(folder: Path) -> list[Path]:
+    return [*sorted(folder.glob("*.csv")), *sorted(folder.glob("*.png"))]
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -115,6 +115,14 @@ def test_what_is_saved_is_loaded_and_saved_again_the_same(tmp_path):
     assert (loaded.images["i"] == image).all() and loaded.about == {"n": 2}
 
 
+def test_numbers_of_an_earlier_measurement_do_not_stay_behind(tmp_path):
+    table, image = pd.DataFrame({"x": [1.0]}), np.zeros((2, 2, 3), np.uint8)
+    Measured({"old": table, "kept": table}, {"old": image}, {"n": 1}).save(tmp_path)
+    Measured({"kept": table}, {"new": image}, {"n": 2}).save(tmp_path)
+    loaded = Measured.load(tmp_path)
+    assert (set(loaded.tables), set(loaded.images)) == ({"kept"}, {"new"})
+
+
 def test_results_are_the_committed_ones_for_the_default_setting_alone(tmp_path):
     figure = find("visedit_figure_5")
     measured = Measured({}, {}, {"n": 3})
