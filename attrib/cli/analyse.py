@@ -77,6 +77,7 @@ def analyse(
     draw: "Callable[[Result], dict[str, Axes]]",
     about: "Callable[[Result], str]",
     *,
+    check: "Callable[[VLM], None] | None" = None,
     plan: "Callable[[VLM, EditData], Iterable[str]] | None" = None,
     empty: str = "no sample has what this analysis measures",
 ) -> int:
@@ -90,10 +91,13 @@ def analyse(
         measure: maps a batch and its samples to tables by name; each is saved.
         draw: figures of the main table, by the names of their files.
         about: what the main table says, in a sentence or two.
+        check: raises where the options do not fit the model, before anything is computed.
         plan: lines that --dry-run prints in addition, such as what the run will cost.
         empty: what to say where samples could be used and the main table has no row.
     """
     run = _prepared(name, options)
+    if check is not None:
+        check(run.vlm)
     if options.dry_run:
         for line in planned(run, options.batch_size, plan) if run.rank.number == 0 else ():
             print(line)

@@ -1,6 +1,7 @@
 """`attrib gate`: how well the likeness to an edit tells what the edit must cover from the rest."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -50,6 +51,7 @@ def gate(options: GateOptions) -> int:
     if options.prompt is not None:
         raise AttribError("gate compares edits with the inputs they are judged by: give --data")
 
+    from attrib.analyses.separation import separation
     from attrib.files import write_text
     from attrib.measures import measure_gate
     from attrib.report.findings_gate import about_gate, gate_lines
@@ -57,7 +59,7 @@ def gate(options: GateOptions) -> int:
     tables: list[pd.DataFrame] = []
 
     def draw(result: "Result") -> dict[str, "Axes"]:
-        tables.append(_separation(result, options.layer))
+        tables.append(separation(result))
         return _figures(result, tables[0], options)
 
     def about(result: "Result") -> str:
@@ -65,20 +67,18 @@ def gate(options: GateOptions) -> int:
         sentence = about_gate(result, tables[0], options.token, options.layer)
         return f"{sentence}\n\n{gate_lines(tables[0], layer)}\n"
 
-    code = analyse("gate", options, measure_gate, draw, about, plan=_plan)
+    check = partial(require_layer, layer=options.layer)
+    code = analyse("gate", options, measure_gate, draw, about, check=check, plan=_plan)
     if tables:
         path = results_folder("gate", options) / "separation.csv"
         print(f"  {write_text(path, tables[0].to_csv(index=False))}")
     return code
 
 
-def _separation(result: "Result", layer: int | None) -> "pd.DataFrame":
-    from attrib.analyses.separation import separation
-
-    last = max(map(int, set(result.frame["layer"])))
-    if layer is not None and layer > last:
-        raise AttribError(f"--layer {layer}: the model has layers 0 to {last}")
-    return separation(result)
+def require_layer(vlm: "VLM", layer: int | None) -> None:
+    """Refuse a layer that the model does not have."""
+    if layer is not None and layer >= vlm.num_layers:
+        raise AttribError(f"--layer {layer}: the model has layers 0 to {vlm.num_layers - 1}")
 
 
 def _layer(table: "pd.DataFrame", options: GateOptions) -> int:

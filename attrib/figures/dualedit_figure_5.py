@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NAME = "dualedit_figure_5"
 LAYERS, OF = (16, 19), 32  # the paper's pair of layers, and how many layers its model has
 TEST_EDITS = 200  # that a cell is scored on, where a grid's folder does not say
-COLUMNS = ["text", "visual", "seed", "metric", "value"]
+NO_GATE = "none"
 
 
 def measure(setting: Setting) -> Measured:
@@ -37,17 +37,26 @@ def measure(setting: Setting) -> Measured:
     import attrib
 
     path = _fullest(setting)
-    cells = cells_of(pd.read_csv(path), edits := _test_edits(path))
+    gate, grid = gated(pd.read_csv(path))
+    cells = cells_of(grid, edits := _test_edits(path))
     num_layers = attrib.load(setting.model).num_layers
     more = {
         "num_layers": num_layers,
         "test_edits": edits,
+        "gate": gate,
         "pair_of_paper": [at_depth(layer, OF, num_layers) for layer in LAYERS],
         "selected": _selected(setting),
         "grid": _grid_command(setting),
     }
     found = about(NAME, setting, len(cells), **more)
     return Measured({"cells": cells}, {}, found | {"data": f"{setting.data} validation"})
+
+
+def gated(grid: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The gate that cells are shown behind, "none" if they were scored without, and their rows."""
+    gates = list(dict.fromkeys(grid["gate"]))
+    gate = next((name for name in gates if name != NO_GATE), NO_GATE)
+    return gate, grid[grid["gate"] == gate]
 
 
 def cells_of(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
@@ -72,23 +81,25 @@ def cells_of(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
 def draw(measured: Measured, style: Style) -> "Drawing":
     """The grid, its missing cells hatched, with the best pair and two others marked."""
     from attrib.plots.drawing import new_figure
+    from attrib.plots.numbers import number_grid
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
     values = _matrix(measured)
-    image = ax.imshow(100 * values, cmap=style.sequence, aspect="auto", origin="lower")
-    drawing.colorbar(image, ax=ax, label="reliability, % of answer tokens", shrink=0.8)
-    _cells(ax, values, style)
+    number_grid(
+        ax,
+        100 * values,
+        colors=style.sequence,
+        label="reliability, % of answer tokens",
+        missing=style.colors["grid"],
+    )
     _marks(ax, measured, style)
     about = measured.about
     ax.set(xlabel="layer of the visual adapter", ylabel="layer of the text adapter")
-    ticks = range(about["num_layers"])
-    ax.set_xticks(ticks)
-    ax.set_yticks(ticks)
-    ax.grid(visible=False)
     cells, edits = len(measured.tables["cells"]), about["test_edits"]
     done = f"{cells} of {values.size} pairs trained, {edits} edits each"
-    ax.set_title(f"Reliability of DualEdit without a gate\n{about['model']}: {done}")
+    gate = "without a gate" if about["gate"] == NO_GATE else f"behind the gate {about['gate']}"
+    ax.set_title(f"Reliability of DualEdit {gate}\n{about['model']}: {done}")
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
     ax.legend(fontsize=8.5, markerscale=1.1, **below)
     return settled(drawing)
@@ -187,20 +198,9 @@ def _matrix(measured: Measured) -> np.ndarray:
     return values
 
 
-def _cells(ax: "Axes", values: np.ndarray, style: Style) -> None:
-    """The number in each cell; no colour but hatching where there is none."""
-    middle = (np.nanmax(values) + np.nanmin(values)) / 2
-    for (row, col), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            color = "white" if value < middle else "black"
-            ax.text(col, row - 0.12, f"{100 * value:.1f}", ha="center", va="top", fontsize=7.5,
-                    color=color)  # fmt: skip
-        else:
-            x, y = [col - 0.5, col + 0.5, col + 0.5, col - 0.5], [row - 0.5] * 2 + [row + 0.5] * 2
-            ax.fill(x, y, fill=False, hatch="///", edgecolor=style.colors["grid"], linewidth=0)
-
-
 def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
+    from attrib.plots.numbers import missing_in_legend
+
     cells = measured.tables["cells"]
     best = cells.loc[cells["value"].idxmax()]
     places = {"best pair": (int(best["text"]), int(best["visual"])),
@@ -208,10 +208,9 @@ def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
               "pair that attrib select chose": measured.about["selected"]}  # fmt: skip
     for (name, pair), marker in zip(places.items(), ("*", "D", "o"), strict=True):
         if len(pair):
-            ax.plot(pair[1], pair[0] + 0.2, marker, color="white", markeredgecolor="black",
+            ax.plot(pair[1] + 0.5, pair[0] + 0.7, marker, color="white", markeredgecolor="black",
                     markersize=8, linestyle="none", label=name)  # fmt: skip
-    ax.fill([], [], fill=False, hatch="///", edgecolor=style.colors["muted"], linewidth=0,
-            label="not trained")  # fmt: skip
+    missing_in_legend(ax, style.colors["muted"], "not trained")
 
 
 def _pair(row: Any) -> str:

@@ -13,7 +13,7 @@ from attrib.data.samples import EditData, EditRequest, EditSample
 from attrib.errors import CannotStart
 from attrib.figures import DEFAULT, Measured, Setting, find
 from attrib.figures.dualedit_figure_3 import as_drawn
-from attrib.figures.dualedit_figure_5 import cells_of
+from attrib.figures.dualedit_figure_5 import cells_of, gated
 from attrib.figures.edited_heat import CONTROL, REPEAT, REQUEST, spread
 from attrib.figures.editor_reading import acts, sizes, structure
 from attrib.figures.estimates import all_hold, estimate, proportion
@@ -173,7 +173,8 @@ def grid(best):
     ]
     single = {"text": 3, "visual": np.nan, "seed": 0, "metric": "rel", "value": 1.0}
     cells = cells_of(pd.DataFrame([*rows, single]), edits=200)
-    about = {"num_layers": 10, "pair_of_paper": [5, 6], "model": "m", "test_edits": 200}
+    about = {"num_layers": 10, "pair_of_paper": [5, 6], "model": "m", "test_edits": 200,
+             "gate": "none"}  # fmt: skip
     return Measured({"cells": cells}, {}, about | {"selected": [0, 0]})
 
 
@@ -191,8 +192,15 @@ def test_the_grid_is_judged_by_the_pair_as_deep_as_the_papers():
 def test_cells_that_were_not_trained_stay_empty():
     figure, measured = find("dualedit_figure_5"), grid((2, 1))
     drawn = figure.drawn(measured)
-    shown = np.ma.filled(drawn.axes[0].get_images()[0].get_array(), np.nan)
+    shown = np.ma.filled(drawn.axes[0].collections[0].get_array(), np.nan)
     assert np.isfinite(shown).sum() == 3 and shown[2, 1] == pytest.approx(99)
+    assert {text.get_text() for text in drawn.axes[0].texts} == {"50.0", "60.0", "99.0"}
+
+
+def test_cells_are_shown_behind_the_gate_where_there_is_one():
+    table = pd.DataFrame({"gate": ["none", "learned"], "value": [0.25, 0.75]})
+    assert gated(table)[1]["value"].tolist() == [0.75]
+    assert gated(table[table["gate"] == "none"])[1]["value"].tolist() == [0.25]
 
 
 def test_a_map_on_the_object_asked_about_tells_it():

@@ -12,7 +12,7 @@ from conftest import picture, tiny_vlm
 from attrib import cli, plots
 from attrib.analyses.gating import TOKENS, gate_similarity
 from attrib.analyses.separation import ANY, separation
-from attrib.cli.gate import GateOptions, _plan, _separation
+from attrib.cli.gate import GateOptions, _plan
 from attrib.cli.outputs import default_folder
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
@@ -182,13 +182,14 @@ def test_attrib_gate_leaves_tables_figures_and_a_finding(monkeypatch, capsys, tm
     assert result.examples == 3
     code, _, err = run("--prompt", "What?")
     assert code == 2 and "give --data" in err
+    code, _, err = run("--layer", 4, "--out", tmp_path / "new")
+    assert code == 2 and "--layer 4: the model has layers 0 to 3" in err
+    assert not [*(tmp_path / "new").rglob("*.parquet")]  # before anything is computed
 
 
-def test_another_layer_is_another_picture_of_the_same_run(study):
+def test_another_layer_is_another_picture_of_the_same_run():
     one, two = GateOptions(), GateOptions(layer=2, token="target_last")
     assert default_folder("gate", one) == default_folder("gate", two)
-    with pytest.raises(AttribError, match="--layer 4: the model has layers 0 to 3"):
-        _separation(study[0], 4)
 
 
 def test_the_plan_counts_edits_and_the_inputs_beside_them(tiny):
