@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from editors.signals import Signals
+from editors.units import Units
 
 Init = Literal["identity", "published"]
-SMALLEST = 0.1  # of the median channel: how little a channel may move to be a unit of its own
 
 
 class EditAdapter(nn.Module):
@@ -86,32 +86,6 @@ class EditAdapter(nn.Module):
 
     def _split(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch heads pos d_head"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-class Units(nn.Module):
-    """The units in which an adapter sees each channel of hidden states; by default their own.
-
-    Single channels of large models are so large that a layer norm leaves little of the others. In
-    units of their own standard deviation all channels are seen alike.
-    """
-
-    def __init__(self, d_model: int):
-        super().__init__()
-        self.zero: Tensor
-        self.size: Tensor
-        self.register_buffer("zero", torch.zeros(d_model))
-        self.register_buffer("size", torch.ones(d_model))
-
-    def fit(self, states: Float[Tensor, "some d_model"]) -> None:
-        """Take each channel's mean for zero and its standard deviation for one."""
-        std, mean = torch.std_mean(states.float(), 0)
-        self.zero.copy_(mean)
-        # A channel that hardly moves says nothing, and is not to be blown up.
-        self.size.copy_(std.clamp(min=SMALLEST * float(std.median())))
-
-    def forward(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-        """`x` in these units."""
-        return (x - self.zero) / self.size
 
 
 class InfluenceMapper(nn.Module):

@@ -61,13 +61,14 @@ class EditorTraining:
         """
         run = Run(objective, self.training, self.out, self._identity(), logger.info, watch)
         progress = run.train()
+        (kept,) = (seen for seen in progress.curve if seen["step"] == progress.best_step)
         return {
             "training": asdict(self.training),
             "weights": asdict(self.weights),
             "samples": len(self.kept),
             "held_out": len(self.held),
             "best_step": progress.best_step,
-            "best_loss": progress.best,
+            "best_loss": kept["loss"],
             "seconds": progress.seconds,
             "curve": progress.curve,
         }

@@ -84,14 +84,16 @@ class KE(ChangeEditor):
         ],
         "embedded": [
             Training(
-                steps=1000,
+                steps=600,
                 batch_size=8,
-                learning_rate=1e-3,
+                optimizer="muon",
+                learning_rate=1e-2,
                 warmup=30,
                 decay="cosine",
                 clip=5.0,
-                validate_every=100,
-                save_every=100,
+                validate_every=50,
+                save_every=50,
+                best_by="right",
             ),
             Weights(),
             KESettings(

@@ -97,6 +97,12 @@ def agreement(
     return shares
 
 
+def share_right(numbers: Mapping[str, float]) -> float:
+    """The mean over the kinds of input of `agreement`, among other numbers of a validation."""
+    shares = [numbers[role] for role in ROLES if role in numbers]
+    return sum(shares) / len(shares)
+
+
 def asked_roles(labels: Int[Tensor, "batch pos"], roles: Int[Tensor, " batch"]) -> Tensor:
     """The role of each position that has a label, row by row."""
     return roles[:, None].expand_as(labels)[labels != -100]

@@ -65,7 +65,7 @@ class Mend(ChangeEditor):
         ],
         "embedded": [
             Training(
-                steps=1000,
+                steps=800,
                 batch_size=8,
                 learning_rate=1e-3,
                 warmup=30,
@@ -73,6 +73,7 @@ class Mend(ChangeEditor):
                 clip=5.0,
                 validate_every=100,
                 save_every=100,
+                best_by="right",
             ),
             Weights(),
             MendSettings(rank=64, rate=-1e-3, rate_speed=1.0),

@@ -22,6 +22,8 @@ class Training:
         seed: Of the order of edits and everything else that is random.
         validate_every: Steps between validations.
         save_every: Steps between checkpoints to resume from.
+        best_by: What the weights are kept by: the smallest "loss" on held-out edits, or the largest
+            share of answer tokens that are "right" there (mean over the kinds of input).
     """
 
     steps: int = 50_000
@@ -34,6 +36,7 @@ class Training:
     seed: int = 0
     validate_every: int = 500
     save_every: int = 500
+    best_by: Literal["loss", "right"] = "loss"
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""

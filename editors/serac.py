@@ -192,5 +192,4 @@ def _objective(
     data, rest = kept_or_anew(
         vlm, samples, held, first=read_at, signals=read_at, roles=roles, keep=keep
     )
-    layer, weight = read_at[1], settings.scope_weight
-    return SeracObjective(vlm, nets, layer, data, rest, weights, weight)
+    return SeracObjective(vlm, nets, read_at[1], data, rest, weights, settings)

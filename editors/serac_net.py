@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from editors.units import Units
+
 EDIT_PROMPT, EDIT_TARGET, QUERY = range(3)  # kinds of positions
 LONGEST_WAVE = 10_000.0  # in positions (Vaswani et al. 2017)
 
@@ -26,6 +28,7 @@ class Counterfactual(nn.Module):
 
     def __init__(self, d_model: int, width: int, num_layers: int, num_heads: int):
         super().__init__()
+        self.units, self.units_out = Units(d_model), Units(d_model)
         self.enter, self.leave = Bridge(d_model, width), Bridge(width, d_model)
         self.kinds = nn.Embedding(3, width)
         self.layers = nn.ModuleList([Layer(width, num_heads) for _ in range(num_layers)])
@@ -52,14 +55,14 @@ class Counterfactual(nn.Module):
         kind = torch.where(edit_place > 0, EDIT_TARGET, EDIT_PROMPT)
         kind = torch.cat([kind, torch.full_like(query_place, QUERY)], 1)
         place = torch.cat([edit_place, query_place], 1)
-        h = self.enter(torch.cat([edit, query], 1).float())
+        h = self.enter(self.units(torch.cat([edit, query], 1).float()))
         h = h + self.kinds(kind) + waves(place, h.shape[-1])
         real = torch.cat([edit_real, query_real], 1)
         causal = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
         seen = (causal & real[:, None, :])[:, None]
         for layer in self.layers:
             h = layer(h, seen)
-        return self.leave(h[:, edit.shape[1] :])
+        return self.units_out.back(self.leave(h[:, edit.shape[1] :]))
 
 
 class Scope(nn.Module):
@@ -72,6 +75,7 @@ class Scope(nn.Module):
 
     def __init__(self, d_model: int, width: int, num_layers: int, num_heads: int):
         super().__init__()
+        self.units, self.units_image = Units(d_model), Units(d_model)
         self.enter, self.image = Bridge(d_model, width), Bridge(d_model, width)
         self.layers = nn.ModuleList([Layer(width, num_heads) for _ in range(num_layers)])
         self.norm, self.read = nn.LayerNorm(width), nn.Linear(3 * width, width)
@@ -92,7 +96,8 @@ class Scope(nn.Module):
             image: Mean state of the image's tokens.
             has_image: Where there is one.
         """
-        h = torch.cat([self.image(image.float())[:, None], self.enter(words.float())], 1)
+        picture = self.image(self.units_image(image.float()))[:, None]
+        h = torch.cat([picture, self.enter(self.units(words.float()))], 1)
         real = torch.cat([has_image[:, None], real], 1)
         seen = real[:, None, None, :]
         for layer in self.layers:

@@ -15,6 +15,7 @@ from editors.passed_anew import PassedAnew
 from editors.queries import IGNORED, Query
 from editors.serac_net import Networks
 from editors.serac_scope import vectors
+from editors.serac_settings import SeracSettings
 from editors.signals import EMBED, side_by_side
 
 SCOPE = "scope"  # the part of the loss that is the classifier's
@@ -34,7 +35,7 @@ class SeracObjective(AdapterObjective):
         data: Inputs to train on.
         held_out: Inputs to validate on.
         weights: Of the parts of the loss.
-        scope_weight: Of the classifier's part.
+        settings: What else is set: the weight of the classifier's part, and units.
         batch_size: Edits in a pass over held-out data.
     """
 
@@ -46,13 +47,15 @@ class SeracObjective(AdapterObjective):
         data: AdapterData | PassedAnew,
         held_out: AdapterData,
         weights: Weights,
-        scope_weight: float,
+        settings: SeracSettings,
         batch_size: int = 16,
     ):
         self.vlm, self.module, self.nets, self.layer = vlm, nets, nets, layer
         self.data, self.held_out, self.weights = data, held_out, weights
-        self.scope_weight, self.batch_size = scope_weight, batch_size
+        self.scope_weight, self.batch_size = settings.scope_weight, batch_size
         self.roles = [role for role in ROLES if weights.of(role)]
+        if settings.own_units:
+            self._fit_units()
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted parts of the loss on some edits."""
@@ -103,6 +106,16 @@ class SeracObjective(AdapterObjective):
         wanted = torch.where(covered, rows.edit_of, len(items)).to(scores.device)
         right = (scores.argmax(1) == wanted).float().mean().item()
         return nn.functional.cross_entropy(scores, wanted), right
+
+    def _fit_units(self) -> None:
+        answer, scope, edits = self.nets.answer, self.nets.scope, self.data.some_edits()
+        answer.units.fit(torch.cat([q.hidden[EMBED] for q in edits]))
+        answer.units_out.fit(torch.cat([q.final for q in edits]))
+        words = [q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits]
+        scope.units.fit(torch.cat(words))
+        images = [q.hidden[self.layer][q.spans["visual"]] for q in edits]
+        if shown := [image.float().mean(0) for image in images if len(image)]:
+            scope.units_image.fit(torch.stack(shown))
 
     def _answers(self, queries: Sequence[Query], edits: Sequence[Query], roles: Tensor) -> Tokens:
         labels = nn.utils.rnn.pad_sequence([q.labels for q in queries], True, IGNORED)

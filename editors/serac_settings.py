@@ -23,6 +23,9 @@ class SeracSettings:
         scope_num_layers: Its layers (12).
         scope_layer: Of the model, whose states it reads; None for the middle one.
         scope_weight: Of its part of the loss.
+        own_units: Whether both see every channel in units of its standard deviation over the
+            training edits, and answers are made in such units (not published): single channels of
+            large models hide the others.
     """
 
     width: int = 768
@@ -32,24 +35,35 @@ class SeracSettings:
     scope_num_layers: int = 12
     scope_layer: int | None = None
     scope_weight: float = 1.0
+    own_units: bool = False
 
 
 SMALL = Training(
-    steps=1500,
+    steps=400,
     batch_size=8,
-    learning_rate=1e-3,
-    warmup=50,
+    optimizer="muon",
+    learning_rate=2e-2,
+    warmup=30,
     decay="cosine",
     clip=1.0,
-    validate_every=100,
-    save_every=100,
+    validate_every=50,
+    save_every=50,
 )
 PRESETS = {
     "published": [Training(), Weights(), SeracSettings()],
     "embedded": [
         SMALL,
-        Weights(),
-        SeracSettings(width=128, num_layers=3, num_heads=4, scope_width=128, scope_num_layers=2),
+        # Unrelated inputs are the classifier's business. For the small model they only take
+        # learning from the rest: it would have to be a second vision-language model (LOG.md).
+        Weights(locality=0.01),
+        SeracSettings(
+            width=128,
+            num_layers=3,
+            num_heads=4,
+            scope_width=128,
+            scope_num_layers=2,
+            own_units=True,
+        ),
     ],
 }
 

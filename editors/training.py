@@ -1,7 +1,7 @@
 """The one training loop: seeded, resumable bit for bit, validated, safe against interruption.
 
 A step's items are drawn from (seed, epoch) and what else is random in it from (seed, step), so a
-resumed run sees what an uninterrupted one would have seen. The best weights by validation loss are
+resumed run sees what an uninterrupted one would have seen. The best weights on held-out data are
 kept beside the last ones.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attrib.changes import changes
 from attrib.errors import AttribError
 from editors.checkpoints import load_checkpoint, read_record, save_checkpoint
+from editors.losses import share_right
 from editors.optimizers import optimizers
 from editors.ranks import Ranks
 from editors.schedule import Training
@@ -73,7 +74,7 @@ class Progress:
 
     Attributes:
         step: Steps done.
-        best: The smallest validation loss so far, and the step it was seen at.
+        best: What the kept weights are best by (the smaller, the better), and their step.
         seconds: Spent in steps.
         curve: One record per validation.
     """
@@ -197,8 +198,10 @@ class Run:
         with torch.no_grad():
             numbers = self.objective.validation()
         p.curve.append({"step": p.step, **numbers})
-        if numbers["loss"] < p.best:
-            p.best, p.best_step = numbers["loss"], p.step
+        by_loss = self.training.best_by == "loss"
+        how_bad = numbers["loss"] if by_loss else -share_right(numbers)
+        if how_bad < p.best:
+            p.best, p.best_step = how_bad, p.step
             if self.ranks.first:
                 save_tensors(self.out / BEST, self.objective.module.state_dict())
         self.watch(p.step, {f"validation/{name}": value for name, value in numbers.items()})

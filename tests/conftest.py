@@ -1,5 +1,6 @@
 """Tiny random models of every architecture, built once per session; nothing is downloaded."""
 
+import gc
 import os
 import sys
 
@@ -16,6 +17,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers a
     torch.set_num_threads(1)
 FAMILIES = ("llava", "blip2_opt", "blip2_llama")
 _built = {}
+
+
+def pytest_collection_finish():
+    """Modules stay: a collection of garbage need not look at them (half a second each time)."""
+    gc.collect()
+    gc.freeze()
 
 
 def tiny_vlm(name):

@@ -143,8 +143,8 @@ def _done(editor: Any) -> str:
     if "training" not in trained:
         return f"{editor.name} has nothing to train; prepared in {seconds:.0f} s"
     return (
-        f"trained {trained['training']['steps']} steps in {seconds:.0f} s; best validation loss "
-        f"{trained['best_loss']:.3f} at step {trained['best_step']}"
+        f"trained {trained['training']['steps']} steps in {seconds:.0f} s; kept those of step "
+        f"{trained['best_step']}, validation loss {trained['best_loss']:.3f}"
     )
 
 

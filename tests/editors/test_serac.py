@@ -15,8 +15,10 @@ from editors.checksum import Checksum
 from editors.evaluation import evaluate
 from editors.losses import ROLES, Weights
 from editors.serac import Serac, SeracEdit, _objective
+from editors.serac_net import Scope
 from editors.serac_scope import VECTOR, ScopeGate
 from editors.serac_settings import SeracSettings, networks
+from editors.units import Units
 
 QUICK = {"steps": 30, "batch_size": 4, "width": 32, "num_layers": 2, "num_heads": 2,
          "scope_width": 16, "scope_num_layers": 1, "learning_rate": 0.01, "warmup": 5,
@@ -153,9 +155,9 @@ def test_training_lowers_the_loss_leaves_the_model_and_moves_the_answer(llava, s
 def test_what_is_trained_is_what_is_served(llava, serac):
     editor, _ = serac
     some, nets = samples(4), networks(llava, editor.settings, 0)
+    objective = _objective(llava, nets, editor.settings, Weights(), some[:3], some[3:])
     nets.answer.load_state_dict(editor.answer.state_dict())
     with torch.no_grad():
-        objective = _objective(llava, nets, editor.settings, Weights(), some[:3], some[3:])
         tokens = objective.tokens(objective.data, [1])
     edit = editor.with_gate(None).edit(llava, some[1].request)
     for role in ("request", "text_locality"):
@@ -166,6 +168,25 @@ def test_what_is_trained_is_what_is_served(llava, serac):
         assert torch.allclose(tokens["logits"][at], found, atol=1e-3, rtol=1e-3)
         clean = logits(llava, asked)[labels != -100]
         assert torch.allclose(tokens["clean"][at], clean, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_in_units_of_their_own_no_channel_hides_the_others():
+    torch.manual_seed(0)
+    states, large = torch.randn(50, 8), torch.full((8,), 1.0)
+    large[3] = 1000.0
+    net = Scope(8, 16, 1, 2)
+    given = torch.ones(1, 50, dtype=torch.bool), torch.zeros(1, 8), torch.zeros(1, dtype=torch.bool)
+    for shown, alike in (("raw", False), ("fitted", True)):
+        found = []
+        for h in (states, states * large + 7 * large):
+            if shown == "fitted":
+                net.units.fit(h)
+            found.append(net(h[None], *given))
+        assert torch.allclose(*found, atol=1e-3) == alike
+    units = Units(8)
+    units.fit(states * large)
+    torch.testing.assert_close(units.back(units(states)), states)
 
 
 @torch.no_grad()

@@ -121,6 +121,19 @@ def test_the_best_weights_by_validation_win(tmp_path):
     assert losses[12] > losses[8]
 
 
+def test_weights_may_be_kept_by_what_is_right_instead_of_by_the_loss(tmp_path):
+    class Rated(Line):
+        def validation(self):
+            loss = super().validation()["loss"]
+            return {"loss": loss, "request": min(1.0, loss), "text_locality": 0.5, "scope": 9.0}
+
+    kept = {}
+    for by in ("loss", "right"):
+        _, going = run(tmp_path / by, Rated({}), training=replace(STEPS, best_by=by))
+        kept[by] = going.train().best_step
+    assert kept == {"loss": STEPS.steps, "right": 0}  # the loss falls, and with it what is "right"
+
+
 def test_muon_turns_matrices_evenly_and_leaves_the_rest_to_adam():
     torch.manual_seed(0)
     matrix, bias = nn.Parameter(torch.zeros(6, 4)), nn.Parameter(torch.zeros(6))
