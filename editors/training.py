@@ -6,7 +6,6 @@ kept beside the last ones.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -74,13 +73,14 @@ class Progress:
 
     Attributes:
         step: Steps done.
-        best: What the kept weights are best by (the smaller, the better), and their step.
+        best: What the kept weights are best by, the smaller the better and the first number before
+            the second; and their step.
         seconds: Spent in steps.
         curve: One record per validation.
     """
 
     step: int = 0
-    best: float = math.inf
+    best: list[float] = field(default_factory=list)
     best_step: int = 0
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
@@ -199,8 +199,8 @@ class Run:
             numbers = self.objective.validation()
         p.curve.append({"step": p.step, **numbers})
         by_loss = self.training.best_by == "loss"
-        how_bad = numbers["loss"] if by_loss else -share_right(numbers)
-        if how_bad < p.best:
+        how_bad = [*([] if by_loss else [-share_right(numbers)]), numbers["loss"]]
+        if not p.best or how_bad < p.best:
             p.best, p.best_step = how_bad, p.step
             if self.ranks.first:
                 save_tensors(self.out / BEST, self.objective.module.state_dict())

@@ -12,6 +12,7 @@ from attrib.errors import CannotStart
 from attrib.figures.estimates import Z
 from attrib.figures.figure import Figure, Measured, Setting, Verdict
 from attrib.figures.measuring import about, at_depth
+from attrib.figures.rows import where
 from attrib.figures.settling import settled
 from attrib.figures.style import Style
 from attrib.figures.trained import found_above
@@ -56,7 +57,7 @@ def gated(grid: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """The gate that cells are shown behind, "none" if they were scored without, and their rows."""
     gates = list(dict.fromkeys(grid["gate"]))
     gate = next((name for name in gates if name != NO_GATE), NO_GATE)
-    return gate, grid[grid["gate"] == gate]
+    return gate, where(grid, gate=gate)
 
 
 def cells_of(grid: pd.DataFrame, edits: int) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from editors.edit_files import load_edit, save_edit
 from editors.ke import KE, KESettings, condition_of, own_answers
 from editors.ke_net import KENet
 
-QUICK = {"steps": 8, "batch_size": 3, "validate_every": 4, "save_every": 4, "d_lstm": 8,
+QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
+         "validate_every": 4, "save_every": 4, "d_lstm": 8,
          "d_condition": 16, "d_head": 16, "learning_rate": 0.02, "warmup": 0,
          "preset": "embedded"}  # fmt: skip
 

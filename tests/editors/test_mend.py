@@ -16,7 +16,8 @@ from editors.inner_weights_passes import encoded, tail_of
 from editors.mend import Mend
 from editors.mend_net import MendNet, TokenEditor
 
-QUICK = {"steps": 8, "batch_size": 3, "rank": 8, "validate_every": 4, "save_every": 4,
+QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
+         "rank": 8, "validate_every": 4, "save_every": 4,
          "learning_rate": 1e-3, "preset": "embedded"}  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def test_weights_may_be_kept_by_what_is_right_instead_of_by_the_loss(tmp_path):
     class Rated(Line):
         def validation(self):
             loss = super().validation()["loss"]
-            return {"loss": loss, "request": min(1.0, loss), "text_locality": 0.5, "scope": 9.0}
+            return {"loss": loss, "request": loss, "text_locality": 0.5, "scope": 9.0}
 
     kept = {}
     for by in ("loss", "right"):
