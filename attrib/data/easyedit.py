@@ -59,7 +59,7 @@ def load(
     """
     if unknown := set(need) - set(IMAGES):
         raise AttribError(f"need={sorted(unknown)}: no such picture; choose from {list(IMAGES)}")
-    table = _table(name_or_folder, split, image_root, max_pixels, seed)
+    table = _table(name_or_folder, split, image_root, max_pixels, seed, limit)
     rows = _first(table.rows, limit, table.file)
     samples, quarantined = _usable(rows, table, clean, need)
     before = sum(len(sample.visual_locality) for sample in samples)
@@ -82,12 +82,17 @@ def load(
 
 
 def _table(
-    name: str | Path, split: str, image_root: str | Path | None, max_pixels: int, seed: int
+    name: str | Path,
+    split: str,
+    image_root: str | Path | None,
+    max_pixels: int,
+    seed: int,
+    limit: int | None,
 ) -> Table:
     if str(name) in SCENES:
         if image_root is not None:
             raise AttribError(f"{name} draws its pictures; leave the image root out")
-        return scenes_table(str(name), split, seed)
+        return scenes_table(str(name), split, seed, limit if limit is None else max(limit, 1))
     if not Path(name).is_dir():
         raise AttribError(
             f"no data {str(name)!r}; choose from {', '.join(SCENES)}, or give a folder with "

@@ -17,6 +17,7 @@ from attrib.data.scene_edits import rows
 from attrib.data.scene_language import KINDS, ask
 from attrib.data.scene_names import OPTIONS, Style
 from attrib.data.scenes import Scene, SceneObject, make_scene
+from attrib.data.tables import DIGESTS, digest_of
 from attrib.errors import AttribError
 
 SCENE = Scene((SceneObject("star", "red", 0), SceneObject("ring", "blue", 1)))
@@ -30,7 +31,9 @@ def chosen(text, letter):
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_every_question_is_read_back_to_its_answer(split):
-    for row in rows("vqa", split):
+    whole = rows("vqa", split)
+    assert digest_of(whole) == DIGESTS["scenes-vqa", split]
+    for row in whole:
         truth = ground_truth(row)
         answer = chosen(row["src"], row["pred"]) if " A " in row["src"] else row["pred"]
         assert truth.question.answer == answer and truth.question.kind == row["kind"], row["src"]

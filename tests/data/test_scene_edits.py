@@ -4,6 +4,7 @@ from attrib.data.scene_edits import NUM_EDITS, rows
 from attrib.data.scene_language import KINDS, answers_of
 from attrib.data.scene_names import OPTIONS
 from attrib.data.scenes import make_scene, open_image
+from attrib.data.tables import DIGESTS, digest_of, scenes_table
 
 FIELDS = (
     *("src", "pred", "alt", "rephrase", "image", "image_rephrase"),
@@ -32,6 +33,20 @@ def test_a_split_has_its_size_and_a_limit_gives_its_first_rows(edits):
     whole = rows("captions", "validation")
     assert len(whole) == NUM_EDITS["validation"] == 300
     assert whole[:120] == edits["captions", "validation"]
+
+
+@pytest.mark.parametrize(
+    ("task", "split"), [("vqa", "train"), *(("captions", split) for split in NUM_EDITS)]
+)
+def test_the_digests_are_those_of_the_whole_splits(task, split):
+    assert digest_of(rows(task, split)) == DIGESTS[f"scenes-{task}", split]
+
+
+def test_few_rows_are_made_without_the_others_and_named_by_the_whole_split():
+    few = scenes_table("scenes-captions", "validation", 0, 5)
+    assert len(few.rows) == 5 and few.digest == DIGESTS["scenes-captions", "validation"]
+    other = scenes_table("scenes-captions", "validation", 1, 5)  # whose digest is not known
+    assert len(other.rows) == 300 and other.digest == digest_of(other.rows)
 
 
 def test_every_field_is_there(edits):
