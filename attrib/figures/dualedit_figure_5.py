@@ -25,6 +25,7 @@ NAME = "dualedit_figure_5"
 LAYERS, OF = (16, 19), 32  # the paper's pair of layers, and how many layers its model has
 TEST_EDITS = 200  # that a cell is scored on, where a grid's folder does not say
 NO_GATE = "none"
+PAIRS = "1x1+0x0+4x1+3x3+2x2+0x2+2x0+5x5,6+8x8"  # of the committed grid
 
 
 def measure(setting: Setting) -> Measured:
@@ -99,7 +100,7 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     ax.set(xlabel="layer of the visual adapter", ylabel="layer of the text adapter")
     cells, edits = len(measured.tables["cells"]), about["test_edits"]
     done = f"{cells} of {values.size} pairs trained, {edits} edits each"
-    gate = "without a gate" if about["gate"] == NO_GATE else f"behind the gate {about['gate']}"
+    gate = "without a gate" if about["gate"] == NO_GATE else f"behind the {about['gate']} gate"
     ax.set_title(f"Reliability of DualEdit {gate}\n{about['model']}: {done}")
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
     ax.legend(fontsize=8.5, markerscale=1.1, **below)
@@ -171,7 +172,7 @@ def _fullest(setting: Setting) -> Path:
 def _grid_command(setting: Setting) -> str:
     short = setting.model.removeprefix("tiny-")
     words = ["attrib", "grid", "--model", setting.model, "--data", setting.data, "--text", "none",
-             "--visual", "none", "--pairs", "0,1,2x0,1,2", "--steps", "300", "--limit", "1000",
+             "--visual", "none", "--pairs", PAIRS, "--steps", "100", "--limit", "1000",
              "--test-limit", str(TEST_EDITS), "--out", f"runs/grid-{short}"]  # fmt: skip
     return shlex.join(words)
 
