@@ -15,6 +15,7 @@ from attrib.vlm import VLM
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
 FAMILIES = ("llava", "blip2_opt", "blip2_llama")
 _built = {}
 
