@@ -19,9 +19,10 @@ from attrib.errors import AttribError, CannotStart
 from attrib.vlm import VLM
 from editors.edit import Edit, WeightEdit
 from editors.editor_files import read_record, write_record
+from editors.encoding import encoded
 from editors.finetune_steps import Logits, Tuning, fitted
 from editors.inner_weights import last_layers, matrices_of
-from editors.inner_weights_passes import encoded, labels_of, tail_of
+from editors.inner_weights_passes import labels_of, tail_of
 from editors.inner_weights_visual import visual_parameters
 from editors.queries import IGNORED
 from editors.settings import refuse_gate, settings_of

@@ -11,6 +11,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.hooks import read
 from attrib.progress import progress
 from attrib.vlm import VLM
+from editors.encoding import encoded
 
 REQUEST = "request"
 COVERED = (REQUEST, "text_generality", "visual_generality")
@@ -104,11 +105,7 @@ def _batches(requests: Sequence[EditRequest], size: int) -> list[list[int]]:
 def _states(
     vlm: VLM, requests: Sequence[EditRequest], reads: Reads, targets: bool
 ) -> list[dict[str, Tensor]]:
-    batch = vlm.encode(
-        [r.image for r in requests],
-        [r.prompt for r in requests],
-        [r.target for r in requests] if targets else None,
-    )
+    batch = encoded(vlm, requests, targets=targets)
     with read(vlm, reads.layers) as hidden:
         vlm.logits(batch)
     return reads.states(hidden, batch)

@@ -23,6 +23,7 @@ from attrib.files import write_text
 from attrib.vlm import VLM
 from editors.edit import Edit
 from editors.editor_files import read_record, write_record
+from editors.encoding import encoded
 from editors.prompting import PromptEdit, fact_of, front, num_positions
 from editors.retrieval import (
     NearestText,
@@ -213,7 +214,7 @@ class Ike:
         positions = num_positions(vlm)
         if positions is None:
             return None
-        batch = vlm.encode([request.image], [request.prompt], [request.target])
+        batch = encoded(vlm, [request])
         return positions - batch["last"].shape[1] - self.settings.room
 
 

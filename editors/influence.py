@@ -20,6 +20,7 @@ from attrib.progress import progress
 from attrib.vlm import VLM
 from editors.adapter import EditAdapter
 from editors.adapter_data import AdapterData, requests_of
+from editors.encoding import encoded
 from editors.losses import GENERALITY, Weights
 from editors.placement import Target
 from editors.queries import Query
@@ -82,7 +83,7 @@ def _behind(vlm: VLM, layer: int) -> list[int]:
 def _mean_heat(
     vlm: VLM, requests: Sequence[EditRequest], layers: Sequence[int], how: Attribution
 ) -> Float[Tensor, "batch visual"]:
-    batch = vlm.encode([r.image for r in requests], [r.prompt for r in requests])
+    batch = encoded(vlm, requests, targets=False)
     maps = heatmaps(vlm, batch, layers, how.noise, how.unit, 0, how.draws, how.seed, site=how.site)  # pyright: ignore[reportArgumentType] - checked by `heatmaps`
     return maps.mean(1)
 

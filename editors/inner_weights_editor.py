@@ -17,11 +17,12 @@ from attrib.vlm import VLM
 from editors.edit import Edit, WeightEdit
 from editors.editor_files import read_record, write_record
 from editors.editor_training import EditorTraining
+from editors.encoding import encoded
 from editors.held_out import held_out
 from editors.inner_weights import last_layers, matrices_of
 from editors.inner_weights_changes import edit_of_changes, sum_of_edits, token_gradients
 from editors.inner_weights_objective import ChangeObjective, Conditions
-from editors.inner_weights_passes import encoded, tail_of
+from editors.inner_weights_passes import tail_of
 from editors.losses import ROLES, Weights
 from editors.passed_anew import kept_or_anew
 from editors.settings import refuse_gate, settings_of

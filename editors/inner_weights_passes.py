@@ -1,6 +1,6 @@
 """Passes over one request from a layer on, and passes with other values for some parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attrib.batch import Batch
-from attrib.data.samples import EditRequest
 from attrib.hooks import capture, read, rerun
 from attrib.metrics import log_probabilities
 from attrib.vlm import VLM
@@ -17,16 +16,6 @@ from editors.queries import IGNORED
 
 Done = TypeVar("Done")
 Tail = Callable[[], Float[Tensor, "asked d_model"]]
-
-
-def encoded(vlm: VLM, requests: Sequence[EditRequest]) -> Batch:
-    """Requests with their targets, padded on the right."""
-    return vlm.encode(
-        [r.image for r in requests],
-        [r.prompt for r in requests],
-        [r.target for r in requests],
-        padding_side="right",
-    )
 
 
 def labels_of(batch: Batch) -> Int[Tensor, " asked"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.vlm import VLM
 from editors.edit import WeightEdit
+from editors.encoding import encoded
 from editors.inner_weights import Which
 from editors.inner_weights_changes import Change
 from editors.inner_weights_editor import ChangeEditor
@@ -198,6 +199,6 @@ def own_answers(vlm: VLM, samples: Sequence[EditSample]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(samples), TOGETHER):
         some = [sample.request for sample in samples[start : start + TOGETHER]]
-        batch = vlm.encode([r.image for r in some], [r.prompt for r in some])
+        batch = encoded(vlm, some, targets=False)
         answers += vlm.generate(batch, ANSWER_TOKENS)
     return answers

@@ -11,7 +11,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.rewriting import rewriting
 from attrib.vlm import VLM
 from editors.adapter_data import AdapterData, requests_of
-from editors.inner_weights_passes import encoded
+from editors.encoding import encoded
 from editors.losses import LOCALITY, ROLES, Weights, asked_roles
 from editors.low_rank import AllLayers, LowRank
 from editors.objective import AdapterObjective, Tokens
@@ -99,7 +99,8 @@ class LteObjective(AdapterObjective):
         return found
 
     def _answers(self, asked: Sequence[Asked]) -> Tokens:
-        vlm, batch = self.vlm, encoded(self.vlm, [one.request for one in asked])
+        vlm, requests = self.vlm, [one.request for one in asked]
+        batch = encoded(vlm, requests, padding_side="right")
         tokens = [front(vlm, one.text) for one in asked]
         with rewriting(vlm, lambda given: in_front(vlm, given, self.starts, tokens)):
             logits = self.module.run(vlm, lambda: vlm.logits(batch))

@@ -7,6 +7,7 @@ import torch
 from attrib.data.samples import EditRequest
 from attrib.hooks import capture, read
 from attrib.vlm import VLM
+from editors.encoding import encoded
 from editors.placement import Adapters
 from editors.signals import EMBED, Signal
 from editors.sites import Gate, Memory, Site
@@ -17,7 +18,7 @@ def memorize(
     vlm: VLM, adapters: Adapters, sites: Sequence[Site], gate: Gate | None, request: EditRequest
 ) -> Memory:
     """What is kept of an edit: its states at the sites, and what the gate compares with."""
-    batch = vlm.encode([request.image], [request.prompt], [request.target])
+    batch = encoded(vlm, [request])
     layers = {site.layer for site in sites} | set(() if gate is None else gate.layers)
     with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
         vlm.logits(batch)

@@ -24,8 +24,8 @@ from attrib.vlm import VLM
 from editors.adapter_data import requests_of
 from editors.edit import Edit
 from editors.editor_files import read_record, write_record
+from editors.encoding import encoded
 from editors.inner_weights import feed_forward, last_layers
-from editors.inner_weights_passes import encoded
 from editors.losses import ROLES
 from editors.patcher_fitting import PatchSettings, at_answers, fitted, request_of
 from editors.patcher_neurons import NeuronEdit, joined
@@ -173,7 +173,7 @@ def remembered(
             break
         inputs = [one for role in ROLES for one in requests_of(samples[index], role)]
         seen: list[Tensor] = []
-        batch = encoded(vlm, inputs)
+        batch = encoded(vlm, inputs, padding_side="right")
         assert batch.labels is not None
         with on_input(module, lambda h, _args, _kwargs, seen=seen: seen.append(h)):
             vlm.logits(batch)

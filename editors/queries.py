@@ -20,6 +20,7 @@ from attrib.progress import progress
 from attrib.resuming import Captured, first_tensor
 from attrib.vlm import VLM
 from editors.calls import one_example, stacked, variants
+from editors.encoding import encoded
 from editors.signals import EMBED
 
 IGNORED = -100
@@ -119,12 +120,7 @@ def run_queries(
     found: list[Query] = []
     for start in starts if what is None else progress(starts, what):
         some = requests[start : start + batch_size]
-        batch = vlm.encode(
-            [r.image for r in some],
-            [r.prompt for r in some],
-            [r.target for r in some],
-            padding_side="right",
-        )
+        batch = encoded(vlm, some, padding_side="right")
         with capture(vlm) as captured, read(vlm) as hidden:
             vlm.logits(batch)
         hidden[EMBED] = captured.embed

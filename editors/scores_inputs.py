@@ -11,6 +11,7 @@ from torch import Tensor
 from attrib.batch import Batch
 from attrib.data.samples import EditRequest, EditSample
 from attrib.vlm import VLM
+from editors.encoding import encoded
 from editors.protocols import GOLD, RANKS, Answer
 
 SPARE = 4  # tokens generated beyond a target's own: they show whether its last word goes on
@@ -132,9 +133,4 @@ def without_target(vlm: VLM, batch: Batch) -> Batch:
 
 
 def _encode(vlm: VLM, asked: Sequence[Question]) -> Batch:
-    requests = [question.request for question in asked]
-    return vlm.encode(
-        [request.image for request in requests],
-        [request.prompt for request in requests],
-        [request.target for request in requests],
-    )
+    return encoded(vlm, [question.request for question in asked])

@@ -21,6 +21,7 @@ from attrib.vlm import VLM
 from editors.edit import Edit
 from editors.editor_files import read_record, write_record
 from editors.editor_training import EditorTraining
+from editors.encoding import encoded
 from editors.held_out import held_out
 from editors.losses import ROLES, Weights
 from editors.passed_anew import kept_or_anew
@@ -112,7 +113,7 @@ class Serac:
     @torch.no_grad()
     def edit(self, vlm: VLM, request: EditRequest) -> SeracEdit:
         """The edit that keeps a request: one pass over it."""
-        batch = vlm.encode([request.image], [request.prompt], [request.target])
+        batch = encoded(vlm, [request])
         layers = () if self.gate is None else self.gate.layers
         with read(vlm, layers) as hidden, capture(vlm) as captured:
             vlm.logits(batch)

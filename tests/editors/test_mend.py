@@ -10,9 +10,10 @@ from torch import nn
 from attrib.errors import AttribError, CannotStart
 from editors import WeightEdit
 from editors.edit_files import load_edit, save_edit
+from editors.encoding import encoded
 from editors.inner_weights import feed_forward, matrices_of
 from editors.inner_weights_changes import Change, TokenGradients, changed, token_gradients
-from editors.inner_weights_passes import encoded, tail_of
+from editors.inner_weights_passes import tail_of
 from editors.mend import Mend
 from editors.mend_net import MendNet, TokenEditor
 

@@ -12,8 +12,8 @@ from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, CannotStart
 from editors import WeightEdit
 from editors.edit_files import load_edit, save_edit
+from editors.encoding import encoded
 from editors.inner_weights import feed_forward
-from editors.inner_weights_passes import encoded
 from editors.patcher import Patcher, remembered
 from editors.patcher_fitting import Growing, PatchSettings, fitted, memory_loss, request_of
 from editors.patcher_neurons import NeuronEdit, Neurons
