@@ -20,6 +20,7 @@ import attrib
 from attrib.files import write_text
 from editors import EDITORS
 from editors.grid import Cell, grid
+from editors.grid_inputs import GridInputs
 from editors.presets import preset_for
 
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
@@ -58,11 +59,13 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     test = attrib.data.load(options.data, split="validation", limit=options.test_limit)
     text, visual = LAYERS[options.editor]
     cells = [Cell(text, visual, seed) for seed in range(options.seeds)]
+    inputs = GridInputs.of(vlm, samples, test, cells[0].all_layers)
     parts = []
     for number, (name, changes) in enumerate(SWITCHES[options.editor].items()):
         preset = preset_for(vlm, "embedded", steps=options.steps, **changes)
         out = options.runs / f"{options.editor}-{number:02d}"
-        frame = grid(EDITORS[options.editor], vlm, samples, test, cells, out, preset, _say)
+        editor = EDITORS[options.editor]
+        frame = grid(editor, vlm, samples, test, cells, out, preset, _say, inputs=inputs)
         parts.append(frame.assign(switch=name, value=100 * frame["value"]))
         _say(f"{name}: {100 * frame.loc[frame['metric'] == 'avg', 'value'].mean():.1f}")
     return pd.concat(parts)[["switch", "seed", "metric", "value"]]

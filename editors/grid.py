@@ -19,15 +19,13 @@ from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.provenance import fingerprint
 from attrib.vlm import VLM
-from editors.adapter_data import AdapterData, adapter_data
 from editors.gate_choice import NO_GATE, check_gate, fit_gate
 from editors.gate_files import load_gate, save_gate
+from editors.grid_inputs import GridInputs
 from editors.grid_scores import Opened, Scores, cell_scores, opened
 from editors.hidden_editor import HiddenEditor
-from editors.losses import ROLES
 from editors.placement import check_layers
 from editors.presets import Preset
-from editors.signals import layers_of_signals
 from editors.training import Run
 
 CELL = "cell.json"
@@ -54,6 +52,11 @@ class Cell:
         given = {"text": self.text, "visual": self.visual}
         return {modality: [layer] for modality, layer in given.items() if layer is not None}
 
+    @property
+    def all_layers(self) -> list[int]:
+        """Whatever is written there."""
+        return sorted({layer for some in self.layers.values() for layer in some})
+
 
 def cells(
     text: Sequence[int],
@@ -76,6 +79,7 @@ def grid(
     preset: Preset,
     say: Callable[[str], None],
     gate: str = NO_GATE,
+    inputs: GridInputs | None = None,
 ) -> pd.DataFrame:
     """Train and score the wanted cells; what the folder holds already is read.
 
@@ -90,6 +94,7 @@ def grid(
         say: Told a line for each cell.
         gate: One of `editors.gate_choice.GATES`, fitted once to `samples` for all cells; cells are
             scored behind it, and without one as well.
+        inputs: What `GridInputs.of` made of these edits and layers, to share it between grids.
 
     Returns:
         One row per cell, gate and metric: text, visual (NaN for none), seed, gate, metric, value
@@ -111,7 +116,9 @@ def grid(
     missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity, gate)]
     if missing:
         gates = {} if gate == NO_GATE else {gate: _opened(vlm, samples, test, gate, Path(out))}
-        bench = _Bench.prepare(editor, vlm, samples, test, preset, missing, gates)
+        layers = sorted({layer for cell in missing for layer in cell.all_layers})
+        inputs = inputs or GridInputs.of(vlm, samples, test, layers)
+        bench = _Bench(editor, vlm, preset, inputs, gates)
         for done, cell in enumerate(missing):
             record = bench.score(cell, Path(out) / cell.name, identity)
             avg = record["scores"][gate]["avg"]
@@ -122,44 +129,25 @@ def grid(
 
 @dataclass(frozen=True, eq=False)
 class _Bench:
-    """The inputs of all cells, with their states at every layer that one of them starts from."""
+    """Where cells are trained and scored."""
 
     editor: type[HiddenEditor]
     vlm: VLM
     preset: Preset
-    samples: Sequence[EditSample]
-    data: AdapterData
-    test: AdapterData
+    inputs: GridInputs
     gates: Mapping[str, Opened]
-
-    @classmethod
-    def prepare(
-        cls,
-        editor: type[HiddenEditor],
-        vlm: VLM,
-        samples: Sequence[EditSample],
-        test: Sequence[EditSample],
-        preset: Preset,
-        wanted: Sequence[Cell],
-        gates: Mapping[str, Opened],
-    ) -> "_Bench":
-        layers = sorted({i for cell in wanted for some in cell.layers.values() for i in some})
-        shown = layers_of_signals(preset.adapters_at({}).signal, layers)
-        both = adapter_data(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
-        data, tested = both.parted(len(samples))
-        return cls(editor, vlm, preset, samples, data, tested, gates)
 
     def score(self, cell: Cell, out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         """Train one cell, if it is not trained yet, and write its scores."""
         preset = self.preset.changed(seed=cell.seed)
         adapters = preset.adapters_at(cell.layers)
         sites = adapters.build(self.vlm, cell.seed)
-        few, _ = self.test.parted(WATCHED)
+        few, _ = self.inputs.test.parted(WATCHED)
         objective = self.editor.objective(
-            self.vlm, adapters, sites, preset.weights, self.data, few, self.samples
+            self.vlm, adapters, sites, preset.weights, self.inputs.data, few, self.inputs.samples
         )
         progress = Run(objective, preset.training, out, identity, lambda _line: None).train()
-        scores = cell_scores(objective, self.test, self.gates)
+        scores = cell_scores(objective, self.inputs.test, self.gates)
         record = {
             "identity": identity,
             "cell": asdict(cell),
