@@ -45,14 +45,16 @@ class LteSettings:
 
 
 SMALL = Training(
-    steps=400,
+    steps=1000,
     batch_size=8,
-    learning_rate=2e-3,
-    warmup=20,
+    optimizer="muon",
+    learning_rate=1e-2,
+    warmup=30,
     decay="cosine",
     clip=1.0,
     validate_every=100,
     save_every=100,
+    best_by="right",
 )
 PRESETS = {
     "published": [Training(learning_rate=3e-4), Weights(), LteSettings()],
@@ -61,7 +63,7 @@ PRESETS = {
         Weights(),
         LteSettings(parameters="all"),
     ],
-    "embedded": [SMALL, Weights(), LteSettings(rank=16, alpha=32.0)],
+    "embedded": [SMALL, Weights(), LteSettings(rank=32, alpha=64.0)],
 }
 
 

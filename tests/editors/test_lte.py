@@ -15,7 +15,8 @@ from editors.low_rank import LowRank, attending
 from editors.lte import Lte, _objective
 from editors.prompting import PromptEdit, fact_of
 
-QUICK = {"steps": 6, "batch_size": 2, "rank": 4, "learning_rate": 0.04, "validate_every": 3,
+QUICK = {"best_by": "loss", "optimizer": "adam",
+         "steps": 6, "batch_size": 2, "rank": 4, "learning_rate": 0.04, "validate_every": 3,
          "save_every": 3, "warmup": 0, "preset": "embedded",
          "template": "Fact: {fact}\nQ: "}  # fmt: skip
 
