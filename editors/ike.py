@@ -63,7 +63,7 @@ class IkeSettings:
     seed: int = 0
 
 
-PRESETS = {"published": [IkeSettings()], "embedded": [IkeSettings(demonstrations=8, room=96)]}
+PRESETS = {"published": [IkeSettings()], "embedded": [IkeSettings(demonstrations=1, room=96)]}
 
 
 @dataclass(frozen=True, eq=False)
