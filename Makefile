@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-notebooks check notebooks clean
+.PHONY: demo test check notebooks clean
 .DELETE_ON_ERROR:
 
 # The tested versions are pinned in constraints.txt; a change there or in pyproject.toml reinstalls.
@@ -16,11 +16,8 @@ BIN := .venv/bin
 demo: .venv/installed  ## a report about an embedded, trained model, in demo/report.html
 	$(BIN)/attrib demo
 
-test: .venv/installed  ## the test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests
-
-test-notebooks: .venv/installed  ## run all notebooks as they are committed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 2 --nbmake notebooks
+test: .venv/installed  ## the test suite, and all notebooks as they are committed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --nbmake tests notebooks
 
 check: .venv/installed  ## exactly what CI runs
 	bash .ci/run

@@ -31,7 +31,7 @@ LIMIT = 100
 # ## One cell, live
 #
 # Each cell is an editor of its own: adapters at one text and one visual layer, trained on the
-# same edits for the same number of steps, without a gate. Here a single cell on a few edits, for
+# same edits for the same number of steps, and scored without a gate and behind one that all cells share. Here a single cell on a few edits, for
 # a few steps, so its numbers say nothing yet; `attrib grid` trains the whole.
 
 # %%
@@ -55,7 +55,7 @@ display(found)
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers: 200 edits a cell.
+# The committed numbers: 200 edits a cell, behind the shared gate, mean over three seeds.
 
 # %%
 figure = figures.find("dualedit_figure_5")

@@ -1,6 +1,6 @@
 """Notebooks: one per figure, in step with their sources, with outputs and without errors.
 
-That they run is what `pytest --nbmake notebooks` shows, in `make test-notebooks`.
+That they run is what `pytest --nbmake notebooks` shows, in `make test`.
 """
 
 import re

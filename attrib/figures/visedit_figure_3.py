@@ -147,7 +147,7 @@ def _means(ax: "Axes", measured: Measured, style: Style) -> None:
     ax.set_xlim(left=0)
     ax.grid(visible=True, axis="x")
     ax.set_xlabel("mean score, 95 % interval", fontsize=8.5)
-    ax.legend(fontsize=8, loc="center right", bbox_to_anchor=(1.02, 0.62))
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
 
 
 def _said(name: str) -> str:
