@@ -1,7 +1,7 @@
 """The table that compares editors on one model and dataset, in four formats."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -58,6 +58,7 @@ class Comparison:
         results: Scores of each editor, one per seed.
         trainings: Of the editors that are trained, one per seed.
         command: What made it.
+        cpu_seconds: That an editor's preparation, training and scoring took, where it is known.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Comparison:
     results: Sequence[Result]
     trainings: Sequence[Trained]
     command: str
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def parts(self) -> list[tuple[str, pd.DataFrame, str]]:
         """Title, table and note of each: one per protocol, the costs, what is published."""
@@ -150,9 +152,14 @@ class Comparison:
                 "edit, ms": f"{row['edit_ms']:,.1f}",
                 "bytes stored": f"{row['bytes']:,.0f}",
                 "pass with the edit / without": f"{row['latency']:.2f}",
+                "CPU in all, min": self._cpu(str(row["editor"])),
             }
             for row in spent
         )
+
+    def _cpu(self, editor: str) -> str:
+        """Minutes of preparing, training and scoring."""
+        return f"{self.cpu_seconds[editor] / 60:.1f}" if editor in self.cpu_seconds else "-"
 
 
 def _wide(scores: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -1,9 +1,7 @@
 """`attrib table`: editors side by side, trained and scored alike, beside what was published."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,13 +13,15 @@ from attrib.cli.command import ExitCode, add_command
 from attrib.cli.options import ModelOptions
 from attrib.cli.outputs import invocation, say
 from attrib.cli.sharing import sharing
+from attrib.cli.spending import spending, spent
+from attrib.cli.table_jobs import Job, place
 from attrib.errors import AttribError, CannotStart
 
 if TYPE_CHECKING:
     from editors.comparison import Trained
 
 ALL = "all"
-MANIFEST = "table.json"
+MANIFEST, SPENT = "table.json", "spent.json"
 FREE = ("out", "editors", "backbones", "data", "seeds", "device", "model")  # may grow between runs
 
 
@@ -62,20 +62,6 @@ class TableOptions(ModelOptions):
     out: Annotated[Path, Option(help="Folder of editors, scores and tables.")] = Path("runs/table")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One editor on one model and dataset, with one seed."""
-
-    backbone: str
-    data: str
-    editor: str
-    seed: int
-
-    def folder(self, out: Path) -> Path:
-        """Where the editor and its scores are."""
-        return place(out, self.backbone, self.data) / f"{self.editor}-seed-{self.seed}"
-
-
 def add_to(app: typer.Typer) -> None:
     """Add the command to the command line."""
     add_command(app, "table", TableOptions, table)
@@ -91,8 +77,11 @@ def table(options: TableOptions) -> int:
         for number, job in enumerate(missing, 1):
             named = f"{job.editor} on {job.backbone}, {job.data}, seed {job.seed}"
             say(f"{number} of {len(missing)}: {named}")
-            _train(job, options)
-            _evaluate(job, options)
+            bill = job.folder(options.out) / SPENT
+            with spending(bill, "training"):
+                _train(job, options)
+            with spending(bill, "scoring"):
+                _evaluate(job, options)
     for backbone, data in dict.fromkeys((job.backbone, job.data) for job in jobs):
         mine = [job for job in jobs if (job.backbone, job.data) == (backbone, data)]
         for path in _written(mine, options):
@@ -118,12 +107,6 @@ def jobs_of(options: TableOptions) -> Iterator[Job]:
                 # What is not trained is the same with every seed.
                 for seed in range(options.seeds if _is_trained(editor) else 1):
                     yield Job(backbone, data, editor, seed)
-
-
-def place(out: Path, backbone: str, data: str) -> Path:
-    """The folder of a model and dataset."""
-    parts = [re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).name) for name in (backbone, data)]
-    return out.joinpath(*parts)
 
 
 def _is_trained(editor: str) -> bool:
@@ -211,8 +194,9 @@ def _written(jobs: Sequence[Job], options: TableOptions) -> list[Path]:
 
     results = [Result.load(_scores(job, options.out)) for job in jobs]
     trainings = [_trained(job, options.out) for job in jobs if _is_trained(job.editor)]
-    first = jobs[0]
-    made = Comparison(first.backbone, first.data, results, trainings, invocation())
+    first, bills = jobs[0], [spent(job.folder(options.out) / SPENT) for job in jobs]
+    cpu = {job.editor: sum(bill.values()) for job, bill in zip(jobs, bills, strict=True) if bill}
+    made = Comparison(first.backbone, first.data, results, trainings, invocation(), cpu)
     folder = place(options.out, first.backbone, first.data)
     files, curves = made.save(folder), made.curves()
     if len(curves):

@@ -46,6 +46,8 @@ def test_editors_stand_side_by_side_and_nothing_is_done_twice(run, there, tmp_pa
     names = {path.name for path in folder.iterdir()}
     assert names >= {"table.md", "table.tex", "table.html", "scores.csv", "costs.csv"}
     assert names >= {"ft-l-seed-0", "dualedit-seed-0", "dualedit-seed-1"}
+    bill = json.loads((folder / "dualedit-seed-0" / "spent.json").read_text())
+    assert bill["training"] > 0 and bill["scoring"] > 0
     table = pd.read_csv(folder / "scores.csv").query("metric == 'rel'").set_index("editor")
     assert table["runs"].to_dict() == {"unedited": 1, "ft-l": 1, "dualedit": 2}
     assert str(folder.relative_to(tmp_path) / "table.md") in out
