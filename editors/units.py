@@ -28,7 +28,8 @@ class Units(nn.Module):
         std, mean = torch.std_mean(states.float(), 0)
         self.zero.copy_(mean)
         # A channel that hardly moves says nothing, and is not to be blown up.
-        self.size.copy_(std.clamp(min=SMALLEST * float(std.median())))
+        size = std.clamp(min=SMALLEST * float(std.median()))
+        self.size.copy_(torch.where(size > 0, size, 1.0))
 
     def forward(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """`x` in these units."""

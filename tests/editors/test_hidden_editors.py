@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -152,6 +153,13 @@ def test_a_gate_must_not_read_what_is_written_before_it(dual):
 def test_a_gate_that_there_is_not_is_refused(llava, tmp_path):
     with pytest.raises(AttribError, match="no gate 'garden'; there are none, prompt_last"):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, gate="garden", **QUICK)
+
+
+def test_adapters_that_attend_to_nothing_train_in_units_of_their_own_too(tmp_path):
+    vlm = tiny_vlm("llava")
+    quick = {**QUICK, "steps": 2, "signal": "none", "own_units": True}
+    editor = DualEdit.train(vlm, samples(4), layers=LAYERS, out=tmp_path, gate="none", **quick)
+    assert all(np.isfinite(record["loss"]) for record in editor.trained["curve"])
 
 
 def test_a_model_in_half_precision_gets_adapters_in_single_precision(tmp_path):
