@@ -58,7 +58,8 @@ class Comparison:
         results: Scores of each editor, one per seed.
         trainings: Of the editors that are trained, one per seed.
         command: What made it.
-        cpu_seconds: That an editor's preparation, training and scoring took, where it is known.
+        cpu_seconds: That preparing, training and scoring an editor took, all seeds together; of
+            those of which it is known.
     """
 
     model: str

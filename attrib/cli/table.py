@@ -1,7 +1,7 @@
 """`attrib table`: editors side by side, trained and scored alike, beside what was published."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from attrib.cli.options import ModelOptions
 from attrib.cli.outputs import invocation, say
 from attrib.cli.sharing import sharing
 from attrib.cli.spending import spending, spent
-from attrib.cli.table_jobs import Job, place
+from attrib.cli.table_jobs import Job, done, place
 from attrib.errors import AttribError, CannotStart
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def table(options: TableOptions) -> int:
-    """Editors side by side: trains and scores what is missing, then writes the tables."""
+    """Editors side by side: trains and scores what is missing, then tables all that is there."""
     jobs = list(jobs_of(options))
     _settle(options)
-    missing = [job for job in jobs if not _scores(job, options.out).exists()]
+    missing = [job for job in jobs if not job.scores(options.out).exists()]
     say(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {options.out}")
     with sharing():
         for number, job in enumerate(missing, 1):
@@ -83,8 +83,7 @@ def table(options: TableOptions) -> int:
             with spending(bill, "scoring"):
                 _evaluate(job, options)
     for backbone, data in dict.fromkeys((job.backbone, job.data) for job in jobs):
-        mine = [job for job in jobs if (job.backbone, job.data) == (backbone, data)]
-        for path in _written(mine, options):
+        for path in _written(backbone, data, options):
             print(f"  {path}")
     return ExitCode.DONE
 
@@ -187,25 +186,28 @@ def _selected(job: Job, options: TableOptions) -> str:
     return str(out / "layers.json")
 
 
-def _written(jobs: Sequence[Job], options: TableOptions) -> list[Path]:
+def _written(backbone: str, data: str, options: TableOptions) -> list[Path]:
+    """The table of all editors that the folder has scores of, in the order of `EDITORS`."""
     from attrib import plots
     from attrib.results import Result
+    from editors import EDITORS
     from editors.comparison import Comparison
 
-    results = [Result.load(_scores(job, options.out)) for job in jobs]
+    order = list(EDITORS)
+    jobs = [job for job in done(options.out, backbone, data) if job.editor in order]
+    jobs.sort(key=lambda job: (order.index(job.editor), job.seed))
+    results = [Result.load(job.scores(options.out)) for job in jobs]
     trainings = [_trained(job, options.out) for job in jobs if _is_trained(job.editor)]
-    first, bills = jobs[0], [spent(job.folder(options.out) / SPENT) for job in jobs]
-    cpu = {job.editor: sum(bill.values()) for job, bill in zip(jobs, bills, strict=True) if bill}
-    made = Comparison(first.backbone, first.data, results, trainings, invocation(), cpu)
-    folder = place(options.out, first.backbone, first.data)
+    cpu: dict[str, float] = {}
+    for job in jobs:
+        if bill := spent(job.folder(options.out) / SPENT):
+            cpu[job.editor] = cpu.get(job.editor, 0.0) + sum(bill.values())
+    made = Comparison(backbone, data, results, trainings, invocation(), cpu)
+    folder = place(options.out, backbone, data)
     files, curves = made.save(folder), made.curves()
     if len(curves):
         files += plots.save(plots.learning(curves), folder / "learning")
     return files
-
-
-def _scores(job: Job, out: Path) -> Path:
-    return job.folder(out) / "scores" / "scores.parquet"
 
 
 def _trained(job: Job, out: Path) -> "Trained":
