@@ -69,8 +69,9 @@ class Inputs:
             AttribError: A prompt or target cannot be encoded.
         """
         found = questions(sample)
-        starts = range(0, len(found), batch_size)
-        passes = [_encode(vlm, found[start : start + batch_size]) for start in starts]
+        asked = [question.request for question in found]
+        starts = range(0, len(asked), batch_size)
+        passes = [encoded(vlm, asked[start : start + batch_size]) for start in starts]
         return cls(found, passes, tuple(protocols))
 
     def ask(self, vlm: VLM) -> list[Answer]:
@@ -130,7 +131,3 @@ def without_target(vlm: VLM, batch: Batch) -> Batch:
         return torch.where(there, value.gather(1, index), fill)
 
     return vlm.batch({name: moved(name, value) for name, value in batch.inputs.items()})
-
-
-def _encode(vlm: VLM, asked: Sequence[Question]) -> Batch:
-    return encoded(vlm, [question.request for question in asked])

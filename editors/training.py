@@ -6,6 +6,7 @@ kept beside the last ones.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -200,7 +201,7 @@ class Run:
         p.curve.append({"step": p.step, **numbers})
         by_loss = self.training.best_by == "loss"
         how_bad = [*([] if by_loss else [-share_right(numbers)]), numbers["loss"]]
-        if not p.best or how_bad < p.best:
+        if not p.best or math.isnan(p.best[-1]) or how_bad < p.best:
             p.best, p.best_step = how_bad, p.step
             if self.ranks.first:
                 save_tensors(self.out / BEST, self.objective.module.state_dict())

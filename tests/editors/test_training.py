@@ -134,6 +134,18 @@ def test_weights_may_be_kept_by_what_is_right_instead_of_by_the_loss(tmp_path):
     assert kept == {"loss": STEPS.steps, "right": 0}  # the loss falls, and with it what is "right"
 
 
+def test_a_first_validation_that_is_no_number_does_not_stay_the_best(tmp_path):
+    class Late(Line):
+        validated = 0
+
+        def validation(self):
+            self.validated += 1
+            return super().validation() if self.validated > 1 else {"loss": float("nan")}
+
+    _, going = run(tmp_path, Late({}))
+    assert going.train().best_step == STEPS.steps
+
+
 def test_muon_turns_matrices_evenly_and_leaves_the_rest_to_adam():
     torch.manual_seed(0)
     matrix, bias = nn.Parameter(torch.zeros(6, 4)), nn.Parameter(torch.zeros(6))
