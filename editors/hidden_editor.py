@@ -92,7 +92,8 @@ class HiddenEditor:
                 `samples` (at most 100), which are then not trained on.
             gate: What decides which inputs are served: "none", "prompt_last", "sequence_last" (as
                 published; reads the answer) or "learned"; by default the editor's own.
-            preset: "published", "embedded", or "auto": by the size of the model.
+            preset: "published", "embedded", "embedded_phrases" (answers of many words), or "auto":
+                by the size of the model and the length of the answers.
             tensorboard: Whether to write the curves for TensorBoard as well, into `out`.
             keep: Whether the states of all inputs at the first layer written are kept, which spares
                 every step the layers before; by default where memory allows.
@@ -105,7 +106,7 @@ class HiddenEditor:
         chosen = {m: list(some) for m, some in _by_modality(layers).items() if m in cls.modalities}
         gate = cls.own_gate if gate is None else gate
         check_gate(gate)
-        settings = preset_for(vlm, preset, **{**cls.defaults, **changes})
+        settings = preset_for(vlm, preset, samples, **{**cls.defaults, **changes})
         adapters = settings.adapters_at(chosen)
         sites = adapters.build(vlm, settings.training.seed)
         kept, held = split_off(samples, validation)

@@ -32,6 +32,8 @@ class Adapters:
             (VisEdit's ablation without cross-attention).
         signal_span: Which positions of the edit they attend to: "all" (the papers), or "answer",
             its last prompt token and its target.
+        signal_window: How many positions of the edit each of these shows, itself and those before
+            it (the papers: 1). Answers of many words need more: see `editors.signals.windows`.
         write_last: Whether text adapters write the last prompt token as well; not in the papers.
         mapper: Whether visual adapters have an influence mapper (VisEdit).
         mapper_target: What heatmaps the mapper is taught with: noise of 3 standard deviations on a
@@ -47,6 +49,7 @@ class Adapters:
     init: Init = "identity"
     signal: SignalKind = "site"
     signal_span: SignalSpan = "all"
+    signal_window: int = 1
     write_last: bool = False
     mapper: bool = False
     mapper_target: Target = "paper"
@@ -56,8 +59,11 @@ class Adapters:
         """The sites with fresh adapters, in the order in which they write.
 
         Raises:
-            AttribError: A layer that the model does not have, an unknown modality, or no layer.
+            AttribError: A layer that the model does not have, an unknown modality, no layer, or a
+                window that shows no position.
         """
+        if self.signal_window < 1:
+            raise AttribError(f"signal_window: no {self.signal_window}; expected 1 or more")
         pairs = [(layer, m) for m, layers in self.layers.items() for layer in layers]
         check_layers(vlm, self.layers)
         with torch.random.fork_rng(devices=[]):
@@ -69,7 +75,8 @@ class Adapters:
         self, layer: int, hidden: Mapping[int, Float[Tensor, "pos d_model"]], last: int
     ) -> Signal:
         """What the adapter at a layer sees of an edit with these states; see `signal_of`."""
-        return signal_of(self.signal, self.signal_span, layer, hidden, last)
+        what = (self.signal, self.signal_span, layer)
+        return signal_of(*what, hidden, last, self.signal_window)
 
     def _site(self, vlm: VLM, layer: int, modality: Any) -> Site:
         visual = modality == "visual"
@@ -79,7 +86,7 @@ class Adapters:
             self.num_heads,
             self.init,
             self.mapper and visual,
-            width_of_signals(self.signal, vlm.d_model),
+            width_of_signals(self.signal, vlm.d_model, self.signal_window),
         )
         adapter.to(next(vlm.layers[layer].parameters()).device)
         return Site(layer, modality, adapter, self.write_last)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import median
 from typing import Any
 
+from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.vlm import VLM
 from editors.losses import Weights
@@ -12,6 +14,7 @@ from editors.setting_values import check_value
 from editors.training import Training
 
 SMALL = 512  # width of the residual stream below which a model is taken for a small one
+PHRASE = 5  # words in an answer from which on it is taken for a phrase
 
 
 @dataclass(frozen=True)
@@ -49,41 +52,59 @@ class Preset:
         return Preset(training, adapters, weights)
 
 
+EMBEDDED = Preset(
+    Training(
+        steps=400,
+        batch_size=16,
+        optimizer="muon",
+        learning_rate=2e-2,
+        warmup=30,
+        decay="cosine",
+        clip=5.0,
+        validate_every=50,
+        save_every=50,
+    ),
+    {
+        "d_adapter": 128,
+        "num_heads": 8,
+        "own_units": True,
+        "signal": "both",  # embeddings know the words best, states their order: see LOG.md
+        "signal_span": "answer",
+    },
+    Weights(),
+)
 PRESETS = {
     "published": Preset(Training(), {}, Weights()),
-    "embedded": Preset(
-        Training(
-            steps=400,
-            batch_size=16,
-            optimizer="muon",
-            learning_rate=2e-2,
-            warmup=30,
-            decay="cosine",
-            clip=5.0,
-            validate_every=50,
-            save_every=50,
-        ),
-        {
-            "d_adapter": 128,
-            "num_heads": 8,
-            "own_units": True,
-            "signal": "both",  # embeddings know the words best, states their order: see LOG.md
-            "signal_span": "answer",
-        },
-        Weights(),
-    ),
+    "embedded": EMBEDDED,
+    # Which words of a phrase belong together no single one of them shows: see LOG.md.
+    "embedded_phrases": replace(EMBEDDED, adapters={**EMBEDDED.adapters, "signal_window": 8}),
 }
 
 
-def preset_for(vlm: VLM, preset: str | Preset, **changes: Any) -> Preset:
-    """A preset by name, with changes; "auto" is "embedded" for models as small as those."""
+def preset_for(
+    vlm: VLM, preset: str | Preset, samples: Sequence[EditSample] = (), **changes: Any
+) -> Preset:
+    """A preset by name, with changes.
+
+    "auto" is "published", but for models as small as the embedded ones "embedded", or
+    "embedded_phrases" where most of the `samples` have answers of many words.
+
+    Raises:
+        AttribError: There is no such preset, or no such setting to change.
+    """
     if isinstance(preset, Preset):
         return preset.changed(**changes)
     if preset == "auto":
-        preset = "embedded" if vlm.d_model < SMALL else "published"
+        small = "embedded_phrases" if _phrases(samples) else "embedded"
+        preset = small if vlm.d_model < SMALL else "published"
     if preset not in PRESETS:
         raise AttribError(f"no preset {preset!r}; there are auto, {', '.join(PRESETS)}")
     return PRESETS[preset].changed(**changes)
+
+
+def _phrases(samples: Sequence[EditSample]) -> bool:
+    words = [len(sample.request.target.split()) for sample in samples]
+    return bool(words) and median(words) >= PHRASE
 
 
 def _names(settings: type) -> set[str]:

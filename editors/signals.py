@@ -58,6 +58,7 @@ def signal_of(
     layer: int,
     hidden: Mapping[int, Float[Tensor, "pos d_model"]],
     last: int,
+    window: int = 1,
 ) -> Signal:
     """What the adapter at a layer sees of an edit.
 
@@ -67,11 +68,24 @@ def signal_of(
         layer: Of the adapter.
         hidden: The edit's states there, and those at `EMBED` where `kind` asks for them.
         last: Where the last prompt token stands.
+        window: How many positions each shows: itself and those before it; see `windows`.
     """
     start = last if span == "answer" else 0
     shown = {"embed": [EMBED], "both": [EMBED, layer]}.get(kind, [layer])
-    states = torch.cat([hidden[at][start:] for at in shown], -1)
+    states = windows(torch.cat([hidden[at][start:] for at in shown], -1), window)
     return Signal(torch.zeros_like(states) if kind == "none" else states, hidden[layer][last])
+
+
+def windows(
+    states: Float[Tensor, "pos width"], window: int
+) -> Float[Tensor, "pos window_times_width"]:
+    """Every position with the `window - 1` before it, its own states first, zeros before the first.
+
+    An adapter attends to positions one by one. What belongs together in an answer of many words ("a
+    blue square in the north") it can fetch as one only where one position shows all of it.
+    """
+    shifted = (nn.functional.pad(states, (0, 0, back, 0)) for back in range(window))
+    return torch.cat([some[: len(states)] for some in shifted], -1)
 
 
 def pad_signals(signals: Sequence[Signal]) -> Signals:
@@ -90,9 +104,9 @@ def side_by_side(
     return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
-def width_of_signals(kind: SignalKind, d_model: int) -> int:
+def width_of_signals(kind: SignalKind, d_model: int, window: int = 1) -> int:
     """How wide the states are that adapters attend to."""
-    return 2 * d_model if kind == "both" else d_model
+    return window * (2 * d_model if kind == "both" else d_model)
 
 
 def layers_of_signals(kind: SignalKind, layers: Iterable[int]) -> list[int]:

@@ -74,7 +74,8 @@ def grid(options: GridOptions) -> int:
     vlm = load_model(options)
     wanted = _cells(options, editor, vlm)
     named = {name: value for name, value in changes_of(options).items() if name != "seed"}
-    preset = preset_for(vlm, options.preset, **named)
+    samples = training_data(options)
+    preset = preset_for(vlm, options.preset, samples, **named)
     test = edit_data.load(
         options.data,
         options.test_split,
@@ -85,7 +86,7 @@ def grid(options: GridOptions) -> int:
     steps = preset.training.steps
     say(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
     gate = options.gate or "none"
-    frame = run(editor, vlm, training_data(options), test, wanted, out, preset, say, gate)
+    frame = run(editor, vlm, samples, test, wanted, out, preset, say, gate)
     print(_table(frame))
     print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
     judged = (frame["metric"] == "avg") & (frame["gate"] == gate)

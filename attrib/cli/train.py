@@ -51,8 +51,9 @@ class TrainOptions(ModelOptions):
     ] = None  # fmt: skip
     preset: Annotated[
         str,
-        Option(help="auto: embedded for small models, published for others; some editors have "
-               "more, a wrong name lists them."),
+        Option(help="auto: embedded for small models (dualedit, visedit: embedded_phrases for "
+               "answers of many words), published for others; some editors have more, a wrong "
+               "name lists them."),
     ] = "auto"  # fmt: skip
     gate: Annotated[
         Literal["none", "prompt_last", "sequence_last", "learned"] | None,

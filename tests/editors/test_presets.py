@@ -1,0 +1,42 @@
+"""Which settings a model and its edits get."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import tiny_vlm
+from tiny_edits import samples
+
+from attrib.errors import AttribError
+from editors import DualEdit
+from editors.presets import PRESETS, preset_for
+
+SHORT, LONG = "red", "a blue square in the north"
+
+
+def edits(*targets):
+    return [SimpleNamespace(request=SimpleNamespace(target=target)) for target in targets]
+
+
+@pytest.mark.parametrize(
+    ("width", "targets", "name"),
+    [
+        (64, [], "embedded"),
+        (64, [SHORT, SHORT, LONG], "embedded"),
+        (64, [SHORT, LONG, LONG], "embedded_phrases"),
+        (4096, [LONG], "published"),
+    ],
+)
+def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(width, targets, name):
+    preset = preset_for(SimpleNamespace(d_model=width), "auto", edits(*targets))
+    assert preset == PRESETS[name].changed()
+
+
+def test_phrases_differ_from_single_words_in_what_adapters_see_alone():
+    words, phrases = PRESETS["embedded"], PRESETS["embedded_phrases"]
+    assert phrases == words.changed(signal_window=8)
+
+
+def test_a_window_of_no_position_is_refused(tmp_path):
+    vlm = tiny_vlm("llava")
+    with pytest.raises(AttribError, match="signal_window: no 0; expected 1 or more"):
+        DualEdit.train(vlm, samples(3), layers={"text": [1]}, out=tmp_path, signal_window=0)
