@@ -31,9 +31,9 @@ def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(width, ta
     assert preset == PRESETS[name].changed()
 
 
-def test_phrases_differ_from_single_words_in_what_adapters_see_alone():
+def test_phrases_differ_from_single_words_in_what_is_seen_and_in_what_others_weigh():
     words, phrases = PRESETS["embedded"], PRESETS["embedded_phrases"]
-    assert phrases == words.changed(signal_window=8)
+    assert phrases == words.changed(signal_window=8, locality=0.1, steps=1000)
 
 
 def test_a_window_of_no_position_is_refused(tmp_path):
