@@ -76,8 +76,8 @@ EMBEDDED = Preset(
 PRESETS = {
     "published": Preset(Training(), {}, Weights()),
     "embedded": EMBEDDED,
-    # Which words of a phrase belong together no single one of them shows, and what is written over a
-    # whole scene cannot spare other questions, which the gate does: see LOG.md.
+    # Which words of a phrase belong together no single one of them shows, and what is written over
+    # a whole scene cannot spare other questions, which the gate does: see LOG.md.
     "embedded_phrases": replace(
         EMBEDDED,
         training=replace(EMBEDDED.training, steps=1000),

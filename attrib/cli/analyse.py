@@ -177,14 +177,27 @@ def load_data(options: AnalysisOptions) -> "EditData":
     Raises:
         AttribError: when the data cannot be read.
     """
-    from attrib.data import EditData, EditRequest, EditSample, load
+    from attrib.data import EditData, EditRequest, EditSample
     from attrib.data.leading import lead, shared_words
 
     if options.prompt is None:
-        split = options.split or ("test" if options.data.startswith("scenes-") else "")
-        data = load(options.data, split, image_root=options.image_root, limit=options.limit)
+        data = _read(options)
         return lead(data, shared_words(data) if options.lead is None else options.lead)
     request = EditRequest(options.image, options.prompt, options.target or "")
     typed = EditSample("photo", request, meta={"row": 0})
     made_of = {"file": "command line", **digests(options)}
     return EditData("typed by hand", "", [typed], provenance=made_of)
+
+
+def first_word(options: AnalysisOptions) -> int:
+    """The number of the answers' word that is looked at, counted from 0."""
+    from attrib.data.leading import shared_words
+
+    return shared_words(_read(options)) if options.lead is None else options.lead
+
+
+def _read(options: AnalysisOptions) -> "EditData":
+    from attrib.data import load
+
+    split = options.split or ("test" if options.data.startswith("scenes-") else "")
+    return load(options.data, split, image_root=options.image_root, limit=options.limit)

@@ -50,6 +50,7 @@ class ReportOptions(SelectOptions):
         Option("--grid", help="The scores.csv of `attrib grid` (or Parquet: text, visual, seed, "
                "score), which tells what the choice costs.", rich_help_panel=PANEL),
     ] = None  # fmt: skip
+    words: Annotated[int, Option(hidden=True, min=1, max=1), Field(ge=1, le=1)] = 1
     pictures: Annotated[
         int, Option(help="Images to show heatmaps of.", min=0, rich_help_panel=PANEL), Field(ge=0)
     ] = 4  # fmt: skip

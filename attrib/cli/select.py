@@ -9,6 +9,7 @@ import typer
 from pydantic import Field, model_validator
 from typer import Option
 
+from attrib.cli.analyse import first_word
 from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.options import NAMED_SPLITS, PANEL, AnalysisOptions
 from attrib.cli.outputs import exit_code_for, results_folder, say
@@ -18,14 +19,17 @@ from attrib.errors import AttribError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from attrib.data import Quarantined
     from attrib.results import Result
     from attrib.selection import LayerReport
+
+LAYERS = "layers.json"
 
 
 class SelectOptions(AnalysisOptions):
     """Options of `attrib select`."""
 
-    free = AnalysisOptions.free | {"rule", "number", "against"}
+    free = AnalysisOptions.free | {"rule", "number", "words", "against"}
 
     split: Annotated[
         str | None,
@@ -52,6 +56,13 @@ class SelectOptions(AnalysisOptions):
         int, Option(help="Layers per modality, best first.", min=1, rich_help_panel=PANEL),
         Field(ge=1),
     ] = 1  # fmt: skip
+    words: Annotated[
+        int,
+        Option(help="Words of the answer that are looked at one after the other, from --lead on; "
+               "the earliest layer that one of them asks for is chosen.", min=1,
+               rich_help_panel=PANEL),
+        Field(ge=1),
+    ] = 1  # fmt: skip
     against: Annotated[
         Path | None,
         Option(help="A grid of scores (CSV or Parquet: text, visual, seed, score) that tells what "
@@ -62,6 +73,8 @@ class SelectOptions(AnalysisOptions):
     def _many(self) -> "SelectOptions":
         if self.prompt is not None:
             raise ValueError("select needs many examples: give --data, not one photo")
+        if self.runs and self.words > 1:
+            raise ValueError("--words: finished analyses have one word each; leave out --from")
         return self
 
 
@@ -72,23 +85,48 @@ def add_to(app: typer.Typer) -> None:
 
 def select(options: SelectOptions) -> int:
     """Which layers to edit: by what their contributions, noise and patching say."""
+    from attrib.selection import for_all_words
+
     if options.split is None and options.data in NAMED_SPLITS:
         options = options.model_copy(update={"split": "validation"})
     out = results_folder("select", options)
     grid = None if options.against is None else _read_grid(options.against)
-    if options.runs:
-        results, quarantined = [r for folder in options.runs for r in _results(folder)], []
-    else:
-        made = make_evidence(options, out)
-        if made is None:  # a dry run, or another process writes the results
-            return ExitCode.DONE
-        results, quarantined = made
-    report, files = _written(options, results, out)
+    reports, files, quarantined = [], [], []
+    for given, folder in _words(options, out):
+        made = _evidence(given, folder)
+        if made is not None:
+            report, written = _written(given, made[0], folder)
+            reports.append(report)
+            files += written
+            quarantined += made[1]
+    if not reports:  # a dry run, or another process writes the results
+        return ExitCode.DONE
+    report = for_all_words(reports)
+    if len(reports) > 1:
+        files.append(report.save(out / LAYERS))
     print(_said(report))
     if grid is not None:
         files += _judge(report, grid, out)
     print("\n".join(f"  {path}" for path in files))
     return exit_code_for(quarantined, options.max_failures)
+
+
+def _words(options: SelectOptions, out: Path) -> list[tuple[SelectOptions, Path]]:
+    """The options and the folder of each word of the answers that is looked at."""
+    if options.words == 1:
+        return [(options, out)]
+    first = first_word(options)
+    return [
+        (options.model_copy(update={"lead": first + number}), out / f"word-{number + 1}")
+        for number in range(options.words)
+    ]
+
+
+def _evidence(options: SelectOptions, out: Path) -> "tuple[list[Result], list[Quarantined]] | None":
+    """What was computed already, where it is given, or is made now; None as `make_evidence`."""
+    if options.runs:
+        return [r for folder in options.runs for r in _results(folder)], []
+    return make_evidence(options, out)
 
 
 def _written(
@@ -102,7 +140,7 @@ def _written(
     report = replace(report, provenance={**report.provenance, "invocation": invocation()})
     table = evidence_table(gather(results), seed=options.seed)
     files = [
-        report.save(out / "layers.json"),
+        report.save(out / LAYERS),
         write_text(out / "evidence.csv", _csv(table)),
         write_text(out / "scores.csv", _csv(report.scores())),
         *plots.save(plots.selection(report, table), out / "selection"),
@@ -112,8 +150,9 @@ def _written(
 
 def _said(report: "LayerReport") -> str:
     from attrib.report.findings_selection import about_selection
+    from attrib.selection import about_words
 
-    return about_selection(report)
+    return "\n".join(filter(None, [about_words(report), about_selection(report)]))
 
 
 def _judge(report: "LayerReport", grid: "pd.DataFrame", out: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from attrib.selection.judging import (
 from attrib.selection.layer_report import Choice, LayerReport
 from attrib.selection.rules import MODALITIES, RULES, VOTERS, Modality, RuleName
 from attrib.selection.selecting import select_layers
+from attrib.selection.words import about_words, for_all_words
 
 __all__ = [
     "MODALITIES",
@@ -27,8 +28,10 @@ __all__ = [
     "LayerReport",
     "Modality",
     "RuleName",
+    "about_words",
     "evidence_table",
     "fixed_picks",
+    "for_all_words",
     "gather",
     "picks_of",
     "rank_correlations",

@@ -157,3 +157,33 @@ def test_layers_are_not_chosen_on_what_editors_are_tested_on(select, monkeypatch
 def test_the_command_knows_all_rules():
     assert SelectOptions.model_fields["rule"].annotation == RuleName
     assert set(get_args(RuleName)) >= {"consensus", "onset", "sensitivity", "patching"}
+
+
+def test_every_word_asked_for_is_looked_at_in_a_folder_of_its_own(select, monkeypatch, tmp_path):
+    def made(options, out):
+        asked[out.name] = options.lead
+        return [planted.patching(visual=9 - options.lead, last=6)], []
+
+    asked = {}
+    monkeypatch.setattr("attrib.cli.select.make_evidence", made)
+    code, out, _ = select("--lead", 2, "--words", 2, "--rule", "patching", "--out", "o")
+    assert code == 0 and asked == {"word-1": 2, "word-2": 3}
+    assert "Word 1 asks for text 5, visual 6" in out and "Word 2 asks for text 5, visual 5" in out
+    assert LayerReport.load(tmp_path / "o" / "layers.json").layers == {"text": [5], "visual": [5]}
+    for number, layer in ((1, 6), (2, 5)):
+        report = LayerReport.load(tmp_path / "o" / f"word-{number}" / "layers.json")
+        assert report.layers["visual"] == [layer]
+
+
+def test_words_begin_behind_what_answers_share(select, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "attrib.cli.select.make_evidence", lambda options, _out: asked.append(options.lead)
+    )
+    code, _, _ = select("--data", "scenes-captions", "--limit", 30, "--words", 2, "--out", "o")
+    assert code == 0 and asked == [1, 2]
+
+
+def test_finished_analyses_are_of_one_word(select, tmp_path):
+    code, _, err = select("--from", saved(tmp_path / "runs"), "--words", 2, "--out", "o")
+    assert code == 2 and "finished analyses have one word each" in err
