@@ -105,6 +105,17 @@ def test_what_is_saved_is_what_is_loaded(llava, dual):
     assert record["adapters"]["layers"] == LAYERS
 
 
+def test_adapters_that_see_phrases_learn_and_come_back_from_their_folder(llava, tmp_path):
+    more = {"signal": "both", "signal_window": 3}
+    editor = DualEdit.train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK, **more)
+    losses = [record["loss"] for record in editor.trained["curve"]]
+    assert min(losses) < 0.97 * losses[0]
+    loaded = DualEdit.load(tmp_path, llava)
+    request = samples(1)[0].request
+    logits = [answer_logits(llava, request, one.edit(llava, request)) for one in (editor, loaded)]
+    assert torch.equal(*logits) and not torch.equal(logits[0], answer_logits(llava, request))
+
+
 def test_another_model_or_editor_is_refused(llava, dual, tmp_path):
     _, out = dual
     with pytest.raises(CannotStart, match="trained for llava, whose weights are not those of"):
