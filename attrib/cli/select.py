@@ -104,6 +104,7 @@ def select(options: SelectOptions) -> int:
     report = for_all_words(reports)
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
+        say(f"select: of one word at a time: attrib report --from {out / 'word-1'}")
     print(_said(report))
     if grid is not None:
         files += _judge(report, grid, out)

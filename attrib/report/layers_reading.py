@@ -66,7 +66,8 @@ def read_runs(folders: Iterable[Path]) -> list[RunRead]:
         if not there:
             raise AttribError(
                 f"--from {folder}: no results of an analysis there; give the folder of `attrib "
-                "select`, or that of a run such as `attrib contributions --out`"
+                "select` (with --words, that of one word), or that of a run such as `attrib "
+                "contributions --out`"
             )
         found |= {run.folder.resolve(): run for run in there}
     return list(found.values())
