@@ -1,11 +1,12 @@
 """Which settings a model and its edits get."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 from conftest import tiny_vlm
 from tiny_edits import samples
 
+from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from editors import DualEdit
 from editors.presets import PRESETS, preset_for
@@ -14,21 +15,28 @@ SHORT, LONG = "red", "a blue square in the north"
 
 
 def edits(*targets):
-    return [SimpleNamespace(request=SimpleNamespace(target=target)) for target in targets]
+    found = []
+    for sample, target in zip(samples(len(targets)), targets, strict=True):
+        request = EditRequest(sample.request.source, sample.request.prompt, target)
+        found.append(replace(sample, request=request))
+    return found
 
 
 @pytest.mark.parametrize(
-    ("width", "targets", "name"),
+    ("small", "targets", "name"),
     [
-        (64, [], "embedded"),
-        (64, [SHORT, SHORT, LONG], "embedded"),
-        (64, [SHORT, LONG, LONG], "embedded_phrases"),
-        (4096, [LONG], "published"),
+        (True, [], "embedded"),
+        (True, [SHORT, SHORT, LONG], "embedded"),
+        (True, [SHORT, LONG, LONG], "embedded_phrases"),
+        (False, [LONG], "published"),
     ],
 )
-def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(width, targets, name):
-    preset = preset_for(SimpleNamespace(d_model=width), "auto", edits(*targets))
-    assert preset == PRESETS[name].changed()
+def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(
+    small, targets, name, monkeypatch
+):
+    vlm = tiny_vlm("llava")
+    monkeypatch.setattr("editors.presets.SMALL", vlm.d_model + small)
+    assert preset_for(vlm, "auto", edits(*targets)) == PRESETS[name].changed()
 
 
 def test_phrases_differ_from_single_words_in_what_is_seen_and_in_what_others_weigh():
