@@ -14,6 +14,7 @@ from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.options import NAMED_SPLITS, PANEL, AnalysisOptions
 from attrib.cli.outputs import exit_code_for, results_folder, say
 from attrib.cli.select_runs import make_evidence
+from attrib.cli.sharing import sharing
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
@@ -92,13 +93,14 @@ def select(options: SelectOptions) -> int:
     out = results_folder("select", options)
     grid = None if options.against is None else _read_grid(options.against)
     reports, files, quarantined = [], [], []
-    for given, folder in _words(options, out):
-        made = _evidence(given, folder)
-        if made is not None:
-            report, written = _written(given, made[0], folder)
-            reports.append(report)
-            files += written
-            quarantined += made[1]
+    with sharing():  # the model is read once for all words
+        for given, folder in _words(options, out):
+            made = _evidence(given, folder)
+            if made is not None:
+                report, written = _written(given, made[0], folder)
+                reports.append(report)
+                files += written
+                quarantined += made[1]
     if not reports:  # a dry run, or another process writes the results
         return ExitCode.DONE
     report = for_all_words(reports)

@@ -11,8 +11,12 @@ _kept: ContextVar[dict[str, tuple[Hashable, Any]] | None] = ContextVar("kept", d
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Inside, `once` keeps what it makes, the last of each kind; outside, it keeps nothing."""
-    token = _kept.set({})
+    """Inside, `once` keeps what it makes, the last of each kind; outside, it keeps nothing.
+
+    A command that another one calls shares with that.
+    """
+    outer = _kept.get()
+    token = _kept.set({} if outer is None else outer)
     try:
         yield
     finally:
