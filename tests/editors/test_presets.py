@@ -41,7 +41,7 @@ def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(
 
 def test_phrases_differ_from_single_words_in_what_is_seen_and_in_what_others_weigh():
     words, phrases = PRESETS["embedded"], PRESETS["embedded_phrases"]
-    assert phrases == words.changed(signal_window=8, locality=0.1, steps=1000)
+    assert phrases == words.changed(signal_window=8, locality=0.1, steps=600, learning_rate=5e-3)
 
 
 def test_a_window_of_no_position_is_refused(tmp_path):
