@@ -102,14 +102,15 @@ def preset_for(
     if isinstance(preset, Preset):
         return preset.changed(**changes)
     if preset == "auto":
-        small = "embedded_phrases" if _phrases(samples) else "embedded"
+        small = "embedded_phrases" if has_phrases(samples) else "embedded"
         preset = small if vlm.d_model < SMALL else "published"
     if preset not in PRESETS:
         raise AttribError(f"no preset {preset!r}; there are auto, {', '.join(PRESETS)}")
     return PRESETS[preset].changed(**changes)
 
 
-def _phrases(samples: Sequence[EditSample]) -> bool:
+def has_phrases(samples: Sequence[EditSample]) -> bool:
+    """Whether most answers have many words; False of no samples."""
     words = [len(sample.request.target.split()) for sample in samples]
     return bool(words) and median(words) >= PHRASE
 

@@ -181,7 +181,7 @@ def load_data(options: AnalysisOptions) -> "EditData":
     from attrib.data.leading import lead, shared_words
 
     if options.prompt is None:
-        data = _read(options)
+        data = read_data(options)
         return lead(data, shared_words(data) if options.lead is None else options.lead)
     request = EditRequest(options.image, options.prompt, options.target or "")
     typed = EditSample("photo", request, meta={"row": 0})
@@ -193,10 +193,11 @@ def first_word(options: AnalysisOptions) -> int:
     """The number of the answers' word that is looked at, counted from 0."""
     from attrib.data.leading import shared_words
 
-    return shared_words(_read(options)) if options.lead is None else options.lead
+    return shared_words(read_data(options)) if options.lead is None else options.lead
 
 
-def _read(options: AnalysisOptions) -> "EditData":
+def read_data(options: AnalysisOptions) -> "EditData":
+    """The samples of a dataset as they are: no word of an answer is given with the question."""
     from attrib.data import load
 
     split = options.split or ("test" if options.data.startswith("scenes-") else "")

@@ -15,6 +15,7 @@ from attrib.cli.outputs import invocation, say
 from attrib.cli.sharing import sharing
 from attrib.cli.spending import spending, spent
 from attrib.cli.table_jobs import Job, done, place
+from attrib.cli.table_layers import selected
 from attrib.errors import AttribError, CannotStart
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _train(job: Job, options: TableOptions) -> None:
         TrainOptions(
             **_model_options(job, options),
             editor=job.editor,
-            layers=(options.layers or _selected(job, options)) if hidden else None,
+            layers=_layers(job, options) if hidden else None,
             data=job.data,
             split=options.train_split,
             image_root=options.image_root,
@@ -152,6 +153,14 @@ def _train(job: Job, options: TableOptions) -> None:
             out=folder,
         )
     )
+
+
+def _layers(job: Job, options: TableOptions) -> str:
+    if options.layers is not None:
+        return options.layers
+    out = place(options.out, job.backbone, job.data) / "select"
+    given = _model_options(job, options) | {"data": job.data, "image_root": options.image_root}
+    return selected(given, options.train_split, out)
 
 
 def _evaluate(job: Job, options: TableOptions) -> None:
@@ -170,20 +179,6 @@ def _evaluate(job: Job, options: TableOptions) -> None:
             out=folder / "scores",
         )
     )
-
-
-def _selected(job: Job, options: TableOptions) -> str:
-    """The layers that `attrib select` picks, on validation data; picked once."""
-    from attrib.cli.select import SelectOptions, select
-
-    out = place(options.out, job.backbone, job.data) / "select"
-    if not (out / "layers.json").exists():
-        given = _model_options(job, options)
-        given |= {"data": job.data, "image_root": options.image_root, "limit": 200, "out": out}
-        if not job.data.startswith("scenes-"):
-            given["split"] = options.train_split
-        select(SelectOptions(**given))
-    return str(out / "layers.json")
 
 
 def _written(backbone: str, data: str, options: TableOptions) -> list[Path]:

@@ -11,6 +11,7 @@ from conftest import save_tiny
 from small_data import write_data
 
 from attrib.cli.select import SelectOptions
+from attrib.cli.table_layers import selected
 from attrib.selection import LayerReport, RuleName
 
 MADE = ("contributions", "sweep-text", "sweep-visual", "patching", "attention")
@@ -182,6 +183,21 @@ def test_words_begin_behind_what_answers_share(select, monkeypatch):
     )
     code, _, _ = select("--data", "scenes-captions", "--limit", 30, "--words", 2, "--out", "o")
     assert code == 0 and asked == [1, 2]
+
+
+@pytest.mark.parametrize(("data", "leads"), [("scenes-vqa", [0]), ("scenes-captions", [1, 2])])
+@pytest.mark.usefixtures("select")
+def test_a_table_looks_at_two_words_of_long_answers(monkeypatch, tmp_path, data, leads):
+    asked = []
+
+    def made(options, _out):
+        asked.append(options.lead or 0)
+        return planted.evidence(), []
+
+    monkeypatch.setattr("attrib.cli.select.make_evidence", made)
+    for _ in range(2):  # picked once
+        file = selected({"data": data, "image_root": None}, None, tmp_path / "select")
+        assert asked == leads and LayerReport.load(file).layers["text"]
 
 
 def test_finished_analyses_are_of_one_word(select, tmp_path):
