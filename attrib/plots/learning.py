@@ -8,8 +8,8 @@ from attrib.plots.drawing import BLUE, GREY, VERMILION, new_figure, style
 
 SHOWN = (
     ("request", "the request", BLUE, "o", "-"),
-    ("text_generality", "the request in other words", VERMILION, "^", "--"),
-    ("visual_locality", "unrelated images", GREY, "x", ":"),
+    ("text_generality", "in other words", VERMILION, "^", "--"),
+    ("visual_locality", "unrelated images, ungated", GREY, "x", ":"),
 )
 
 
