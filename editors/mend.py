@@ -65,7 +65,7 @@ class Mend(ChangeEditor):
         ],
         "embedded": [
             Training(
-                steps=800,
+                steps=1600,
                 batch_size=8,
                 learning_rate=1e-3,
                 warmup=30,
