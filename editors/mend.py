@@ -67,7 +67,7 @@ class Mend(ChangeEditor):
             Training(
                 steps=1600,
                 batch_size=8,
-                learning_rate=1e-3,
+                learning_rate=5e-4,  # 1e-3 for as long loses unrelated inputs: see LOG.md
                 warmup=30,
                 decay="cosine",
                 clip=5.0,
