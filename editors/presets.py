@@ -78,7 +78,7 @@ PRESETS = {
     "embedded": EMBEDDED,
     # Which words of a phrase belong together no single one of them shows, and what is written over
     # a whole scene cannot spare other questions, which the gate does. At the rate that suits single
-    # words adapters never learn which phrase is whose: see LOG.md.
+    # words adapters mix up phrases even after 1,000 steps: see LOG.md.
     "embedded_phrases": replace(
         EMBEDDED,
         training=replace(EMBEDDED.training, steps=600, learning_rate=5e-3),

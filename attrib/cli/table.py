@@ -40,7 +40,7 @@ class TableOptions(ModelOptions):
     layers: Annotated[
         str | None,
         Option(help="Where adapters write, such as 'text:1 visual:1'.",
-               show_default="as `attrib select` picks them for each model and dataset"),
+               show_default="as `attrib select` picks them, by two words of long answers"),
     ] = None  # fmt: skip
     gate: Annotated[
         Literal["none", "prompt_last", "sequence_last", "learned"],
