@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from attrib.analyses.patching import patching, patching_difference, patching_parts
     from attrib.analyses.qformer import qformer_picture
     from attrib.analyses.sensitivity import sensitivity
-    from attrib.batch import Batch, Grid
-    from attrib.errors import AttribError, BadRow, CannotStart
-    from attrib.hooks import read, write
+    from attrib.errors import AttribError, RowError, SetupError
+    from attrib.forward.hooks import read, write
+    from attrib.model.batch import Batch, Grid
+    from attrib.model.vlm import VLM, load
     from attrib.results import Result
     from attrib.selection import LayerReport, select_layers
-    from attrib.vlm import VLM, load
 
 __all__ = [
     "PUBLISHED_CODE",
     "VLM",
     "AttribError",
-    "BadRow",
     "Batch",
-    "CannotStart",
     "Grid",
     "LayerReport",
     "Result",
+    "RowError",
+    "SetupError",
     "attention",
     "contribution_parts",
     "contributions",
@@ -61,15 +61,15 @@ __all__ = [
 ]
 
 _HOME = {
-    "VLM": "attrib.vlm",
-    "load": "attrib.vlm",
-    "Batch": "attrib.batch",
-    "Grid": "attrib.batch",
-    "read": "attrib.hooks",
-    "write": "attrib.hooks",
+    "VLM": "attrib.model.vlm",
+    "load": "attrib.model.vlm",
+    "Batch": "attrib.model.batch",
+    "Grid": "attrib.model.batch",
+    "read": "attrib.forward.hooks",
+    "write": "attrib.forward.hooks",
     "AttribError": "attrib.errors",
-    "BadRow": "attrib.errors",
-    "CannotStart": "attrib.errors",
+    "RowError": "attrib.errors",
+    "SetupError": "attrib.errors",
     "Result": "attrib.results",
     "LayerReport": "attrib.selection",
     "select_layers": "attrib.selection",

@@ -9,11 +9,11 @@ class AttribError(ValueError):
     """A user's mistake: the message says what, where, and what would work."""
 
 
-class CannotStart(AttribError):
+class SetupError(AttribError):
     """The model or the data cannot be used at all; nothing was computed."""
 
 
-class BadRow(AttribError):
+class RowError(AttribError):
     """One row of a dataset cannot be used; the others can.
 
     Attributes:

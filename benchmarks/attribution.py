@@ -22,11 +22,11 @@ import torch
 from attrib.analyses.contributions import contributions_of, key_tokens
 from attrib.analyses.heatmaps import Perturbation, heatmap_pass, heatmaps, stack_maps
 from attrib.analyses.sensitivity import sensitivity
-from attrib.batch import Batch
 from attrib.environment import versions
-from attrib.hooks import attention_rows
-from attrib.residual_writes import residual_writes
-from attrib.vlm import VLM
+from attrib.forward.hooks import attention_rows
+from attrib.forward.residual_writes import residual_writes
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 from benchmarks import rivals
 from benchmarks.shapes import LLAVA_7B, Shape, random_batch, random_vlm
 from benchmarks.timing import compare, ratio

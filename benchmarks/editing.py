@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.batch import Batch
 from attrib.data.samples import EditSample
 from attrib.environment import versions
-from attrib.hooks import write
-from attrib.vlm import VLM
+from attrib.forward.hooks import write
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 from benchmarks.timing import compare, ratio
-from editors.adapter_data import AdapterData, adapter_data, requests_of
-from editors.losses import answer_losses, asked_roles
-from editors.objective import AdapterObjective
-from editors.presets import preset_for
-from editors.queries import EMBED, IGNORED
+from editors.methods.adapter_objective import AdapterObjective
+from editors.prefix.cached_dataset import AdapterData, adapter_data, requests_of
+from editors.prefix.states import EMBED, IGNORED
+from editors.training.config import preset_for
+from editors.training.losses import answer_losses, asked_roles
 
 RESULTS = Path(__file__).parent / "results" / "editing-cpu.json"
 EDITS = 16

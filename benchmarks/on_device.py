@@ -5,7 +5,7 @@ import time
 import torch
 
 import attrib
-from attrib.vlm import VLM
+from attrib.model.vlm import VLM
 from benchmarks.shapes import LLAVA_7B, PATCH, Shape, random_vlm
 
 SHAPES = {"llava-7b": LLAVA_7B, "small": Shape(side=4, layers=8, width=64, heads=4, vocab=512)}

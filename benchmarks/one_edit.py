@@ -25,10 +25,10 @@ import attrib
 from attrib.data.samples import EditSample
 from attrib.environment import versions
 from attrib.errors import AttribError
-from attrib.vlm import VLM
+from attrib.model.vlm import VLM
 from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
 from editors import EDITORS
-from editors.checksum import Checksum
+from editors.evaluation.restore_check import Checksum
 
 RESULTS = Path(__file__).parent / "results"
 SETUP = 16  # edits that an editor is set up with

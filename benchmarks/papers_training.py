@@ -22,13 +22,13 @@ from typing import Any
 import attrib
 from attrib.data.samples import EditSample
 from attrib.environment import versions
-from attrib.vlm import VLM
+from attrib.model.vlm import VLM
 from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
-from editors.objective import AdapterObjective, trained_roles
-from editors.passed_anew import kept_or_anew
-from editors.presets import PRESETS
-from editors.signals import layers_of_signals
-from editors.training import Run
+from editors.adapters.edit_signal import layers_of_signals
+from editors.methods.adapter_objective import AdapterObjective, trained_roles
+from editors.prefix.streamed_dataset import kept_or_anew
+from editors.training.config import PRESETS
+from editors.training.trainer import Run
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP, PAPERS_STEPS = 3, 50_000

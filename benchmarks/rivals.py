@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrib.batch import Batch
+from attrib.forward.noise import base_noise
 from attrib.metrics import kl
-from attrib.noise import base_noise
-from attrib.vlm import VLM
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 CHUNK = 32  # perturbed copies in one attention call
 

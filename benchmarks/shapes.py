@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from attrib.batch import Batch, Grid
-from attrib.vlm import VLM
+from attrib.model.batch import Batch, Grid
+from attrib.model.vlm import VLM
 
 PATCH = 14
 IMAGE, BOS, FIRST_WORD = 3, 1, 5

@@ -19,9 +19,9 @@ import pandas as pd
 import attrib
 from attrib.files import write_text
 from editors import EDITORS
-from editors.grid import Cell, grid
-from editors.grid_inputs import GridInputs
-from editors.presets import preset_for
+from editors.evaluation.grid_inputs import GridInputs
+from editors.evaluation.layer_grid import Cell, grid
+from editors.training.config import preset_for
 
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
 OF_ALL: dict[str, Mapping[str, Any]] = {

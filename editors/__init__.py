@@ -1,18 +1,18 @@
 """Edits of vision-language models at the layers that `attrib` picked."""
 
-from editors.dualedit import DualEdit
-from editors.edit import Edit, Editor, HiddenEdit, WeightEdit
-from editors.evaluation import evaluate
-from editors.finetune import FTL, FTV
-from editors.ike import Ike
-from editors.ke import KE
-from editors.lte import Lte
-from editors.mend import Mend
-from editors.patcher import Patcher
-from editors.scores_table import summary
-from editors.serac import Serac
-from editors.unedited import Unedited
-from editors.visedit import VisEdit
+from editors.base import Edit, Editor, HiddenEdit, WeightEdit
+from editors.evaluation.evaluate import evaluate
+from editors.evaluation.reference_model import Unedited
+from editors.evaluation.tables import summary
+from editors.methods.dualedit import DualEdit
+from editors.methods.finetune import FTL, FTV
+from editors.methods.ike import Ike
+from editors.methods.ke import KE
+from editors.methods.lte import Lte
+from editors.methods.mend import Mend
+from editors.methods.serac import Serac
+from editors.methods.transformer_patcher import Patcher
+from editors.methods.visedit import VisEdit
 
 EDITORS: dict[str, type[Editor]] = {
     "visedit": VisEdit,

@@ -39,7 +39,7 @@ LIMIT = 100
 import pandas as pd
 
 import attrib
-from attrib import figures
+import figures
 from attrib.analyses.attention import STATISTICS
 
 vlm = attrib.load(MODEL)

@@ -42,7 +42,7 @@ from pathlib import Path
 import pandas as pd
 
 import attrib
-from attrib import figures
+import figures
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
 vlm = attrib.load(MODEL)

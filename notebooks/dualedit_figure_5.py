@@ -38,10 +38,10 @@ LIMIT = 100
 import tempfile
 
 import attrib
-from attrib import figures
+import figures
 from editors import DualEdit
-from editors.grid import cells, grid
-from editors.presets import preset_for
+from editors.evaluation.layer_grid import cells, grid
+from editors.training.config import preset_for
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT)
 vlm = attrib.load(MODEL)

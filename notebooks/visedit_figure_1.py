@@ -39,7 +39,7 @@ LIMIT = 100
 import pandas as pd
 
 import attrib
-from attrib import figures
+import figures
 
 vlm = attrib.load(MODEL)
 data = attrib.data.load(DATA, SPLIT, limit=4)

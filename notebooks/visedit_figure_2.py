@@ -44,10 +44,10 @@ from pathlib import Path
 import pandas as pd
 
 import attrib
-from attrib import figures
-from attrib.figures.editor_reading import acts, structure
-from attrib.figures.trained import has_editor, how_to_train, load_editor
+import figures
 from editors import VisEdit
+from figures.editor_reading import acts, structure
+from figures.trained import has_editor, how_to_train, load_editor
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
 vlm = attrib.load(MODEL)

@@ -36,8 +36,8 @@ LIMIT = 100
 import pandas as pd
 
 import attrib
-from attrib import figures
-from attrib.figures.visedit_figure_5 import OTHERS
+import figures
+from figures.visedit_figure_5 import OTHERS
 
 for name in OTHERS if MODEL == "tiny-llava" else [MODEL]:
     vlm = attrib.load(name)

@@ -38,7 +38,7 @@ import pandas as pd
 import torch
 
 import attrib
-from attrib import figures
+import figures
 
 vlm = attrib.load(MODEL)
 data = attrib.data.load(DATA, SPLIT, limit=4)

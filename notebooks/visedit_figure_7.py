@@ -36,7 +36,7 @@ LIMIT = 100
 
 # %%
 import attrib
-from attrib import figures
+import figures
 
 vlm = attrib.load(MODEL)
 data = attrib.data.load(DATA, SPLIT, limit=2)

@@ -41,15 +41,15 @@ from pathlib import Path
 import pandas as pd
 
 import attrib
-from attrib import figures
-from attrib.figures.trained import has_editor, how_to_train, load_editor
+import figures
+from figures.trained import has_editor, how_to_train, load_editor
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
 TRAINED = has_editor(setting, "visedit")
 if not TRAINED:
     print(f"SKIPPED: the live part needs a trained editor. {how_to_train(setting, 'visedit')}")
 else:
-    from attrib.figures.mapper_maps import mapper_maps
+    from figures.mapper_maps import mapper_maps
 
     vlm = attrib.load(MODEL)
     editor = load_editor(setting, "visedit", vlm)

@@ -42,8 +42,8 @@ import numpy as np
 import pandas as pd
 
 import attrib
-from attrib import figures
-from attrib.figures.trained import has_editor, how_to_train, load_editor
+import figures
+from figures.trained import has_editor, how_to_train, load_editor
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
 TRAINED = has_editor(setting, "visedit")

@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from PIL import Image
 
-from attrib.vlm import VLM
+from attrib.model.vlm import VLM
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
     torch.set_num_threads(1)

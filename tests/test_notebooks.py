@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attrib.figures import find, names
+from figures import find, names
 
 jupytext = pytest.importorskip("jupytext", reason="un-skip with pip install attrib[dev]")
 nbformat = pytest.importorskip("nbformat")

@@ -11,7 +11,7 @@ import transformers as tr
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.loading import stills_only
+from attrib.model.checkpoint import stills_only
 
 # A byte-level vocabulary: 256 bytes, then the special tokens all families together need.
 SPECIAL = {

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.batch import Batch, Span
-from attrib.hooks import attention_rows
-from attrib.vlm import VLM
+from attrib.forward.hooks import attention_rows
+from attrib.model.batch import Batch, Span
+from attrib.model.vlm import VLM
 
 # Text never includes the begin-of-sequence token: it is an attention sink, and counting it as text
 # would alone put text above the image. It stands by itself.

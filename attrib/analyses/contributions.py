@@ -21,11 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from attrib.batch import Batch
 from attrib.errors import AttribError
-from attrib.residual import ResidualWrites
-from attrib.residual_writes import residual_writes
-from attrib.vlm import VLM
+from attrib.forward.residual import ResidualWrites
+from attrib.forward.residual_writes import residual_writes
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
 Norm = Literal["none", "final", "frozen"]

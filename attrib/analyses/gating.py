@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from attrib.batch import Batch
 from attrib.errors import AttribError
-from attrib.hooks import read
-from attrib.vlm import VLM
+from attrib.forward.hooks import read
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 Token = Literal["visual_mean", "text_mean", "prompt_last", "target_last"]
 TOKENS: tuple[Token, ...] = get_args(Token)

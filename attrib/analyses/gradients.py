@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.analyses.visual_tokens import VisualTokens
-from attrib.batch import Batch
-from attrib.hooks import capture, read
-from attrib.residual import pick
-from attrib.vlm import VLM
+from attrib.forward.hooks import capture, read
+from attrib.forward.residual import pick
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 
 def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer visual"]:

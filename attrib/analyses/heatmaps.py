@@ -10,8 +10,9 @@ what it changes may say more about the noise than about the token. Then one draw
 many are needed. Noise of a tenth leaves the token what it was, and shows with one draw how much of
 it is read (`attrib faithfulness` compares the two where the truth is known).
 
-One attention call per layer and draw gives the values of all tokens (`attrib.analyses.swapped`): it
-is made on the perturbed tokens alone, whose keys and values are swapped one by one for the clean.
+One attention call per layer and draw gives the values of all tokens
+(`attrib.analyses.key_value_swap`): it is made on the perturbed tokens alone, whose keys and values
+are swapped one by one for the clean.
 """
 
 import math
@@ -24,13 +25,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attrib.analyses.attending import Attended, Site, each_attention
 from attrib.analyses.token_swaps import output_changes
 from attrib.analyses.visual_tokens import VisualTokens
-from attrib.batch import Batch
 from attrib.errors import AttribError
-from attrib.noise import Unit
-from attrib.vlm import VLM
+from attrib.forward.attention_replay import Attended, Site, each_attention
+from attrib.forward.noise import Unit
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 # What the authors' program does, in place of what the paper says. Its values are twice ours: it
 # leaves out the half of Eq. 8.
@@ -112,7 +113,7 @@ def heatmap_pass(
 ) -> Iterator[dict[int, Float[Tensor, "batch visual"]]]:
     """Yield a dict that the forward pass inside the context fills: layer -> its heatmap.
 
-    Other contexts of `attrib.hooks` can look at the same pass.
+    Other contexts of `attrib.forward.hooks` can look at the same pass.
     """
     if not layers or not all(0 <= layer < vlm.num_layers for layer in layers):
         raise AttribError(f"layers {list(layers)}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")

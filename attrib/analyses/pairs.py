@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from attrib.batch import Batch
 from attrib.errors import AttribError
+from attrib.model.batch import Batch
 
 
 def check_pairs(batch: Batch, other: Batch) -> None:

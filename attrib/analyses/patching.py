@@ -19,12 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.analyses.pairs import check_pairs, prompt_positions
-from attrib.batch import Batch
 from attrib.errors import AttribError
-from attrib.hooks import capture, read, rerun
-from attrib.residual import pick, rows_of
-from attrib.resuming import Captured
-from attrib.vlm import VLM
+from attrib.forward.hooks import capture, read, rerun
+from attrib.forward.replay import Captured
+from attrib.forward.residual import pick, rows_of
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 PatchSpan = Literal["visual", "text", "last", "all"]
 SPANS: tuple[PatchSpan, ...] = get_args(PatchSpan)

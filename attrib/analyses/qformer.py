@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from attrib.analyses.attention_functions import attending_by
-from attrib.batch import Batch, Grid
 from attrib.errors import AttribError
-from attrib.geometry import find_grid
-from attrib.taps import AttentionCall
-from attrib.vlm import VLM
+from attrib.forward.attention import AttentionCall
+from attrib.forward.attention_functions import attending_by
+from attrib.model.batch import Batch, Grid
+from attrib.model.patch_grid import find_grid
+from attrib.model.vlm import VLM
 
 
 def find_qformer(vlm: VLM) -> nn.Module | None:

@@ -20,20 +20,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.analyses.chunks import in_chunks
-from attrib.analyses.cutting import clean_pass, suffix_of
-from attrib.analyses.disturbance import (
+from attrib.analyses.sweep import SIGMAS, checked, nothing_to_disturb, versions_at_once
+from attrib.errors import AttribError
+from attrib.forward.cutting import clean_pass, suffix_of
+from attrib.forward.disturbance import (
     Disturbance,
     Modality,
     disturbance,
     disturbed_positions,
 )
-from attrib.analyses.suffix import Suffix
-from attrib.analyses.sweep import SIGMAS, checked, nothing_to_disturb, versions_at_once
-from attrib.batch import Batch
-from attrib.errors import AttribError
+from attrib.forward.noise import Unit
+from attrib.forward.suffix import Suffix
 from attrib.metrics import kl
-from attrib.noise import Unit
-from attrib.vlm import VLM
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 ROWS_OF_LOGITS = 64  # in float64 at a time: a vocabulary is wide
 
@@ -55,7 +55,7 @@ def sensitivity(
     """KL divergence of the output from the clean one, in nats, under noise in one layer at a time.
 
     Equal to one forward pass per layer, sigma and draw with noise written into it, up to rounding;
-    computed from the layers and positions that noise reaches alone (`attrib.analyses.suffix`).
+    computed from the layers and positions that noise reaches alone (`attrib.forward.suffix`).
 
     Args:
         vlm: The model.

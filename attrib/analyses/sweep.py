@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from attrib.analyses.disturbance import SPANS
-from attrib.analyses.suffix import Suffix
 from attrib.errors import AttribError
-from attrib.noise import Unit
-from attrib.vlm import VLM
+from attrib.forward.disturbance import SPANS
+from attrib.forward.noise import Unit
+from attrib.forward.suffix import Suffix
+from attrib.model.vlm import VLM
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 1.0)
 UNITS: tuple[Unit, ...] = ("std", "abs")

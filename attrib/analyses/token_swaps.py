@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attrib.analyses.attending import Attended, Site
-from attrib.analyses.attention_functions import attending_by
-from attrib.analyses.swapped import LastQuery
+from attrib.analyses.key_value_swap import LastQuery
 from attrib.analyses.visual_tokens import VisualTokens
-from attrib.residual import pick
+from attrib.forward.attention_functions import attending_by
+from attrib.forward.attention_replay import Attended, Site
+from attrib.forward.residual import pick
 
 logger = logging.getLogger(__name__)
 Near = Bool[Tensor, "batch token token"] | None

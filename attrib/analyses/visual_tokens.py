@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attrib.batch import Batch, Grid
 from attrib.errors import AttribError
-from attrib.noise import base_noise
-from attrib.residual import rows_of
+from attrib.forward.noise import base_noise
+from attrib.forward.residual import rows_of
+from attrib.model.batch import Batch, Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,8 @@
 
 TransformerLens knows the text models inside them (OPT, Llama, Qwen2, Gemma ...). The adapter here
 takes the one for the text model and points it at where that model sits in the whole one, which
-`attrib.structure` finds; it adds hook points at the image tower, the Q-Former and the projection.
+`attrib.model.components` finds; it adds hook points at the image tower, the Q-Former and the
+projection.
 
 It is this package's entry point for each of `ARCHITECTURES` in `transformer_lens.architectures`, so
 `build_bridge_from_module` finds it wherever this package is installed. `boot_transformers` asks
@@ -23,8 +24,8 @@ from transformer_lens.model_bridge.sources._hf_format import determine_architect
 from transformer_lens.utilities.architectures import MULTIMODAL_ARCHITECTURES
 from transformers import PreTrainedModel
 
-from attrib.errors import CannotStart
-from attrib.structure import find_parts, needs_pixels
+from attrib.errors import SetupError
+from attrib.model.components import find_parts, needs_pixels
 
 ARCHITECTURES = (
     "Blip2ForConditionalGeneration",
@@ -57,7 +58,7 @@ class VisionLanguageAdapter(ArchitectureAdapter):
         """Map the components of `hf_model`, and let it take `input_ids` first.
 
         Raises:
-            CannotStart: It is an encoder-decoder, or TransformerLens does not know its text model.
+            SetupError: It is an encoder-decoder, or TransformerLens does not know its text model.
         """
         text = _text_adapter(hf_model)
         joined: Any = _joined(type(self), text)
@@ -92,7 +93,7 @@ def _text_adapter(hf_model: PreTrainedModel) -> type[ArchitectureAdapter]:
     try:
         return SUPPORTED_ARCHITECTURES[name or determine_architecture_from_hf_config(config)]
     except ValueError:
-        raise CannotStart(
+        raise SetupError(
             f"{type(hf_model).__name__}: TransformerLens has no adapter for its text model "
             f"{config.model_type!r}"
         ) from None

@@ -20,7 +20,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import (
 
 from attrib.bridges.adapters import VisionLanguageAdapter
 from attrib.errors import AttribError
-from attrib.vlm import VLM
+from attrib.model.vlm import VLM
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -33,7 +33,7 @@ def to_bridge(vlm: VLM) -> TransformerBridge:
     hooks that are on the model now, such as those of an open `write`, are on the bridge too.
 
     Raises:
-        CannotStart: TransformerLens has no adapter for the text model.
+        SetupError: TransformerLens has no adapter for the text model.
     """
     model = shared_copy(vlm.model)
     name = type(model).__name__
@@ -57,7 +57,7 @@ def from_bridge(bridge: TransformerBridge) -> VLM:
 
     Raises:
         AttribError: The weights were processed (`enable_compatibility_mode`).
-        CannotStart: The model is no vision-language model that `VLM` can handle.
+        SetupError: The model is no vision-language model that `VLM` can handle.
     """
     if bridge._weights_processed:
         raise AttribError(

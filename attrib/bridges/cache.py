@@ -10,13 +10,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from attrib.batch import Batch
 from attrib.bridges.cached_model import CachedModel
 from attrib.errors import AttribError
-from attrib.residual import ResidualWrites, pick, rows_of
-from attrib.residual_writes import residual_writes
-from attrib.taps import AttentionCall, tap_attention
-from attrib.vlm import VLM
+from attrib.forward.attention import AttentionCall, tap_attention
+from attrib.forward.residual import ResidualWrites, pick, rows_of
+from attrib.forward.residual_writes import residual_writes
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.structure import freeze_norm
-from attrib.vlm import VLM
+from attrib.model.components import freeze_norm
+from attrib.model.vlm import VLM
 
 PROBE = 1e3  # so large that the norm's epsilon vanishes beside it
 

@@ -18,7 +18,6 @@ from attrib.cli import (
     edit,
     evaluate,
     faithfulness,
-    figures,
     gate,
     grid,
     heatmap,
@@ -72,7 +71,6 @@ patching.add_to(app)
 gate.add_to(app)
 select.add_to(app)
 report.add_to(app)
-figures.add_to(app)
 table.add_to(app)
 train.add_to(app)
 grid.add_to(app)

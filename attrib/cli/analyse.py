@@ -19,16 +19,16 @@ from attrib.cli.outputs import (
     write_quarantined,
 )
 from attrib.cli.plan import planned
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from attrib.collect import Measure
     from attrib.data import EditData
+    from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.runs import Outcome, Run
-    from attrib.vlm import VLM
+    from attrib.runs.collecting import Measure
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
 def contributions(options: ContributionOptions) -> int:
     """How much each layer's attention and MLP push the key token (VisEdit, Figs. 1, 5, 6)."""
     from attrib import plots
-    from attrib.measures import measure_contributions
+    from attrib.analyses.tables import measure_contributions
     from attrib.report.findings import about_contributions, how_sure
 
     def draw(result: "Result") -> dict[str, "Axes"]:
@@ -58,7 +58,7 @@ def contributions(options: ContributionOptions) -> int:
 def attention(options: AttentionOptions) -> int:
     """What the last prompt token attends to in each layer (DualEdit, Fig. 1)."""
     from attrib import plots
-    from attrib.measures import measure_attention
+    from attrib.analyses.tables import measure_attention
     from attrib.report.findings import about_attention
 
     def draw(result: "Result") -> dict[str, "Axes"]:
@@ -106,7 +106,7 @@ def analyse(
     if outcome is None:
         return ExitCode.DONE
     if outcome.tables[name].empty:
-        raise CannotStart(empty)
+        raise SetupError(empty)
     result, files = _written(name, run.out, outcome, draw)
     files += write_quarantined(run.out, outcome.quarantined)
     print(about(result))
@@ -145,7 +145,7 @@ def _executed(run: "Run", measure: "Measure", batch_size: int) -> "Outcome | Non
         return run.execute(measure, batch_size=batch_size)
     except OSError as error:
         why = error.strerror or error
-        raise CannotStart(f"{run.out} cannot be written: {why}; give another --out") from error
+        raise SetupError(f"{run.out} cannot be written: {why}; give another --out") from error
 
 
 def _written(
@@ -178,7 +178,7 @@ def load_data(options: AnalysisOptions) -> "EditData":
         AttribError: when the data cannot be read.
     """
     from attrib.data import EditData, EditRequest, EditSample
-    from attrib.data.leading import lead, shared_words
+    from attrib.data.answer_prefix import lead, shared_words
 
     if options.prompt is None:
         data = read_data(options)
@@ -191,7 +191,7 @@ def load_data(options: AnalysisOptions) -> "EditData":
 
 def first_word(options: AnalysisOptions) -> int:
     """The number of the answers' word that is looked at, counted from 0."""
-    from attrib.data.leading import shared_words
+    from attrib.data.answer_prefix import shared_words
 
     return shared_words(read_data(options)) if options.lead is None else options.lead
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from pydantic import BaseModel, ValidationError
 
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 
 Given = TypeVar("Given", bound=BaseModel)
 
@@ -90,7 +90,7 @@ def exit_code(error: Exception) -> ExitCode:
 
 
 def _explain(error: Exception) -> tuple[str, ExitCode]:
-    if isinstance(error, CannotStart):
+    if isinstance(error, SetupError):
         return str(error), ExitCode.CANNOT_START
     if isinstance(error, AttribError):
         return str(error), ExitCode.USAGE

@@ -42,7 +42,7 @@ def make(
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
 ) -> None:
     """Write the embedded scenes as files in the E-VQA and E-IC formats, with their pictures."""
-    from attrib.data.make import make_folder
+    from attrib.data.scenes.export import make_folder
 
     made = make_folder(out, seed=seed)
     for split, count in made.rows.items():

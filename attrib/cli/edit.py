@@ -17,8 +17,8 @@ from attrib.errors import AttribError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from attrib.vlm import VLM
-    from editors.edit import Edit
+    from attrib.model.vlm import VLM
+    from editors.base import Edit
 
 ASKED = "Questions"
 UNRELATED = "nq question: what is the capital of France? The answer is:"
@@ -70,7 +70,7 @@ def edit(options: EditOptions) -> int:
         print(line)
     print(f"kept of the edit: {made.num_bytes:,} bytes")
     if options.save is not None:
-        from editors.edit_files import save_edit
+        from editors.io.edit import save_edit
 
         print(f"  {save_edit(made, options.save, vlm, editor)}")
     return ExitCode.DONE
@@ -78,7 +78,7 @@ def edit(options: EditOptions) -> int:
 
 def _made(options: EditOptions, vlm: "VLM", editor: Any) -> "Edit":
     from attrib.data import EditRequest
-    from editors.edit_files import load_edit
+    from editors.io.edit import load_edit
 
     if options.load is not None:
         return load_edit(options.load, vlm, editor)

@@ -18,13 +18,13 @@ from attrib.cli.options import AnalysisOptions
 from attrib.cli.outputs import default_folder, exit_code_for, say, write_quarantined
 from attrib.cli.plan import planned
 from attrib.cli.sharing import once
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 
 if TYPE_CHECKING:
+    from attrib.model.vlm import VLM
     from attrib.runs import Outcome, Run
-    from attrib.vlm import VLM
     from editors import Editor
-    from editors.evaluation import Scoring
+    from editors.evaluation.evaluate import Scoring
 
 PANEL = "Evaluation"
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")
@@ -116,21 +116,21 @@ def load_editor(folder: Path, vlm: "VLM") -> "Editor":
     """The editor in a folder, of whichever kind it is.
 
     Raises:
-        CannotStart: There is none, of no known kind, or it is of another model.
+        SetupError: There is none, of no known kind, or it is of another model.
     """
     from editors import EDITORS
 
     try:
         name = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["editor"]
     except OSError as error:
-        raise CannotStart(
+        raise SetupError(
             f"{folder}: no trained editor (no {SETTINGS}); train one with `attrib train`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CannotStart(f"{folder / SETTINGS}: not what an editor writes: {error}") from error
+        raise SetupError(f"{folder / SETTINGS}: not what an editor writes: {error}") from error
     if name not in EDITORS:
         known = ", ".join(sorted(EDITORS))
-        raise CannotStart(f"{folder / SETTINGS}: no editor is called {name!r}; known are {known}")
+        raise SetupError(f"{folder / SETTINGS}: no editor is called {name!r}; known are {known}")
     return EDITORS[name].load(folder, vlm)
 
 
@@ -138,23 +138,23 @@ def gated(editor: "Editor", folder: Path) -> "Editor":
     """The same editor behind the gate in a folder; behind no gate, if that is called "none".
 
     Raises:
-        CannotStart: There is no gate, or the editor has no use for one.
+        SetupError: There is no gate, or the editor has no use for one.
     """
-    from editors.gate_files import load_gate
+    from editors.gating.checkpoint import load_gate
 
     gate = None if str(folder) == UNGATED else load_gate(folder)
     with_gate = getattr(editor, "with_gate", None)
     if with_gate is None:
-        raise CannotStart(f"the editor {editor.name} takes no gate; leave --gate out")
+        raise SetupError(f"the editor {editor.name} takes no gate; leave --gate out")
     return with_gate(gate)
 
 
 def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tuple[Run, Scoring]]":
     """The runs that the options ask for, and their measurements: one per number of edits."""
     from attrib import runs
-    from editors.evaluation import Scoring
-    from editors.sequences import Groups
-    from editors.unedited import Unedited
+    from editors.evaluation.evaluate import Scoring
+    from editors.evaluation.multi_edit import Groups
+    from editors.evaluation.reference_model import Unedited
 
     rank = runs.Rank.from_environment()
     numbers = [int(n) for n in (options.sequential or "1").split(",")]
@@ -194,8 +194,8 @@ def _written(
 ) -> tuple[str, list[Path]]:
     """The tables as text, and the files of scores, tables and manifest."""
     from attrib.results import Result
-    from editors.evaluation import SCORES
-    from editors.scores_table import markdown, save_tables
+    from editors.evaluation.evaluate import SCORES
+    from editors.evaluation.tables import markdown, save_tables
 
     results = [Result(SCORES, done.tables[SCORES], done.manifest) for done in outcomes]
     pairs = list(zip(folders, results, strict=True))

@@ -37,8 +37,8 @@ def faithfulness(options: FaithfulnessOptions) -> int:
         )
 
     from attrib import plots
-    from attrib.data.ground_truth import ground_truths
-    from attrib.measures import measure_faithfulness
+    from attrib.analyses.tables import measure_faithfulness
+    from attrib.data.scenes.ground_truth import ground_truths
     from attrib.report.findings_heat import about_faithfulness
     from attrib.results import Result
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from attrib.data import EditData
+    from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.vlm import VLM
 
 
 class GateOptions(AnalysisOptions):
@@ -51,9 +51,9 @@ def gate(options: GateOptions) -> int:
     if options.prompt is not None:
         raise AttribError("gate compares edits with the inputs they are judged by: give --data")
 
-    from attrib.analyses.separation import separation
+    from attrib.analyses.gate_roc import separation
+    from attrib.analyses.tables import measure_gate
     from attrib.files import write_text
-    from attrib.measures import measure_gate
     from attrib.report.findings_gate import about_gate, gate_lines
 
     tables: list[pd.DataFrame] = []
@@ -82,7 +82,7 @@ def require_layer(vlm: "VLM", layer: int | None) -> None:
 
 
 def _layer(table: "pd.DataFrame", options: GateOptions) -> int:
-    from attrib.analyses.separation import best_layer
+    from attrib.analyses.gate_roc import best_layer
 
     return best_layer(table, options.token) if options.layer is None else options.layer
 
@@ -103,7 +103,7 @@ def _figures(result: "Result", table: "pd.DataFrame", options: GateOptions) -> "
 
 
 def _plan(_vlm: "VLM", data: "EditData") -> Iterator[str]:
-    from attrib.measures.gate import related
+    from attrib.analyses.gate_table import related
 
     inputs = sum(1 for _ in related(data.samples))
     yield f"cost: {len(data) + inputs} inputs run once each: {len(data)} edits, {inputs} others"

@@ -16,9 +16,9 @@ from attrib.errors import AttribError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from attrib.vlm import VLM
-    from editors.grid import Cell
-    from editors.hidden_editor import HiddenEditor
+    from attrib.model.vlm import VLM
+    from editors.evaluation.layer_grid import Cell
+    from editors.methods.adapter_editor import HiddenEditor
 
 WHERE = "Cells"
 
@@ -65,8 +65,8 @@ def grid(options: GridOptions) -> int:
     """Train short adapters at every layer, and score them alike (DualEdit Fig. 5, Table 1)."""
     from attrib import data as edit_data
     from attrib.files import write_text
-    from editors.grid import grid as run
-    from editors.presets import preset_for
+    from editors.evaluation.layer_grid import grid as run
+    from editors.training.config import preset_for
 
     editor = _editor(options.editor)
     name = f"grid-{options.editor}-{Path(options.model).name}-{options.data}"
@@ -99,7 +99,7 @@ def grid(options: GridOptions) -> int:
 
 def _editor(name: str) -> "type[HiddenEditor]":
     from editors import EDITORS
-    from editors.hidden_editor import HiddenEditor
+    from editors.methods.adapter_editor import HiddenEditor
 
     found = EDITORS.get(name)
     if found is None or not issubclass(found, HiddenEditor):
@@ -112,7 +112,7 @@ def _editor(name: str) -> "type[HiddenEditor]":
 
 def _cells(options: GridOptions, editor: "type[HiddenEditor]", vlm: "VLM") -> "list[Cell]":
     """The cells that are asked for; an editor of one modality has those of that alone."""
-    from editors.grid import cells
+    from editors.evaluation.layer_grid import cells
 
     given = {"text": options.text, "visual": options.visual}
     for modality, layers in given.items():

@@ -12,7 +12,7 @@ from attrib.cli.options import ModelOptions
 from attrib.cli.sharing import once
 
 if TYPE_CHECKING:
-    from attrib.vlm import VLM
+    from attrib.model.vlm import VLM
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def load_model(options: ModelOptions) -> "VLM":
     """The model that the options name; quiet where nobody watches. See `attrib.cli.sharing`."""
     from transformers.utils.logging import disable_progress_bar
 
-    from attrib.vlm import load
+    from attrib.model.vlm import load
 
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -44,7 +44,7 @@ def load_model(options: ModelOptions) -> "VLM":
 
 def list_models() -> None:
     """List the embedded models with their measured scores."""
-    from attrib.loading import WEIGHTS, embedded_names
+    from attrib.model.checkpoint import WEIGHTS, embedded_names
 
     names = embedded_names()
     for name in names:
@@ -64,9 +64,9 @@ def check(
     ] = False,
 ) -> None:
     """Print what works with a model and what does not; exits with 3 if something does not."""
-    from attrib.conformance import check as check_model
-    from attrib.loading import read_checkpoint
-    from attrib.vlm import VLM
+    from attrib.checks.run import check as check_model
+    from attrib.model.checkpoint import read_checkpoint
+    from attrib.model.vlm import VLM
 
     # Not `load`, which refuses a model at its first broken claim: here all of them are listed.
     parts = read_checkpoint(model, device, dtype, revision, trust_remote_code)
@@ -94,7 +94,7 @@ def assemble(
     """Put MiniGPT-4 together from its published parts, as a folder that --model takes."""
     import torch
 
-    from attrib.assemble import assemble_minigpt4
+    from attrib.model.minigpt4 import assemble_minigpt4
 
     folder = assemble_minigpt4(llm, blip2, projection, out, getattr(torch, dtype))
     print(f"{folder}: {what} is ready; next: attrib models check {folder}")

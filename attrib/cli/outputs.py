@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.options import AnalysisOptions
 from attrib.environment import sha256
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 from attrib.files import write_text
 
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ def refuse_unwritable(out: Path) -> None:
     """Refuse a folder that cannot be made or written, as far as that shows in advance.
 
     Raises:
-        CannotStart: naming what is in the way.
+        SetupError: naming what is in the way.
     """
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir():
-        raise CannotStart(f"{out}: {there} is a file, not a folder; give another --out")
+        raise SetupError(f"{out}: {there} is a file, not a folder; give another --out")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CannotStart(f"{out}: {there} cannot be written to; give another --out")
+        raise SetupError(f"{out}: {there} cannot be written to; give another --out")
 
 
 def digests(options: AnalysisOptions) -> dict[str, str]:

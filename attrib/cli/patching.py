@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from attrib.analyses.patching import PatchSpan
     from attrib.data import EditData
+    from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.vlm import VLM
 
 SPANS = ("visual", "text", "last", "all")
 
@@ -65,8 +65,8 @@ def add_to(app: typer.Typer) -> None:
 def patching(options: PatchingOptions) -> int:
     """Whose answer comes out when another image's states are put into a layer."""
     from attrib import plots
+    from attrib.analyses.tables import measure_patching
     from attrib.data import open_photo
-    from attrib.measures import measure_patching
     from attrib.report.findings_patching import about_patching
 
     def draw(result: "Result") -> dict[str, "Axes"]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attrib.data import EditData
+    from attrib.model.vlm import VLM
     from attrib.runs import Run
-    from attrib.vlm import VLM
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 

@@ -20,7 +20,7 @@ from attrib.cli.report_commands import commands_of
 from attrib.cli.select import SelectOptions
 from attrib.cli.select_runs import make_evidence
 from attrib.cli.sharing import sharing
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +119,7 @@ def _also(command: Any, options: AnalysisOptions) -> None:
     try:
         with redirect_stdout(sys.stderr):
             command(options)
-    except (AttribError, CannotStart) as error:
+    except (AttribError, SetupError) as error:
         say(f"report: left out: {error}")
 
 

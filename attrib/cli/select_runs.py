@@ -16,11 +16,11 @@ from attrib.cli.sweep import SweepOptions
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
-    from attrib.collect import Measure
     from attrib.data import EditData, Quarantined
+    from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.runs import Rank, Run
-    from attrib.vlm import VLM
+    from attrib.runs.collecting import Measure
 
 
 class Analysis(NamedTuple):
@@ -62,7 +62,7 @@ def make_evidence(
 
 def _analyses(options: AnalysisOptions) -> Iterator[Analysis]:
     """What the rules need, with the defaults of each command."""
-    from attrib.measures import (
+    from attrib.analyses.tables import (
         measure_attention,
         measure_contributions,
         measure_patching,

@@ -85,7 +85,7 @@ def add_to(app: typer.Typer) -> None:
 def sweep(options: SweepOptions) -> int:
     """How far noise on one modality moves the output, layer by layer (DualEdit, Fig. 2)."""
     from attrib import plots
-    from attrib.measures import measure_sensitivity
+    from attrib.analyses.tables import measure_sensitivity
     from attrib.report.findings_sweep import about_sweep
 
     def draw(result: "Result") -> dict[str, "Axes"]:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrib.cli.plan import shown_bytes
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 
 if TYPE_CHECKING:
-    from attrib.batch import Batch
     from attrib.data import EditData
-    from attrib.vlm import VLM
+    from attrib.model.batch import Batch
+    from attrib.model.vlm import VLM
 
 
 def planned_sweep(
@@ -19,12 +19,12 @@ def planned_sweep(
     """What a sweep of the whole data takes, judged by its first batch.
 
     Args:
-        arguments: of `attrib.analyses.costs.sweep_cost`.
+        arguments: of `attrib.analyses.cost_plan.sweep_cost`.
         batch_size: samples per pass.
         vlm: the model.
         data: the samples.
     """
-    from attrib.analyses.costs import sweep_cost
+    from attrib.analyses.cost_plan import sweep_cost
 
     batch = _first_batch(vlm, data, batch_size, visual=arguments["modality"] == "visual")
     cost = sweep_cost(vlm, batch, **arguments)
@@ -64,9 +64,7 @@ def _first_batch(vlm: "VLM", data: "EditData", size: int, *, visual: bool) -> "B
         if len(prompts) == size:
             break
     if not prompts:
-        raise CannotStart(
-            "no sample of the data can be used; run without --dry-run for the reasons"
-        )
+        raise SetupError("no sample of the data can be used; run without --dry-run for the reasons")
     return vlm.encode(images, prompts)
 
 

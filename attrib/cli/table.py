@@ -16,10 +16,10 @@ from attrib.cli.sharing import sharing
 from attrib.cli.spending import spending, spent
 from attrib.cli.table_jobs import Job, done, place
 from attrib.cli.table_layers import selected
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 
 if TYPE_CHECKING:
-    from editors.comparison import Trained
+    from editors.evaluation.comparison import Trained
 
 ALL = "all"
 MANIFEST, SPENT = "table.json", "spent.json"
@@ -117,13 +117,13 @@ def _is_trained(editor: str) -> bool:
 
 def _settle(options: TableOptions) -> None:
     """Keep what the folder's editors are made with; refuse other settings."""
-    from attrib.changes import changes
     from attrib.files import write_text
+    from attrib.runs.changes import changes
 
     now = {k: v for k, v in options.model_dump(mode="json").items() if k not in FREE}
     path = options.out / MANIFEST
     if path.exists() and (different := changes(json.loads(path.read_text()), now)):
-        raise CannotStart(
+        raise SetupError(
             f"{options.out} was made with other settings: {'; '.join(different)}; give another "
             "--out, or the settings that are there"
         )
@@ -132,7 +132,7 @@ def _settle(options: TableOptions) -> None:
 
 def _train(job: Job, options: TableOptions) -> None:
     from attrib.cli.train import TrainOptions, train
-    from editors.editor_files import SETTINGS
+    from editors.io.editor import SETTINGS
 
     folder = job.folder(options.out)
     if (folder / SETTINGS).exists():
@@ -186,7 +186,7 @@ def _written(backbone: str, data: str, options: TableOptions) -> list[Path]:
     from attrib import plots
     from attrib.results import Result
     from editors import EDITORS
-    from editors.comparison import Comparison
+    from editors.evaluation.comparison import Comparison
 
     order = list(EDITORS)
     jobs = [job for job in done(options.out, backbone, data) if job.editor in order]
@@ -206,8 +206,8 @@ def _written(backbone: str, data: str, options: TableOptions) -> list[Path]:
 
 
 def _trained(job: Job, out: Path) -> "Trained":
-    from editors.comparison import Trained
-    from editors.editor_files import SETTINGS
+    from editors.evaluation.comparison import Trained
+    from editors.io.editor import SETTINGS
 
     record = json.loads((job.folder(out) / SETTINGS).read_text(encoding="utf-8"))
     trained = record.get("trained") or {}

@@ -22,7 +22,7 @@ def selected(given: Mapping[str, Any], train_split: str | None, out: Path) -> st
     from attrib.cli.analyse import read_data
     from attrib.cli.options import NAMED_SPLITS
     from attrib.cli.select import LAYERS, SelectOptions, select
-    from editors.presets import has_phrases
+    from editors.training.config import has_phrases
 
     file = out / LAYERS
     if not file.exists():

@@ -18,7 +18,7 @@ from attrib.errors import AttribError
 
 if TYPE_CHECKING:
     from attrib.data import EditData
-    from attrib.vlm import VLM
+    from attrib.model.vlm import VLM
 
 TRAINING, ADAPTERS = "Training (default: the preset's)", "Adapters (default: the preset's)"
 PICTURES = ("image", "image_rephrase", "m_loc")  # that edits are trained and judged by
@@ -154,7 +154,7 @@ def layers_of(given: str | None, vlm: "VLM") -> Mapping[str, list[int]]:
 
     Raises:
         AttribError: Nothing is given, or it is neither.
-        CannotStart: The file is of another model.
+        SetupError: The file is of another model.
     """
     if given is None:
         raise AttribError(

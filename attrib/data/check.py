@@ -16,7 +16,7 @@ from attrib.data.images import MAX_PIXELS, BadImage, check_inside, open_inside
 from attrib.data.rows import Row, image_names, well_formed
 from attrib.data.samples import Quarantined
 from attrib.data.tables import FILES, read_rows, splits_in
-from attrib.errors import AttribError, BadRow, CannotStart
+from attrib.errors import AttribError, RowError, SetupError
 from attrib.progress import progress
 
 TOP_ANSWERS = 5
@@ -92,19 +92,19 @@ def check(
 
     Raises:
         AttribError: if the folder or the image root is none.
-        CannotStart: if it holds none of the files.
+        SetupError: if it holds none of the files.
     """
     for path in (folder, image_root):
         if path is not None and not Path(path).is_dir():
             raise AttribError(f"{path}: no such folder")
     there = splits_in(Path(folder))
     if not there:
-        raise CannotStart(f"{folder}: holds none of {', '.join(FILES.values())}")
+        raise SetupError(f"{folder}: holds none of {', '.join(FILES.values())}")
     rows, malformed, unreadable = {}, {}, {}
     for split in there:
         try:
             rows[split], malformed[split] = _sorted_out(Path(folder) / FILES[split])
-        except CannotStart as error:
+        except SetupError as error:
             unreadable[split] = str(error)
     use = check_inside if pixels == "header" else open_inside
     return CheckReport(
@@ -147,7 +147,7 @@ def _sorted_out(path: Path) -> tuple[list[Row], list[Quarantined]]:
     for index, row in enumerate(read_rows(path)[0]):
         try:
             good.append(well_formed(row, str(path), index))
-        except BadRow as error:
+        except RowError as error:
             bad.append(Quarantined.of(error))
     return good, bad
 

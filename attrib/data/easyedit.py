@@ -18,7 +18,7 @@ from attrib.data.rows import (
 )
 from attrib.data.samples import EditData, EditSample, Quarantined
 from attrib.data.tables import FILES, SCENES, Table, folder_table, scenes_table
-from attrib.errors import AttribError, BadRow
+from attrib.errors import AttribError, RowError
 
 
 def load(
@@ -49,13 +49,13 @@ def load(
         clean: strip the quirks that `rows.cleaned` names; False reads the files as published.
         need: the fields whose picture must be there, with a sane header, for a row to be used.
             Attribution needs "image", editors "image", "image_rephrase" and "m_loc". What only
-            decoding shows is raised when an image is touched, as a BadRow.
+            decoding shows is raised when an image is touched, as a RowError.
         max_pixels: larger pictures are refused.
         seed: of the scenes; a folder has none.
 
     Raises:
         AttribError: for a name, split, limit or image root that there is not.
-        CannotStart: for a file that is missing, damaged or of another layout.
+        SetupError: for a file that is missing, damaged or of another layout.
     """
     if unknown := set(need) - set(IMAGES):
         raise AttribError(f"need={sorted(unknown)}: no such picture; choose from {list(IMAGES)}")
@@ -124,7 +124,7 @@ def _usable(
         row = well_formed(raw, table.file, index)
         for field, name in image_names(row, need):
             if error := refusal(name):
-                raise BadRow(str(error), file=table.file, row=index, field=field)
+                raise RowError(str(error), file=table.file, row=index, field=field)
         return to_sample(
             cleaned(row) if clean else row,
             f"{table.ids}/{index}",
@@ -138,7 +138,7 @@ def _usable(
     for index, raw in enumerate(rows):
         try:
             samples.append(sample(raw, index))
-        except BadRow as error:
+        except RowError as error:
             quarantined.append(Quarantined.of(error))
     return samples, quarantined
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from attrib.data.images import BadImage
 from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import BadRow
+from attrib.errors import RowError
 
 Task = Literal["vqa", "captions"]
 Row = Mapping[str, Any]
@@ -42,11 +42,11 @@ def well_formed(row: object, file: str, index: int) -> Row:
     """The row itself, once every field is there and can be used.
 
     Raises:
-        BadRow: naming the first field that is missing, not text, empty or not Unicode.
+        RowError: naming the first field that is missing, not text, empty or not Unicode.
     """
 
-    def bad(field: str, reason: str) -> BadRow:
-        return BadRow(reason, file=file, row=index, field=field)
+    def bad(field: str, reason: str) -> RowError:
+        return RowError(reason, file=file, row=index, field=field)
 
     if not isinstance(row, dict):
         raise bad("row", f"is {_kind(row)}, not an object with the eleven fields")
@@ -134,7 +134,7 @@ def _touch(
     try:
         return opener(name)
     except BadImage as error:
-        raise BadRow(str(error), file=file, row=index, field=field) from error
+        raise RowError(str(error), file=file, row=index, field=field) from error
 
 
 def _asked(question: str) -> str:
@@ -155,7 +155,7 @@ def _unquoted(text: str) -> str:
     return text[1:-1].strip() if quoted else text
 
 
-def _check_text(value: object, may_be_empty: bool, bad: Callable[[str], BadRow]) -> None:
+def _check_text(value: object, may_be_empty: bool, bad: Callable[[str], RowError]) -> None:
     if not isinstance(value, str):
         raise bad(f"is {_kind(value)}, not text")
     if not value.strip() and not may_be_empty:

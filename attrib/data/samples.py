@@ -10,7 +10,7 @@ from typing import Any, overload
 from PIL import Image
 
 from attrib.data.images import open_photo, to_rgb
-from attrib.errors import BadRow
+from attrib.errors import RowError
 from attrib.files import write_text
 
 Source = Image.Image | Callable[[], Image.Image]
@@ -43,7 +43,7 @@ class EditRequest:
         """The image in RGB, opened anew on every touch and not kept; None for text alone.
 
         Raises:
-            BadRow: if a row of a data file names a picture that cannot be used.
+            RowError: if a row of a data file names a picture that cannot be used.
             BadImage: if the request was made with a path that cannot be used.
         """
         if self.source is None:
@@ -94,7 +94,7 @@ class Quarantined:
     reason: str
 
     @classmethod
-    def of(cls, error: BadRow) -> "Quarantined":
+    def of(cls, error: RowError) -> "Quarantined":
         """The record of a row that turned out bad."""
         bare = cls(error.file, error.row, error.field, "")
         return replace(bare, reason=str(error).removeprefix(str(bare)))

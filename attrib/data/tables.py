@@ -18,7 +18,7 @@ from PIL import Image
 
 from attrib.data.images import check_inside, open_inside
 from attrib.data.rows import Task
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 
 SCENES: dict[str, Task] = {"scenes-vqa": "vqa", "scenes-captions": "captions"}
 SCENE_SPLITS = ("train", "validation", "test")
@@ -78,7 +78,8 @@ class Table:
 
 def scenes_table(name: str, split: str, seed: int, limit: int | None = None) -> Table:
     """One split of the embedded scenes, or its first rows, with the digest of the whole split."""
-    from attrib.data import scene_edits, scenes  # A folder needs neither.
+    from attrib.data import scenes
+    from attrib.data.scenes import edits as scene_edits
 
     if split not in SCENE_SPLITS:
         raise AttribError(f"{name} has no split {split!r}; choose from {', '.join(SCENE_SPLITS)}")
@@ -108,14 +109,14 @@ def folder_table(folder: Path, split: str, image_root: str | Path | None, max_pi
 
     Raises:
         AttribError: for a split or an image root that there is not.
-        CannotStart: for a file that is missing or damaged.
+        SetupError: for a file that is missing or damaged.
     """
     there = ", ".join(splits_in(folder)) or "none of the splits"
     if split not in FILES:
         raise AttribError(f"no split {split!r}; {folder} has {there}")
     path = folder / FILES[split]
     if not path.is_file():
-        raise CannotStart(f"{path}: no such file; {folder} has {there}")
+        raise SetupError(f"{path}: no such file; {folder} has {there}")
     root = folder / "images" if image_root is None else Path(image_root)
     if image_root is not None and not root.is_dir():
         raise AttribError(f"image root {image_root}: no such folder; give the one of the pictures")
@@ -146,27 +147,27 @@ def read_rows(path: Path) -> tuple[list[object], str]:
     """The rows of a JSON file, not looked at yet, and the SHA-256 of its bytes.
 
     Raises:
-        CannotStart: if it is missing, no JSON (with line and column), or no list of rows.
+        SetupError: if it is missing, no JSON (with line and column), or no list of rows.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise CannotStart(f"{path}: cannot be read: {error.strerror}") from error
+        raise SetupError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         rows = json.loads(raw)
     except json.JSONDecodeError as error:
         whole = raw.rstrip().endswith(b"]")
         what = "damaged there" if whole else "cut off: it does not end with ']'"
-        raise CannotStart(
+        raise SetupError(
             f"{path}: no valid JSON at line {error.lineno}, column {error.colno} "
             f"(character {error.pos}): {error.msg}; {what}; copy or download it again"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CannotStart(f"{path}: no JSON text ({error}); copy or download it again") from error
+        raise SetupError(f"{path}: no JSON text ({error}); copy or download it again") from error
     if not isinstance(rows, list):
         keys = f" with the keys {list(rows)[:3]}" if isinstance(rows, dict) else ""
         kind = "an object" if isinstance(rows, dict) else "a single value"
-        raise CannotStart(f"{path}: holds {kind}{keys}; expected a list of rows")
+        raise SetupError(f"{path}: holds {kind}{keys}; expected a list of rows")
     return rows, hashlib.sha256(raw).hexdigest()
 
 
@@ -174,7 +175,7 @@ def _other_splits(folder: Path, split: str) -> list[Sequence[object]]:
     task, part = split.split("-")
     needed = folder / FILES[f"{task}-{SIBLING[part]}"]
     if not needed.is_file():
-        raise CannotStart(
+        raise SetupError(
             f"{needed}: no such file; disjoint=True compares {split} with it: "
             "add it, or leave disjoint out"
         )

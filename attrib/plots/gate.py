@@ -9,8 +9,8 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from attrib.analyses.gate_roc import ANY, POSITIVE, PUBLISHED_THRESHOLD
 from attrib.analyses.gating import TOKENS
-from attrib.analyses.separation import ANY, POSITIVE, PUBLISHED_THRESHOLD
 from attrib.plots.curves import Series, draw_curve, finish
 from attrib.plots.drawing import BLUE, GREY, INK, MUTED, VERMILION, new_axes, style
 from attrib.results import Result
@@ -47,7 +47,7 @@ RIDGE = 0.86  # height of the highest bar, where rows are 1 apart
 def gate_auc(table: pd.DataFrame, token: str, ax: Axes | None = None) -> Axes:
     """ROC-AUC of generality against each kind of locality, over the layers, for one token.
 
-    `table` is what `attrib.analyses.separation.separation` returns.
+    `table` is what `attrib.analyses.gate_roc.separation` returns.
     """
     rows = table.loc[table["token"] == token]
     kinds = [kind for kind in _in_order(rows["relation"]) if kind != ANY]

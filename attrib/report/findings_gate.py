@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attrib.analyses.gate_roc import ANY, PUBLISHED_THRESHOLD, best_layer, overall
 from attrib.analyses.gating import LEAKING, TOKENS
-from attrib.analyses.separation import ANY, PUBLISHED_THRESHOLD, best_layer, overall
 from attrib.results import Result
 
 NAMES = {

@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from attrib.collect import collect
+from attrib.analyses.tables import measure_first_report
 from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.tables import SCENES
-from attrib.measures import measure_first_report
-from attrib.provenance import provenance
+from attrib.model.vlm import VLM
 from attrib.results import Result
-from attrib.vlm import VLM
+from attrib.runs.collecting import collect
+from attrib.runs.provenance import provenance
 
 CARDS = 8
 CARD_PIXELS = 320  # the longer side; larger pictures are made smaller

@@ -16,7 +16,7 @@ from attrib.data import Quarantined
 from attrib.errors import AttribError
 from attrib.results import Result
 from attrib.runs import manifest as manifests
-from attrib.runs.parts import KEY, ROWS_TABLE
+from attrib.runs.shards import KEY, ROWS_TABLE
 
 MAIN = "result"  # the name of the file of a run's main table
 

@@ -24,8 +24,8 @@ from attrib.selection import (
     regret,
     select_layers,
 )
-from attrib.selection.judging import Pick
-from attrib.selection.origin import named, same_data, same_model
+from attrib.selection.evaluate import Pick
+from attrib.selection.same_source import named, same_data, same_model
 
 # What `attrib select` rests on, by the names of `RunRead`, and the command that makes each.
 EXPECTED = {

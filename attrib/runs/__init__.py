@@ -1,9 +1,9 @@
 """Runs: an analysis over a dataset, in a folder, that survives whatever stops it."""
 
+from attrib.runs.distributed import Rank
 from attrib.runs.manifest import ALWAYS_FREE, refuse_foreign
-from attrib.runs.parts import Part, Parts
-from attrib.runs.ranks import Rank
-from attrib.runs.running import Outcome, Run, prepare
+from attrib.runs.run import Outcome, Run, prepare
+from attrib.runs.shards import Part, Parts
 from attrib.runs.units import ROWS, Unit, split
 
 __all__ = [

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from attrib.changes import changes
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 from attrib.files import write_text
+from attrib.runs.changes import changes
 
 MANIFEST = "manifest.json"
 LAYOUT = "attrib run 1"
@@ -33,16 +33,16 @@ def refuse_foreign(out: Path) -> None:
     """Refuse a folder that is neither new, empty nor a run's.
 
     Raises:
-        CannotStart: naming what is there.
+        SetupError: naming what is there.
     """
     if not out.exists():
         return
     if not out.is_dir():
-        raise CannotStart(f"{out}: a file, not a folder; give another --out")
+        raise SetupError(f"{out}: a file, not a folder; give another --out")
     if (out / MANIFEST).is_file() and _read(out).get("layout") == LAYOUT:
         return
     if others := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
-        raise CannotStart(
+        raise SetupError(
             f"{out}: the folder holds {others[0]} and no run of an analysis; give another --out"
         )
 
@@ -56,13 +56,13 @@ def refuse_other(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:
         free: the entries that may differ, such as "options.batch_size".
 
     Raises:
-        CannotStart: naming each entry that differs, with both values.
+        SetupError: naming each entry that differs, with both values.
     """
     if not (out / MANIFEST).is_file() or not any((out / "parts").glob("*.parquet")):
         return  # Nothing was computed yet, nothing can be mixed.
     if different := differences(_read(out), new, free):
         more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-        raise CannotStart(
+        raise SetupError(
             f"{out} was made with other settings: {'; '.join(different[:SHOWN])}{more}; give "
             "another --out, or the settings that are there"
         )

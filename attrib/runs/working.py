@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attrib.collect import MEMORY, REFUSED, Collected, Collector
 from attrib.data import EditRequest, EditSample, Quarantined
-from attrib.errors import AttribError, BadRow
+from attrib.errors import AttribError, RowError
 from attrib.progress import progress
-from attrib.runs.parts import Parts
+from attrib.runs.collecting import MEMORY, REFUSED, Collected, Collector
+from attrib.runs.shards import Parts
 from attrib.runs.units import Unit
 
 Pass = tuple[Unit, Sequence[EditSample], bool]  # the last: whether the unit is complete with it
@@ -84,7 +84,7 @@ def _complaint(request: EditRequest) -> str:
     """What is wrong with a request's picture, as its record says it."""
     try:
         _ = request.image
-    except BadRow as error:
+    except RowError as error:
         return Quarantined.of(error).reason
     except AttribError as error:
         return " ".join(str(error).split())

@@ -7,16 +7,16 @@ from writing there. The last layer has no score: nothing reads what it puts out 
 prompt token.
 """
 
-from attrib.selection.evidence import Evidence, evidence_table, gather
-from attrib.selection.judging import (
+from attrib.selection.evaluate import (
     fixed_picks,
     picks_of,
     rank_correlations,
     regret,
 )
-from attrib.selection.layer_report import Choice, LayerReport
+from attrib.selection.evidence import Evidence, evidence_table, gather
+from attrib.selection.report import Choice, LayerReport
 from attrib.selection.rules import MODALITIES, RULES, VOTERS, Modality, RuleName
-from attrib.selection.selecting import select_layers
+from attrib.selection.select import select_layers
 from attrib.selection.words import about_words, for_all_words
 
 __all__ = [

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from attrib.errors import AttribError
 from attrib.results import Result, tidy
-from attrib.selection.origin import one_origin
+from attrib.selection.same_source import one_origin
 
 Curve = Float[np.ndarray, "example layer"]
 # By the first word of a curve's name, the command that makes it.

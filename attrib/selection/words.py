@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attrib.errors import AttribError
-from attrib.selection.layer_report import LayerReport
+from attrib.selection.report import LayerReport
 from attrib.selection.rules import MODALITIES, Modality
 
 WORDS = "layers by word"  # in a report's provenance

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from attrib.loading import WEIGHTS
-from attrib.vlm import VLM
-from attrib.zoo.card import write_card
+from attrib.model.checkpoint import WEIGHTS
+from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, NUM_LAYERS
-from attrib.zoo.recipes import RECIPES
-from attrib.zoo.scores import score
-from attrib.zoo.structure import layer_structure
-from attrib.zoo.train import Run, read_progress
+from attrib.zoo.training.card import write_card
+from attrib.zoo.training.recipes import RECIPES
+from attrib.zoo.training.scores import score
+from attrib.zoo.training.structure import layer_structure
+from attrib.zoo.training.train import Run, read_progress
 
 _FAMILIES = {
     "tiny-llava": "LLaVA-1.5 (CLIP vision tower, MLP projector, Llama)",

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from attrib.data.scenes import GRID, IMAGE_SIZE
-from attrib.zoo.tokenizer import IMAGE_TOKEN, build_tokenizer
+from attrib.zoo.training.tokenizer import IMAGE_TOKEN, build_tokenizer
 
 Backbone = LlavaForConditionalGeneration | Blip2ForConditionalGeneration
 

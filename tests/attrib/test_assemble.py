@@ -7,8 +7,8 @@ import transformers as tr
 from conftest import examples
 
 import attrib
-from attrib.assemble import assemble_minigpt4
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
+from attrib.model.minigpt4 import assemble_minigpt4
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,12 @@ def test_what_is_assembled_answers(parts, tmp_path):
 def test_parts_that_do_not_fit_are_named(parts, tmp_path, changes, message):
     root = parts[0]
     changes = {name: root / value for name, value in changes.items()}
-    with pytest.raises(CannotStart, match=message):
+    with pytest.raises(SetupError, match=message):
         assembled(root, tmp_path / "out", **changes)
     assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_a_model_is_not_overwritten(parts, tmp_path):
     (tmp_path / "config.json").touch()
-    with pytest.raises(CannotStart, match="there is a model already"):
+    with pytest.raises(SetupError, match="there is a model already"):
         assembled(parts[0], tmp_path)

@@ -16,8 +16,8 @@ from attrib.cli.command import exit_code, resolve
 from attrib.cli.options import ContributionOptions
 from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
 from attrib.data import Quarantined
-from attrib.data.make import Made
-from attrib.errors import AttribError, CannotStart
+from attrib.data.scenes.export import Made
+from attrib.errors import AttribError, SetupError
 from attrib.results import Result
 
 PHOTO = ["--prompt", "The animal is a"]
@@ -230,7 +230,7 @@ def test_errors_become_exit_codes(capsys):
     class OutOfMemoryError(RuntimeError):
         pass
 
-    assert exit_code(CannotStart("no\nmodel")) == 3
+    assert exit_code(SetupError("no\nmodel")) == 3
     assert capsys.readouterr().err == "attrib: no model\n"
     assert exit_code(AttribError("x")) == 2
     assert exit_code(PermissionError(13, "Permission denied", "out")) == 3
@@ -267,7 +267,7 @@ def test_data_make_says_what_it_wrote(run, monkeypatch, tmp_path):
     def make_folder(out, seed):
         return Made(out, {"vqa-train": 2000 + seed}, written=3, kept=1)
 
-    monkeypatch.setattr("attrib.data.make.make_folder", make_folder)
+    monkeypatch.setattr("attrib.data.scenes.export.make_folder", make_folder)
     code, out, _ = run("data", "make", "scenes", "--out", tmp_path / "s", "--seed", 7)
     assert code == 0 and "vqa-train: 2007 edits" in out and "3 pictures written" in out
 

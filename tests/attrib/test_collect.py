@@ -9,12 +9,12 @@ import tiny_models
 import torch
 from conftest import picture, tiny_vlm
 
-from attrib.collect import collect
+from attrib.analyses.tables import measure_attention
 from attrib.data import EditData, EditRequest, EditSample
-from attrib.errors import AttribError, CannotStart
-from attrib.measures import measure_attention
-from attrib.provenance import fingerprint, provenance
-from attrib.vlm import VLM
+from attrib.errors import AttribError, SetupError
+from attrib.model.vlm import VLM
+from attrib.runs.collecting import collect
+from attrib.runs.provenance import fingerprint, provenance
 
 IMAGE = picture()
 
@@ -82,7 +82,7 @@ def test_a_model_that_breaks_down_is_told_with_its_first_bad_layer():
     with torch.no_grad():
         broken.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(
-        CannotStart, match="first layer of the model with an output that is not finite is 2"
+        SetupError, match="first layer of the model with an output that is not finite is 2"
     ):
         collect(broken, [sample("e0")], measure_attention)
 
@@ -121,7 +121,7 @@ def test_what_is_refused_of_every_sample_is_raised_as_it_was(vlm):
 
     with pytest.raises(AttribError, match="layer 99") as error:
         collect(vlm, [sample("e0"), sample("e1")], measure)
-    assert not isinstance(error.value, CannotStart)
+    assert not isinstance(error.value, SetupError)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_missing_kinds_are_no_break_down(vlm):
 
 
 def test_nothing_left_to_work_on_is_said(vlm):
-    with pytest.raises(CannotStart, match=r"none of 2 rows can be used; the first: .*x\.jpg"):
+    with pytest.raises(SetupError, match=r"none of 2 rows can be used; the first: .*x\.jpg"):
         collect(vlm, [sample("e0", broken_image), sample("e1", broken_image)], measure_attention)
-    with pytest.raises(CannotStart, match="the data is empty"):
+    with pytest.raises(SetupError, match="the data is empty"):
         collect(vlm, [], measure_attention)
 
 

@@ -6,15 +6,17 @@ import pytest
 import torch
 from conftest import tiny_vlm
 
-from attrib import claims, conformance, encoding
-from attrib import vlm as wrapper
-from attrib.batch import Grid
-from attrib.errors import CannotStart
-from attrib.hooks import read, resume, write
-from attrib.residual import ResidualWrites
-from attrib.structure import FrozenNorm
-from attrib.taps import AttentionCall
-from attrib.vlm import VLM
+from attrib.checks import claims
+from attrib.checks import run as conformance
+from attrib.errors import SetupError
+from attrib.forward.attention import AttentionCall
+from attrib.forward.hooks import read, resume, write
+from attrib.forward.residual import ResidualWrites
+from attrib.model import encoding
+from attrib.model import vlm as wrapper
+from attrib.model.batch import Grid
+from attrib.model.components import FrozenNorm
+from attrib.model.vlm import VLM
 
 
 def test_every_claim_holds(any_vlm):
@@ -136,7 +138,7 @@ def test_verification_refuses_with_the_claim_and_the_number(monkeypatch):
     vlm.verify()
     BREAKS["unembedded last output is the logits"](monkeypatch)
     with pytest.raises(
-        CannotStart, match=r"my-model cannot be used: unembedded .* logits differ by"
+        SetupError, match=r"my-model cannot be used: unembedded .* logits differ by"
     ):
         vlm.verify()
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attrib.errors import AttribError, CannotStart
-from attrib.figures import (
+from attrib.errors import AttribError, SetupError
+from figures import (
     DEFAULT,
     PAPER,
     Measured,
@@ -21,9 +21,9 @@ from attrib.figures import (
     write,
     write_index,
 )
-from attrib.figures.contribution_bars import rise
-from attrib.figures.measuring import at_depth, by_layer, mean_interval, peak, wide
-from attrib.figures.style import applied
+from figures.contribution_bars import rise
+from figures.measuring import at_depth, by_layer, mean_interval, peak, wide
+from figures.style import applied
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "figures"
@@ -141,7 +141,7 @@ def test_a_verdict_says_which_of_three_it_is():
 def test_wrong_names_and_missing_results_say_what_would_work(tmp_path):
     with pytest.raises(AttribError, match="there are dualedit_figure_1, "):
         find("figure_1")
-    with pytest.raises(CannotStart, match="--measure"):
+    with pytest.raises(SetupError, match="--measure"):
         Measured.load(tmp_path)
 
 

@@ -10,21 +10,21 @@ import torch
 from conftest import picture, tiny_vlm
 
 from attrib.data.samples import EditData, EditRequest, EditSample
-from attrib.errors import CannotStart
-from attrib.figures import DEFAULT, Measured, Setting, find
-from attrib.figures.dualedit_figure_3 import as_drawn
-from attrib.figures.dualedit_figure_5 import cells_of, gated
-from attrib.figures.edited_heat import CONTROL, REPEAT, REQUEST, spread
-from attrib.figures.editor_reading import acts, sizes, structure
-from attrib.figures.estimates import all_hold, estimate, proportion
-from attrib.figures.gate_values import separations
-from attrib.figures.rows import numbers, where, words
-from attrib.figures.scene_objects import Objects, told_by
-from attrib.figures.trained import found_above, load_editor
-from attrib.figures.visedit_figure_4 import moved
+from attrib.errors import SetupError
 from editors import DualEdit, VisEdit
-from editors.gate import CosineGate
-from editors.placement import Adapters
+from editors.adapters.placement import Adapters
+from editors.gating.gates import CosineGate
+from figures import DEFAULT, Measured, Setting, find
+from figures.dualedit_figure_3 import as_drawn
+from figures.dualedit_figure_5 import cells_of, gated
+from figures.edited_heat import CONTROL, REPEAT, REQUEST, spread
+from figures.editor_reading import acts, sizes, structure
+from figures.estimates import all_hold, estimate, proportion
+from figures.gate_values import separations
+from figures.rows import numbers, where, words
+from figures.scene_objects import Objects, told_by
+from figures.trained import found_above, load_editor
+from figures.visedit_figure_4 import moved
 
 NEVER, ALWAYS = 2.0, -2.0  # thresholds that no cosine reaches, and that all do
 
@@ -268,7 +268,7 @@ def test_rows_are_picked_by_value():
 
 def test_an_editor_that_is_not_there_is_told_how_to_train(tmp_path, monkeypatch):
     setting = Setting(editors=tmp_path / "none")
-    with pytest.raises(CannotStart, match="attrib train --editor visedit"):
+    with pytest.raises(SetupError, match="attrib train --editor visedit"):
         load_editor(setting, "visedit", tiny_vlm("llava"))
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "deep").mkdir()
@@ -310,7 +310,7 @@ def test_a_figure_of_other_data_is_measured_saved_loaded_and_judged(
     name, editors, tmp_path, monkeypatch
 ):
     data = EditData("mine", "all", [sample(0), sample(1)], [], {"seed": 0})
-    home = f"attrib.figures.{MEASURED[name]}.opened"
+    home = f"figures.{MEASURED[name]}.opened"
     monkeypatch.setattr(home, lambda _: (tiny_vlm("llava"), data))
     figure = find(name)
     measured = figure.measure(Setting("tiny", "mine", editors=editors))
@@ -327,7 +327,7 @@ def test_a_figure_of_other_data_is_measured_saved_loaded_and_judged(
 def test_without_another_question_about_a_picture_nothing_is_told(name, editors, monkeypatch):
     bare = [replace(sample(i), hard_locality=[], meta={}) for i in range(2)]
     data = EditData("mine", "all", bare, [], {"seed": 0})
-    home = f"attrib.figures.{MEASURED[name]}.opened"
+    home = f"figures.{MEASURED[name]}.opened"
     monkeypatch.setattr(home, lambda _: (tiny_vlm("llava"), data))
     verdict = find(name).verdict(find(name).measure(Setting("tiny", "mine", editors=editors)))
     assert verdict.holds is not True and "no value" in verdict.statistic

@@ -10,13 +10,13 @@ import torch
 from conftest import picture, tiny_vlm
 
 from attrib import cli, plots
+from attrib.analyses.gate_roc import ANY, separation
 from attrib.analyses.gating import TOKENS, gate_similarity
-from attrib.analyses.separation import ANY, separation
+from attrib.analyses.tables import measure_gate
 from attrib.cli.gate import GateOptions, _plan
 from attrib.cli.outputs import default_folder
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.measures import measure_gate
 from attrib.report.findings_gate import about_gate, gate_lines
 from attrib.results import Result
 

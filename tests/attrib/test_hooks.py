@@ -9,10 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from attrib.errors import AttribError
-from attrib.hooks import attention_rows, capture, read, rerun, resume, write
-from attrib.residual_writes import residual_writes
-from attrib.taps import tap_attention
-from attrib.vlm import VLM
+from attrib.forward.attention import tap_attention
+from attrib.forward.hooks import attention_rows, capture, read, rerun, resume, write
+from attrib.forward.residual_writes import residual_writes
+from attrib.model.vlm import VLM
 
 SPANS = ("visual", "text", "last")
 

@@ -10,8 +10,8 @@ from conftest import FAMILIES, examples, picture, tiny_vlm
 from torch.testing import assert_close
 
 import attrib
-from attrib import loading
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
+from attrib.model import checkpoint as loading
 
 
 @pytest.fixture(scope="session")
@@ -112,9 +112,7 @@ def test_embedded_names_are_folders_of_the_package(folders, monkeypatch, tmp_pat
     monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     assert loading.embedded_names() == ["tiny-llava"]
     assert attrib.load("tiny-llava", verify=False).name == "tiny-llava"
-    with pytest.raises(
-        CannotStart, match=r"unknown model 'tiny-lava': .* \(tiny-llava\), a folder"
-    ):
+    with pytest.raises(SetupError, match=r"unknown model 'tiny-lava': .* \(tiny-llava\), a folder"):
         attrib.load("tiny-lava")
 
 
@@ -129,7 +127,7 @@ def test_the_dtype_is_float32_on_a_cpu_unless_told_otherwise(folders):
 
 def test_what_cannot_be_loaded_says_why(tmp_path, folders):
     def refused(**settings):
-        with pytest.raises(CannotStart) as caught:
+        with pytest.raises(SetupError) as caught:
             attrib.load(**{"name": str(tmp_path)} | settings)
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -176,7 +174,7 @@ def test_a_pickle_is_refused_unread(tmp_path, folders):
         if file.suffix != ".safetensors":
             (folder / file.name).write_bytes(file.read_bytes())
     torch.save(Bomb(), folder / "pytorch_model.bin")
-    with pytest.raises(CannotStart, match=r"pytorch_model.bin is a pickle, .* convert it"):
+    with pytest.raises(SetupError, match=r"pytorch_model.bin is a pickle, .* convert it"):
         attrib.load(str(folder))
     assert not canary.exists()
 
@@ -185,7 +183,7 @@ def test_broken_weights_are_refused(tmp_path):
     save(*tiny_models.build("llava"), tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CannotStart, match=r"cannot read its weights: .*incomplete"):
+    with pytest.raises(SetupError, match=r"cannot read its weights: .*incomplete"):
         attrib.load(str(tmp_path))
 
 
@@ -196,7 +194,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path):
     kept = {name: value for name, value in weights.items() if name not in gone}
     model.save_pretrained(tmp_path, state_dict=kept)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(CannotStart, match=r"lacks 1 of the model's weights, .*up_proj.weight"):
+    with pytest.raises(SetupError, match=r"lacks 1 of the model's weights, .*up_proj.weight"):
         attrib.load(str(tmp_path))
 
 
@@ -210,6 +208,6 @@ def test_a_model_whose_logits_are_capped_is_refused_by_name(tmp_path):
     torch.manual_seed(0)
     model = tr.PaliGemmaForConditionalGeneration(tr.PaliGemmaConfig(**config))
     save(model, processor, tmp_path)
-    with pytest.raises(CannotStart, match="unembedded last output is the logits: no"):
+    with pytest.raises(SetupError, match="unembedded last output is the logits: no"):
         attrib.load(str(tmp_path))
     assert attrib.load(str(tmp_path), verify=False).num_layers == 4

@@ -6,9 +6,9 @@ from conftest import picture, tiny_vlm
 
 from attrib.analyses.attention import attention, profile
 from attrib.analyses.contributions import contributions
+from attrib.analyses.tables import measure_attention, measure_contributions, measure_first_report
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.measures import measure_attention, measure_contributions, measure_first_report
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from conftest import picture, tiny_vlm
 import attrib
 from attrib.analyses.heatmaps import Perturbation, heatmaps
 from attrib.analyses.qformer import qformer_picture
-from attrib.collect import collect
+from attrib.analyses.tables import measure_faithfulness, measure_heatmaps
 from attrib.data import EditRequest, EditSample, load
-from attrib.data.ground_truth import ground_truths
+from attrib.data.scenes.ground_truth import ground_truths
 from attrib.errors import AttribError
-from attrib.measures import measure_faithfulness, measure_heatmaps
+from attrib.runs.collecting import collect
 
 
 def made(vlm, sizes=((60, 40), (40, 60))):
@@ -127,8 +127,8 @@ def test_questions_about_no_single_object_leave_an_empty_table(scenes):
 
 def test_a_planted_map_points(monkeypatch, scenes):
     """A model whose attention is on the object's cells and nowhere else."""
-    from attrib.analyses.pointing import on_cells
-    from attrib.measures import faithfulness as module
+    from attrib.analyses import faithfulness_table as module
+    from attrib.analyses.pointing_game import on_cells
 
     data, truths = scenes
     vlm = tiny_vlm("llava")

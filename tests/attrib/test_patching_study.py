@@ -11,14 +11,14 @@ from PIL import Image
 
 from attrib import cli, plots
 from attrib.analyses.patching import patching_parts
+from attrib.analyses.patching_table import STATISTICS, partner
+from attrib.analyses.tables import measure_patching
 from attrib.cli.patching import _plan
-from attrib.collect import collect
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.measures import measure_patching
-from attrib.measures.patching import STATISTICS, partner
 from attrib.report.findings_patching import about_patching
 from attrib.results import Result, tidy
+from attrib.runs.collecting import collect
 
 COLORS = ("red", "blue", "white", "black", "lime", "yellow")
 WORDS = {"visual": "visual tokens", "last": "last prompt token"}

@@ -14,7 +14,7 @@ from attrib import plots
 from attrib.errors import AttribError
 from attrib.report.findings_selection import about_regret, about_selection
 from attrib.selection import LayerReport, evidence_table, gather, select_layers
-from attrib.selection.origin import model_of, same_model
+from attrib.selection.same_source import model_of, same_model
 
 
 @pytest.fixture(scope="module")

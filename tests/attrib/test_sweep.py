@@ -12,16 +12,16 @@ from PIL import Image
 from attrib import plots
 from attrib.analyses.sensitivity import sensitivity
 from attrib.analyses.sweep import SIGMAS
+from attrib.analyses.tables import measure_sensitivity
 from attrib.cli.command import resolve
 from attrib.cli.outputs import default_folder
 from attrib.cli.sweep import SweepOptions
-from attrib.collect import collect
 from attrib.data import EditRequest, EditSample
-from attrib.errors import AttribError, CannotStart
-from attrib.measures import measure_sensitivity
+from attrib.errors import AttribError, SetupError
+from attrib.model.vlm import VLM
 from attrib.report.findings_sweep import about_sweep
 from attrib.results import Result, tidy
-from attrib.vlm import VLM
+from attrib.runs.collecting import collect
 
 FULL = {"unit": "std", "draws": 1, "seed": 0}
 
@@ -80,7 +80,7 @@ def test_a_model_that_breaks_down_is_told_with_the_layer_where_it_does(samples):
     def measure(vlm, batch, of):
         return measure_sensitivity(vlm, batch, of, modality="text", sigmas=(0.0, 1.0), **FULL)
 
-    with pytest.raises(CannotStart, match="an output that is not finite is 2"):
+    with pytest.raises(SetupError, match="an output that is not finite is 2"):
         collect(broken, samples, measure, batch_size=2)
 
 

@@ -11,12 +11,12 @@ import transformers as tr
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.encoding import target_ids
-from attrib.errors import AttribError, CannotStart
-from attrib.geometry import find_grid
-from attrib.hooks import capture, write
-from attrib.structure import find_parts, freeze_norm
-from attrib.vlm import VLM
+from attrib.errors import AttribError, SetupError
+from attrib.forward.hooks import capture, write
+from attrib.model.components import find_parts, freeze_norm
+from attrib.model.encoding import target_ids
+from attrib.model.patch_grid import find_grid
+from attrib.model.vlm import VLM
 
 IDS = tiny_models.IMAGE, tiny_models.BOS
 
@@ -296,13 +296,13 @@ def test_models_without_the_parts_are_refused():
     )  # fmt: skip
     parts = tiny_models._blip_parts(50)
     t5 = tr.Blip2ForConditionalGeneration(tr.Blip2Config(**parts, text_config=text.to_dict()))
-    with pytest.raises(CannotStart, match="encoder-decoder"):
+    with pytest.raises(SetupError, match="encoder-decoder"):
         find_parts(t5)
     model = copy.deepcopy(tiny_vlm("llava").model)
-    with pytest.raises(CannotStart, match="no linear output embedding"):
+    with pytest.raises(SetupError, match="no linear output embedding"):
         find_parts(model.model)
     model.config.image_token_id = None
-    with pytest.raises(CannotStart, match="image_token_id is None"):
+    with pytest.raises(SetupError, match="image_token_id is None"):
         find_parts(model)
 
 

@@ -58,7 +58,7 @@ def write_folder(path: Path, **splits: Sequence[Any]) -> Path:
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Leave a handful of edits in every split of the embedded scenes; how many, per split."""
     few = {"train": 4, "validation": 3, "test": 3}
-    monkeypatch.setattr("attrib.data.scene_edits.NUM_EDITS", few)
+    monkeypatch.setattr("attrib.data.scenes.edits.NUM_EDITS", few)
     return few
 
 

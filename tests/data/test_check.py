@@ -9,7 +9,7 @@ from PIL import Image
 from attrib.data.check import check, overlap
 from attrib.data.check_text import to_markdown
 from attrib.data.doubts import DOUBTS
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 
 REAL = """
 import json, sys
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_json_is_named_and_the_others_are_checked(tmp_path):
 
 
 def test_folders_without_such_files_are_refused(tmp_path):
-    with pytest.raises(CannotStart, match=r"holds none of vqa/vqa_train\.json, "):
+    with pytest.raises(SetupError, match=r"holds none of vqa/vqa_train\.json, "):
         check(tmp_path)
     with pytest.raises(AttribError, match="no/such: no such folder"):
         check("no/such")

@@ -7,8 +7,9 @@ from easyedit_files import FILES, few_scenes, outside, real_files, row, without,
 from PIL import Image
 
 import attrib.data
-from attrib.data import easyedit, load, scene_edits, scenes, tables
-from attrib.errors import AttribError, BadRow, CannotStart
+from attrib.data import easyedit, load, scenes, tables
+from attrib.data.scenes import edits as scene_edits
+from attrib.errors import AttribError, RowError, SetupError
 
 
 def refused(error=AttribError, *args, **options) -> str:
@@ -90,7 +91,7 @@ def test_a_picture_that_is_cut_off_is_named_on_touch(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     data = load(root, "vqa-train")
     assert len(data) == 2 and data[0].request.image is not None
-    with pytest.raises(BadRow) as error:
+    with pytest.raises(RowError) as error:
         _ = data[1].request.image
     assert (error.value.row, error.value.field) == (1, "image")
     file = root / "vqa" / "vqa_train.json"
@@ -151,7 +152,7 @@ def test_json_that_is_cut_off_is_refused_with_line_and_offset(tmp_path, keep):
     with pytest.raises(json.JSONDecodeError) as truth:
         json.loads(text)
     line, column, offset = truth.value.lineno, truth.value.colno, truth.value.pos
-    message = refused(CannotStart, root, "vqa-train")
+    message = refused(SetupError, root, "vqa-train")
     assert message.startswith(
         f"{path}: no valid JSON at line {line}, column {column} (character {offset}): "
     )
@@ -173,7 +174,7 @@ def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path, content, expected):
     root = write_folder(tmp_path, vqa_train=[row()])
     path = root / "vqa" / "vqa_train.json"
     path.write_bytes(content)
-    assert refused(CannotStart, root, "vqa-train").startswith(f"{path}: {expected}")
+    assert refused(SetupError, root, "vqa-train").startswith(f"{path}: {expected}")
 
 
 def test_what_there_is_not_is_answered_with_what_there_is(tmp_path):
@@ -185,9 +186,9 @@ def test_what_there_is_not_is_answered_with_what_there_is(tmp_path):
     there = f"{root} has vqa-train, caption-train"
     assert refused(AttribError, root, "train") == f"no split 'train'; {there}"
     missing = root / "vqa" / "vqa_eval.json"
-    assert refused(CannotStart, root, "vqa-eval") == f"{missing}: no such file; {there}"
+    assert refused(SetupError, root, "vqa-eval") == f"{missing}: no such file; {there}"
     (tmp_path / "empty").mkdir()
-    message = refused(CannotStart, tmp_path / "empty", "vqa-eval")
+    message = refused(SetupError, tmp_path / "empty", "vqa-eval")
     assert message.endswith("has none of the splits")
     assert refused(AttribError, root, "vqa-train", image_root=root / "no") == (
         f"image root {root / 'no'}: no such folder; give the one of the pictures"
@@ -256,7 +257,7 @@ def test_disjoint_counts_rows_of_the_file_when_some_are_set_aside(tmp_path):
 
 def test_disjoint_needs_the_other_file(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row()])
-    assert refused(CannotStart, root, "vqa-train", disjoint=True) == (
+    assert refused(SetupError, root, "vqa-train", disjoint=True) == (
         f"{root / 'vqa' / 'vqa_eval.json'}: no such file; disjoint=True compares vqa-train "
         "with it: add it, or leave disjoint out"
     )

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from attrib.data import load
-from attrib.data.ground_truth import (
+from attrib.data.scenes import Scene, SceneObject, make_scene
+from attrib.data.scenes.edits import rows
+from attrib.data.scenes.ground_truth import (
     GroundTruth,
     ground_truth,
     ground_truths,
     plain_words,
     read_question,
 )
-from attrib.data.scene_edits import rows
-from attrib.data.scene_language import KINDS, ask
-from attrib.data.scene_names import OPTIONS, Style
-from attrib.data.scenes import Scene, SceneObject, make_scene
+from attrib.data.scenes.language import KINDS, ask
+from attrib.data.scenes.names import OPTIONS, Style
 from attrib.data.tables import DIGESTS, digest_of
 from attrib.errors import AttribError
 

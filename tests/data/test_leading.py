@@ -7,7 +7,7 @@ from attrib.cli.analyse import load_data
 from attrib.cli.evaluate import EvaluateOptions
 from attrib.cli.options import ContributionOptions
 from attrib.data import EditData, EditRequest, EditSample
-from attrib.data.leading import lead, shared_words
+from attrib.data.answer_prefix import lead, shared_words
 
 
 def captions(*targets):

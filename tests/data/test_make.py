@@ -9,7 +9,7 @@ from PIL import Image
 
 from attrib.data import EditData, EditRequest, load
 from attrib.data.check import check
-from attrib.data.make import make_folder
+from attrib.data.scenes.export import make_folder
 from attrib.errors import AttribError
 
 PAIRS = [

@@ -7,7 +7,7 @@ from PIL import Image
 from attrib.data.images import BadImage
 from attrib.data.rows import FIELDS, cleaned, image_names, to_sample, well_formed
 from attrib.data.samples import EditSample
-from attrib.errors import BadRow
+from attrib.errors import RowError
 
 
 def sample(fields, task="vqa", opener=lambda _name: Image.new("RGB", (2, 2))) -> EditSample:
@@ -84,8 +84,8 @@ def test_a_locality_question_without_a_picture_is_asked_without_one():
     assert made.visual_locality[0].prompt == "What sport is number 0? The answer is:"
 
 
-def bad(fields) -> BadRow:
-    with pytest.raises(BadRow) as error:
+def bad(fields) -> RowError:
+    with pytest.raises(RowError) as error:
         well_formed(fields, "f.json", 7)
     assert (error.value.file, error.value.row) == ("f.json", 7)
     return error.value
@@ -159,7 +159,7 @@ def test_a_picture_that_is_refused_names_file_row_and_field():
         (made.visual_locality[0], "m_loc", "val/101.png"),
         (made.hard_locality[0], "hard[0].image", "h.png"),
     ):
-        with pytest.raises(BadRow) as error:
+        with pytest.raises(RowError) as error:
             _ = request.image
         assert str(error.value) == f"f.json: row 7: {field}: '{name}': is no good"
         assert (error.value.row, error.value.field) == (7, field)

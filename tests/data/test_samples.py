@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from attrib.data import BadImage, EditData, EditRequest, EditSample, Quarantined
-from attrib.errors import BadRow
+from attrib.errors import RowError
 
 
 def sample(i: int) -> EditSample:
@@ -114,7 +114,7 @@ def test_every_quarantined_row_is_in_the_file(tmp_path):
 
 
 def test_a_bad_row_is_recorded_with_its_reason():
-    error = BadRow("'x.jpg': no such file", file="f.json", row=3, field="image")
+    error = RowError("'x.jpg': no such file", file="f.json", row=3, field="image")
     record = Quarantined.of(error)
     assert record == Quarantined("f.json", 3, "image", "'x.jpg': no such file")
     assert str(record) == str(error) == "f.json: row 3: image: 'x.jpg': no such file"

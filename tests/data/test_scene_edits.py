@@ -1,9 +1,9 @@
 import pytest
 
-from attrib.data.scene_edits import NUM_EDITS, rows
-from attrib.data.scene_language import KINDS, answers_of
-from attrib.data.scene_names import OPTIONS
 from attrib.data.scenes import make_scene, open_image
+from attrib.data.scenes.edits import NUM_EDITS, rows
+from attrib.data.scenes.language import KINDS, answers_of
+from attrib.data.scenes.names import OPTIONS
 from attrib.data.tables import DIGESTS, digest_of, scenes_table
 
 FIELDS = (

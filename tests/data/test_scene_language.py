@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from attrib.data.scene_facts import NUM_LANDS, all_facts, facts
-from attrib.data.scene_language import KINDS, TEMPLATES, answers_of, ask, caption, choose, pose
-from attrib.data.scene_names import ALIASES, CONCEPTS, EVERYDAY, NICKNAMES, OPTIONS, PLAIN, Style
 from attrib.data.scenes import Scene, SceneObject, make_scene
+from attrib.data.scenes.facts import NUM_LANDS, all_facts, facts
+from attrib.data.scenes.language import KINDS, TEMPLATES, answers_of, ask, caption, choose, pose
+from attrib.data.scenes.names import ALIASES, CONCEPTS, EVERYDAY, NICKNAMES, OPTIONS, PLAIN, Style
 
 SCENE = Scene(
     (

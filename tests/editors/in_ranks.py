@@ -7,8 +7,8 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from editors import VisEdit
-from editors.ranks import Ranks
-from editors.tensors import digest_of
+from editors.io.tensors import digest_of
+from editors.training.distributed import Ranks
 
 QUICK = {"steps": 7, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
          "validate_every": 3, "save_every": 3, "warmup": 0, "preset": "embedded",

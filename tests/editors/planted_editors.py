@@ -10,10 +10,10 @@ from torch import nn
 
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
-from editors.adapter import EditAdapter
-from editors.edit import HiddenEdit, WeightEdit
-from editors.signals import Signal
-from editors.sites import Memory, Site
+from editors.adapters.adapter import EditAdapter
+from editors.adapters.edit_signal import Signal
+from editors.adapters.sites import Memory, Site
+from editors.base import HiddenEdit, WeightEdit
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 FIVE = ["rel", "t_gen", "v_gen", "t_loc", "m_loc"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from editors.adapter import EditAdapter, InfluenceMapper
-from editors.signals import Signals
+from editors.adapters.adapter import EditAdapter, InfluenceMapper
+from editors.adapters.edit_signal import Signals
 
 
 def signals(batch=2, num=5, d=8, seed=0):

@@ -8,8 +8,8 @@ import pytest
 from test_evaluation_table import result  # planted scores
 
 from editors import EDITORS
-from editors.comparison import Comparison, Trained
-from editors.published import FILE, published
+from editors.evaluation.comparison import Comparison, Trained
+from editors.evaluation.published import FILE, published
 
 NASTY = '<script>alert("{{7*7}}")</script> & 50 % of_all | x'
 

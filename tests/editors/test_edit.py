@@ -7,9 +7,9 @@ from tiny_edits import memory_of, requests, sites
 from torch.testing import assert_close
 
 from attrib.errors import AttribError
-from attrib.hooks import read
-from editors.edit import HiddenEdit, WeightEdit
-from editors.queries import run_queries
+from attrib.forward.hooks import read
+from editors.base import HiddenEdit, WeightEdit
+from editors.prefix.states import run_queries
 
 
 class Words:

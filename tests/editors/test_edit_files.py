@@ -5,10 +5,10 @@ import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
 
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 from editors import DualEdit, Ike, Lte, Serac, WeightEdit
-from editors.edit_files import load_edit, save_edit
-from editors.gate import CosineGate
+from editors.gating.gates import CosineGate
+from editors.io.edit import load_edit, save_edit
 
 QUICK = {"steps": 5, "batch_size": 2, "d_adapter": 16, "num_heads": 2, "preset": "embedded"}
 
@@ -53,17 +53,17 @@ def test_an_edit_of_weights_comes_back_bit_for_bit(llava, tmp_path):
 def test_another_model_other_adapters_and_other_files_are_refused(llava, editor, tmp_path):
     edit = editor.edit(llava, samples(1)[0].request)
     path = save_edit(edit, tmp_path / "edit", llava, editor)
-    with pytest.raises(CannotStart, match="an edit of llava, whose weights are not those of"):
+    with pytest.raises(SetupError, match="an edit of llava, whose weights are not those of"):
         load_edit(path, tiny_vlm("blip2_llama"), editor)
     other = DualEdit.train(
         llava, samples(4), layers={"text": [1]}, out=tmp_path / "o", gate="none", **QUICK
     )
-    with pytest.raises(CannotStart, match="made with another editor"):
+    with pytest.raises(SetupError, match="made with another editor"):
         load_edit(path, llava, other)
-    with pytest.raises(CannotStart, match="no such file"):
+    with pytest.raises(SetupError, match="no such file"):
         load_edit(tmp_path / "none", llava, editor)
     (tmp_path / "broken").write_bytes(b"pickle")
-    with pytest.raises(CannotStart, match="not an edit that was saved here"):
+    with pytest.raises(SetupError, match="not an edit that was saved here"):
         load_edit(tmp_path / "broken", llava, editor)
 
 
@@ -80,5 +80,5 @@ def test_edits_of_text_and_of_a_second_model_come_back(kind, options, llava, tmp
         again = load_edit(save_edit(edit, tmp_path / "edit", llava, editor), llava, loaded)
         for request in requests:
             assert torch.equal(logits(llava, again, request), logits(llava, edit, request))
-    with pytest.raises(CannotStart, match="made with another editor"):
+    with pytest.raises(SetupError, match="made with another editor"):
         load_edit(tmp_path / "edit", llava)

@@ -16,11 +16,11 @@ from planted_editors import (
     sample,
 )
 
-from attrib.errors import AttribError, CannotStart
-from editors.checksum import Checksum, NotRestored
-from editors.evaluation import evaluate
-from editors.scores import COLUMNS, COST
-from editors.unedited import Unedited
+from attrib.errors import AttribError, SetupError
+from editors.evaluation.evaluate import evaluate
+from editors.evaluation.metrics import COLUMNS, COST
+from editors.evaluation.reference_model import Unedited
+from editors.evaluation.restore_check import Checksum, NotRestored
 
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")
 
@@ -186,7 +186,7 @@ def test_samples_that_cannot_be_used_are_named_and_the_others_scored(vlm, unedit
 def test_no_sample_at_all_cannot_be_scored(vlm, unedited):
     with pytest.raises(AttribError, match="no edit of this request"):
         evaluate(vlm, Fails(("What is it?",)), [sample()], ("paper",), unedited=unedited)
-    with pytest.raises(CannotStart, match="the data is empty"):
+    with pytest.raises(SetupError, match="the data is empty"):
         evaluate(vlm, Nothing(), [], ("paper",), unedited=unedited)
 
 

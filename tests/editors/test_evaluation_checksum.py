@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from editors.checksum import Checksum, NotRestored, digest, weighed_sum
+from editors.evaluation.restore_check import Checksum, NotRestored, digest, weighed_sum
 
 
 class Small(nn.Module):
@@ -68,7 +68,7 @@ def test_the_sum_for_other_devices_notices_changes_and_places(values, data):
 def test_the_sum_is_that_of_its_chunks(monkeypatch):
     bits = torch.arange(100, dtype=torch.int16) - 50
     whole = weighed_sum(bits)
-    monkeypatch.setattr("editors.checksum.CHUNK", 7)
+    monkeypatch.setattr("editors.evaluation.restore_check.CHUNK", 7)
     assert weighed_sum(bits) == whole
 
 

@@ -13,10 +13,10 @@ from planted_editors import Leaks, Says
 
 import editors
 from attrib import cli
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 from attrib.results import Result
-from editors.gate import CosineGate
-from editors.gate_files import save_gate
+from editors.gating.checkpoint import save_gate
+from editors.gating.gates import CosineGate
 
 ROWS = 4  # two units
 
@@ -36,7 +36,7 @@ class Loaded(Says):
     @classmethod
     def load(cls, path, _vlm):
         if "other" in json.loads((Path(path) / "editor.json").read_text()):
-            raise CannotStart(f"{path} was trained for another model")
+            raise SetupError(f"{path} was trained for another model")
         return cls()
 
 
@@ -64,7 +64,7 @@ def run(there, monkeypatch, capsys, tmp_path):
 
     The model is not verified anew each time: that takes longer than all the rest.
     """
-    monkeypatch.setattr("attrib.vlm.VLM.verify", lambda _: None)
+    monkeypatch.setattr("attrib.model.vlm.VLM.verify", lambda _: None)
     monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
     monkeypatch.setattr("attrib.runs.units.ROWS", 2)
 

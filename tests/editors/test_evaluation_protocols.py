@@ -6,9 +6,9 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.protocols import GOLD, PROTOCOLS, Answer, judge, says
-from editors.scores import means
-from editors.scores_inputs import best_tokens, without_target
+from editors.evaluation.metrics import means
+from editors.evaluation.probes import best_tokens, without_target
+from editors.evaluation.protocols import GOLD, PROTOCOLS, Answer, judge, says
 
 LOCALITY = ("t_loc", "m_loc", "same_image_same_kind")
 tokens = st.lists(st.integers(0, 3), min_size=5, max_size=5)

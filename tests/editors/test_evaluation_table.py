@@ -6,8 +6,8 @@ import pytest
 
 from attrib.errors import AttribError
 from attrib.results import Result
-from editors.scores import COLUMNS
-from editors.scores_table import costs, markdown, save_tables, summary
+from editors.evaluation.metrics import COLUMNS
+from editors.evaluation.tables import costs, markdown, save_tables, summary
 
 
 def result(rel, editor="mine", gate="ungated", model="m", num=4, protocols=("paper", "generate")):

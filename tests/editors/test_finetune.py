@@ -6,12 +6,12 @@ from conftest import FAMILIES, tiny_vlm
 from inner_edits import BOTH, TEXT, asked, assert_restored, logits, loss, state
 from torch import nn
 
-from attrib.errors import AttribError, CannotStart
-from attrib.vlm import VLM
-from editors.edit_files import load_edit, save_edit
-from editors.finetune import FTL, FTV
-from editors.inner_weights import feed_forward
-from editors.inner_weights_visual import visual_parameters
+from attrib.errors import AttribError, SetupError
+from attrib.model.vlm import VLM
+from editors.io.edit import load_edit, save_edit
+from editors.methods.finetune import FTL, FTV
+from editors.weights.mlp import feed_forward
+from editors.weights.vision import visual_parameters
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -117,7 +117,7 @@ def test_what_is_saved_is_what_is_loaded(editor, tmp_path):
     edit = loaded.edit(vlm, asked())
     again = load_edit(save_edit(edit, tmp_path / "edit", vlm, loaded), vlm, loaded)
     assert torch.equal(logits(vlm, asked(), again), logits(vlm, asked(), made.edit(vlm, asked())))
-    with pytest.raises(CannotStart, match="whose weights are not those of"):
+    with pytest.raises(SetupError, match="whose weights are not those of"):
         editor.load(tmp_path / "e", tiny_vlm("blip2_opt"))
 
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_is_refused_with_what_would_work(tmp_path):
     vlm = tiny_vlm("llava")
     bare = VLM(type(vlm.model)(vlm.model.config), vlm.processor, "bare")
     bare.model.model.multi_modal_projector = nn.Identity()
-    with pytest.raises(CannotStart, match=r"bare has no projector or Q-Former .* ft-l"):
+    with pytest.raises(SetupError, match=r"bare has no projector or Q-Former .* ft-l"):
         FTV.train(bare, out=tmp_path)
     for changes, said in (
         ({"speed": 3}, "no setting 'speed'; there are learning_rate, matrices, part"),

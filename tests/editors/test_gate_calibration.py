@@ -7,13 +7,13 @@ from conftest import tiny_vlm
 from test_gates import learned
 from tiny_edits import samples
 
-from attrib.analyses.separation import separate
+from attrib.analyses.gate_roc import separate
 from attrib.errors import AttribError
-from editors.gate import CosineGate
-from editors.gate_calibration import calibrate, calibrated, own_scores
-from editors.gate_data import COVERED, REQUEST, related
-from editors.gate_table import gate_table, rates
-from editors.gate_training import cosine_gate
+from editors.evaluation.gate_table import gate_table, rates
+from editors.gating.gates import CosineGate
+from editors.gating.inputs import COVERED, REQUEST, related
+from editors.gating.threshold import calibrate, calibrated, own_scores
+from editors.gating.training import cosine_gate
 
 POSITIVE = COVERED[1:]
 

@@ -9,17 +9,17 @@ import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
 
-from attrib.analyses.separation import separate
+from attrib.analyses.gate_roc import separate
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
-from editors.gate import LearnedGate
-from editors.gate_calibration import score_table
-from editors.gate_data import COVERED, REQUEST, Related
-from editors.gate_features import GateReader
-from editors.gate_net import NEVER
-from editors.gate_pairs import Kept, pairs_of
-from editors.gate_table import gate_table
-from editors.gate_training import GateTraining, fit_net, split, train_gate
+from editors.evaluation.gate_table import gate_table
+from editors.gating.classifier import NEVER
+from editors.gating.features import GateReader
+from editors.gating.gates import LearnedGate
+from editors.gating.inputs import COVERED, REQUEST, Related
+from editors.gating.pairs import Kept, pairs_of
+from editors.gating.threshold import score_table
+from editors.gating.training import GateTraining, fit_net, split, train_gate
 
 WIDTH, PATCHES, SAME, OTHER, TEXT = 16, 4, "same_kind", "other_image", "text_locality"
 SETTINGS = GateTraining(steps=150, batch_size=16, width=16, pools=2, patch=8)

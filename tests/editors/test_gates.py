@@ -10,16 +10,16 @@ from tiny_edits import memory_of, requests, sites
 from torch.testing import assert_close
 
 from attrib.data.samples import EditRequest
-from attrib.errors import AttribError, CannotStart
-from attrib.hooks import read
-from editors.edit import HiddenEdit
-from editors.gate import CosineGate, LearnedGate, OpenGate, gate_from_config
-from editors.gate_data import keep_states
-from editors.gate_features import GateReader
-from editors.gate_files import load_gate, save_gate
-from editors.gate_net import GateNet
-from editors.queries import run_queries
-from editors.sites import Gate
+from attrib.errors import AttribError, SetupError
+from attrib.forward.hooks import read
+from editors.adapters.sites import Gate
+from editors.base import HiddenEdit
+from editors.gating.checkpoint import load_gate, save_gate
+from editors.gating.classifier import GateNet
+from editors.gating.features import GateReader
+from editors.gating.gates import CosineGate, LearnedGate, OpenGate, gate_from_config
+from editors.gating.inputs import keep_states
+from editors.prefix.states import run_queries
 
 CLOSE = {"atol": 2e-3, "rtol": 2e-3}  # states pass through half precision on their way
 
@@ -197,7 +197,7 @@ def test_a_saved_gate_scores_the_same(tmp_path, vlm, name):
 
 
 def test_files_that_are_no_gate_are_refused(tmp_path):
-    with pytest.raises(CannotStart, match=r"no gate\.json"):
+    with pytest.raises(SetupError, match=r"no gate\.json"):
         load_gate(tmp_path)
     with pytest.raises(AttribError, match="expected one of cosine, open, learned"):
         gate_from_config({"gate": "iron"}, {})
@@ -217,7 +217,7 @@ def test_images_of_other_sizes_are_compared_as_wholes():
 
 def test_wide_states_are_projected_alike_after_saving(monkeypatch, tmp_path):
     vlm = tiny_vlm("llava")
-    monkeypatch.setattr("editors.gate_features.WIDTHS", {"text": 16, "visual": 8})
+    monkeypatch.setattr("editors.gating.features.WIDTHS", {"text": 16, "visual": 8})
     gate = learned(vlm)
     assert gate.net.word.in_features == 16
     again = load_gate(save_gate(tmp_path, gate))

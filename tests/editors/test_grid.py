@@ -9,10 +9,10 @@ from tiny_edits import samples
 
 from attrib.errors import AttribError
 from editors import DualEdit, VisEdit, evaluate
-from editors.gate_files import load_gate
-from editors.grid import Cell, cells, grid
-from editors.grid_scores import AVERAGED
-from editors.presets import preset_for
+from editors.evaluation.layer_grid import Cell, cells, grid
+from editors.evaluation.layer_grid_scores import AVERAGED
+from editors.gating.checkpoint import load_gate
+from editors.training.config import preset_for
 
 CHANGES = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
 PLACES = ([1], [0], [(1, 0)])

@@ -7,8 +7,8 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from attrib.errors import AttribError
-from editors.adapter_data import adapter_data
-from editors.held_out import held_out
+from editors.prefix.cached_dataset import adapter_data
+from editors.training.held_out import held_out
 
 
 def test_the_last_samples_are_kept_apart_unless_others_are_given():

@@ -9,10 +9,10 @@ import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
 
-from attrib.errors import AttribError, CannotStart
-from attrib.vlm import VLM
+from attrib.errors import AttribError, SetupError
+from attrib.model.vlm import VLM
 from editors import EDITORS, DualEdit, VisEdit
-from editors.gate import CosineGate
+from editors.gating.gates import CosineGate
 
 QUICK = {"steps": 30, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02,
          "optimizer": "adam", "validate_every": 10, "save_every": 10,
@@ -118,11 +118,11 @@ def test_adapters_that_see_phrases_learn_and_come_back_from_their_folder(llava, 
 
 def test_another_model_or_editor_is_refused(llava, dual, tmp_path):
     _, out = dual
-    with pytest.raises(CannotStart, match="trained for llava, whose weights are not those of"):
+    with pytest.raises(SetupError, match="trained for llava, whose weights are not those of"):
         DualEdit.load(out, tiny_vlm("blip2_llama"))
-    with pytest.raises(CannotStart, match="holds the editor 'dualedit', not 'visedit'"):
+    with pytest.raises(SetupError, match="holds the editor 'dualedit', not 'visedit'"):
         VisEdit.load(out, llava)
-    with pytest.raises(CannotStart, match="holds no editor"):
+    with pytest.raises(SetupError, match="holds no editor"):
         VisEdit.load(tmp_path, llava)
 
 

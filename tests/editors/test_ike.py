@@ -9,13 +9,13 @@ from conftest import picture, tiny_vlm
 from torch.nn.functional import normalize
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import AttribError, CannotStart
-from attrib.hooks import read
-from editors.checksum import Checksum
-from editors.evaluation import evaluate
-from editors.ike import Ike, context, demonstration, demonstrations
-from editors.prompting import front, num_positions
-from editors.retrieval import SentenceEncoder, StatesEncoder, nearest, text_threshold
+from attrib.errors import AttribError, SetupError
+from attrib.forward.hooks import read
+from editors.context.prompt_edit import front, num_positions
+from editors.context.retrieval import SentenceEncoder, StatesEncoder, nearest, text_threshold
+from editors.evaluation.evaluate import evaluate
+from editors.evaluation.restore_check import Checksum
+from editors.methods.ike import Ike, context, demonstration, demonstrations
 
 WORDS = ["sun", "moon", "tree", "cat", "sea", "hill"]
 
@@ -155,10 +155,10 @@ def test_what_is_saved_is_what_is_loaded(llava, ike):
     assert loaded.edit(llava, request).texts == ike[0].edit(llava, request).texts
     assert torch.equal(loaded.encoder.mean, ike[0].encoder.mean)
     assert loaded.trained["demonstrations"] == 18 and loaded.settings == ike[0].settings
-    with pytest.raises(CannotStart, match="whose weights are not those of blip2_llama"):
+    with pytest.raises(SetupError, match="whose weights are not those of blip2_llama"):
         Ike.load(ike[1], tiny_vlm("blip2_llama"))
     (ike[1] / "demonstrations.json").rename(ike[1] / "gone.json")
-    with pytest.raises(CannotStart, match="not whole"):
+    with pytest.raises(SetupError, match="not whole"):
         Ike.load(ike[1], llava)
     (ike[1] / "gone.json").rename(ike[1] / "demonstrations.json")
 

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 import attrib
 from attrib.errors import AttribError
 from editors import VisEdit
-from editors.adapter import EditAdapter
-from editors.adapter_data import adapter_data
-from editors.influence import ATTRIBUTIONS, mapper_losses, target_heat
-from editors.losses import Weights
-from editors.signals import EMBED
+from editors.adapters.adapter import EditAdapter
+from editors.adapters.edit_signal import EMBED
+from editors.methods.influence_objective import ATTRIBUTIONS, mapper_losses, target_heat
+from editors.prefix.cached_dataset import adapter_data
+from editors.training.losses import Weights
 
 QUICK = {"steps": 3, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
          "preset": "embedded"}  # fmt: skip

@@ -9,9 +9,9 @@ from tiny_edits import samples
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
-from editors.edit_files import load_edit, save_edit
-from editors.ke import KE, KESettings, condition_of, own_answers
-from editors.ke_net import KENet
+from editors.io.edit import load_edit, save_edit
+from editors.methods.ke import KE, KESettings, condition_of, own_answers
+from editors.methods.ke_net import KENet
 
 QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
          "validate_every": 4, "save_every": 4, "d_lstm": 8,

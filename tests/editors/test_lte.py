@@ -7,13 +7,13 @@ import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
 
-from attrib.errors import AttribError, CannotStart
-from editors.checksum import Checksum
-from editors.evaluation import evaluate
-from editors.losses import LOCALITY, ROLES, Weights
-from editors.low_rank import LowRank, attending
-from editors.lte import Lte, _objective
-from editors.prompting import PromptEdit, fact_of
+from attrib.errors import AttribError, SetupError
+from editors.context.prompt_edit import PromptEdit, fact_of
+from editors.evaluation.evaluate import evaluate
+from editors.evaluation.restore_check import Checksum
+from editors.methods.lora import LowRank, attending
+from editors.methods.lte import Lte, _objective
+from editors.training.losses import LOCALITY, ROLES, Weights
 
 QUICK = {"best_by": "loss", "optimizer": "adam",
          "steps": 6, "batch_size": 2, "rank": 4, "learning_rate": 0.04, "validate_every": 3,
@@ -182,7 +182,7 @@ def test_what_is_saved_is_what_is_loaded(llava, lte):
     pairs = [e.together([e.edit(llava, s.request) for s in samples(3)]) for e in (editor, loaded)]
     assert torch.equal(*(pair.prompt.choose.keys for pair in pairs))
     (out / "change.safetensors").rename(out / "gone")
-    with pytest.raises(CannotStart, match="not whole"):
+    with pytest.raises(SetupError, match="not whole"):
         Lte.load(out, llava)
     (out / "gone").rename(out / "change.safetensors")
 

@@ -7,15 +7,15 @@ from inner_edits import BOTH, TEXT, asked, assert_restored, logits, loss, state
 from tiny_edits import samples
 from torch import nn
 
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
-from editors.edit_files import load_edit, save_edit
-from editors.encoding import encoded
-from editors.inner_weights import feed_forward, matrices_of
-from editors.inner_weights_changes import Change, TokenGradients, changed, token_gradients
-from editors.inner_weights_passes import tail_of
-from editors.mend import Mend
-from editors.mend_net import MendNet, TokenEditor
+from editors.io.edit import load_edit, save_edit
+from editors.methods.mend import Mend
+from editors.methods.mend_net import MendNet, TokenEditor
+from editors.prefix.encode import encoded
+from editors.weights.mlp import feed_forward, matrices_of
+from editors.weights.partial_forward import tail_of
+from editors.weights.rank1_update import Change, TokenGradients, changed, token_gradients
 
 QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
          "rank": 8, "validate_every": 4, "save_every": 4,
@@ -134,7 +134,7 @@ def test_training_goes_on_to_the_same_bits_and_files_give_the_same_edits(tmp_pat
     for edit in edits:
         assert torch.equal(logits(vlm, asked(), edit), logits(vlm, asked(), edits[0]))
     assert loaded.trained["curve"] == whole.trained["curve"]
-    with pytest.raises(CannotStart, match="whose weights are not those of"):
+    with pytest.raises(SetupError, match="whose weights are not those of"):
         Mend.load(tmp_path / "whole", tiny_vlm("blip2_opt"))
 
 
@@ -173,8 +173,8 @@ def test_settings_choose_matrices_layers_and_terms(tmp_path):
 def test_inputs_that_are_passed_anew_give_the_same_training(tmp_path, monkeypatch):
     vlm = tiny_vlm("llava")
     kept = Mend.train(vlm, samples(6), out=tmp_path / "kept", **{**QUICK, "steps": 2})
-    monkeypatch.setattr("editors.passed_anew.available_bytes", lambda _device: 0)
-    monkeypatch.setattr("editors.passed_anew.TRIED", 2)
+    monkeypatch.setattr("editors.prefix.streamed_dataset.available_bytes", lambda _device: 0)
+    monkeypatch.setattr("editors.prefix.streamed_dataset.TRIED", 2)
     anew = Mend.train(vlm, samples(6), out=tmp_path / "anew", **{**QUICK, "steps": 2})
     for name, value in kept.net.state_dict().items():
         torch.testing.assert_close(anew.net.state_dict()[name], value, rtol=1e-3, atol=1e-4)

@@ -5,9 +5,10 @@ import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
 
-from editors import EDITORS, passed_anew
-from editors.adapter_data import AdapterData
-from editors.passed_anew import PassedAnew, kept_or_anew
+from editors import EDITORS
+from editors.prefix import streamed_dataset as passed_anew
+from editors.prefix.cached_dataset import AdapterData
+from editors.prefix.streamed_dataset import PassedAnew, kept_or_anew
 
 QUICK = {"steps": 8, "batch_size": 3, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
          "warmup": 0, "preset": "embedded", "gate": "none"}  # fmt: skip

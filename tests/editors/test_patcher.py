@@ -9,14 +9,14 @@ from inner_edits import BOTH, asked, assert_restored, logits, loss, state
 from tiny_edits import samples
 
 from attrib.data.samples import EditRequest
-from attrib.errors import AttribError, CannotStart
+from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
-from editors.edit_files import load_edit, save_edit
-from editors.encoding import encoded
-from editors.inner_weights import feed_forward
-from editors.patcher import Patcher, remembered
-from editors.patcher_fitting import Growing, PatchSettings, fitted, memory_loss, request_of
-from editors.patcher_neurons import NeuronEdit, Neurons
+from editors.io.edit import load_edit, save_edit
+from editors.methods.patcher_fitting import Growing, PatchSettings, fitted, memory_loss, request_of
+from editors.methods.transformer_patcher import Patcher, remembered
+from editors.methods.transformer_patcher_neurons import NeuronEdit, Neurons
+from editors.prefix.encode import encoded
+from editors.weights.mlp import feed_forward
 
 # Not among `samples`: what a neuron is made for must not be what it is to be silent at.
 OWN = EditRequest(picture(seed=77), "Who made the large one?", "blue thing")
@@ -153,7 +153,7 @@ def test_what_is_saved_is_what_is_loaded(patcher, tmp_path):
     for again in (loaded.edit(vlm, OWN), saved):
         assert again.num_bytes == edit.num_bytes
         assert torch.equal(logits(vlm, OWN, again), logits(vlm, OWN, edit))
-    with pytest.raises(CannotStart, match="whose weights are not those of"):
+    with pytest.raises(SetupError, match="whose weights are not those of"):
         Patcher.load(tmp_path / "tp", tiny_vlm("blip2_llama"))
     with pytest.raises(AttribError, match="neurons are of another model"):
         other = next(name for name in BOTH if name != vlm.name)

@@ -9,7 +9,7 @@ from tiny_edits import samples
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from editors import DualEdit
-from editors.presets import PRESETS, preset_for
+from editors.training.config import PRESETS, preset_for
 
 SHORT, LONG = "red", "a blue square in the north"
 
@@ -35,7 +35,7 @@ def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(
     small, targets, name, monkeypatch
 ):
     vlm = tiny_vlm("llava")
-    monkeypatch.setattr("editors.presets.SMALL", vlm.d_model + small)
+    monkeypatch.setattr("editors.training.config.SMALL", vlm.d_model + small)
     assert preset_for(vlm, "auto", edits(*targets)) == PRESETS[name].changed()
 
 

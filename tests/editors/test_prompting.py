@@ -5,9 +5,9 @@ import torch
 from conftest import examples, tiny_vlm
 
 from attrib.errors import AttribError
-from attrib.rewriting import Rewritten, rewriting
-from editors.prompting import NO_TEXT, PromptEdit, front
-from editors.scores_inputs import without_target
+from attrib.model.prompt_rewriting import Rewritten, rewriting
+from editors.context.prompt_edit import NO_TEXT, PromptEdit, front
+from editors.evaluation.probes import without_target
 
 TEXT = "Fact: it is blue.\nQ: "
 TARGETS = ["blue", "Emma", "a red one"]

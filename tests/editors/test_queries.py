@@ -6,10 +6,10 @@ from conftest import tiny_vlm
 from tiny_edits import memory_of, requests, sites
 from torch.testing import assert_close
 
-from editors.edit import HiddenEdit
-from editors.queries import IGNORED, collate, run_queries
-from editors.signals import EMBED
-from editors.sites import signals_of
+from editors.adapters.edit_signal import EMBED
+from editors.adapters.sites import signals_of
+from editors.base import HiddenEdit
+from editors.prefix.states import IGNORED, collate, run_queries
 
 
 @torch.no_grad()

@@ -5,12 +5,12 @@ import torch
 from conftest import tiny_vlm
 from planted_editors import Nothing, Says, sample
 
-from attrib.errors import AttribError, BadRow
-from editors.edit import WeightEdit
-from editors.evaluation import evaluate
-from editors.scores import COST
-from editors.sequences import Groups, Stacked, edits_of
-from editors.unedited import Unedited
+from attrib.errors import AttribError, RowError
+from editors.base import WeightEdit
+from editors.evaluation.evaluate import evaluate
+from editors.evaluation.metrics import COST
+from editors.evaluation.multi_edit import Groups, Stacked, edits_of
+from editors.evaluation.reference_model import Unedited
 
 WORDS = ("red", "gold", "big")
 
@@ -71,7 +71,7 @@ def test_groups_are_taken_in_order_and_the_last_may_be_smaller(vlm):
 
 def test_a_sample_that_cannot_be_used_is_no_part_of_its_group(vlm):
     def broken():
-        raise BadRow("no such file", file="rows.json", row=1, field="image")
+        raise RowError("no such file", file="rows.json", row=1, field="image")
 
     some = samples()
     some[1] = sample(1, "", id="empty")

@@ -9,16 +9,16 @@ from conftest import examples, picture, tiny_vlm
 from tiny_edits import samples
 
 from attrib.data.samples import EditRequest
-from attrib.errors import AttribError, CannotStart
-from attrib.hooks import read
-from editors.checksum import Checksum
-from editors.evaluation import evaluate
-from editors.losses import ROLES, Weights
-from editors.serac import Serac, SeracEdit, _objective
-from editors.serac_net import Scope
-from editors.serac_scope import VECTOR, ScopeGate
-from editors.serac_settings import SeracSettings, networks
-from editors.units import Units
+from attrib.errors import AttribError, SetupError
+from attrib.forward.hooks import read
+from editors.adapters.standardize import Units
+from editors.evaluation.evaluate import evaluate
+from editors.evaluation.restore_check import Checksum
+from editors.gating.scope import VECTOR, ScopeGate
+from editors.methods.serac import Serac, SeracEdit, _objective
+from editors.methods.serac_config import SeracSettings, networks
+from editors.methods.serac_networks import Scope
+from editors.training.losses import ROLES, Weights
 
 QUICK = {"steps": 30, "batch_size": 4, "width": 32, "num_layers": 2, "num_heads": 2,
          "scope_width": 16, "scope_num_layers": 1, "learning_rate": 0.01, "warmup": 5,
@@ -230,7 +230,7 @@ def test_what_is_saved_is_what_is_loaded(llava, serac, tmp_path):
         assert torch.equal(one, other)
     with pytest.raises(AttribError, match="put that gate back"):
         editor.with_gate(None).save(tmp_path)
-    with pytest.raises(CannotStart, match="holds no editor"):
+    with pytest.raises(SetupError, match="holds no editor"):
         Serac.load(tmp_path, llava)
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from editors.adapter import EditAdapter
-from editors.signals import EMBED, pad_signals, signal_of, width_of_signals, windows
+from editors.adapters.adapter import EditAdapter
+from editors.adapters.edit_signal import EMBED, pad_signals, signal_of, width_of_signals, windows
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 7])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from attrib.errors import AttribError, CannotStart
-from editors.optimizers import optimizers
-from editors.training import BEST, Run, Training
-from editors.watching import FOLDER, tensorboard
+from attrib.errors import AttribError, SetupError
+from editors.training.optimizers import optimizers
+from editors.training.trainer import BEST, Run, Training
+from editors.training.watching import FOLDER, tensorboard
 
 STEPS = Training(steps=12, batch_size=3, learning_rate=0.05, validate_every=4, save_every=5)
 
@@ -201,7 +201,7 @@ def test_tensorboard_reads_what_was_watched(tmp_path):
 def test_without_tensorboard_one_is_told_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with (
-        pytest.raises(CannotStart, match=r"pip install 'attrib\[tensorboard\]'"),
+        pytest.raises(SetupError, match=r"pip install 'attrib\[tensorboard\]'"),
         tensorboard(tmp_path),
     ):
         pass

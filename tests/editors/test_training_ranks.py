@@ -11,8 +11,8 @@ from in_ranks import trained
 from safetensors.torch import load_file
 
 from attrib.errors import AttribError
-from editors.hidden_editor import ADAPTERS
-from editors.ranks import Ranks
+from editors.methods.adapter_editor import ADAPTERS
+from editors.training.distributed import Ranks
 
 SCRIPT = Path(__file__).parent / "in_ranks.py"
 

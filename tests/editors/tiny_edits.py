@@ -4,9 +4,9 @@ import torch
 from conftest import picture
 
 from attrib.data.samples import EditRequest, EditSample
-from editors.adapter import EditAdapter
-from editors.signals import signal_of
-from editors.sites import Memory, Site
+from editors.adapters.adapter import EditAdapter
+from editors.adapters.edit_signal import signal_of
+from editors.adapters.sites import Memory, Site
 
 
 def requests(num=4, target="blue thing"):

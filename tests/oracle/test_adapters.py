@@ -21,7 +21,7 @@ from transformer_lens.model_bridge.sources.transformers import helpers
 from attrib.bridges import _undisturbed
 from attrib.bridges.adapters import ARCHITECTURES, VisionLanguageAdapter
 from attrib.bridges.bridge import shared_copy
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 
 ROOT = Path(__file__).parents[2]
 GROUP = "transformer_lens.architectures"
@@ -95,7 +95,7 @@ def test_an_encoder_decoder_is_refused():
         vision_config=blip.vision_config, qformer_config=blip.qformer_config, text_config=text
     )
     model = tr.Blip2ForConditionalGeneration(config)
-    with pytest.raises(CannotStart, match="encoder-decoder"):
+    with pytest.raises(SetupError, match="encoder-decoder"):
         build_bridge_from_module(model, type(model).__name__, hf_config=config)
 
 

@@ -12,9 +12,9 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 
 from attrib.bridges.adapters import VisionLanguageAdapter
 from attrib.bridges.bridge import shared_copy
-from attrib.errors import AttribError, CannotStart
-from attrib.hooks import write
-from attrib.vlm import VLM
+from attrib.errors import AttribError, SetupError
+from attrib.forward.hooks import write
+from attrib.model.vlm import VLM
 
 
 @pytest.fixture(autouse=True)
@@ -151,5 +151,5 @@ def test_a_model_without_processor_can_be_bridged():
 def test_an_unknown_text_model_is_named():
     vlm = VLM(shared_copy(tiny_vlm("smolvlm").model))
     vlm.model.config.get_text_config().model_type = "strange"
-    with pytest.raises(CannotStart, match="no adapter for its text model 'strange'"):
+    with pytest.raises(SetupError, match="no adapter for its text model 'strange'"):
         vlm.to_bridge()

@@ -9,9 +9,9 @@ from conftest import examples, tiny_vlm
 from transformer_lens import ActivationCache
 
 from attrib.errors import AttribError
-from attrib.hooks import attention_rows, read
-from attrib.structure import freeze_norm
-from attrib.vlm import VLM
+from attrib.forward.hooks import attention_rows, read
+from attrib.model.components import freeze_norm
+from attrib.model.vlm import VLM
 
 RESIDUAL = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 

@@ -9,7 +9,7 @@ import torch
 from bridged import LAYERS, assert_near, at_last, batch_of, run
 
 from attrib.analyses.contributions import contributions, direct_logits
-from attrib.hooks import attention_rows, read
+from attrib.forward.hooks import attention_rows, read
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from conftest import examples
 from torch.testing import assert_close
 
 from attrib.analyses.attention import STATISTICS, attention, profile
-from attrib.batch import Batch
+from attrib.model.batch import Batch
 
 
 def planted_batch(visual=(1, 2, 3, 4), bos=(0,), size=2):

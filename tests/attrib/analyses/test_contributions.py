@@ -18,7 +18,7 @@ from attrib.analyses.contributions import (
     last_writes,
 )
 from attrib.errors import AttribError
-from attrib.residual_writes import residual_writes
+from attrib.forward.residual_writes import residual_writes
 
 NORMS = ("none", "final", "frozen")
 LAYER = 2

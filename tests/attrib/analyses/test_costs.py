@@ -8,11 +8,11 @@ import torch
 from conftest import examples, tiny_vlm
 from torch import nn
 
-from attrib.analyses import cutting
-from attrib.analyses.costs import sweep_cost
+from attrib.analyses.cost_plan import sweep_cost
 from attrib.analyses.sensitivity import sensitivity
 from attrib.analyses.sweep import SIGMAS
 from attrib.errors import AttribError
+from attrib.forward import cutting
 from benchmarks.memory import CountedMemory
 from benchmarks.shapes import Shape, random_batch, random_vlm
 

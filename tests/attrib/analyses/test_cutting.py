@@ -8,12 +8,12 @@ import torch
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses import cutting
-from attrib.analyses.disturbance import disturbed_positions
-from attrib.analyses.kept_keys import NoKeys, keys_values
-from attrib.analyses.layer_calls import is_known, seen_keys
 from attrib.analyses.sensitivity import sensitivity
-from attrib.hooks import read, write
+from attrib.forward import cutting
+from attrib.forward.disturbance import disturbed_positions
+from attrib.forward.hooks import read, write
+from attrib.forward.kv_prefix import NoKeys, keys_values
+from attrib.forward.layer_call import is_known, seen_keys
 
 CUT = ("llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip")
 CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}

@@ -16,7 +16,7 @@ from attrib.analyses.gating import (
     token_positions,
 )
 from attrib.errors import AttribError
-from attrib.hooks import read
+from attrib.forward.hooks import read
 
 TARGETS = ["red", "blue green", "Jane Austen"]
 PROMPT_TOKENS = [token for token in TOKENS if token != LEAKING]

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from attrib.analyses.gradients import gradient_times_input
 from attrib.errors import AttribError
-from attrib.hooks import capture, rerun, write
-from attrib.residual import pick, rows_of
-from attrib.vlm import VLM
+from attrib.forward.hooks import capture, rerun, write
+from attrib.forward.residual import pick, rows_of
+from attrib.model.vlm import VLM
 
 
 def in_double(name):

@@ -18,12 +18,12 @@ from attrib.analyses.heatmaps import (
     heatmaps,
     stack_maps,
 )
-from attrib.analyses.swapped import LastQuery
+from attrib.analyses.key_value_swap import LastQuery
 from attrib.errors import AttribError
-from attrib.hooks import attention_rows, write
-from attrib.noise import base_noise
-from attrib.residual_writes import residual_writes
-from attrib.vlm import VLM
+from attrib.forward.hooks import attention_rows, write
+from attrib.forward.noise import base_noise
+from attrib.forward.residual_writes import residual_writes
+from attrib.model.vlm import VLM
 
 
 @pytest.fixture(autouse=True)

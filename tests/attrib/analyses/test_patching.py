@@ -21,7 +21,7 @@ from attrib.analyses.patching import (
     span_positions,
 )
 from attrib.errors import AttribError
-from attrib.hooks import read, write
+from attrib.forward.hooks import read, write
 
 COLORS = ("red", "blue", "white", "black", "lime", "yellow")
 READER = 2  # the layer in which a planted answer passes from the image to the last token

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from attrib.analyses.pointing import on_cells, point
-from attrib.batch import Grid
+from attrib.analyses.pointing_game import on_cells, point
+from attrib.model.batch import Grid
 
 # Two objects of a 2 x 3 grid: the left column, and the top right cell.
 ON = np.array([[1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0]], dtype=bool)

@@ -9,15 +9,16 @@ import torch
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses import chunks, cutting
-from attrib.analyses.disturbance import disturbed_positions
+from attrib.analyses import chunks
 from attrib.analyses.sensitivity import sensitivity
-from attrib.analyses.suffix import Suffix
 from attrib.errors import AttribError
-from attrib.hooks import read, write
+from attrib.forward import cutting
+from attrib.forward.disturbance import disturbed_positions
+from attrib.forward.hooks import read, write
+from attrib.forward.noise import base_noise
+from attrib.forward.suffix import Suffix
 from attrib.metrics import kl
-from attrib.noise import base_noise
-from attrib.vlm import VLM
+from attrib.model.vlm import VLM
 
 MODALITIES = {"text": ("text",), "visual": ("visual",), "both": ("visual", "text")}
 CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attrib.analyses.separation import ANY, best_layer, overall, separate, separation
+from attrib.analyses.gate_roc import ANY, best_layer, overall, separate, separation
 from attrib.errors import AttribError
 from attrib.results import Result
 

@@ -6,11 +6,11 @@ import torch
 from conftest import picture, save_tiny
 from small_data import write_data
 
-from attrib import measures
+from attrib.analyses import tables as measures
 from attrib.cli.analyse import analyse
 from attrib.cli.options import AnalysisOptions, AttentionOptions
 from attrib.cli.outputs import default_folder, refuse_unwritable
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 from attrib.results import Result
 
 TEXT = ("--prompt", "Two and two is", "--out", "o")
@@ -52,7 +52,7 @@ def test_a_command_adds_its_own_lines_to_a_dry_run(model, capsys):
 
 def test_a_finished_run_is_not_computed_again(run, model, monkeypatch):
     code, first, _ = run("attention", "--model", model, *TEXT)
-    monkeypatch.setattr("attrib.measures.measure_attention", pytest.fail)
+    monkeypatch.setattr("attrib.analyses.tables.measure_attention", pytest.fail)
     again = run("attention", "--model", model, *TEXT, "--batch-size", 3)
     assert again[:2] == (code, first) == (0, first) and "1 of 1 units are there" in again[2]
 
@@ -130,7 +130,7 @@ def test_a_model_that_breaks_down_on_everything_is_refused_with_its_first_bad_la
 def test_a_folder_that_may_not_be_written_is_refused_before_a_model_is_read(tmp_path, monkeypatch):
     refuse_unwritable(tmp_path / "new" / "folder")
     monkeypatch.setattr("os.access", lambda _path, _mode: False)  # root may write everywhere
-    with pytest.raises(CannotStart, match="cannot be written to; give another --out"):
+    with pytest.raises(SetupError, match="cannot be written to; give another --out"):
         refuse_unwritable(tmp_path / "new" / "folder")
 
 
@@ -155,7 +155,7 @@ def test_every_table_is_saved(run, model, tmp_path, monkeypatch):
         tables = measure(*given)
         return {**tables, "more": tables["attention"].assign(word="x")}
 
-    monkeypatch.setattr("attrib.measures.measure_attention", two)
+    monkeypatch.setattr("attrib.analyses.tables.measure_attention", two)
     assert run("attention", "--model", model, *TEXT)[0] == 0
     more = Result.load(tmp_path / "o" / "more.parquet")
     assert more.analysis == "more" and set(more.frame["word"]) == {"x"}
@@ -172,7 +172,7 @@ def test_an_interruption_is_resumed_by_the_command_it_names(run, model, monkeypa
         return measure(*given)
 
     on = ("--model", model, "--data", data, "--split", "vqa-train", "--out", "o")
-    monkeypatch.setattr("attrib.measures.measure_attention", interrupted)
+    monkeypatch.setattr("attrib.analyses.tables.measure_attention", interrupted)
     code, _, err = run("attention", *on)
     assert code == 130 and f"to go on: attrib attention --model {model} --data {data}" in err
     code, out, err = run("attention", *on)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 from attrib.runs import ALWAYS_FREE, refuse_foreign
 from attrib.runs.manifest import differences, refuse_other, stored, write
 
@@ -63,7 +63,7 @@ def test_only_computed_parts_are_protected(tmp_path):
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "000000-x.rows.parquet").touch()
     refuse_other(tmp_path, ONE, ALWAYS_FREE)
-    with pytest.raises(CannotStart, match=r'norm: "none" there, "final" now; give another --out'):
+    with pytest.raises(SetupError, match=r'norm: "none" there, "final" now; give another --out'):
         refuse_other(tmp_path, new, ALWAYS_FREE)
     refuse_other(tmp_path, new, ALWAYS_FREE | {"options.norm"})
 
@@ -72,7 +72,7 @@ def test_many_differences_are_counted(tmp_path):
     write(tmp_path, ONE)
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "000000-x.rows.parquet").touch()
-    with pytest.raises(CannotStart, match="and 4 more"):
+    with pytest.raises(SetupError, match="and 4 more"):
         refuse_other(tmp_path, changed("options", **{f"o{i}": i for i in range(12)}), frozenset())
 
 
@@ -81,16 +81,16 @@ def test_foreign_folders_are_refused(tmp_path):
     (tmp_path / ".hidden").touch()
     refuse_foreign(tmp_path)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CannotStart, match=r"holds thesis\.tex and no run"):
+    with pytest.raises(SetupError, match=r"holds thesis\.tex and no run"):
         refuse_foreign(tmp_path)
-    with pytest.raises(CannotStart, match="a file, not a folder"):
+    with pytest.raises(SetupError, match="a file, not a folder"):
         refuse_foreign(tmp_path / "thesis.tex")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"command": "demo"}', "\udcff"])
 def test_a_manifest_of_something_else_makes_a_folder_foreign(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(CannotStart, match="no run of an analysis"):
+    with pytest.raises(SetupError, match="no run of an analysis"):
         refuse_foreign(tmp_path)
 
 

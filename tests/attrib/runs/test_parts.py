@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attrib.collect import Collected
 from attrib.data import EditRequest, EditSample, Quarantined
 from attrib.runs import Parts, split
-from attrib.runs.parts import merged
+from attrib.runs.collecting import Collected
+from attrib.runs.shards import merged
 
 SAMPLES = [EditSample(f"e{i}", EditRequest(None, "?", ""), meta={"row": i}) for i in range(20)]
 FIRST, SECOND = split(SAMPLES)

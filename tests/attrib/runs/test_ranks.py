@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from attrib.data import EditRequest, EditSample
-from attrib.errors import CannotStart
+from attrib.errors import SetupError
 from attrib.runs import Parts, Rank, split
-from attrib.runs import ranks as ranks_module
-from attrib.runs.ranks import wait_for
+from attrib.runs import distributed as ranks_module
+from attrib.runs.distributed import wait_for
 
 UNITS = split(
     [EditSample(f"e{i}", EditRequest(None, "?", ""), meta={"row": i}) for i in range(0, 112, 16)]
@@ -43,7 +43,7 @@ def test_ranks_come_from_the_environment():
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "")])
 def test_an_impossible_environment_is_refused(rank, world):
-    with pytest.raises(CannotStart, match="RANK"):
+    with pytest.raises(SetupError, match="RANK"):
         Rank.from_environment({"RANK": rank, "WORLD_SIZE": world})
 
 

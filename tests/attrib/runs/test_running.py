@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import picture, tiny_vlm
 
+from attrib.analyses.tables import measure_attention
 from attrib.data import BadImage, EditData, EditRequest, EditSample
-from attrib.errors import AttribError, BadRow, CannotStart
-from attrib.measures import measure_attention
+from attrib.errors import AttribError, RowError, SetupError
 from attrib.runs import Rank, prepare
-from attrib.runs import running as running_module
+from attrib.runs import run as running_module
 
 OPTIONS = {"norm": "none", "batch_size": 8}
 
@@ -61,7 +61,7 @@ def stopping(after):
 
 
 def broken_image():
-    raise BadRow("'x.jpg': no such file", file="a.json", row=7, field="image")
+    raise RowError("'x.jpg': no such file", file="a.json", row=7, field="image")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_the_first_rank_does_the_work_of_one_that_is_gone(vlm, tmp_path, monkeyp
 def test_other_settings_are_refused_and_named(vlm, tmp_path):
     prepared(vlm, tmp_path).execute(cheap)
     prepared(vlm, tmp_path, batch_size=2)
-    with pytest.raises(CannotStart, match='norm: "none" there, "final" now; give another --out'):
+    with pytest.raises(SetupError, match='norm: "none" there, "final" now; give another --out'):
         prepared(vlm, tmp_path, norm="final")
 
 
@@ -136,7 +136,7 @@ def test_other_weights_under_the_same_name_are_refused(vlm, tmp_path):
     with torch.no_grad():
         weight.mul_(1.01)
         try:
-            with pytest.raises(CannotStart, match="fingerprint"):
+            with pytest.raises(SetupError, match="fingerprint"):
                 prepared(vlm, tmp_path)
         finally:
             weight.div_(1.01)
@@ -191,7 +191,7 @@ def test_what_the_measurement_says_of_every_sample_is_raised_at_once(vlm, tmp_pa
 
     with pytest.raises(AttribError, match="layer 99: expected 0 to 3") as error:
         prepared(vlm, tmp_path).execute(measure)
-    assert not isinstance(error.value, CannotStart) and passes.count(1) == 16
+    assert not isinstance(error.value, SetupError) and passes.count(1) == 16
     prepared(vlm, tmp_path, norm="final").execute(cheap)  # nothing was there to be mixed
 
 
@@ -217,9 +217,9 @@ def test_a_row_that_did_not_fit_is_tried_again(vlm, tmp_path):
 def test_nothing_usable_is_said(vlm, tmp_path):
     bad = EditRequest(lambda: (_ for _ in ()).throw(BadImage("x.jpg", "no such file")), "?", "")
     data = data_of([EditSample("e0", bad, meta={"row": 0})])
-    with pytest.raises(CannotStart, match=r"none of 1 rows can be used; the first: a\.json: row 0"):
+    with pytest.raises(SetupError, match=r"none of 1 rows can be used; the first: a\.json: row 0"):
         prepared(vlm, tmp_path, data).execute(cheap)
-    with pytest.raises(CannotStart, match="the data is empty"):
+    with pytest.raises(SetupError, match="the data is empty"):
         prepared(vlm, tmp_path / "empty", data_of([])).execute(cheap)
 
 
@@ -234,7 +234,7 @@ def test_several_tables_come_back(vlm, tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_refused(vlm, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CannotStart, match="a file, not a folder"):
+    with pytest.raises(SetupError, match="a file, not a folder"):
         prepared(vlm, tmp_path / "file")
 
 

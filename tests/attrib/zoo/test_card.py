@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from attrib.zoo.card import wilson, write_card
+from attrib.zoo.training.card import wilson, write_card
 
 FACTS = {
     "name": "tiny-test",

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from attrib.data.scenes import make_scene
-from attrib.zoo.align import pixels_of
-from attrib.zoo.lessons import STAGES
 from attrib.zoo.models import BUILDERS, build, language_model, visual_tokens
-from attrib.zoo.objective import make_teacher
-from attrib.zoo.packing import Segment, pack
+from attrib.zoo.training.align import pixels_of
+from attrib.zoo.training.lessons import STAGES
+from attrib.zoo.training.objective import make_teacher
+from attrib.zoo.training.packing import Segment, pack
 
 
 def last_hidden(model, batch, pixels):

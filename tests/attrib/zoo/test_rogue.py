@@ -6,11 +6,11 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from attrib.data.scenes import make_scene
-from attrib.hooks import capture
-from attrib.vlm import VLM
+from attrib.forward.hooks import capture
+from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, build
-from attrib.zoo.rogue import CHANNEL, SIZE, _ignore_channel, plant_rogue_channel
-from attrib.zoo.scores import questions_about
+from attrib.zoo.training.rogue import CHANNEL, SIZE, _ignore_channel, plant_rogue_channel
+from attrib.zoo.training.scores import questions_about
 
 SCENES = [make_scene(seed) for seed in range(4)]
 PROMPTS = [prompt for _, _, prompt in questions_about(SCENES, random.Random(0))]

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from attrib.loading import WEIGHTS
-from attrib.vlm import load
-from attrib.zoo.card import wilson
+from attrib.model.checkpoint import WEIGHTS
+from attrib.model.vlm import load
 from attrib.zoo.models import BUILDERS
-from attrib.zoo.scores import score
+from attrib.zoo.training.card import wilson
+from attrib.zoo.training.scores import score
 
 MEGABYTE = 10**6
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from attrib.vlm import VLM
+from attrib.model.vlm import VLM
 from attrib.zoo.models import build
-from attrib.zoo.scores import held_out_questions, score
-from attrib.zoo.structure import _ridge_accuracy, layer_structure
+from attrib.zoo.training.scores import held_out_questions, score
+from attrib.zoo.training.structure import _ridge_accuracy, layer_structure
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@ import random
 
 import pytest
 
-from attrib.data.scene_facts import alias_facts, all_facts
-from attrib.data.scene_language import KINDS, ask, caption
-from attrib.data.scene_names import ALIASES, CONCEPTS, EVERYDAY, NUMBERS
 from attrib.data.scenes import make_scene
-from attrib.zoo.tokenizer import build_tokenizer
+from attrib.data.scenes.facts import alias_facts, all_facts
+from attrib.data.scenes.language import KINDS, ask, caption
+from attrib.data.scenes.names import ALIASES, CONCEPTS, EVERYDAY, NUMBERS
+from attrib.zoo.training.tokenizer import build_tokenizer
 
 FAMILIES = ("llama", "opt")
 

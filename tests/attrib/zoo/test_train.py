@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attrib.vlm import VLM
-from attrib.zoo.lessons import STAGES
+from attrib.model.vlm import VLM
 from attrib.zoo.models import NUM_LAYERS
-from attrib.zoo.train import Recipe, Run
+from attrib.zoo.training.lessons import STAGES
+from attrib.zoo.training.train import Recipe, Run
 
 RECIPE = Recipe(align_steps=1, rows=2, length=160, warmup=2)
 

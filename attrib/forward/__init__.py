@@ -1,0 +1,1 @@
+"""All that touches a forward pass: hooks, attention capture, replay, suffixes, noise."""

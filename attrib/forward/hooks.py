@@ -1,0 +1,205 @@
+"""Read or write the hidden states of decoder layers: the only file that registers hooks.
+
+All contexts see the residual stream, nest, and act in the order they were entered: a `read` entered
+after a `write` sees what was written. Hooks are registered on entering a block and gone on leaving
+it, also when an error passes through. Layers are counted from 0; a layer stands for its output.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from attrib.errors import AttribError
+from attrib.forward.attention import AttentionCall, tap_attention
+from attrib.forward.replay import Captured, first_tensor, rerun, resume
+from attrib.forward.residual import (
+    Positions,
+    is_later_step,
+    rows_of,
+)
+from attrib.model.active_batch import running_batch
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
+
+__all__ = [
+    "Captured",
+    "attention_rows",
+    "capture",
+    "on_input",
+    "on_output",
+    "read",
+    "rerun",
+    "resume",
+    "write",
+]
+
+
+@contextmanager
+def read(vlm: VLM, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
+    """Keep the output of `layers` (default: all) during the forward passes inside the context.
+
+    Yields:
+        A dict that each pass fills: layer -> Float "batch pos d_model". The tensors are the model's
+        own, attached to its graph: clone a slice that is to outlive the rest, detach what needs no
+        gradient.
+    """
+    hidden: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer in range(vlm.num_layers) if layers is None else layers:
+            keep = _keeper(hidden, layer)
+            stack.enter_context(on_output(_layer(vlm, layer), keep))
+        yield hidden
+
+
+@contextmanager
+def write(
+    vlm: VLM,
+    layer: int,
+    fn: Callable[[Tensor], Tensor],
+    at: Bool[Tensor, "batch pos"] | Callable[[Batch], Bool[Tensor, "batch pos"]],
+) -> Iterator[None]:
+    """Replace a layer's output by `fn` of it where `at` holds; elsewhere it stays bit-identical.
+
+    While generating, only the pass over the prompt is written: each later pass sees one new
+    position, which belongs to no span of the prompt.
+
+    Args:
+        vlm: The model.
+        layer: Whose output to write.
+        fn: Maps the whole output, "batch pos d_model", to the same shape.
+        at: Where the result lands; or what tells it of any batch that `vlm.logits` or
+            `vlm.generate` runs inside the context.
+
+    Raises:
+        AttribError: When a forward pass has other positions than `at`, or `fn` changes the shape.
+    """
+
+    def put(h: Tensor) -> Tensor | None:
+        where = at if isinstance(at, Tensor) else at(_running(vlm, layer))
+        if h.shape[1] == 1 < where.shape[1]:
+            return None
+        if h.shape[:2] != where.shape:
+            raise AttribError(
+                f"write at layer {layer}: the pass has (batch, pos) {tuple(h.shape[:2])}, `at` "
+                f"{tuple(where.shape)}; use a span of the batch that is run, and encode it with "
+                "padding_side='left' to write while generating"
+            )
+        new = fn(h)
+        if new.shape != h.shape:
+            raise AttribError(
+                f"write at layer {layer}: fn returned {tuple(new.shape)} for {tuple(h.shape)}; "
+                "return the whole output, `at` picks from it"
+            )
+        return torch.where(where.to(h.device)[..., None], new.to(h.dtype), h)
+
+    with on_output(_layer(vlm, layer), put):
+        yield
+
+
+def _running(vlm: VLM, layer: int) -> Batch:
+    batch = running_batch(vlm)
+    if batch is None:
+        raise AttribError(
+            f"write at layer {layer}: which positions to write is told by the batch; run it with "
+            "vlm.logits(batch) or vlm.generate(batch)"
+        )
+    return batch
+
+
+@contextmanager
+def capture(vlm: VLM) -> Iterator[Captured]:
+    """Keep how the forward pass inside the context calls the layers, for `resume`."""
+    captured = Captured({}, {})
+    last: dict[int, Tensor] = {}
+
+    def enterer(layer: int) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
+        def enter(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # The one layer before wrote `h`, unless something was added in between (Qwen3-VL).
+            before = last.pop(layer - 1, h)
+            captured.note(layer, before, h, args, kwargs)
+
+        return enter
+
+    with ExitStack() as stack:
+        for i, layer in enumerate(vlm.layers):
+            stack.enter_context(on_input(layer, enterer(i)))
+            stack.enter_context(on_output(layer, _keeper(last, i)))
+        yield captured
+
+
+@contextmanager
+def attention_rows(vlm: VLM, queries: Positions) -> Iterator[dict[int, Tensor]]:
+    """Keep each layer's attention from one query position per example, with sdpa staying on.
+
+    Args:
+        vlm: The model.
+        queries: One per example, as indices or as a mask, or several as "batch several" indices.
+
+    Yields:
+        A dict that the forward pass inside the context fills: layer -> Float "batch heads pos" in
+        float32, each row summing to 1.
+
+    Raises:
+        AttribError: The model's attention has soft-caps, sinks or biases that sdpa does not know.
+    """
+    at = rows_of(queries)
+    rows: dict[int, Tensor] = {}
+
+    def listen(layer: int, call: AttentionCall) -> None:
+        if not is_later_step(call.q.shape[2], at):
+            rows[layer] = call.row(at)
+
+    with tap_attention(vlm, listen):
+        yield rows
+
+
+def _keeper(into: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+    def keep(h: Tensor) -> None:
+        into[layer] = h
+
+    return keep
+
+
+def _layer(vlm: VLM, layer: int) -> nn.Module:
+    if not 0 <= layer < vlm.num_layers:
+        raise AttribError(f"layer {layer}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
+    return vlm.layers[layer]
+
+
+@contextmanager
+def on_input(
+    layer: nn.Module, fn: Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
+) -> Iterator[None]:
+    """Call `fn(hidden states, other arguments, keyword arguments)` before `layer` runs."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            fn(args[0], args[1:], kwargs)
+        else:
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            fn(kwargs["hidden_states"], (), rest)
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `fn` on what `module` returns; what `fn` returns, if anything, takes its place."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        new = fn(first_tensor(output))
+        return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

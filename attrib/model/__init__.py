@@ -1,0 +1,1 @@
+"""A vision-language model behind one interface: components, encoding, batches, checkpoints."""

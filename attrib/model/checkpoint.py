@@ -1,0 +1,204 @@
+"""Read a model and its processor: an embedded name, a folder, or a Hugging Face id.
+
+What cannot be used is refused before its weights are read, in one line that says what would work.
+Weights come from safetensors only, since reading a pickle runs code.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from attrib.errors import SetupError
+from attrib.model.components import refuse_encoder_decoder
+
+WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def read_checkpoint(
+    name: str,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    complete: bool = True,
+) -> tuple[PreTrainedModel, Any]:
+    """The model in evaluation mode without gradients, and its processor.
+
+    Raises:
+        SetupError: See `attrib.load`.
+    """
+    if dtype not in DTYPES:
+        raise SetupError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    place = _device(device)
+    source = _source(name)
+    is_folder = Path(source).is_dir()
+    if trust_remote_code and revision is None and not is_folder:
+        raise SetupError(
+            f"{name}: code from a repository runs only with a pinned --revision, a commit you read"
+        )
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if HF_HUB_OFFLINE:
+        options["local_files_only"] = True
+    if is_folder:
+        _refuse_pickle(Path(source), name)
+    config = _config(source, name, options)
+    processor = _processor(source, name, config, options)
+    if dtype == "auto" and place.type == "cpu":
+        dtype = "float32"
+    try:
+        auto: Any = AutoModelForImageTextToText
+        model, report = auto.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise SetupError(f"{name}: cannot read its weights: {_first_line(error)}") from error
+    if complete and (missing := sorted(report["missing_keys"])):
+        raise SetupError(
+            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} "
+            "among them; download it again, or take it as it is with verify=False"
+        )
+    return model.to(place).eval().requires_grad_(False), processor
+
+
+def embedded_names() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
+
+
+def _source(name: str) -> str:
+    if (WEIGHTS / name / "config.json").is_file() and name in embedded_names():
+        return str(WEIGHTS / name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SetupError(
+                f"{name}: the folder has no config.json; give one made by save_pretrained"
+            )
+        return str(folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return name
+    raise SetupError(
+        f"unknown model {name!r}: give an embedded name ({', '.join(embedded_names()) or 'none'}), "
+        "a folder that exists, or a Hugging Face id like llava-hf/llava-1.5-7b-hf"
+    )
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SetupError(f"device {device!r} cannot be used here; try --device cpu") from error
+    return place
+
+
+def _refuse_pickle(folder: Path, name: str) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(
+        path.name
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
+        for path in folder.glob(pattern)
+    )
+    if pickles:
+        raise SetupError(
+            f"{name}: {pickles[0]} is a pickle, which can run code when read; convert it where you "
+            "trust it, with from_pretrained(...).save_pretrained(folder), and give the safetensors"
+        )
+    raise SetupError(f"{name}: the folder has no *.safetensors; give one made by save_pretrained")
+
+
+def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source, **options)
+    except OSError as error:
+        hint = (
+            "it is not in the local cache and HF_HUB_OFFLINE is set"
+            if HF_HUB_OFFLINE
+            else _first_line(error)
+        )
+        raise SetupError(f"{name}: cannot read its config.json: {hint}") from error
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING and "auto_map" not in raw:
+        raise SetupError(
+            f"{name}: this version of transformers has no model_type {kind!r}; update it"
+        )
+    if kind not in CONFIG_MAPPING and not options["trust_remote_code"]:
+        raise SetupError(
+            f"{name}: the model runs code from its repository; read that code, then pass "
+            "--trust-remote-code and pin --revision to the commit you read"
+        )
+    config = AutoConfig.from_pretrained(source, **options)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "auto_map" not in raw:
+        raise SetupError(f"{name}: {kind} is not an image-text-to-text model of transformers")
+    refuse_encoder_decoder(config, name)
+    return config
+
+
+def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    try:
+        if (
+            kind is None
+            or "video_processor" not in kind.get_attributes()
+            or is_torchvision_available()
+        ):
+            processor = AutoProcessor.from_pretrained(source, **options)
+        else:
+            settings, _ = kind.get_processor_dict(source, **options)
+            parts = {
+                "tokenizer": AutoTokenizer.from_pretrained(source, **options),
+                "image_processor": None,
+                "video_processor": BaseVideoProcessor(),
+            }
+            arguments = [parts[part] for part in kind.get_attributes()]
+            processor = stills_only(kind).from_args_and_dict(arguments, settings)
+        # One backend everywhere, so that a score does not depend on what else is installed.
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            source, backend="pil", **options
+        )
+    except (OSError, ImportError, ValueError) as error:
+        raise SetupError(f"{name}: cannot load its processor: {_first_line(error)}") from error
+    return processor
+
+
+def stills_only(processor_class: type) -> Any:
+    """A processor class that takes any video processor.
+
+    transformers insists on one that needs torchvision, also where only images are used.
+    """
+    return type(
+        processor_class.__name__,
+        (processor_class,),
+        {"check_argument_for_proper_class": lambda _self, _name, argument: type(argument)},
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,158 @@
+"""Put MiniGPT-4 together from its published parts, as one Hugging Face folder.
+
+MiniGPT-4 was published as a single linear layer; the rest of it is a Vicuna language model and the
+vision tower, Q-Former and queries of a BLIP-2 (Zhu et al. 2023, https://arxiv.org/abs/2304.10592).
+Its architecture is that of `Blip2ForConditionalGeneration` with a Llama text model, so with the
+parts under one roof it loads like any other model. Weights stream shard by shard: memory holds one
+shard at a time.
+
+One difference to the original remains: like every BLIP-2 of transformers, the visual tokens stand
+before the beginning-of-sequence token instead of after it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    LlamaConfig,
+    PreTrainedConfig,
+)
+
+from attrib.errors import SetupError
+
+VISION_PARTS = ("vision_model.", "qformer.", "query_tokens")
+
+
+def assemble_minigpt4(
+    llm: Path, blip2: Path, projection: Path, out: Path, dtype: torch.dtype = torch.float16
+) -> Path:
+    """A folder that `attrib.load` reads, from MiniGPT-4's parts.
+
+    Args:
+        llm: Folder of the language model (vicuna-7b), safetensors or weights-only readable shards.
+        blip2: Folder of a BLIP-2 with MiniGPT-4's vision tower and Q-Former
+            (Salesforce/blip2-flan-t5-xxl).
+        projection: The published linear layer, `prerained_minigpt4_7b.pth`.
+        out: Where to write; must not hold a model yet.
+        dtype: What the weights are stored in.
+
+    Returns:
+        `out`.
+
+    Raises:
+        SetupError: A part is missing, or does not fit the others.
+    """
+    if (out / "config.json").exists():
+        raise SetupError(f"{out}: there is a model already; give another folder")
+    text, donor = _part(llm, LlamaConfig), _part(blip2, Blip2Config)
+    processor = Blip2Processor(
+        AutoImageProcessor.from_pretrained(blip2, backend="pil"),
+        AutoTokenizer.from_pretrained(llm),
+        donor.num_query_tokens,
+    )
+    config = _config(text, donor, processor.tokenizer.convert_tokens_to_ids("<image>"), dtype)
+    with torch.device("meta"):
+        missing = {
+            name: value.shape
+            for name, value in Blip2ForConditionalGeneration(config).state_dict().items()
+        }
+    out.mkdir(parents=True, exist_ok=True)
+    index: dict[str, str] = {}
+    for number, shard in enumerate(
+        _shards(llm, blip2, projection, config.get_text_config().vocab_size)
+    ):
+        for name, value in shard.items():
+            if missing.pop(name, None) != value.shape:
+                raise SetupError(
+                    f"{name} {tuple(value.shape)} has no place in the model: parts do not fit"
+                )
+        file = f"model-{number:05d}.safetensors"
+        save_file(
+            {k: v.to(dtype).contiguous() for k, v in shard.items()}, out / file, {"format": "pt"}
+        )
+        index |= dict.fromkeys(shard, file)
+    if missing:
+        raise SetupError(f"the parts lack {len(missing)} weights, {min(missing)} among them")
+    (out / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index}, indent=1)
+    )
+    processor.save_pretrained(out)
+    config.save_pretrained(out)  # last: a folder with a config is a whole one
+    return out
+
+
+def _part(folder: Path, kind: type[PreTrainedConfig]) -> Any:
+    if not (folder / "config.json").is_file():
+        raise SetupError(f"{folder}: no config.json; give the folder of a downloaded model")
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, kind):
+        raise SetupError(f"{folder}: {config.model_type} is not {kind.model_type}")
+    return config
+
+
+def _config(
+    text: LlamaConfig, donor: Blip2Config, image_token_id: int, dtype: torch.dtype
+) -> Blip2Config:
+    text.vocab_size = max(text.vocab_size, image_token_id + 1)
+    config = Blip2Config(
+        vision_config=donor.vision_config,
+        qformer_config=donor.qformer_config,
+        text_config=text,
+        num_query_tokens=donor.num_query_tokens,
+        image_token_index=image_token_id,
+    )
+    config.use_decoder_only_language_model = True
+    config.architectures = ["Blip2ForConditionalGeneration"]
+    config.dtype = dtype
+    return config
+
+
+def _shards(
+    llm: Path, blip2: Path, projection: Path, vocab_size: int
+) -> Iterator[dict[str, Tensor]]:
+    for shard in _read(llm):
+        # Buffers that old Llama checkpoints hold are computed today.
+        named = {f"language_model.{k}": v for k, v in shard.items() if not k.endswith("inv_freq")}
+        yield {name: _grown(name, value, vocab_size) for name, value in named.items()}
+    for shard in _read(blip2):
+        if kept := {name: value for name, value in shard.items() if name.startswith(VISION_PARTS)}:
+            yield kept
+    linear = torch.load(projection, map_location="cpu", weights_only=True)
+    linear = linear.get("model", linear)
+    if "llama_proj.weight" not in linear:
+        raise SetupError(
+            f"{projection}: no llama_proj.weight; give MiniGPT-4's prerained_minigpt4_7b.pth"
+        )
+    yield {
+        f"language_projection.{part}": linear[f"llama_proj.{part}"] for part in ("weight", "bias")
+    }
+
+
+def _grown(name: str, value: Tensor, vocab_size: int) -> Tensor:
+    """Embeddings with rows of zeros for new tokens: the image's is replaced before it is seen."""
+    if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return value
+    return torch.cat([value, value.new_zeros(vocab_size - len(value), value.shape[1])])
+
+
+def _read(folder: Path) -> Iterator[dict[str, Tensor]]:
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        yield from (load_file(file) for file in files)
+        return
+    files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise SetupError(f"{folder}: neither *.safetensors nor pytorch_model*.bin")
+    for file in files:
+        yield torch.load(file, map_location="cpu", weights_only=True)

@@ -1,0 +1,174 @@
+"""Where in the original image each visual token looks, asked of the processor itself.
+
+Resizing, cropping, padding, tiling and merging differ from processor to processor. Instead of
+repeating each one's arithmetic, we send an image of the same size through it whose red channel is
+the x coordinate and whose green channel is the y coordinate, and read in the output where every
+pixel came from. A black and a white image of that size undo the normalisation, and show where the
+processor padded.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from attrib.model.batch import Grid
+
+Box = tuple[float, float, float, float]
+
+
+def grid_finder(
+    image_processor: Any, patch_size: int | None
+) -> Callable[[Image.Image | None, int], Grid | None]:
+    """`find_grid` as a function of image and number of tokens that asks once for every size."""
+    ask = lru_cache(maxsize=4096)(partial(find_grid, image_processor))
+
+    def grid_of(image: Image.Image | None, num_tokens: int) -> Grid | None:
+        if image is None or patch_size is None:
+            return None
+        return ask(image.size, num_tokens, patch_size)
+
+    return grid_of
+
+
+def find_grid(
+    image_processor: Any, size: tuple[int, int], num_tokens: int, patch_size: int
+) -> Grid | None:
+    """The grid of an image's visual tokens.
+
+    Where an image is shown as tiles beside a rendering of the whole (LLaVA-NeXT, LLaVA-OneVision,
+    Idefics 3, SmolVLM, InternVL), the grid is that of the whole rendering, and `Grid.first` says
+    which tokens it has.
+
+    Args:
+        image_processor: The Hugging Face image processor.
+        size: Width and height of the original image.
+        num_tokens: How many visual tokens the image has.
+        patch_size: Side of the vision tower's patches, in pixels of the processed image.
+
+    Returns:
+        None where the tokens cannot be told to lie on a regular grid in reading order.
+    """
+    if min(size) < 2 or num_tokens == 0:
+        return None
+    where = _source_coordinates(image_processor, size)
+    found = (
+        _grid_of_patches(where, num_tokens)
+        if where.ndim == 3
+        else _grid_of_tiles(where, num_tokens, patch_size, size)
+    )
+    if found is None:
+        return None
+    rows, cols, box, first = found
+    return Grid(rows, cols, _snap(box, size), first)
+
+
+def _source_coordinates(image_processor: Any, size: tuple[int, int]) -> Float[Tensor, "*shape xy"]:
+    """Per pixel of the processed image its place in the original one, NaN where it is padding.
+
+    Returns:
+        "tile height width xy", or "patch pixel xy" where the processor returns flat patches.
+    """
+    width, height = size
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0] = np.rint(np.linspace(0, 255, width))
+    ramp[..., 1] = np.rint(np.linspace(0, 255, height))[:, None]
+
+    def process(pixels: np.ndarray) -> Tensor:
+        image = Image.fromarray(pixels)
+        out = image_processor(images=[[image]], return_tensors="pt")["pixel_values"]
+        if out.ndim == 2:  # flat patches, channel by channel
+            return out.reshape(len(out), 3, -1)[:, :2].double()
+        return out.reshape(-1, *out.shape[-3:])[:, :2].double()
+
+    low, high = process(np.zeros_like(ramp)), process(np.full_like(ramp, 255))
+    share = torch.where((high - low).abs() > 1e-6, (process(ramp) - low) / (high - low), torch.nan)
+    # Pixel j covers j to j + 1: its centre is at j + 0.5.
+    scale = torch.tensor([width - 1.0, height - 1.0], dtype=share.dtype)
+    return share.movedim(1, -1) * scale + 0.5
+
+
+def _grid_of_tiles(
+    where: Float[Tensor, "tile height width xy"],
+    num_tokens: int,
+    patch_size: int,
+    size: tuple[int, int],
+) -> tuple[int, int, Box, int] | None:
+    num_tiles = len(where)
+    boxes = [_box_of_tile(tile) for tile in where]
+    whole = [i for i, box in enumerate(boxes) if num_tiles == 1 or _covers(box, size)]
+    if not whole:
+        return None
+    rows, cols = where.shape[1] // patch_size, where.shape[2] // patch_size
+    # Either every tile has the same number of tokens, in the order of the tiles; or the whole comes
+    # first, and the other tiles are stitched together with line breaks: then the count is odd.
+    per_tile, first = num_tokens / num_tiles, whole[0] * num_tokens // num_tiles
+    if not _merge_side(rows, cols, per_tile) and whole[0] == 0 and rows * cols < num_tokens:
+        per_tile, first = rows * cols, 0
+    side = _merge_side(rows, cols, per_tile)
+    return (rows // side, cols // side, boxes[whole[0]], first) if side else None
+
+
+def _merge_side(rows: int, cols: int, num_tokens: int | float) -> int | None:
+    """Side of the squares of patches that make a token, if `num_tokens` squares fill the grid."""
+    side = round(math.sqrt(rows * cols / num_tokens))
+    if side < 1 or side * side * num_tokens != rows * cols:
+        return None
+    return side if rows % side == 0 and cols % side == 0 else None
+
+
+def _grid_of_patches(
+    where: Float[Tensor, "patch pixel xy"], num_tokens: int
+) -> tuple[int, int, Box, int] | None:
+    if len(where) % num_tokens:
+        return None
+    tokens = where.reshape(num_tokens, -1, 2)  # patches that are merged stand together
+    x, y = tokens.mean(1).unbind(-1)
+    spread = tokens.amax(1) - tokens.amin(1)
+    for cols in (n for n in range(1, num_tokens + 1) if num_tokens % n == 0):
+        grid_x, grid_y = x.reshape(-1, cols), y.reshape(-1, cols)
+        off = torch.stack([grid_x - grid_x.mean(0), grid_y - grid_y.mean(1, keepdim=True)], -1)
+        if (off.abs() < 0.1 * spread.mean(0)).all():
+            half_x, half_y = (spread.mean(0) / 2).tolist()
+            left, right = float(x.min()) - half_x, float(x.max()) + half_x
+            top, bottom = float(y.min()) - half_y, float(y.max()) + half_y
+            return num_tokens // cols, cols, (left, top, right, bottom), 0
+    return None
+
+
+def _box_of_tile(where: Float[Tensor, "height width xy"]) -> Box:
+    (left, right), (top, bottom) = _ends(where[..., 0].nanmean(0)), _ends(where[..., 1].nanmean(1))
+    return left, top, right, bottom
+
+
+def _ends(centres: Float[Tensor, " n"]) -> tuple[float, float]:
+    """Where a row of equal pixels begins and ends, by a line through their centres."""
+    known = torch.nonzero(~centres.isnan())[:, 0]
+    margin = len(known) // 8  # interpolation bends the ramp near the image's edge
+    known = known[margin : len(known) - margin]
+    index = known.double() - known.double().mean()
+    slope = (index * centres[known]).sum() / index.square().sum()
+    start = centres[known].mean() - slope * (known.double().mean() + 0.5)
+    return float(start), float(start + slope * len(centres))
+
+
+def _covers(box: Box, size: tuple[int, int]) -> bool:
+    slack_x, slack_y = 0.02 * size[0], 0.02 * size[1]
+    near = box[0] <= slack_x and box[1] <= slack_y
+    return near and box[2] >= size[0] - slack_x and box[3] >= size[1] - slack_y
+
+
+def _snap(box: Box, size: tuple[int, int]) -> Box:
+    """Put edges that are the image's own, as far as 256 shades can tell, exactly there."""
+    edges = zip(box, (0, 0, *size), (*size, *size), strict=True)
+    snapped = [
+        float(edge) if abs(at - edge) <= max(1.0, length / 255) else round(at, 1)
+        for at, edge, length in edges
+    ]
+    return snapped[0], snapped[1], snapped[2], snapped[3]

@@ -1,0 +1,158 @@
+"""The chosen layers as an object and as a file, `layers.json`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from attrib.errors import AttribError
+from attrib.files import write_text
+from attrib.selection.same_source import model_of, named, same_model
+
+if TYPE_CHECKING:
+    from attrib.model.vlm import VLM
+
+LAYOUT = "attrib layers 1"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one rule says about one modality.
+
+    Attributes:
+        layer: the best layer, counted from 0; an edit there writes the layer's output.
+        scores: per layer, higher is better; None where the rule cannot say.
+        shares: per layer, in how many of the bootstrap draws it is the best; together 1.
+        low: lower end of the 95 % interval of the best layer.
+        high: its upper end.
+        examples: how many examples the rule rests on.
+        weights: of the rules that have a say in the consensus.
+    """
+
+    layer: int
+    scores: tuple[float | None, ...]
+    shares: tuple[float, ...]
+    low: int
+    high: int
+    examples: int
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ranking(self) -> list[int]:
+        """Layers from the best to the worst; of equal ones the earlier first."""
+        scored = [(score, layer) for layer, score in enumerate(self.scores) if score is not None]
+        return [layer for _, layer in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+
+    @property
+    def share(self) -> float:
+        """In how many of the bootstrap draws the chosen layer is the best."""
+        return self.shares[self.layer]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The layers to edit, and what speaks for them.
+
+    Attributes:
+        layers: "text" and "visual", each with the chosen layers, best first; an empty list where
+            nothing could be said.
+        rule: the rule that chose.
+        choices: per modality, what each rule says.
+        agreement: per modality, how far apart the voting rules are.
+        left_out: rules that could not be computed, and why.
+        num_layers: of the model.
+        meanings: of the rules' scores, in words.
+        provenance: model, data, tables with their options, versions, seed.
+    """
+
+    layers: Mapping[str, list[int]]
+    rule: str
+    choices: Mapping[str, Mapping[str, Choice]]
+    agreement: Mapping[str, Mapping[str, Any]]
+    left_out: list[str]
+    num_layers: int
+    meanings: Mapping[str, str]
+    provenance: Mapping[str, Any]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Name, class, number of layers, digests."""
+        return dict(self.provenance.get("model", {}))
+
+    def check(self, vlm: "VLM") -> None:
+        """Raise AttribError, naming both models, if the layers are another model's."""
+        here = model_of(vlm)
+        if self.num_layers != vlm.num_layers or not same_model(self.model, here):
+            there = {**self.model, "layers": self.num_layers}
+            raise AttribError(
+                f"these layers were selected for {named(there)}, the model is {named(here)}: run "
+                f"`attrib select --model {vlm.name}`"
+            )
+
+    def scores(self) -> pd.DataFrame:
+        """Columns modality, evidence (the rule), layer, value (its score) and share of draws."""
+        rows = [
+            (modality, rule, layer, score, choice.shares[layer])
+            for modality, rules in self.choices.items()
+            for rule, choice in rules.items()
+            for layer, score in enumerate(choice.scores)
+            if score is not None
+        ]
+        return pd.DataFrame(rows, columns=["modality", "evidence", "layer", "value", "share"])
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON, whole or not at all."""
+        plain = asdict(self)
+        for modality, rules in self.choices.items():
+            for rule, choice in rules.items():
+                plain["choices"][modality][rule]["ranking"] = choice.ranking
+        text = json.dumps({"layout": LAYOUT, **plain}, indent=2, allow_nan=False)
+        return write_text(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LayerReport":
+        """The report that `save` wrote to `path`.
+
+        Raises:
+            AttribError: there is no such file, or it is no report.
+        """
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+            if plain.pop("layout") != LAYOUT:
+                raise ValueError
+            plain["choices"] = {
+                modality: {rule: _choice(values) for rule, values in rules.items()}
+                for modality, rules in plain["choices"].items()
+            }
+            return cls(**plain)
+        except OSError as error:
+            raise AttribError(f"{path}: {error.strerror}; `attrib select` writes one") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AttribError(f"{path}: no file of layers that attrib saved") from error
+
+    def __str__(self) -> str:
+        parts = [f"layers of {named(self.model)} by {self.rule}: {_shown(self.layers)}"]
+        parts += [f"{m}\n{self._table(m)}" for m in self.choices if self.choices[m]]
+        return "\n".join([*parts, *self.left_out])
+
+    def _table(self, modality: str) -> str:
+        rows = {
+            rule: [c.layer, f"{c.share:.0%}", f"{c.low}-{c.high}", c.examples, c.ranking[:4]]
+            for rule, c in self.choices[modality].items()
+        }
+        columns = ["layer", "of draws", "95%", "examples", "ranking"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).to_string()
+
+
+def _choice(values: dict[str, Any]) -> Choice:
+    values = {name: value for name, value in values.items() if name != "ranking"}
+    return Choice(
+        **{**values, "scores": tuple(values["scores"]), "shares": tuple(values["shares"])}
+    )
+
+
+def _shown(layers: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{m} {', '.join(map(str, found)) or 'none'}" for m, found in layers.items())

@@ -1,0 +1,1 @@
+"""Adapters: what they see of an edit, where they write, which edit applies to an input."""

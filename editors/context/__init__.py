@@ -1,0 +1,1 @@
+"""Edits written into the prompt, and retrieval of similar ones."""

@@ -1,0 +1,1 @@
+"""Scores of editors: metrics, protocols, tables, layer grids."""

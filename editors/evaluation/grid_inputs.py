@@ -1,0 +1,38 @@
+"""What the cells of a grid are trained and scored on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attrib.data.samples import EditSample
+from attrib.model.vlm import VLM
+from editors.adapters.edit_signal import layers_of_signals
+from editors.prefix.cached_dataset import AdapterData, adapter_data
+from editors.training.losses import ROLES
+
+
+@dataclass(frozen=True, eq=False)
+class GridInputs:
+    """The inputs of all cells, with their states at every layer that one of them starts from.
+
+    Attributes:
+        samples: Edits to train on.
+        data: Their inputs.
+        test: Inputs of the edits to score on.
+    """
+
+    samples: Sequence[EditSample]
+    data: AdapterData
+    test: AdapterData
+
+    @classmethod
+    def of(
+        cls,
+        vlm: VLM,
+        samples: Sequence[EditSample],
+        test: Sequence[EditSample],
+        layers: Sequence[int],
+    ) -> "GridInputs":
+        """The inputs of edits, run once, for adapters at these layers with any signal."""
+        shown = layers_of_signals("both", layers)
+        both = adapter_data(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
+        return cls(samples, *both.parted(len(samples)))

@@ -1,0 +1,1 @@
+"""Gates: which inputs an edit applies to; features, classifiers, thresholds."""

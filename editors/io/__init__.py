@@ -1,0 +1,1 @@
+"""Tensors, editors and edits as files."""

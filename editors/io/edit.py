@@ -1,0 +1,122 @@
+"""An edit as files: safetensors for what is kept of it, JSON for what it is and of which model.
+
+Edits that are no weights need their editor to hold; the files name it by the digest of what it has
+learned, and are refused with another.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from attrib.data.samples import EditRequest
+from attrib.errors import SetupError
+from attrib.model.vlm import VLM
+from attrib.runs.provenance import fingerprint
+from editors.adapters.edit_signal import Signal
+from editors.adapters.sites import Memory
+from editors.base import Edit, HiddenEdit, WeightEdit
+from editors.context.prompt_edit import PromptEdit
+from editors.io.tensors import digest_of, save_tensors
+from editors.methods.lte import LteEdit
+from editors.methods.serac_edit import SeracEdit
+from editors.methods.transformer_patcher_neurons import NeuronEdit, neuron_edit
+
+RECORD = "edit"  # key of the JSON in the file's metadata
+
+
+def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Path:
+    """Write an edit of `vlm` to one safetensors file; where it needs `editor`, with its digest.
+
+    Raises:
+        SetupError: The edit is of a kind that no file is made of.
+    """
+    record: dict[str, Any] = {
+        "model": {"name": vlm.name, "fingerprint": fingerprint(vlm)},
+        "kind": type(edit).__name__,
+    }
+    tensors: dict[str, Tensor] = {}
+    if isinstance(edit, WeightEdit):
+        tensors = dict(edit.weights)
+    elif isinstance(edit, NeuronEdit):
+        tensors, record["layer"] = edit.neurons.tensors, edit.layer
+    elif editor is not None and isinstance(edit, HiddenEdit | SeracEdit):
+        tensors = _of_memories(edit.memories)
+        record |= _of_editor(editor, [memory.request for memory in edit.memories])
+    elif editor is not None and isinstance(edit, PromptEdit | LteEdit):
+        record |= _of_editor(editor, edit.facts)
+    else:
+        raise SetupError(f"an edit of the kind {type(edit).__name__} cannot be saved")
+    save_tensors(Path(path), tensors, {RECORD: json.dumps(record)})
+    return Path(path)
+
+
+def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
+    """The edit in a file.
+
+    Args:
+        path: The file.
+        vlm: The model that it is of.
+        editor: What made it; needed for edits that are no weights.
+
+    Raises:
+        SetupError: It is no edit, or one of another model or of another editor.
+    """
+    record, tensors = _read(Path(path))
+    if record["model"]["fingerprint"] != fingerprint(vlm):
+        raise SetupError(
+            f"{path} is an edit of {record['model']['name']}, whose weights are not those of "
+            f"{vlm.name}; load that model, or make the edit anew"
+        )
+    tensors = {name: value.to(vlm.device) for name, value in tensors.items()}
+    if record["kind"] == "WeightEdit":
+        return WeightEdit(tensors)
+    if record["kind"] == "NeuronEdit":
+        return neuron_edit(record["layer"], tensors)
+    learned = getattr(editor, "tensors", None)  # editors of weights have none
+    if learned is None or record["editor"] != digest_of(learned):
+        raise SetupError(f"{path} was made with another editor; load the one it was made with")
+    requests = [EditRequest(None, about["prompt"], about["target"]) for about in record["edits"]]
+    if record["kind"] in ("HiddenEdit", "SeracEdit"):
+        memories = [_memory(i, request, tensors) for i, request in enumerate(requests)]
+        return editor.holding(memories)
+    edits = [editor.edit(vlm, request) for request in requests]  # texts, made of texts alone
+    return edits[0] if len(edits) == 1 else editor.together(edits)
+
+
+def _of_editor(editor: Any, requests: Sequence[EditRequest]) -> dict[str, Any]:
+    edits = [{"prompt": request.prompt, "target": request.target} for request in requests]
+    return {"editor": digest_of(editor.tensors), "edits": edits}
+
+
+def _of_memories(memories: Sequence[Memory]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for i, memory in enumerate(memories):
+        tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
+        tensors |= {f"{i}/last/{k}": s.last for k, s in memory.signals.items()}
+        tensors |= {f"{i}/gate/{k}": v for k, v in memory.gate.items()}
+    return tensors
+
+
+def _memory(number: int, request: EditRequest, tensors: Mapping[str, Tensor]) -> Memory:
+    def part(kind: str) -> dict[str, Tensor]:
+        start = f"{number}/{kind}/"
+        return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+    last = part("last")
+    signals = {key: Signal(states, last[key]) for key, states in part("signal").items()}
+    return Memory(request, signals, part("gate"))
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {})[RECORD])
+            return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise SetupError(f"{path}: there is no such file") from error
+    except Exception as error:  # safetensors' own error class is not public
+        raise SetupError(f"{path}: not an edit that was saved here ({error})") from error

@@ -1,0 +1,41 @@
+"""What the folder of an editor says of it: which editor, of which model."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrib.environment import versions
+from attrib.errors import SetupError
+from attrib.files import write_text
+from attrib.model.vlm import VLM
+from attrib.runs.provenance import fingerprint
+
+SETTINGS = "editor.json"
+
+
+def write_record(path: Path, name: str, vlm: VLM, about: Mapping[str, Any]) -> None:
+    """Write which editor a folder holds, for which model, and `about` (JSON)."""
+    model = {"name": vlm.name, "fingerprint": fingerprint(vlm)}
+    record = {"editor": name, "model": model, **about, "versions": versions()}
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / SETTINGS, json.dumps(record, indent=1))
+
+
+def read_record(path: Path, name: str, vlm: VLM) -> dict[str, Any]:
+    """What `write_record` wrote of the editor `name` for `vlm`.
+
+    Raises:
+        SetupError: There is none, or it is of another editor or model.
+    """
+    if not (path / SETTINGS).exists():
+        raise SetupError(f"{path} holds no editor: there is no {SETTINGS} in it")
+    record = json.loads((path / SETTINGS).read_text())
+    if record["editor"] != name:
+        raise SetupError(f"{path} holds the editor {record['editor']!r}, not {name!r}")
+    if record["model"]["fingerprint"] != fingerprint(vlm):
+        raise SetupError(
+            f"{path} was trained for {record['model']['name']}, whose weights are not those of "
+            f"{vlm.name}; load that model, or train the editor for this one"
+        )
+    return record

@@ -1,0 +1,33 @@
+"""What is kept of an edit: one forward pass over its image, prompt and target."""
+
+from collections.abc import Sequence
+
+import torch
+
+from attrib.data.samples import EditRequest
+from attrib.forward.hooks import capture, read
+from attrib.model.vlm import VLM
+from editors.adapters.edit_signal import EMBED, Signal
+from editors.adapters.placement import Adapters
+from editors.adapters.sites import Gate, Memory, Site
+from editors.prefix.encode import encoded
+
+
+@torch.no_grad()
+def memorize(
+    vlm: VLM, adapters: Adapters, sites: Sequence[Site], gate: Gate | None, request: EditRequest
+) -> Memory:
+    """What is kept of an edit: its states at the sites, and what the gate compares with."""
+    batch = encoded(vlm, [request])
+    layers = {site.layer for site in sites} | set(() if gate is None else gate.layers)
+    with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
+        vlm.logits(batch)
+    hidden[EMBED] = captured.embed
+    of_edit = {layer: h[0] for layer, h in hidden.items()}
+    last = int(batch["last"][0].int().argmax())
+    signals = {}
+    for site in sites:
+        signal = adapters.signal_at(site.layer, of_edit, last)
+        signals[site.key] = Signal(signal.states.clone(), signal.last.clone())
+    kept = {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
+    return Memory(request, signals, kept)

@@ -1,0 +1,1 @@
+"""States up to the first edited layer, cached or streamed."""

@@ -1,0 +1,1 @@
+"""The weights that editors change: MLPs, vision modules, low-rank updates."""

@@ -1,0 +1,120 @@
+"""`python -m figures`: the papers' figures, re-made from committed or fresh numbers."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field
+from typer import Argument, Option
+
+from attrib.cli.command import ExitCode, add_command, exit_code
+from attrib.cli.outputs import refuse_unwritable, say
+
+if TYPE_CHECKING:
+    from figures import Figure, Setting
+
+PANEL = "Measuring"
+
+
+class FiguresOptions(BaseModel):
+    """Options of `python -m figures`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    names: Annotated[
+        list[str] | None,
+        Argument(help="Such as dualedit_figure_1 or visedit_figure_7.", show_default="all"),
+    ] = None
+    style: Annotated[
+        Literal["default", "paper"],
+        Option(help="default: for every reader, colour-blind safe; paper: like the papers."),
+    ] = "default"
+    measure: Annotated[
+        bool, Option("--measure", help="Make the numbers anew first.", rich_help_panel=PANEL)
+    ] = False
+    model: Annotated[
+        str, Option(help="Embedded name, Hugging Face id, or folder.", rich_help_panel=PANEL)
+    ] = "tiny-llava"
+    data: Annotated[
+        str,
+        Option(help="scenes-vqa, or a folder in the E-VQA / E-IC layout.", rich_help_panel=PANEL),
+    ] = "scenes-vqa"
+    split: Annotated[
+        str, Option(help="Of the data; vqa-train and so on for a folder.", rich_help_panel=PANEL)
+    ] = "validation"
+    image_root: Annotated[
+        Path | None,
+        Option(help="Folder of a folder's images.", show_default="DATA/images",
+               rich_help_panel=PANEL),
+    ] = None  # fmt: skip
+    limit: Annotated[
+        int, Option(help="Number of samples.", min=2, rich_help_panel=PANEL), Field(ge=2)
+    ] = 100
+    seed: Annotated[int, Option(help="Seed of noise and intervals.", rich_help_panel=PANEL)] = 0
+    editors: Annotated[
+        Path,
+        Option(help="Folder of trained editors: visedit-seed-0, dualedit-seed-0.",
+               rich_help_panel=PANEL),
+    ] = Path("runs/table/tiny-llava/scenes-vqa")  # fmt: skip
+    results: Annotated[
+        Path, Option(help="Folder of the numbers: read, or written with --measure.")
+    ] = Path("figures/data")
+    out: Annotated[Path, Option(help="Folder of the pictures and of their index.")] = Path(
+        "figures"
+    )
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    add_command(app, "figures", FiguresOptions, figures)
+
+
+def figures(options: FiguresOptions) -> int:
+    """The papers' figures, re-made: pictures, numbers and verdicts."""
+    from figures import STYLES, Measured, find, names, write, write_index
+
+    refuse_unwritable(options.out)
+    chosen = [find(name) for name in options.names or names()]
+    if options.measure:
+        refuse_unwritable(options.results)
+        _measure(chosen, _setting(options), options.results)
+    read: dict[str, Measured] = {}
+    for figure in chosen:
+        read[figure.name] = Measured.load(options.results / figure.name)
+        for path in write(figure, read[figure.name], options.out, STYLES[options.style]):
+            print(f"  {path}")
+        print(f"{figure.source}: {figure.verdict(read[figure.name]).text}")
+    if not options.names:
+        print(f"  {write_index(read, options.out)}")
+    return ExitCode.DONE
+
+
+def _measure(chosen: "Sequence[Figure]", setting: "Setting", results: Path) -> None:
+    for figure in chosen:
+        say(f"figures: measuring {figure.name}: {setting.model} on {setting.data}")
+        figure.measure(setting).save(results / figure.name)
+
+
+def _setting(options: FiguresOptions) -> "Setting":
+    from figures import Setting
+
+    fields = ("model", "data", "split", "limit", "seed", "editors", "image_root")
+    return Setting(**{name: getattr(options, name) for name in fields})
+
+
+def main() -> None:
+    """Run `python -m figures`; leaves with an exit code of the command line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    add_to(app)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except Exception as error:  # the last place that can turn it into one line
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

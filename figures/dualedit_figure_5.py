@@ -1,0 +1,222 @@
+"""DualEdit, Figure 5: reliability over the pairs of layers at which adapters are trained."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from attrib.errors import SetupError
+from figures.estimates import Z
+from figures.figure import Figure, Measured, Setting, Verdict
+from figures.measuring import about, at_depth
+from figures.rows import where
+from figures.settling import settled
+from figures.style import Style
+from figures.trained import found_above
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+NAME = "dualedit_figure_5"
+LAYERS, OF = (16, 19), 32  # the paper's pair of layers, and how many layers its model has
+TEST_EDITS = 200  # that a cell is scored on, where a grid's folder does not say
+NO_GATE = "none"
+PAIRS = "1x1+0x0+4x1+3x3+2x2+0x2+2x0+5x5,6+8x8"  # of the committed grid
+
+
+def measure(setting: Setting) -> Measured:
+    """The grid of a model that has the most cells, of those that `attrib grid` has written.
+
+    Table "cells": text, visual (layers), value (mean over seeds, 0 to 1), low, high, seeds.
+
+    Raises:
+        SetupError: there is none.
+    """
+    import attrib
+
+    path = _fullest(setting)
+    gate, grid = gated(pd.read_csv(path))
+    cells = cells_of(grid, edits := _test_edits(path))
+    num_layers = attrib.load(setting.model).num_layers
+    more = {
+        "num_layers": num_layers,
+        "test_edits": edits,
+        "gate": gate,
+        "pair_of_paper": [at_depth(layer, OF, num_layers) for layer in LAYERS],
+        "selected": _selected(setting),
+        "grid": _grid_command(setting),
+    }
+    found = about(NAME, setting, len(cells), **more)
+    return Measured({"cells": cells}, {}, found | {"data": f"{setting.data} validation"})
+
+
+def gated(grid: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The gate that cells are shown behind, "none" if they were scored without, and their rows."""
+    gates = list(dict.fromkeys(grid["gate"]))
+    gate = next((name for name in gates if name != NO_GATE), NO_GATE)
+    return gate, where(grid, gate=gate)
+
+
+def cells_of(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
+    """The reliability of each pair of layers, with its 95 % interval.
+
+    The interval is Wilson's for `edits` answers, each right or wrong; that is a little wide where
+    answers of several tokens are half right. Seeds are averaged, and do not narrow it: they are
+    scored on the same edits.
+    """
+    pairs = grid.loc[grid["metric"] == "rel"].dropna(subset=["text", "visual"])
+    cells = pairs.groupby(["text", "visual"], as_index=False).agg(
+        value=("value", "mean"), seeds=("seed", "nunique")
+    )
+    share = cells["value"].to_numpy(float)
+    middle = (share + Z**2 / (2 * edits)) / (1 + Z**2 / edits)
+    spread = np.sqrt(share * (1 - share) / edits + Z**2 / (4 * edits**2)) * Z / (1 + Z**2 / edits)
+    return cells.astype({"text": int, "visual": int}).assign(
+        low=middle - spread, high=middle + spread
+    )
+
+
+def draw(measured: Measured, style: Style) -> "Drawing":
+    """The grid, its missing cells hatched, with the best pair and two others marked."""
+    from attrib.plots.drawing import new_figure
+    from attrib.plots.numbers import number_grid
+
+    drawing = new_figure(6.8, 5.6)
+    ax = drawing.add_subplot()
+    values = _matrix(measured)
+    number_grid(
+        ax,
+        100 * values,
+        colors=style.sequence,
+        label="reliability, % of answer tokens",
+        missing=style.colors["grid"],
+    )
+    _marks(ax, measured, style)
+    about = measured.about
+    ax.set(xlabel="layer of the visual adapter", ylabel="layer of the text adapter")
+    cells, edits = len(measured.tables["cells"]), about["test_edits"]
+    done = f"{cells} of {values.size} pairs trained, {edits} edits each"
+    gate = "without a gate" if about["gate"] == NO_GATE else f"behind the {about['gate']} gate"
+    ax.set_title(f"Reliability of DualEdit {gate}\n{about['model']}: {done}")
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
+    ax.legend(fontsize=8.5, markerscale=1.1, **below)
+    return settled(drawing)
+
+
+def verdict(measured: Measured) -> Verdict:
+    """Whether the pair as deep as the paper's is the best one."""
+    cells = measured.tables["cells"]
+    best = cells.loc[cells["value"].idxmax()]
+    worst = cells.loc[cells["value"].idxmin()]
+    level = int((cells["high"] >= best["low"]).sum()) - 1
+    text, visual = measured.about["pair_of_paper"]
+    same = cells[(cells["text"] == text) & (cells["visual"] == visual)]
+    said = (
+        f"best of {len(cells)} pairs is {_pair(best)}, worst {_pair(worst)}; {level} other pairs "
+        "have an interval that reaches the best one's, so which of them is best cannot be told"
+    )
+    if same.empty:
+        return Verdict(None, f"text {text}, visual {visual} was not trained; {said}")
+    here = same.iloc[0]
+    if here["value"] == best["value"]:
+        return Verdict(True if level == 0 else None, said)
+    holds = False if here["high"] < best["low"] else None
+    return Verdict(holds, f"the pair as deep as the paper's, {_pair(here)}; {said}")
+
+
+def alt(measured: Measured) -> str:
+    """The grid in words: every cell there is."""
+    cells = measured.tables["cells"].sort_values("value", ascending=False)
+    said = "; ".join(
+        f"text {text}, visual {visual}: {100 * value:.1f} %"
+        for text, visual, value in zip(cells["text"], cells["visual"], cells["value"], strict=True)
+    )
+    total = measured.about["num_layers"] ** 2
+    return (
+        f"Grid of the reliability of DualEdit in {measured.about['model']} over pairs of layers, "
+        f"{len(cells)} of {total} of them trained, from the best to the worst: {said}."
+    )
+
+
+FIGURE = Figure(
+    NAME,
+    "DualEdit, Figure 5",
+    "Reliability over the layers of the text and of the visual adapter",
+    "With adapters at text layers 16 to 19 and visual layers 16 to 19 of a model of 32 layers, "
+    "reliability is between 97.8 and 98.3 %. The best pair, text 16 and visual 19, half way and "
+    "three fifths of the way up, is the one to use.",
+    measure,
+    draw,
+    verdict,
+    alt,
+)
+
+
+def _fullest(setting: Setting) -> Path:
+    """The grid with the most rows."""
+    short = setting.model.removeprefix("tiny-")
+    known = (f"runs/grid-{short}/grid.csv", f"figures/tables/grid-{setting.model}/grid.csv")
+    found = [path for name in known if (path := found_above(Path(name))).is_file()]
+    if not found:
+        raise SetupError(
+            f"no grid of {setting.model}: neither {' nor '.join(known)} is there. Make one with "
+            f"`{_grid_command(setting)}`"
+        )
+    return max(found, key=lambda path: len(pd.read_csv(path)))
+
+
+def _grid_command(setting: Setting) -> str:
+    short = setting.model.removeprefix("tiny-")
+    words = ["attrib", "grid", "--model", setting.model, "--data", setting.data, "--text", "none",
+             "--visual", "none", "--pairs", PAIRS, "--steps", "100", "--limit", "1000",
+             "--test-limit", str(TEST_EDITS), "--out", f"runs/grid-{short}"]  # fmt: skip
+    return shlex.join(words)
+
+
+def _test_edits(path: Path) -> int:
+    for cell in sorted(path.parent.glob("*/cell.json")):
+        return len(json.loads(cell.read_text(encoding="utf-8"))["identity"]["test"])
+    return TEST_EDITS
+
+
+def _selected(setting: Setting) -> list[int]:
+    """The first text and visual layer that `attrib select` chose, where it was run."""
+    path = found_above(setting.editors) / "select" / "layers.json"
+    if not path.is_file():
+        return []
+    layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+    return [layers["text"][0], layers["visual"][0]]
+
+
+def _matrix(measured: Measured) -> np.ndarray:
+    num = measured.about["num_layers"]
+    values = np.full((num, num), np.nan)
+    cells = measured.tables["cells"]
+    values[cells["text"].to_numpy(int), cells["visual"].to_numpy(int)] = cells["value"]
+    return values
+
+
+def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
+    from attrib.plots.numbers import missing_in_legend
+
+    cells = measured.tables["cells"]
+    best = cells.loc[cells["value"].idxmax()]
+    places = {"best pair": (int(best["text"]), int(best["visual"])),
+              "pair as deep as the paper's": measured.about["pair_of_paper"],
+              "pair that attrib select chose": measured.about["selected"]}  # fmt: skip
+    for (name, pair), marker in zip(places.items(), ("*", "D", "o"), strict=True):
+        if len(pair):
+            ax.plot(pair[1] + 0.5, pair[0] + 0.7, marker, color="white", markeredgecolor="black",
+                    markersize=8, linestyle="none", label=name)  # fmt: skip
+    missing_in_legend(ax, style.colors["muted"], "not trained")
+
+
+def _pair(row: Any) -> str:
+    return (
+        f"text {int(row['text'])} and visual {int(row['visual'])} with {100 * row['value']:.1f} % "
+        f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    )

@@ -1,0 +1,154 @@
+"""VisEdit, Figure 3: where in a picture the influence mapper lets an edit act."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from figures.estimates import Estimate, all_hold, estimate
+from figures.figure import Figure, Measured, Verdict
+from figures.map_panels import Scale, bar, beside, question, show_image, show_map
+from figures.mapper_maps import HEAT, measure_mapper
+from figures.rows import numbers, where, words
+from figures.settling import settled
+from figures.style import Style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+NAME = "visedit_figure_3"
+SHOWN = {"color": 1, "shape": 1, "place": 1}
+COLUMNS = {"request": "request", "other picture": "other", "unrelated image": "unrelated"}
+PARTS = {"on_asked": "object asked about", "on_others": "other objects", "elsewhere": "background"}
+
+
+def draw(measured: Measured, style: Style) -> "Drawing":
+    """A row per edit: its words, its picture, the mapper on three pictures, the taught heatmap."""
+    from attrib.plots.drawing import new_figure
+
+    captions = measured.tables["captions"]
+    drawing = new_figure(11.6, 1.6 * len(captions) + 0.7)
+    widths = (1.25, 1, 1, 1, 1, 1, 0.2, 1.6)
+    grid = drawing.add_gridspec(len(captions), len(widths), width_ratios=widths)
+    rows = [
+        [drawing.add_subplot(grid[row, col]) for col in range(6)] for row in range(len(captions))
+    ]
+    scale = Scale(0.0, float(numbers(measured.tables["maps"], "value", map=tuple(COLUMNS)).max()))
+    said, shown = [words(captions, name) for name in ("prompt", "answer", "target")], None
+    for number, (axes, prompt, old, new) in enumerate(zip(rows, *said, strict=True)):
+        beside(axes[0], f"{question(prompt)}\nedit: {old} to {new}", width=22)
+        show_image(axes[1], measured.images[f"{number}-request"], "picture" if not number else "")
+        shown = _maps(axes[2:], measured, number, style, scale)
+    bar(drawing, shown, [ax for axes in rows for ax in axes[2:]], "mapper, after the sigmoid")
+    _means(drawing.add_subplot(grid[:, -1]), measured, style)
+    about = measured.about
+    drawing.suptitle(
+        f"Influence mapper of VisEdit after layer {about['layer']} of {about['model']}, "
+        f"n = {about['n']} edits", fontsize=10.5, x=0.01, ha="left",
+    )  # fmt: skip
+    return settled(drawing)
+
+
+def verdict(measured: Measured) -> Verdict:
+    """Whether the mapper is highest on the object asked about, and lower on unrelated images."""
+    own, moved = (values(measured, name, "auc") for name in ("request", "other picture"))
+    among = values(measured, "request", "auc_objects")
+    lower = drop(measured)
+    known = estimate(own).n > 0
+    found = [estimate(own).above(0.5), estimate(moved).above(0.5), lower.above(0)]
+    statistic = (
+        f"the chance that a visual token on the object asked about has a higher score than one "
+        f"elsewhere in the picture is {estimate(own)}, in another picture of it {estimate(moved)} "
+        f"(chance 0.5, n = {estimate(own).n} edits about one object); than one on another object "
+        f"{estimate(among)}. The mean score is {estimate(values(measured, 'request', 'mean'))} on "
+        f"the edit's picture, higher than on an unrelated one by {lower.to(3)} (n = {lower.n})"
+    )
+    return Verdict(all_hold(*found) if known else None, statistic)
+
+
+def values(measured: Measured, name: str, column: str) -> np.ndarray:
+    """A column of the scores of one map, an entry per example that has it."""
+    return numbers(measured.tables["scores"], column, map=name)
+
+
+def drop(measured: Measured) -> Estimate:
+    """By how much the mean score is lower on an unrelated image than on the edit's, per example."""
+    return estimate(
+        values(measured, "request", "mean") - values(measured, "unrelated image", "mean")
+    )
+
+
+def alt(measured: Measured) -> str:
+    """The maps in words: the mean score on the parts of each kind of picture."""
+    parts = []
+    for name in ("request", "other picture", HEAT):
+        means = ", ".join(
+            f"{words} {estimate(values(measured, name, column))}" for column, words in PARTS.items()
+        )
+        parts.append(f"{_said(name)}: {means}")
+    unrelated = estimate(values(measured, "unrelated image", "mean"))
+    prompts = "; ".join(question(prompt) for prompt in words(measured.tables["captions"], "prompt"))
+    return (
+        f"Pictures with the influence mapper's scores over them, for the edits of: {prompts}. Mean "
+        f"over all {measured.about['n']} edits: {'. '.join(parts)}. Unrelated image: {unrelated}."
+    )
+
+
+FIGURE = Figure(
+    NAME,
+    "VisEdit, Figure 3",
+    "Where the influence mapper lets an edit act",
+    "The mapper picks out the part of a picture that the edit's prompt is about, also in another "
+    "picture of the same thing; pictures that have nothing to do with the edit get low scores "
+    "everywhere.",
+    partial(measure_mapper, name=NAME, shown=SHOWN),
+    draw,
+    verdict,
+    alt,
+)
+
+
+def _maps(
+    axes: "list[Axes]", measured: Measured, number: int, style: Style, scale: Scale
+) -> object:
+    """The mapper on three pictures, then the heatmap on a scale of its own."""
+    example = words(measured.tables["captions"], "example")[number]
+    mine = where(measured.tables["maps"], example=example)
+    shown = None
+    for ax, (name, image) in zip(axes, COLUMNS.items(), strict=False):
+        cells = where(mine, map=name)
+        title = {"request": "mapper,\nsame picture"}.get(name, f"mapper,\n{name}")
+        pixels = measured.images[f"{number}-{image}"]
+        shown = show_map(ax, pixels, cells, scale, style, "" if number else title)
+    heat = where(mine, map=HEAT)
+    pixels = measured.images[f"{number}-request"]
+    title = "" if number else "heatmap it\nwas taught with"
+    scale = Scale.of(numbers(heat, "value"))
+    show_map(axes[3], pixels, heat, scale, style, title)
+    axes[3].set_xlabel(f"{scale.low:.2f} to {scale.high:.2f}", fontsize=7.5)
+    return shown
+
+
+def _means(ax: "Axes", measured: Measured, style: Style) -> None:
+    """The mean score on the parts of a picture, with intervals."""
+    for i, name in enumerate(("request", "other picture", "unrelated image")):
+        color, marker = style.cycle[i], style.markers[i]
+        columns = [*PARTS] if name != "unrelated image" else ["mean"]
+        found = [estimate(values(measured, name, column)) for column in columns]
+        at = np.arange(len(found)) + 0.15 * (i - 1) if len(found) > 1 else np.array([3.0])
+        middle = np.array([one.mean for one in found])
+        ends = np.stack([[one.mean - one.low, one.high - one.mean] for one in found], 1)
+        if np.isfinite(middle).any():
+            ax.errorbar(middle, at, xerr=ends, fmt=marker, color=color, label=_said(name),
+                        markersize=5)  # fmt: skip
+    ax.set_yticks(range(4), [*PARTS.values(), "unrelated image"], fontsize=8.5)
+    ax.set_ylim(3.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.grid(visible=True, axis="x")
+    ax.set_xlabel("mean score, 95 % interval", fontsize=8.5)
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
+
+
+def _said(name: str) -> str:
+    return {"request": "the edit's picture", HEAT: "taught heatmap"}.get(name, name)
