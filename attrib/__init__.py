@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attrib import data
     from attrib.analyses.attention import attention, profile
-    from attrib.analyses.contributions import (
-        contribution_parts,
-        contributions,
-        direct_logits,
-    )
+    from attrib.analyses.contributions import contribution_parts, contributions
+    from attrib.analyses.direct_logits import direct_logits
     from attrib.analyses.gating import gate_similarity
     from attrib.analyses.heatmaps import PUBLISHED_CODE, heatmaps
     from attrib.analyses.patching import patching, patching_difference, patching_parts
-    from attrib.analyses.qformer import qformer_picture
+    from attrib.analyses.qformer import queries_to_patches
     from attrib.analyses.sensitivity import sensitivity
     from attrib.errors import AttribError, RowError, SetupError
     from attrib.forward.hooks import read, write
@@ -53,7 +50,7 @@ __all__ = [
     "patching_difference",
     "patching_parts",
     "profile",
-    "qformer_picture",
+    "queries_to_patches",
     "read",
     "select_layers",
     "sensitivity",
@@ -81,7 +78,7 @@ _HOME = {
     "gate_similarity": "attrib.analyses.gating",
     "heatmaps": "attrib.analyses.heatmaps",
     "PUBLISHED_CODE": "attrib.analyses.heatmaps",
-    "qformer_picture": "attrib.analyses.qformer",
+    "queries_to_patches": "attrib.analyses.qformer",
     "patching": "attrib.analyses.patching",
     "patching_difference": "attrib.analyses.patching",
     "patching_parts": "attrib.analyses.patching",

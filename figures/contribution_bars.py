@@ -26,7 +26,7 @@ def contributions(
     vlm: "VLM", data: "EditData", *, key: str = "argmax", norms: "Sequence[Norm]" = ("none",)
 ) -> pd.DataFrame:
     """Columns: example, layer, and MODULE for the first of `norms`, MODULE_NORM for the others."""
-    from attrib.analyses.tables import measure_contributions
+    from attrib.analyses.contributions import measure_contributions
 
     parts = []
     for norm in norms:

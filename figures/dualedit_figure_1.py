@@ -42,7 +42,7 @@ CURVES = (
 
 def measure(setting: Setting) -> Measured:
     """The tables "profile" (example, layer, what each kind gets) and "strips" (of one sample)."""
-    from attrib.analyses.tables import measure_attention
+    from attrib.analyses.attention import measure_attention
 
     vlm, data = opened(setting)
     table = tables_of(vlm, data, measure_attention)["attention"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from attrib.forward.disturbance import Modality
+    from attrib.forward.noise import Modality
 
 PANELS: "tuple[tuple[Modality, str], ...]" = (("visual", "a"), ("text", "b"), ("both", "c"))
 SURE = 0.95  # share of resamples that must agree
@@ -23,7 +23,7 @@ SURE = 0.95  # share of resamples that must agree
 
 def measure(setting: Setting) -> Measured:
     """The table "noise": example, layer, and a column MODALITY_SIGMA of nats for each noise."""
-    from attrib.analyses.sweep import SIGMAS
+    from attrib.analyses.sensitivity import SIGMAS
 
     vlm, data = opened(setting)
     both = tables_of(vlm, data, _sweep(setting.seed, SIGMAS))["sweep"]
@@ -34,7 +34,7 @@ def measure(setting: Setting) -> Measured:
 
 
 def _sweep(seed: int, sigmas: tuple[float, ...]) -> Any:
-    from attrib.analyses.tables import measure_sensitivity
+    from attrib.analyses.sensitivity import measure_sensitivity
 
     def run(vlm: Any, batch: Any, samples: Any) -> dict[str, pd.DataFrame]:
         parts = [

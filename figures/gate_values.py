@@ -32,7 +32,7 @@ def measure_gates(setting: Setting, name: str) -> Measured:
     The layer is the one that the gate of the trained DualEdit reads; where there is no such editor,
     the one where the last prompt token tells best, and there is no learned gate.
     """
-    from attrib.analyses.tables import measure_gate
+    from attrib.analyses.gating import measure_gate
 
     vlm, data = opened(setting)
     table = tables_of(vlm, data, measure_gate)["gate"]
@@ -79,7 +79,7 @@ def auc_draws(
     values: pd.DataFrame, gate: str, relations: Sequence[str], seed: int
 ) -> Float[np.ndarray, " draw"]:
     """The AUC of covered inputs against those of some relations, and that of bootstrap draws."""
-    from attrib.analyses.gate_roc import separate
+    from attrib.analyses.gate_roc import roc
 
     relation = np.asarray(values["relation"], str)
     positive = np.isin(relation, COVERED)
@@ -92,7 +92,7 @@ def auc_draws(
     n = len(ids)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     weights = np.vstack([np.ones(n), draws]).T
-    return separate(scores[at], positive[at], weights[example[at]].astype(float)).auc
+    return roc(scores[at], positive[at], weights[example[at]].astype(float)).auc
 
 
 def _known(values: pd.DataFrame) -> Bool[np.ndarray, " input"]:

@@ -52,7 +52,7 @@ def pointing(vlm: "VLM", data: "EditData", seed: int) -> pd.DataFrame | None:
     Columns: example, layer, chance and one per name of `NAMES`; only questions about one object.
     None where the truth is not known.
     """
-    from attrib.analyses.tables import measure_faithfulness
+    from attrib.analyses.pointing_game import measure_faithfulness
 
     truths = truths_of(data)
     if truths is None:
@@ -77,7 +77,7 @@ def of_each_kind(data: "EditData", number: int, per_kind: int) -> "EditData":
     chosen = []
     for sample in data:
         truth = truths[sample.id]
-        if truth.asked() is not None and counts[truth.question.kind] < per_kind:
+        if truth.target_object() is not None and counts[truth.question.kind] < per_kind:
             counts[truth.question.kind] += 1
             chosen.append(sample)
     return replace(data, samples=chosen[:number])
@@ -119,7 +119,7 @@ def _maps(
 
     With a Q-Former, the heat of queries handed on to patches.
     """
-    from attrib.analyses.tables import measure_heatmaps
+    from attrib.analyses.heatmaps import measure_heatmaps
 
     tables = tables_of(vlm, data, partial(measure_heatmaps, how=how, layers=layers))
     cells = tables.get("picture", tables["heatmap"])
@@ -138,7 +138,7 @@ def _said(vlm: "VLM", sample: "EditSample") -> dict[str, Any]:
 def _boxes(grid: pd.DataFrame, truth: "GroundTruth | None") -> dict[str, float]:
     """In pixels, the box of the cells and that of the object asked about; NaN if not known."""
     boxes = {f"grid_{side}": float(np.asarray(grid[side])[0]) for side in SIDES}
-    asked = None if truth is None else truth.asked()
+    asked = None if truth is None else truth.target_object()
     if truth is None or asked is None:
         return boxes | dict.fromkeys(SIDES, np.nan)
     rows, cols = np.nonzero(truth.masks()[asked])

@@ -133,7 +133,7 @@ def pick(
     fitting = [
         i
         for i in sorted(range(len(samples)), key=lambda i: len(samples[i].request.prompt))
-        if placed[i] and (not known or known[samples[i].id].asked() is not None)
+        if placed[i] and (not known or known[samples[i].id].target_object() is not None)
     ]
     picked: list[int] = []
     for kind, count in shown.items():

@@ -45,13 +45,13 @@ def objects_of(
 
     None where that is not known: other data, no grid, or a question about no single object.
     """
-    from attrib.analyses.pointing_game import on_cells
+    from attrib.analyses.pointing_game import masks_to_grid
     from attrib.data.scenes import render
 
-    if truth is None or grid is None or (asked := truth.asked()) is None:
+    if truth is None or grid is None or (asked := truth.target_object()) is None:
         return None
     masks = render(truth.scene, OTHER_RENDERING)[1] if other else truth.masks()
-    return Objects(on_cells(masks, grid), asked)
+    return Objects(masks_to_grid(masks, grid), asked)
 
 
 def told_by(values: Float[np.ndarray, " cell"], objects: Objects | None) -> dict[str, float]:

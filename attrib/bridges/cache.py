@@ -12,9 +12,9 @@ from transformer_lens import ActivationCache
 
 from attrib.bridges.cached_model import CachedModel
 from attrib.errors import AttribError
-from attrib.forward.attention import AttentionCall, tap_attention
-from attrib.forward.residual import ResidualWrites, pick, rows_of
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import AttentionCall, capture_attention
+from attrib.forward.hooks import gather_positions, position_index
+from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 
@@ -47,11 +47,11 @@ def cache(
 
     def listen(layer: int, call: AttentionCall) -> None:
         found[f"blocks.{layer}.attn.hook_pattern"] = call.row(at)
-        found[f"blocks.{layer}.attn.hook_z"] = pick(call.out, at)
+        found[f"blocks.{layer}.attn.hook_z"] = gather_positions(call.out, at)
 
     with residual_writes(vlm, at) as writes:
         if attention:
-            with tap_attention(vlm, listen):
+            with capture_attention(vlm, listen):
                 vlm.logits(batch)
         else:
             vlm.logits(batch)
@@ -78,7 +78,7 @@ def _chosen(
             raise AttribError(f'positions: no {positions!r} here, expected "all" or one of {have}')
         at = span.int().argsort(dim=1, descending=True, stable=True)[:, : int(span.sum(1).max())]
         there = span.gather(1, at)
-    return at.where(there, rows_of(batch["last"])[:, None]), there
+    return at.where(there, position_index(batch["last"])[:, None]), there
 
 
 def _stream(writes: ResidualWrites) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attrib.forward.attention import AttentionCall, tap_attention
-from attrib.forward.hooks import attention_rows, capture, read, resume, write
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import AttentionCall, attention_rows, capture_attention
+from attrib.forward.hooks import read, write
+from attrib.forward.replay import capture, logits_from
+from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch, Span
 from attrib.model.vlm import VLM
 
@@ -174,7 +175,7 @@ def hooks_are_gone_after_an_error(case: Case) -> str:
 def attention_rows_are_the_models(case: Case) -> str:
     """Rows sum to 1, and applied to the values they give what sdpa gave."""
     calls: dict[int, AttentionCall] = {}
-    with tap_attention(case.vlm, calls.__setitem__):
+    with capture_attention(case.vlm, calls.__setitem__):
         case.vlm.logits(case.batch)
     if sorted(calls) != list(range(case.vlm.num_layers)):
         raise Violation(f"attention was seen in layers {sorted(calls)} of {case.vlm.num_layers}")
@@ -191,7 +192,7 @@ def resume_is_bit_equal(case: Case) -> str:
         logits = case.vlm.logits(case.batch)
     for layer in range(-1, case.vlm.num_layers):
         hidden = captured.embed if layer < 0 else case.hidden[layer]
-        if not torch.equal(resume(case.vlm, captured, layer, hidden), logits):
+        if not torch.equal(logits_from(case.vlm, captured, layer, hidden), logits):
             raise Violation(f"resuming after layer {layer} gives other logits")
     return f"after each of {case.vlm.num_layers} layers and the embedding"
 

@@ -40,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
 def contributions(options: ContributionOptions) -> int:
     """How much each layer's attention and MLP push the key token (VisEdit, Figs. 1, 5, 6)."""
     from attrib import plots
-    from attrib.analyses.tables import measure_contributions
+    from attrib.analyses.contributions import measure_contributions
     from attrib.report.findings import about_contributions, how_sure
 
     def draw(result: "Result") -> dict[str, "Axes"]:
@@ -58,7 +58,7 @@ def contributions(options: ContributionOptions) -> int:
 def attention(options: AttentionOptions) -> int:
     """What the last prompt token attends to in each layer (DualEdit, Fig. 1)."""
     from attrib import plots
-    from attrib.analyses.tables import measure_attention
+    from attrib.analyses.attention import measure_attention
     from attrib.report.findings import about_attention
 
     def draw(result: "Result") -> dict[str, "Axes"]:

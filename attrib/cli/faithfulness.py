@@ -37,7 +37,7 @@ def faithfulness(options: FaithfulnessOptions) -> int:
         )
 
     from attrib import plots
-    from attrib.analyses.tables import measure_faithfulness
+    from attrib.analyses.pointing_game import measure_faithfulness
     from attrib.data.scenes.ground_truth import ground_truths
     from attrib.report.findings_heat import about_faithfulness
     from attrib.results import Result

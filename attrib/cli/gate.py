@@ -51,15 +51,15 @@ def gate(options: GateOptions) -> int:
     if options.prompt is not None:
         raise AttribError("gate compares edits with the inputs they are judged by: give --data")
 
-    from attrib.analyses.gate_roc import separation
-    from attrib.analyses.tables import measure_gate
+    from attrib.analyses.gate_roc import gate_roc
+    from attrib.analyses.gating import measure_gate
     from attrib.files import write_text
     from attrib.report.findings_gate import about_gate, gate_lines
 
     tables: list[pd.DataFrame] = []
 
     def draw(result: "Result") -> dict[str, "Axes"]:
-        tables.append(separation(result))
+        tables.append(gate_roc(result))
         return _figures(result, tables[0], options)
 
     def about(result: "Result") -> str:
@@ -103,7 +103,7 @@ def _figures(result: "Result", table: "pd.DataFrame", options: GateOptions) -> "
 
 
 def _plan(_vlm: "VLM", data: "EditData") -> Iterator[str]:
-    from attrib.analyses.gate_table import related
+    from attrib.analyses.gating import related
 
     inputs = sum(1 for _ in related(data.samples))
     yield f"cost: {len(data) + inputs} inputs run once each: {len(data)} edits, {inputs} others"

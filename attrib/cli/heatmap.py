@@ -90,7 +90,7 @@ def add_to(app: typer.Typer) -> None:
 def heatmap(options: HeatmapOptions) -> int:
     """Which visual tokens each layer's attention reads (VisEdit, Figs. 1, 4 and 7)."""
     from attrib import plots
-    from attrib.analyses.tables import measure_heatmaps
+    from attrib.analyses.heatmaps import measure_heatmaps
     from attrib.report.findings_heat import about_heatmaps
 
     def draw(result: "Result") -> dict[str, "Axes"]:

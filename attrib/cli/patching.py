@@ -65,7 +65,7 @@ def add_to(app: typer.Typer) -> None:
 def patching(options: PatchingOptions) -> int:
     """Whose answer comes out when another image's states are put into a layer."""
     from attrib import plots
-    from attrib.analyses.tables import measure_patching
+    from attrib.analyses.patching import measure_patching
     from attrib.data import open_photo
     from attrib.report.findings_patching import about_patching
 

@@ -62,12 +62,10 @@ def make_evidence(
 
 def _analyses(options: AnalysisOptions) -> Iterator[Analysis]:
     """What the rules need, with the defaults of each command."""
-    from attrib.analyses.tables import (
-        measure_attention,
-        measure_contributions,
-        measure_patching,
-        measure_sensitivity,
-    )
+    from attrib.analyses.attention import measure_attention
+    from attrib.analyses.contributions import measure_contributions
+    from attrib.analyses.patching import measure_patching
+    from attrib.analyses.sensitivity import measure_sensitivity
 
     shared = {name: getattr(options, name) for name in AnalysisOptions.model_fields}
     shared = {name: value for name, value in shared.items() if name not in ("out", "dry_run")}

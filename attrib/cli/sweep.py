@@ -72,8 +72,8 @@ class SweepOptions(LayerOptions):
             "sigmas": _sigmas(self.sigmas),
             "draws": self.draws,
             "layers": self.layer_list(),
-            "spare_last": self.spare_last,
-            "max_versions": self.max_versions,
+            "exclude_last": self.spare_last,
+            "max_copies": self.max_versions,
         }
 
 
@@ -85,7 +85,7 @@ def add_to(app: typer.Typer) -> None:
 def sweep(options: SweepOptions) -> int:
     """How far noise on one modality moves the output, layer by layer (DualEdit, Fig. 2)."""
     from attrib import plots
-    from attrib.analyses.tables import measure_sensitivity
+    from attrib.analyses.sensitivity import measure_sensitivity
     from attrib.report.findings_sweep import about_sweep
 
     def draw(result: "Result") -> dict[str, "Axes"]:

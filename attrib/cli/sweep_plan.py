@@ -1,4 +1,4 @@
-"""What `attrib sweep --dry-run` adds to the plan: versions, work, memory and time."""
+"""What `attrib sweep --dry-run` adds to the plan: copies, work, memory and time."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ def planned_sweep(
     draws = arguments["draws"]
     yield f"sweep: {len(data)} samples x {len(layers)} layers x sigmas {sigmas} x {draws} draw(s)"
     yield (
-        f"cost: {cost.versions * rounds:,.0f} disturbed examples, {cost.share:.0%} of the "
+        f"cost: {cost.copies * rounds:,.0f} disturbed examples, {cost.share:.0%} of the "
         f"positions of each; the work of about {forwards * batch.size:,.0f} forward "
         f"passes over one sample (with hooks: {cost.naive * batch.size * rounds:,.0f})"
     )

@@ -47,7 +47,7 @@ RIDGE = 0.86  # height of the highest bar, where rows are 1 apart
 def gate_auc(table: pd.DataFrame, token: str, ax: Axes | None = None) -> Axes:
     """ROC-AUC of generality against each kind of locality, over the layers, for one token.
 
-    `table` is what `attrib.analyses.gate_roc.separation` returns.
+    `table` is what `attrib.analyses.gate_roc.gate_roc` returns.
     """
     rows = table.loc[table["token"] == token]
     kinds = [kind for kind in _in_order(rows["relation"]) if kind != ANY]

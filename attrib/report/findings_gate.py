@@ -22,7 +22,7 @@ def about_gate(result: Result, table: pd.DataFrame, token: str, layer: int | Non
 
     Args:
         result: the similarities.
-        table: what `separation` returned of them.
+        table: what `gate_roc` returned of them.
         token: the state that the gate compares.
         layer: where; by default where the AUC against all locality is highest.
     """

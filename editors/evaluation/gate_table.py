@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from attrib.analyses.gate_roc import separation
+from attrib.analyses.gate_roc import gate_roc
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
@@ -67,5 +67,5 @@ def rates(
     told = scores[scores["relation"] != REQUEST].assign(layer=0, token="gate")
     if told.empty:
         return shares.assign(auc=float("nan"), auc_low=float("nan"), auc_high=float("nan"))
-    apart = separation(Result("gate", told, provenance), resamples=resamples)
+    apart = gate_roc(Result("gate", told, provenance), resamples=resamples)
     return shares.merge(apart[["relation", "auc", "auc_low", "auc_high"]], "left", "relation")

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from attrib.errors import SetupError
-from attrib.forward.layer_call import AXES, Call, cut, is_known, pick_rows, seen_keys
+from attrib.forward.layer_call import (
+    AXES,
+    Call,
+    is_known,
+    select_rows,
+    slice_positions,
+    visible_keys,
+)
 from attrib.forward.replay import Captured
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
@@ -40,10 +47,10 @@ def variants(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int, ...]]
 def one_example(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> Call:
     """The call for one example alone, without its padding."""
     width = batch.inputs["attention_mask"].shape[1]
-    one = pick_rows(call, torch.tensor([row]), batch.size)
-    args, kwargs = cut(one, 0, num, width, like)
+    one = select_rows(call, torch.tensor([row]), batch.size)
+    args, kwargs = slice_positions(one, 0, num, width, like)
     if kwargs.get("attention_mask") is not None:
-        seen = seen_keys(one, width, like)[..., :num, :num]
+        seen = visible_keys(one, width, like)[..., :num, :num]
         causal = torch.ones(num, num, dtype=torch.bool, device=like.device).tril()
         # Causal attention goes without saying, and has faster kernels.
         kwargs = {**kwargs, "attention_mask": None if bool((seen == causal).all()) else seen}

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest
-from attrib.forward.hooks import capture, read
+from attrib.forward.hooks import first_tensor, read
 from attrib.forward.layer_call import Call
-from attrib.forward.replay import Captured, first_tensor
+from attrib.forward.replay import Captured, capture
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress

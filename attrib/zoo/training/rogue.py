@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.data.scenes import Scene, render
-from attrib.forward.hooks import capture, read
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.zoo.models import Backbone, decoder_layers, language_model, last_projection

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from attrib.data.scenes import make_scene, render
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.residual import residual_writes
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, NUM_LAYERS, build
 from attrib.zoo.training.growth import grow, keep_lower_half

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from attrib.data.scenes import make_scene
-from attrib.forward.hooks import capture
+from attrib.forward.replay import capture
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, build
 from attrib.zoo.training.rogue import CHANNEL, SIZE, _ignore_channel, plant_rogue_channel
