@@ -52,10 +52,10 @@ def edits_of(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
                 edits.append(editor.edit(vlm, sample.request))
                 stack.enter_context(edits[-1].applied(vlm))
         return Stacked(edits)
-    together = getattr(editor, "together", None)
-    if together is None:
+    merge = getattr(editor, "merge", None)
+    if merge is None:
         raise AttribError(f"{editor.name} keeps one edit at a time: it has no `merge`")
-    return together([editor.edit(vlm, sample.request) for sample in samples])
+    return merge([editor.edit(vlm, sample.request) for sample in samples])
 
 
 @dataclass(eq=False)
