@@ -15,7 +15,7 @@ from figures.scene_objects import (
     objects_of,
     placed_cells,
     thumbnail,
-    told_by,
+    truth_scores,
     truths,
 )
 from figures.trained import load_editor
@@ -181,7 +181,8 @@ def _rows(sample: "EditSample", maps: Mapping[str, Placed], truth: Any) -> list[
         agreement = rank_agreement(one.values, maps[HEAT].values) if same else float("nan")
         rows.append({
             "example": sample.id, "kind": str(sample.meta.get("kind", "")), "map": name,
-            "mean": float(one.values.mean()), **told_by(one.cells, where), "agreement": agreement,
+            "mean": float(one.values.mean()), **truth_scores(one.cells, where),
+            "agreement": agreement,
         })  # fmt: skip
     return rows
 

@@ -54,7 +54,7 @@ def objects_of(
     return Objects(masks_to_grid(masks, grid), asked)
 
 
-def told_by(values: Float[np.ndarray, " cell"], objects: Objects | None) -> dict[str, float]:
+def truth_scores(values: Float[np.ndarray, " cell"], objects: Objects | None) -> dict[str, float]:
     """How a map tells the object asked about: means on it, on others and elsewhere, and more.
 
     "auc" is against all other cells, "auc_objects" against those of other objects, "mass" the share

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from attrib.analyses.sensitivity import in_chunks, sensitivity
 from attrib.errors import AttribError
+from attrib.forward import suffix as suffix_module
 from attrib.forward.hooks import read, write
 from attrib.forward.noise import base_noise, perturbed_positions
 from attrib.forward.suffix import Suffix, build_suffix, clean_pass
