@@ -7,7 +7,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from attrib.analyses.contributions import MODULES
-from attrib.results import Result, bootstrap
+from attrib.results import Result
+from attrib.stats import bootstrap_means
 
 CLEARLY_SMALLER = 0.5  # a control that keeps more than half of the effect controls nothing
 
@@ -37,7 +38,7 @@ def how_sure(result: Result) -> str:
         return "This is one example: nothing is known about others."
     half, peak = values.shape[1] // 2, np.nanmean(values, axis=0).argmax()
     low, high = _late_interval(values, half, result.seed)
-    often = (bootstrap(values, seed=result.seed).argmax(1) == peak).mean()
+    often = (bootstrap_means(values, seed=result.seed).argmax(1) == peak).mean()
     return (
         f"With other examples the share would be {low:.0%} to {high:.0%} (95% bootstrap interval), "
         f"and layer {peak} would be the highest in {often:.0%} of the cases."
@@ -107,7 +108,7 @@ def _control(right: Result, wrong: Result) -> _Control | None:
         return None
     values = pairs.to_numpy()
     ratio = values[:, 1].mean() / values[:, 0].mean()
-    draws = bootstrap(values, seed=right.seed)
+    draws = bootstrap_means(values, seed=right.seed)
     low, high = np.nanpercentile(draws[:, 1] / draws[:, 0], [2.5, 97.5])
     return _Control(float(ratio), float(low), float(high), len(pairs))
 
@@ -122,7 +123,7 @@ def _per_layer(result: Result) -> Float[np.ndarray, "example layer"]:
 def _late_interval(
     values: Float[np.ndarray, "example layer"], half: int, seed: int
 ) -> tuple[float, float]:
-    low, high = np.nanpercentile(_late_share(bootstrap(values, seed=seed), half), [2.5, 97.5])
+    low, high = np.nanpercentile(_late_share(bootstrap_means(values, seed=seed), half), [2.5, 97.5])
     return float(low), float(high)
 
 

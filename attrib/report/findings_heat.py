@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from attrib.results import Result, bootstrap
+from attrib.results import Result
+from attrib.stats import bootstrap_means
 
 
 def about_heatmaps(result: Result) -> str:
@@ -37,7 +38,7 @@ def _tokens_with_half(result: Result, layer: int) -> float:
 def _how_sure(values: np.ndarray, top: int, layer: int, seed: int) -> str:
     if len(values) == 1:
         return "This is one example: nothing is known about others."
-    often = (np.nan_to_num(bootstrap(values, seed=seed)).argmax(1) == top).mean()
+    often = (np.nan_to_num(bootstrap_means(values, seed=seed)).argmax(1) == top).mean()
     return f"With other examples layer {layer} would be the first in {often:.0%} of the cases."
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
-from attrib.results import Result, bootstrap
+from attrib.results import Result
+from attrib.stats import bootstrap_means
 
 STATES = {
     "visual": "visual states",
@@ -58,7 +59,7 @@ def _passing(curves: dict[str, Float[np.ndarray, "example layer"]], seed: int) -
     sentence = f"From layer {layer} on the last token carries more of it than the visual tokens"
     if len(ahead) < 2:
         return f"{sentence}."
-    draws = _crossing(bootstrap(ahead, seed=seed))
+    draws = _crossing(bootstrap_means(ahead, seed=seed))
     low, high = np.percentile(draws, [2.5, 97.5], method="nearest")
     return f"{sentence} (95% interval: layer {low} to {high})."
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from attrib.results import Result, bootstrap
+from attrib.results import Result
+from attrib.stats import bootstrap_means
 
 HIT = {"text": "its text tokens", "visual": "its visual tokens", "both": "all its tokens"}
 
@@ -38,14 +39,14 @@ def about_sweep(result: Result) -> str:
 def _interval(values: Float[np.ndarray, " example"], seed: int) -> str:
     if len(values) == 1:
         return ""
-    low, high = np.nanpercentile(bootstrap(values[:, None], seed=seed), [2.5, 97.5])
+    low, high = np.nanpercentile(bootstrap_means(values[:, None], seed=seed), [2.5, 97.5])
     return f" (95% interval {low:.3g} to {high:.3g})"
 
 
 def _how_sure(curves: Float[np.ndarray, "example layer"], layer: int, top: int, seed: int) -> str:
     if len(curves) == 1:
         return "This is one example: nothing is known about others."
-    often = (bootstrap(curves, seed=seed).argmax(1) == top).mean()
+    often = (bootstrap_means(curves, seed=seed).argmax(1) == top).mean()
     return f"With other examples layer {layer} would be the highest in {often:.0%} of the cases."
 
 

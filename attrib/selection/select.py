@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from attrib.errors import AttribError
-from attrib.results import RESAMPLES, Result
+from attrib.results import Result
 from attrib.selection.evidence import Evidence, command_for, gather
 from attrib.selection.report import Choice, LayerReport
 from attrib.selection.rules import (
@@ -21,6 +21,7 @@ from attrib.selection.rules import (
     RuleName,
     consensus,
 )
+from attrib.stats import RESAMPLES
 
 ENDS = (0.025, 0.975)
 DIGITS = 10
