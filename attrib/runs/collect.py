@@ -65,7 +65,7 @@ class Collected:
     def quarantine(self, sample: EditSample, where: str, why: str | Exception) -> None:
         """Record that a sample cannot be used; a RowError names its own file, row and field."""
         if isinstance(why, RowError):
-            record = Quarantined.of(why)
+            record = Quarantined.from_error(why)
         else:
             reason = " ".join(str(why).split())
             record = Quarantined(self.file or sample.id, sample.meta.get("row"), where, reason)

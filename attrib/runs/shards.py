@@ -5,6 +5,7 @@ commits the shard and holds the digests of the others: a shard that is incomplet
 mixed up is renamed and measured again.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -175,10 +176,8 @@ class ShardStore:
 
     def _damaged(self, path: Path, reason: str) -> Damaged:
         """Rename a damaged file, which another process may have done first; the error to raise."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             path.replace(path.with_suffix(".damaged"))
-        except FileNotFoundError:
-            pass
         return Damaged(f"{path}: damaged part renamed: {' '.join(reason.split())}")
 
 

@@ -10,6 +10,7 @@ from attrib.progress import progress
 from attrib.runs.collect import MEMORY, REFUSED, Collected, Collector
 from attrib.runs.shards import Shard, ShardStore
 
+Pass = tuple[Shard, Sequence[EditSample], bool]  # the last: whether it completes the shard
 IMAGE_FIELDS = ("image", "image_rephrase", "m_loc")
 
 
@@ -51,8 +52,7 @@ class Worker:
                 self.slowest = max(self.slowest, time.monotonic() - start)
                 done, start = Collected(self.file), time.monotonic()
 
-    def _passes(self, shards: Sequence[Shard]) -> Iterable[tuple[Shard, Sequence[EditSample], bool]]:
-        """Shard, samples of a pass, and whether the pass completes the shard."""
+    def _passes(self, shards: Sequence[Shard]) -> Iterable[Pass]:
         size = self.collector.batch_size
         passes = [
             (shard, shard.samples[start : start + size], start + size >= len(shard.samples))
@@ -83,7 +83,7 @@ def _image_error(request: EditRequest) -> str:
     try:
         _ = request.image
     except RowError as error:
-        return Quarantined.of(error).reason
+        return Quarantined.from_error(error).reason
     except AttribError as error:
         return " ".join(str(error).split())
     return ""

@@ -18,7 +18,7 @@ from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.report.findings_patching import about_patching
 from attrib.results import Result, tidy
-from attrib.runs.collecting import collect
+from attrib.runs.collect import collect
 
 COLORS = ("red", "blue", "white", "black", "lime", "yellow")
 WORDS = {"visual": "visual tokens", "last": "last prompt token"}

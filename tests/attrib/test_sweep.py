@@ -21,7 +21,7 @@ from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from attrib.report.findings_sweep import about_sweep
 from attrib.results import Result, tidy
-from attrib.runs.collecting import collect
+from attrib.runs.collect import collect
 
 FULL = {"unit": "std", "draws": 1, "seed": 0}
 
