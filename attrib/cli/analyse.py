@@ -41,14 +41,14 @@ def contributions(options: ContributionOptions) -> int:
     """How much each layer's attention and MLP push the key token (VisEdit, Figs. 1, 5, 6)."""
     from attrib import plots
     from attrib.analyses.tables import measure_contributions
-    from attrib.report.findings import about_contributions, how_sure
+    from attrib.report.summaries import summarize_contributions, contribution_confidence
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         title = f"Contribution to the key token ({options.key})"
         return {"contributions": plots.contributions(result, title=title)}
 
     def about(result: "Result") -> str:
-        return f"{about_contributions(result)} {how_sure(result)}"
+        return f"{summarize_contributions(result)} {contribution_confidence(result)}"
 
     measure = partial(measure_contributions, key=options.key, norm=options.norm)
     empty = "the data is without a wrong answer to use as key: give --key token:WORD"
@@ -59,7 +59,7 @@ def attention(options: AttentionOptions) -> int:
     """What the last prompt token attends to in each layer (DualEdit, Fig. 1)."""
     from attrib import plots
     from attrib.analyses.tables import measure_attention
-    from attrib.report.findings import about_attention
+    from attrib.report.summaries import summarize_attention
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         return {
@@ -67,7 +67,7 @@ def attention(options: AttentionOptions) -> int:
             "attention-share": plots.attention(result, quantity="share"),
         }
 
-    return analyse("attention", options, measure_attention, draw, about_attention)
+    return analyse("attention", options, measure_attention, draw, summarize_attention)
 
 
 def analyse(

@@ -15,23 +15,23 @@ from attrib.selection.evaluate import (
 )
 from attrib.selection.evidence import Evidence, evidence_table, gather
 from attrib.selection.report import Choice, LayerReport
-from attrib.selection.rules import MODALITIES, RULES, VOTERS, Modality, RuleName
+from attrib.selection.rules import MODALITIES, RULES, CONSENSUS_RULES, Modality, RuleName
 from attrib.selection.select import select_layers
-from attrib.selection.words import about_words, for_all_words
+from attrib.selection.multi_token import summarize_words, combine_words
 
 __all__ = [
     "MODALITIES",
     "RULES",
-    "VOTERS",
+    "CONSENSUS_RULES",
     "Choice",
     "Evidence",
     "LayerReport",
     "Modality",
     "RuleName",
-    "about_words",
+    "summarize_words",
     "evidence_table",
     "fixed_picks",
-    "for_all_words",
+    "combine_words",
     "gather",
     "picks_of",
     "rank_correlations",

@@ -16,7 +16,7 @@ from attrib.analyses.tables import measure_patching
 from attrib.cli.patching import _plan
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.report.findings_patching import about_patching
+from attrib.report.summaries import summarize_patching
 from attrib.results import Result, tidy
 from attrib.runs.collecting import collect
 
@@ -118,7 +118,7 @@ def test_samples_that_cannot_be_patched_are_refused(tiny):
 
 
 def test_the_finding_says_where_the_answer_passes():
-    said = about_patching(planted())
+    said = summarize_patching(planted())
     assert said.startswith("20 pairs of images to which planted gives different answers.")
     assert "4 pairs with the same answer to both say nothing." in said
     assert "in 100% of them at layer 0, in under half from layer 6 on" in said
@@ -129,14 +129,14 @@ def test_the_finding_says_where_the_answer_passes():
 
 def test_the_finding_of_one_span_and_of_pairs_that_say_nothing():
     result = planted()
-    alone = about_patching(result.where(span="last"))
+    alone = summarize_patching(result.where(span="last"))
     assert "carries more" not in alone and "visual" not in alone
     none = result.frame.assign(value=result.frame["value"].where(result.frame["example"] > "e2"))
     only = Result("patching", pd.DataFrame(none[none["example"] == "e21"]), {})
-    assert "gives the same answer to both images of every pair" in about_patching(only)
+    assert "gives the same answer to both images of every pair" in summarize_patching(only)
     never = result.frame.assign(value=result.frame["value"].where(
         result.frame["statistic"] != "follows", 0.0))  # fmt: skip
-    said = about_patching(Result("patching", never, {}))
+    said = summarize_patching(Result("patching", never, {}))
     assert "in 0% to 0% of them at every layer" in said and "never carries more" in said
 
 

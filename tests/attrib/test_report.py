@@ -143,9 +143,9 @@ def test_the_same_study_is_the_same_page(html):
 
 
 def test_a_late_curve_is_called_late_and_an_early_one_early():
-    late = findings.about_contributions(planted.contributions(LATE))
-    early = findings.about_contributions(planted.contributions(LATE[::-1]))
-    flat = findings.about_contributions(planted.contributions(np.full(12, 0.5)))
+    late = findings.summarize_contributions(planted.contributions(LATE))
+    early = findings.summarize_contributions(planted.contributions(LATE[::-1]))
+    flat = findings.summarize_contributions(planted.contributions(np.full(12, 0.5)))
     assert "writes the key token late:" in late and "most of all from layer 11" in late
     assert "writes the key token early:" in early and "most of all from layer 0" in early
     assert "early and late alike" in flat
@@ -154,39 +154,39 @@ def test_a_late_curve_is_called_late_and_an_early_one_early():
 
 
 def test_contributions_against_the_token_are_not_called_contributions_for_it():
-    assert "no layer speaks" in findings.about_contributions(planted.contributions(-LATE - 1))
+    assert "no layer speaks" in findings.summarize_contributions(planted.contributions(-LATE - 1))
 
 
 def test_how_sure_depends_on_the_spread():
-    assert "in 100% of the cases" in findings.how_sure(planted.contributions(LATE, noise=0.01))
-    loose = findings.how_sure(planted.contributions(np.full(12, 0.5), noise=1.0))
+    assert "in 100% of the cases" in findings.contribution_confidence(planted.contributions(LATE, noise=0.01))
+    loose = findings.contribution_confidence(planted.contributions(np.full(12, 0.5), noise=1.0))
     assert "in 100%" not in loose
-    assert "one example" in findings.how_sure(planted.contributions(LATE, examples=1))
+    assert "one example" in findings.contribution_confidence(planted.contributions(LATE, examples=1))
 
 
 def test_the_control_is_believed_only_when_it_falls():
     right = planted.contributions(LATE)
-    falls = findings.about_control(right, planted.contributions(0.05 * LATE, noise=0.001))
-    stays = findings.about_control(right, planted.contributions(0.9 * LATE))
+    falls = findings.summarize_control(right, planted.contributions(0.05 * LATE, noise=0.001))
+    stays = findings.summarize_control(right, planted.contributions(0.9 * LATE))
     assert "about this answer" in falls and "no clear difference" in stays
 
 
 def test_the_first_sentence_is_taken_back_where_the_control_fails():
     right = planted.contributions(LATE)
-    assert "But" not in findings.finding(right, planted.contributions(0.05 * LATE, noise=0.001))
-    assert "But a wrong answer" in findings.finding(right, planted.contributions(0.9 * LATE))
+    assert "But" not in findings.summarize_with_control(right, planted.contributions(0.05 * LATE, noise=0.001))
+    assert "But a wrong answer" in findings.summarize_with_control(right, planted.contributions(0.9 * LATE))
 
 
 def test_the_control_compares_the_examples_that_have_one():
     right, wrong = planted.contributions(LATE), planted.contributions(0.1 * LATE, noise=0.001)
     few = wrong.frame[wrong.frame["example"].isin(["e1", "e2", "e3"])]
-    some = findings.about_control(right, Result("wrong_key", few, {}))
-    none = findings.about_control(right, Result("wrong_key", few[:0], {}))
+    some = findings.summarize_control(right, Result("wrong_key", few, {}))
+    none = findings.summarize_control(right, Result("wrong_key", few[:0], {}))
     assert "3 examples" in some and "No example has a wrong answer" in none
 
 
 def test_attention_names_the_layers_of_most_and_least():
-    sentence = findings.about_attention(planted.attention([0.1, 0.6, 0.3, 0.05]))
+    sentence = findings.summarize_attention(planted.attention([0.1, 0.6, 0.3, 0.05]))
     assert "most attention in layer 1 (60%" in sentence and "least in layer 3 (5%" in sentence
     assert "more than the image in 3 of 4 layers" in sentence  # 0.6 / 16 > 0.1 / 10 in layer 1
 
@@ -195,8 +195,8 @@ def test_attention_without_an_image_says_so():
     result = planted.attention([0.1, 0.6])
     frame = result.frame.copy()
     frame.loc[frame["statistic"].str.startswith("visual"), "value"] = np.nan
-    assert "no visual tokens" in findings.about_attention(Result("attention", frame, {}))
+    assert "no visual tokens" in findings.summarize_attention(Result("attention", frame, {}))
 
 
 def test_right_answers_are_counted():
-    assert "20 of 24 prompts right" in findings.about_answers(planted.answers(24, 20))
+    assert "20 of 24 prompts right" in findings.summarize_answers(planted.answers(24, 20))

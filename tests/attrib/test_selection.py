@@ -7,7 +7,7 @@ import pytest
 from attrib.errors import AttribError
 from attrib.results import Result
 from attrib.selection import evidence_table, gather, select_layers
-from attrib.selection.rules import rise
+from attrib.selection.rules import step_score
 
 STEP, LOUD, PASSES, READ = planted.STEP, planted.LOUD, planted.PASSES, planted.READ
 
@@ -174,7 +174,7 @@ def test_evidence_is_tabled_with_intervals():
 def test_scores_are_those_of_the_curves():
     report = select_layers(planted.evidence())
     mean = gather(planted.evidence()).curves["contributions"].mean(0)
-    assert np.allclose(report.choices["text"]["onset"].scores[:-1], rise(mean[None])[0, :-1])
+    assert np.allclose(report.choices["text"]["onset"].scores[:-1], step_score(mean[None])[0, :-1])
     table = report.scores()
     rows = table[(table["modality"] == "text") & (table["evidence"] == "onset")]
     assert rows["value"].tolist() == list(report.choices["text"]["onset"].scores[:-1])
