@@ -29,7 +29,7 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from benchmarks.timing import compare, ratio
 from editors.methods.adapter_objective import AdapterObjective
-from editors.prefix.cached_dataset import AdapterData, adapter_data, requests_of
+from editors.prefix.cached_dataset import CachedDataset, cache_dataset, requests_of
 from editors.prefix.states import EMBED, IGNORED
 from editors.training.config import preset_for
 from editors.training.losses import answer_losses, asked_roles
@@ -54,7 +54,7 @@ class Step:
         sites = adapters.build(vlm, seed=0)
         first = min(text, visual)
         needed = [EMBED, text, visual]
-        data: AdapterData = adapter_data(vlm, samples, first=[first], signals=needed)
+        data: CachedDataset = cache_dataset(vlm, samples, first=[first], signals=needed)
         objective = AdapterObjective(vlm, sites, data, data, preset.weights, adapters)
         asked = [r for s in samples for role in objective.roles for r in requests_of(s, role)]
         batch = vlm.encode(

@@ -26,7 +26,7 @@ from attrib.model.vlm import VLM
 from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
 from editors.adapters.edit_signal import layers_of_signals
 from editors.methods.adapter_objective import AdapterObjective, trained_roles
-from editors.prefix.streamed_dataset import kept_or_anew
+from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.config import PRESETS
 from editors.training.trainer import Run
 
@@ -52,7 +52,7 @@ class Bench:
         needed = layers_of_signals(adapters.signal, [self.text, self.visual])
         reset_peak(self.vlm)
         began = time.perf_counter()
-        data, held = kept_or_anew(
+        data, held = cached_or_streamed(
             self.vlm, self.samples, self.samples[:1], first=[min(self.text, self.visual)],
             signals=needed, roles=trained_roles(preset.weights, sites), keep=keep,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from attrib.errors import AttribError
 from attrib.forward.hooks import on_output, write
 from attrib.model.vlm import VLM
 from editors.adapters.router import Serving
-from editors.adapters.sites import Gate, Memory, Site
+from editors.adapters.sites import Gate, MemoryEntry, Site
 
 __all__ = ["Edit", "Editor", "HiddenEdit", "WeightEdit"]
 
@@ -60,7 +60,7 @@ class Editor(Protocol):
         """The edit that installs a request."""
         ...
 
-    def together(self, edits: Sequence[Edit]) -> Edit:
+    def merge(self, edits: Sequence[Edit]) -> Edit:
         """Several of its edits as one."""
         ...
 
@@ -76,7 +76,7 @@ class HiddenEdit:
     """
 
     sites: Sequence[Site]
-    memories: Sequence[Memory]
+    memories: Sequence[MemoryEntry]
     gate: Gate | None = None
 
     def __post_init__(self):

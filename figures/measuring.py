@@ -101,10 +101,10 @@ def resampled(
     values: Float[np.ndarray, "example *group"], *, seed: int = 0
 ) -> Float[np.ndarray, "draw *group"]:
     """Means of examples drawn with replacement, one per draw; a draw is the same for all groups."""
-    from attrib.results import bootstrap
+    from attrib.stats import bootstrap_means
 
     flat = np.asarray(values, float).reshape(len(values), -1)
-    draws = bootstrap(flat, resamples=RESAMPLES, seed=seed)
+    draws = bootstrap_means(flat, resamples=RESAMPLES, seed=seed)
     return draws.reshape(RESAMPLES, *np.shape(values)[1:])
 
 

@@ -41,18 +41,15 @@ def contributions(options: ContributionOptions) -> int:
     """How much each layer's attention and MLP push the key token (VisEdit, Figs. 1, 5, 6)."""
     from attrib import plots
     from attrib.analyses.tables import measure_contributions
-    from attrib.report.summaries import summarize_contributions, contribution_confidence
+    from attrib.report.summaries import summarize_contributions
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         title = f"Contribution to the key token ({options.key})"
         return {"contributions": plots.contributions(result, title=title)}
 
-    def about(result: "Result") -> str:
-        return f"{summarize_contributions(result)} {contribution_confidence(result)}"
-
     measure = partial(measure_contributions, key=options.key, norm=options.norm)
     empty = "the data is without a wrong answer to use as key: give --key token:WORD"
-    return analyse("contributions", options, measure, draw, about, empty=empty)
+    return analyse("contributions", options, measure, draw, summarize_contributions, empty=empty)
 
 
 def attention(options: AttentionOptions) -> int:

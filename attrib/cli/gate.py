@@ -54,7 +54,7 @@ def gate(options: GateOptions) -> int:
     from attrib.analyses.gate_roc import separation
     from attrib.analyses.tables import measure_gate
     from attrib.files import write_text
-    from attrib.report.gate_summary import summarize_gate, gate_auc_table
+    from attrib.report.gate_summary import gate_auc_table, summarize_gate
 
     tables: list[pd.DataFrame] = []
 

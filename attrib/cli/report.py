@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from attrib.data import EditSample
-    from attrib.report.run_reader import RunRead
     from attrib.report.layer_study import LayerStudy
+    from attrib.report.run_reader import RunRead
     from attrib.selection import LayerReport
 
 NOISE = 0.1  # of the heatmaps: with little noise one draw is enough to find what is looked at
@@ -131,8 +131,8 @@ def _study(
 ) -> "LayerStudy":
     from dataclasses import replace
 
-    from attrib.report.run_reader import read_runs
     from attrib.report.layer_study import layer_study
+    from attrib.report.run_reader import read_runs
 
     runs = read_runs(folders)
     saved = _saved(folders)

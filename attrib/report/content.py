@@ -7,10 +7,12 @@ import pandas as pd
 
 from attrib.analyses.heatmaps import PUBLISHED_CODE, Perturbation
 from attrib.environment import sha256
-from attrib.report.selection_summary import summarize_selection
 from attrib.report.caveats import caveats
 from attrib.report.evidence import Table, parts_of, score_figures
+from attrib.report.layer_study import LayerStudy
+from attrib.report.rationale import why
 from attrib.report.run_reader import MAIN
+from attrib.report.selection_summary import summarize_selection
 from attrib.report.summary import (
     grid_in_short,
     headline,
@@ -20,8 +22,6 @@ from attrib.report.summary import (
     sureness,
     what_it_means,
 )
-from attrib.report.layer_study import LayerStudy
-from attrib.report.rationale import why
 
 DIGEST = 12  # digits of a file's digest that are shown
 WORDS = {"text": "words", "visual": "visual tokens"}

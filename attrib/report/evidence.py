@@ -9,12 +9,15 @@ from markupsafe import Markup
 
 from attrib import plots
 from attrib.plots.layer_evidence import CURVES, kinds
-from attrib.report.summaries import summarize_attention, summarize_contributions, contribution_confidence
 from attrib.report.heatmap_summary import summarize_faithfulness
-from attrib.report.summaries import summarize_patching
-from attrib.report.summaries import summarize_sensitivity
 from attrib.report.layer_study import LayerStudy
 from attrib.report.page import interval
+from attrib.report.summaries import (
+    summarize_attention,
+    summarize_contributions,
+    summarize_patching,
+    summarize_sensitivity,
+)
 from attrib.results import Result
 
 Table = dict[str, Any]
@@ -50,7 +53,7 @@ KINDS = (
         "Where is the answer written?",
         ("contributions",),
         {"contributions": BOTH},
-        lambda result: f"{summarize_contributions(result, 'the answer')} {contribution_confidence(result)}",
+        lambda result: summarize_contributions(result, "the answer token"),
         "How much each layer's attention and MLP push the answer's first token at the last prompt "
         "token (VisEdit, Eqs. 1-5). The rule onset looks for the step up: an edit should stand "
         "just before it.",

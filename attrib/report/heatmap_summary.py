@@ -47,7 +47,7 @@ def faithfulness_table(result: Result, all_layers: Result) -> pd.DataFrame:
         row = {"method": method, "all layers": together}
         if len(means):
             best = means.loc[means["mean"].idxmax()]
-            low, high = wilson(best["mean"] * best["n"], best["n"])
+            low, high = wilson(round(best["mean"] * best["n"]), int(best["n"]))
             at = result.where(method=method, statistic="auc", layer=best["layer"])
             row |= {"best layer": int(best["layer"]), "hit": best["mean"], "low": low,
                     "high": high, "AUC": at.mean(["layer"])["mean"].iloc[0]}  # fmt: skip

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from attrib import plots
 from attrib.files import write_text
-from attrib.report import findings
+from attrib.report import summaries
 from attrib.report.demo_study import Study
 from attrib.results import Result
 
@@ -33,11 +33,13 @@ def render(study: Study) -> str:
         .get_template("first.html.j2")
         .render(
             study=study,
-            finding=findings.summarize_with_control(results["contributions"], results["wrong_key"]),
-            certainty=findings.contribution_confidence(results["contributions"]),
-            control=findings.summarize_control(results["contributions"], results["wrong_key"]),
-            attention=findings.summarize_attention(results["attention"]),
-            answers=findings.summarize_answers(results["answers"]),
+            finding=summaries.summarize_demo(results["contributions"], results["wrong_key"]),
+            contributions=summaries.summarize_contributions(
+                results["contributions"], "the answer token"
+            ),
+            control=summaries.summarize_control(results["contributions"], results["wrong_key"]),
+            attention=summaries.summarize_attention(results["attention"]),
+            answers=summaries.summarize_answers(results["answers"]),
             contribution_figures=_contribution_figures(
                 results["contributions"], results["wrong_key"]
             ),

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from attrib.report.selection_summary import WHERE
 from attrib.report.layer_study import LayerStudy
+from attrib.report.selection_summary import WHERE
 from attrib.selection import CONSENSUS_RULES, Choice
 
 CONSENSUS = (

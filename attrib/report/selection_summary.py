@@ -71,6 +71,6 @@ def _rules(report: LayerReport, modality: str) -> str:
     if len(voters) < 2:
         return ""
     alone = ", ".join(f"{name} {choices[name].layer}" for name in voters)
-    apart = agreement["apart"]
+    apart = agreement["spread"]
     verdict = "they agree" if apart <= 1 else f"they are up to {apart} layers apart"
     return f"The rules alone say {alone}: {verdict}."

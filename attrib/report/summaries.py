@@ -126,7 +126,7 @@ def summarize_patching(result: Result) -> str:
 
 def percent(*shares: float) -> str:
     """One share as "75 %", or the two ends of an interval as "66-85 %"."""
-    return f"{'-'.join(f'{100 * share:.0f}' for share in shares)} %"
+    return f"{'-'.join(dict.fromkeys(f'{100 * share:.0f}' for share in shares))} %"
 
 
 def model_name(result: Result) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from attrib.report.selection_summary import UNCLEAR, WHERE
 from attrib.report.layer_study import EXPECTED, LayerStudy
+from attrib.report.selection_summary import UNCLEAR, WHERE
 from attrib.selection import CONSENSUS_RULES, LayerReport
 
 SURE = 0.9  # of the draws
@@ -84,7 +84,7 @@ def sureness(study: LayerStudy) -> str:
 
 def _rules_agree(report: LayerReport) -> str:
     apart = {
-        m: a["apart"] for m, a in report.agreement.items() if a.get("apart") is not None
+        m: a["spread"] for m, a in report.agreement.items() if a.get("spread") is not None
         and len(a["picks"]) > 1
     }  # fmt: skip
     if not apart:

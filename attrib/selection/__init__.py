@@ -14,27 +14,27 @@ from attrib.selection.evaluate import (
     regret,
 )
 from attrib.selection.evidence import Evidence, evidence_table, gather
+from attrib.selection.multi_token import combine_words, summarize_words
 from attrib.selection.report import Choice, LayerReport
-from attrib.selection.rules import MODALITIES, RULES, CONSENSUS_RULES, Modality, RuleName
+from attrib.selection.rules import CONSENSUS_RULES, MODALITIES, RULES, Modality, RuleName
 from attrib.selection.select import select_layers
-from attrib.selection.multi_token import summarize_words, combine_words
 
 __all__ = [
+    "CONSENSUS_RULES",
     "MODALITIES",
     "RULES",
-    "CONSENSUS_RULES",
     "Choice",
     "Evidence",
     "LayerReport",
     "Modality",
     "RuleName",
-    "summarize_words",
+    "combine_words",
     "evidence_table",
     "fixed_picks",
-    "combine_words",
     "gather",
     "picks_of",
     "rank_correlations",
     "regret",
     "select_layers",
+    "summarize_words",
 ]

@@ -8,19 +8,20 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from attrib.errors import AttribError
-from attrib.results import RESAMPLES, Result
+from attrib.results import Result
 from attrib.selection.evidence import Evidence, command_for, gather
 from attrib.selection.report import Choice, LayerReport
 from attrib.selection.rules import (
     CONSENSUS,
+    CONSENSUS_RULES,
     MODALITIES,
     RULES,
-    CONSENSUS_RULES,
     Draws,
     Modality,
     RuleName,
     consensus,
 )
+from attrib.stats import RESAMPLES, bootstrap_weights, weighted_means
 
 ENDS = (0.025, 0.975)
 DIGITS = 10
@@ -54,11 +55,11 @@ def select_layers(
             "one layer"
         )
     evidence = gather(results)
-    bootstrap_weights = bootstrap_weights_for(len(evidence.examples), resamples, seed)
+    weights = bootstrap_weights(len(evidence.examples), resamples=resamples, seed=seed)
     choices: dict[str, dict[str, Choice]] = {}
     left_out: list[str] = []
     for modality in MODALITIES:
-        choices[modality], skipped = _choices(evidence, modality, bootstrap_weights)
+        choices[modality], skipped = _choices(evidence, modality, weights)
         left_out += [line for name, line in skipped.items() if name in (rule, *CONSENSUS_RULES)]
     if not any(rule in chosen for chosen in choices.values()):
         raise AttribError(f"no layer can be selected by {rule}: {'; '.join(left_out)}")
@@ -70,22 +71,6 @@ def select_layers(
     return LayerReport(
         layers, rule, choices, agreement, left_out, evidence.num_layers, _meanings(), provenance
     )
-
-
-def bootstrap_weights_for(examples: int, resamples: int, seed: int) -> Float[np.ndarray, "draw example"]:
-    """How often each example is drawn: once each in the first draw, then with replacement."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(examples, np.full(examples, 1 / examples), size=resamples)
-    return np.concatenate([np.ones((1, examples)), drawn])
-
-
-def mean_curves(
-    values: Float[np.ndarray, "example layer"], bootstrap_weights: Float[np.ndarray, "draw example"]
-) -> Draws:
-    """Mean curve of each draw; NaN where a draw has no value."""
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return bootstrap_weights @ np.where(there, values, 0.0) / (bootstrap_weights @ there)
 
 
 def chosen(scores: Draws, examples: int, weights: Mapping[str, float] | None = None) -> Choice:
@@ -111,8 +96,8 @@ def chosen(scores: Draws, examples: int, weights: Mapping[str, float] | None = N
 def agreement_of(choices: Mapping[str, Choice]) -> dict[str, Any]:
     """How far apart the voting rules are.
 
-    `picks` of each; `spread`: layers between the lowest and the highest of them; `correlation`: mean
-    rank correlation over layers of their scores, None with fewer than two rules.
+    `picks` of each; `spread`: layers between the lowest and the highest of them; `correlation`:
+    mean rank correlation over layers of their scores, None with fewer than two rules.
     """
     voters = {name: choices[name] for name in CONSENSUS_RULES if name in choices}
     picks = {name: choice.layer for name, choice in voters.items()}
@@ -128,7 +113,7 @@ def agreement_of(choices: Mapping[str, Choice]) -> dict[str, Any]:
 
 
 def _choices(
-    evidence: Evidence, modality: Modality, bootstrap_weights: Float[np.ndarray, "draw example"]
+    evidence: Evidence, modality: Modality, weights: Float[np.ndarray, "draw example"]
 ) -> tuple[dict[str, Choice], dict[str, str]]:
     """What each rule chooses; and by name, why others choose nothing."""
     found: dict[str, Choice] = {}
@@ -140,7 +125,7 @@ def _choices(
         if not needs or missing:
             skipped[name] = f"{name} of {modality} left out: {_reason(evidence, missing)}"
             continue
-        scores = rule.score(*(mean_curves(evidence.curves[c], bootstrap_weights) for c in needs))
+        scores = rule.score(*(weighted_means(evidence.curves[c], weights) for c in needs))
         if not np.nanmax(scores[0], initial=0) > 0:
             skipped[name] = f"{name} of {modality} left out: nothing speaks for any layer"
             continue
@@ -149,9 +134,9 @@ def _choices(
         if rule.votes:
             votes[name] = scores
     if votes:
-        combined, weights = consensus(votes)
+        combined, rule_weights = consensus(votes)
         examples = min(found[name].examples for name in votes)
-        found["consensus"] = chosen(combined, examples, weights)
+        found["consensus"] = chosen(combined, examples, rule_weights)
     else:
         skipped["consensus"] = f"consensus of {modality} left out: no rule has a say"
     return found, skipped

@@ -90,11 +90,11 @@ def windows(
 
 def pad_signals(signals: Sequence[Signal]) -> Signals:
     """The signals of several edits side by side."""
-    padded, real = side_by_side([s.states for s in signals])
+    padded, real = pad_states([s.states for s in signals])
     return Signals(padded, real, torch.stack([s.last for s in signals]))
 
 
-def side_by_side(
+def pad_states(
     states: Sequence[Float[Tensor, "_ width"]],
 ) -> tuple[Float[Tensor, "batch pos width"], Bool[Tensor, "batch pos"]]:
     """States of different lengths padded on the right, at least one long, and which are real."""

@@ -11,7 +11,7 @@ from attrib.errors import AttribError
 from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from editors.adapters.sites import Gate, Memory, Site, signals_of
+from editors.adapters.sites import Gate, MemoryEntry, Site, signals_of
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Serving:
     """
 
     vlm: VLM
-    memories: Sequence[Memory]
+    memories: Sequence[MemoryEntry]
     gate: Gate | None
     chosen: Int[Tensor, " batch"] | None = None
     _hidden: dict[int, Tensor] = field(default_factory=dict)

@@ -16,7 +16,7 @@ Modality = Literal["text", "visual"]
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
+class MemoryEntry:
     """What is kept of one edit that is served from hidden states.
 
     Attributes:
@@ -97,6 +97,6 @@ class Site:
         return spans["text"] & ~spans["last"]
 
 
-def signals_of(memories: Sequence[Memory], key: str, chosen: Int[Tensor, " batch"]) -> Signals:
+def signals_of(memories: Sequence[MemoryEntry], key: str, chosen: Int[Tensor, " batch"]) -> Signals:
     """Per example the signal at a site of the edit that is `chosen` for it."""
     return pad_signals([m.signals[key] for m in memories]).rows(chosen)

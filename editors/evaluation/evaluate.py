@@ -54,7 +54,7 @@ def evaluate(
     *,
     label: str | None = None,
     unedited: Unedited | None = None,
-    at_once: int = 1,
+    num_edits: int = 1,
     batch_size: int = 16,
     seed: int = 0,
 ) -> Result:
@@ -70,7 +70,7 @@ def evaluate(
         protocols: What makes an answer right; see `editors.evaluation.protocols`.
         label: What to call the editor in tables; by default its name.
         unedited: The model before any edit, to share its answers between editors.
-        at_once: How many edits hold while each of them is judged: samples are taken in groups, in
+        num_edits: How many edits hold while each of them is judged: samples are taken in groups, in
             their order.
         batch_size: Inputs in a pass.
         seed: Of the bootstrap intervals that are computed from the result.
@@ -87,7 +87,7 @@ def evaluate(
         AttribError: No edit could be made, or `unedited` is of something else.
     """
     unedited = unedited or Unedited(vlm, tuple(protocols), batch_size)
-    groups = Groups(list(samples), at_once) if at_once > 1 else None
+    groups = Groups(list(samples), num_edits) if num_edits > 1 else None
     measure = Scoring.of(vlm, editor, unedited, protocols, label, groups)
     unedited.require_restored(measure.label, "an earlier run")
     done = collect(vlm, samples, measure, batch_size=1, what=f"edits of {measure.label}")

@@ -8,7 +8,8 @@ from attrib.analyses.gate_roc import separation
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from attrib.results import RESAMPLES, Result
+from attrib.results import Result
+from attrib.stats import RESAMPLES
 from editors.adapters.sites import Gate
 from editors.gating.inputs import REQUEST
 from editors.gating.threshold import own_scores

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import layers_of_signals
-from editors.prefix.cached_dataset import AdapterData, adapter_data
+from editors.prefix.cached_dataset import CachedDataset, cache_dataset
 from editors.training.losses import ROLES
 
 
@@ -21,8 +21,8 @@ class GridInputs:
     """
 
     samples: Sequence[EditSample]
-    data: AdapterData
-    test: AdapterData
+    data: CachedDataset
+    test: CachedDataset
 
     @classmethod
     def of(
@@ -34,5 +34,5 @@ class GridInputs:
     ) -> "GridInputs":
         """The inputs of edits, run once, for adapters at these layers with any signal."""
         shown = layers_of_signals("both", layers)
-        both = adapter_data(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
+        both = cache_dataset(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
         return cls(samples, *both.parted(len(samples)))

@@ -24,7 +24,7 @@ from editors.evaluation.grid_inputs import GridInputs
 from editors.evaluation.layer_grid_scores import Opened, Scores, cell_scores, opened
 from editors.gating.checkpoint import load_gate, save_gate
 from editors.gating.fit import NO_GATE, check_gate, fit_gate
-from editors.methods.adapter_editor import HiddenEditor
+from editors.methods.adapter_editor import AdapterEditor
 from editors.training.config import Preset
 from editors.training.trainer import Run
 
@@ -70,7 +70,7 @@ def cells(
 
 
 def grid(
-    editor: type[HiddenEditor],
+    editor: type[AdapterEditor],
     vlm: VLM,
     samples: Sequence[EditSample],
     test: Sequence[EditSample],
@@ -131,7 +131,7 @@ def grid(
 class _Bench:
     """Where cells are trained and scored."""
 
-    editor: type[HiddenEditor]
+    editor: type[AdapterEditor]
     vlm: VLM
     preset: Preset
     inputs: GridInputs
@@ -193,7 +193,7 @@ def _frame(wanted: Sequence[Cell], scores: Sequence[Scores]) -> pd.DataFrame:
 
 
 def _identity(
-    editor: type[HiddenEditor],
+    editor: type[AdapterEditor],
     vlm: VLM,
     samples: Sequence[EditSample],
     test: Sequence[EditSample],

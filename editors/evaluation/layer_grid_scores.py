@@ -18,7 +18,7 @@ from editors.gating.fit import NO_GATE
 from editors.gating.inputs import related
 from editors.gating.threshold import own_scores
 from editors.methods.adapter_objective import AdapterObjective
-from editors.prefix.cached_dataset import AdapterData
+from editors.prefix.cached_dataset import CachedDataset
 from editors.training.losses import LOCALITY, ROLES
 
 METRICS = {
@@ -42,7 +42,7 @@ def opened(vlm: VLM, samples: Sequence[EditSample], gate: Gate) -> list[dict[str
 
 @torch.no_grad()
 def cell_scores(
-    objective: AdapterObjective, test: AdapterData, gates: Mapping[str, Opened]
+    objective: AdapterObjective, test: CachedDataset, gates: Mapping[str, Opened]
 ) -> Scores:
     """By gate ("none" among them) and metric the mean over edits of the share of right tokens.
 
@@ -74,7 +74,7 @@ def cell_scores(
 
 
 def _served(
-    test: AdapterData, item: int, role: str, opens: Sequence[bool]
+    test: CachedDataset, item: int, role: str, opens: Sequence[bool]
 ) -> Bool[Tensor, " token"]:
     """Per answer token of an edit's inputs of a role, in the order of the objective's tokens."""
     queries = test.of([item], [role]).queries

@@ -146,7 +146,7 @@ class LearnedGate:
     ) -> Float[Tensor, "query edit"]:
         """Log-odds of the network, symmetric in query and edit."""
         one = Encoded.of(queries)
-        device = one.asked.device
+        device = one.text_embedding.device
         other, net = Encoded.of(edits).to(device), self.net.to(device)
         query, edit = torch.meshgrid(
             *(torch.arange(len(some), device=device) for some in (queries, edits)), indexing="ij"

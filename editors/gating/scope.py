@@ -11,7 +11,7 @@ from torch import Tensor
 from attrib.data.samples import EditSample
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import side_by_side
+from editors.adapters.edit_signal import pad_states
 from editors.gating.inputs import COVERED
 from editors.gating.threshold import calibrate, own_scores
 from editors.methods.serac_networks import Scope
@@ -77,7 +77,7 @@ class ScopeGate:
 
 def vectors(net: Scope, examples: Sequence[Example]) -> Float[Tensor, "batch axis"]:
     """The vectors of prompts, given their states at the layer that is read."""
-    words, real = side_by_side([h[spans["text"] | spans["last"]] for h, spans in examples])
+    words, real = pad_states([h[spans["text"] | spans["last"]] for h, spans in examples])
     images = [h[spans["visual"]].float() for h, spans in examples]
     has_image = torch.tensor([len(image) > 0 for image in images], device=words.device)
     means = [image.sum(0) / max(1, len(image)) for image in images]

@@ -17,7 +17,7 @@ from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import layers_of_signals
 from editors.adapters.placement import Adapters
-from editors.adapters.sites import Gate, Memory, Site
+from editors.adapters.sites import Gate, MemoryEntry, Site
 from editors.base import Edit, HiddenEdit
 from editors.gating.checkpoint import load_gate, save_gate
 from editors.gating.fit import NO_GATE, check_gate, fit_gate
@@ -25,9 +25,9 @@ from editors.gating.gates import CosineGate, LearnedGate
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.adapter_objective import AdapterObjective, trained_roles
-from editors.methods.memorizing import memorize
-from editors.prefix.cached_dataset import AdapterData
-from editors.prefix.streamed_dataset import PassedAnew, kept_or_anew
+from editors.methods.memorizing import encode_edit
+from editors.prefix.cached_dataset import CachedDataset
+from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
 from editors.training.config import Preset, preset_for
 from editors.training.held_out import held_out as split_off
 from editors.training.losses import Weights
@@ -37,11 +37,11 @@ from editors.training.watching import tensorboard as open_tensorboard
 logger = logging.getLogger("attrib")
 ADAPTERS, GATE = "adapters.safetensors", "gate"
 
-Made = TypeVar("Made", bound="HiddenEditor")
+Made = TypeVar("Made", bound="AdapterEditor")
 
 
 @dataclass(frozen=True, eq=False)
-class HiddenEditor:
+class AdapterEditor:
     """Adapters at layers of one model, trained to serve any edit that they are shown.
 
     Attributes:
@@ -111,7 +111,7 @@ class HiddenEditor:
         sites = adapters.build(vlm, settings.training.seed)
         kept, held = split_off(samples, validation)
         layers_written = [site.layer for site in sites]
-        data, held_out = kept_or_anew(
+        data, held_out = cached_or_streamed(
             vlm,
             kept,
             held,
@@ -136,8 +136,8 @@ class HiddenEditor:
         adapters: Adapters,
         sites: Sequence[Site],
         weights: Weights,
-        data: AdapterData | PassedAnew,
-        held_out: AdapterData,
+        data: CachedDataset | StreamedDataset,
+        held_out: CachedDataset,
         samples: Sequence[EditSample],
     ) -> AdapterObjective:
         """What is minimised on `data`, the inputs of `samples`."""
@@ -163,14 +163,14 @@ class HiddenEditor:
     def edit(self, vlm: VLM, request: EditRequest) -> HiddenEdit:
         """The edit that serves a request: one forward pass over its image, prompt and target."""
         return HiddenEdit(
-            self.sites, [memorize(vlm, self.adapters, self.sites, self.gate, request)], self.gate
+            self.sites, [encode_edit(vlm, self.adapters, self.sites, self.gate, request)], self.gate
         )
 
-    def together(self, edits: Sequence[Edit]) -> HiddenEdit:
+    def merge(self, edits: Sequence[Edit]) -> HiddenEdit:
         """Several edits at once: each input is served the nearest one, or none."""
-        return self.holding([m for edit in edits for m in getattr(edit, "memories", ())])
+        return self.from_memories([m for edit in edits for m in getattr(edit, "memories", ())])
 
-    def holding(self, memories: Sequence[Memory]) -> HiddenEdit:
+    def from_memories(self, memories: Sequence[MemoryEntry]) -> HiddenEdit:
         """The edit of which these memories are kept."""
         return HiddenEdit(self.sites, memories, self.gate)
 

@@ -11,9 +11,9 @@ from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import Signal, Signals, pad_signals
 from editors.adapters.placement import Adapters
 from editors.adapters.sites import Site
-from editors.prefix.cached_dataset import AdapterData, Rows
+from editors.prefix.cached_dataset import CachedDataset, Rows
 from editors.prefix.states import IGNORED, Move, Query, collate
-from editors.prefix.streamed_dataset import PassedAnew
+from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import ROLES, Weights, agreement, answer_losses, asked_roles
 
 Tokens = dict[str, Tensor]
@@ -36,8 +36,8 @@ class AdapterObjective:
         self,
         vlm: VLM,
         sites: Sequence[Site],
-        data: AdapterData | PassedAnew,
-        held_out: AdapterData,
+        data: CachedDataset | StreamedDataset,
+        held_out: CachedDataset,
         weights: Weights,
         adapters: Adapters,
         batch_size: int = 16,
@@ -81,7 +81,7 @@ class AdapterObjective:
 
     def tokens(
         self,
-        data: AdapterData | PassedAnew,
+        data: CachedDataset | StreamedDataset,
         items: Sequence[int],
         roles: Sequence[str] | None = None,
     ) -> Tokens:

@@ -44,7 +44,7 @@ class FineTuning(ABC):
     name: ClassVar[str]
     needs_layers: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
-    one_inside_another: ClassVar[bool] = True  # several edits set the same weights
+    sequential: ClassVar[bool] = True  # several edits set the same weights
     presets: ClassVar[Mapping[str, Sequence[Tuning]]]
 
     vlm: VLM
@@ -110,7 +110,7 @@ class FineTuning(ABC):
         logits, labels = here._logits(batch), labels_of(batch)
         return WeightEdit(fitted(vlm, self.tuning, here._parameters(), logits, labels))
 
-    def together(self, edits: Sequence[Edit]) -> Edit:
+    def merge(self, edits: Sequence[Edit]) -> Edit:
         """The one edit, if it is one.
 
         Raises:

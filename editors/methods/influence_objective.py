@@ -20,7 +20,7 @@ from attrib.model.vlm import VLM
 from attrib.progress import progress
 from editors.adapters.adapter import EditAdapter
 from editors.adapters.placement import Target
-from editors.prefix.cached_dataset import AdapterData, requests_of
+from editors.prefix.cached_dataset import CachedDataset, requests_of
 from editors.prefix.encode import encoded
 from editors.prefix.states import Query
 from editors.training.losses import GENERALITY, Weights
@@ -90,7 +90,7 @@ def _mean_heat(
 
 def mapper_losses(
     adapter: EditAdapter,
-    data: AdapterData,
+    data: CachedDataset,
     heat: Mapping[int, Heat],
     items: Sequence[int],
     layer: int,

@@ -13,10 +13,10 @@ from attrib.model.vlm import VLM
 from editors.context.prompt_edit import Starts, fact_of, front, in_front
 from editors.methods.adapter_objective import AdapterObjective, Tokens
 from editors.methods.lora import AllLayers, LowRank
-from editors.prefix.cached_dataset import AdapterData, requests_of
+from editors.prefix.cached_dataset import CachedDataset, requests_of
 from editors.prefix.encode import encoded
 from editors.prefix.states import IGNORED
-from editors.prefix.streamed_dataset import PassedAnew
+from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import LOCALITY, ROLES, Weights, asked_roles
 
 
@@ -37,7 +37,7 @@ class Asked:
     final: Float[Tensor, "asked d_model"]
 
 
-class LteObjective(AdapterObjective):
+class LTEObjective(AdapterObjective):
     """The loss of a decoder that is to follow an edit in its prompt (LTE, as in LiveEdit's code).
 
     Locality is compared with the original weights, half of it with the edit's text in front and
@@ -59,8 +59,8 @@ class LteObjective(AdapterObjective):
         vlm: VLM,
         change: LowRank | AllLayers,
         samples: Mapping[str, EditSample],
-        data: AdapterData,
-        held_out: AdapterData,
+        data: CachedDataset,
+        held_out: CachedDataset,
         weights: Weights,
         template: str,
         batch_size: int = 8,
@@ -73,7 +73,7 @@ class LteObjective(AdapterObjective):
 
     def tokens(
         self,
-        data: AdapterData | PassedAnew,
+        data: CachedDataset | StreamedDataset,
         items: Sequence[int],
         roles: Sequence[str] | None = None,
     ) -> Tokens:
@@ -87,7 +87,7 @@ class LteObjective(AdapterObjective):
         found = [self._answers(part) for part in parts if part]
         return {name: torch.cat([tokens[name] for tokens in found]) for name in found[0]}
 
-    def _asked(self, data: AdapterData, item: int, roles: Sequence[str]) -> list[Asked]:
+    def _asked(self, data: CachedDataset, item: int, roles: Sequence[str]) -> list[Asked]:
         sample = self.samples[data.ids[item]]
         text = self.template.format(fact=fact_of(sample.request))
         found = []

@@ -9,14 +9,14 @@ from attrib.forward.hooks import capture, read
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, Signal
 from editors.adapters.placement import Adapters
-from editors.adapters.sites import Gate, Memory, Site
+from editors.adapters.sites import Gate, MemoryEntry, Site
 from editors.prefix.encode import encoded
 
 
 @torch.no_grad()
-def memorize(
+def encode_edit(
     vlm: VLM, adapters: Adapters, sites: Sequence[Site], gate: Gate | None, request: EditRequest
-) -> Memory:
+) -> MemoryEntry:
     """What is kept of an edit: its states at the sites, and what the gate compares with."""
     batch = encoded(vlm, [request])
     layers = {site.layer for site in sites} | set(() if gate is None else gate.layers)
@@ -30,4 +30,4 @@ def memorize(
         signal = adapters.signal_at(site.layer, of_edit, last)
         signals[site.key] = Signal(signal.states.clone(), signal.last.clone())
     kept = {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
-    return Memory(request, signals, kept)
+    return MemoryEntry(request, signals, kept)

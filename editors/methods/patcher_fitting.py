@@ -98,7 +98,7 @@ def at_answers(
     return x.reshape(*labels.shape, x.shape[-1])[labels != IGNORED]
 
 
-class Growing(nn.Module):
+class TrainablePatch(nn.Module):
     """Neurons that are being trained; `at` are the states they are made for, one each.
 
     In the original recipe a key is the state over its squared length, so that the neuron hears 1
@@ -144,7 +144,7 @@ def fitted(
     """
     original = settings.variant == "original"
     at = request.x[request.wrong if original else slice(None)][: settings.max_neurons]
-    growing = Growing(network, at, settings)
+    growing = TrainablePatch(network, at, settings)
     if len(at):
         elsewhere = memory_loss(settings, memories.to(at.device))
         _fit(vlm, network, request, growing, at, elsewhere, settings)
@@ -158,7 +158,7 @@ def _fit(
     vlm: VLM,
     network: FeedForward,
     request: Request,
-    growing: Growing,
+    growing: TrainablePatch,
     at: Float[Tensor, "neuron d_model"],
     elsewhere: Elsewhere,
     s: PatchSettings,

@@ -14,16 +14,16 @@ from attrib.forward.hooks import on_input, on_output
 from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import side_by_side
+from editors.adapters.edit_signal import pad_states
 from editors.adapters.router import Serving
-from editors.adapters.sites import Gate, Memory
+from editors.adapters.sites import Gate, MemoryEntry
 from editors.methods.serac_networks import Counterfactual
 
 PROMPT, TARGET = "prompt", "target"  # what a memory keeps: input embeddings of an edit
 
 
 @dataclass(frozen=True, eq=False)
-class SeracEdit:
+class SERACEdit:
     """Edits, and the model that answers the questions that they are about.
 
     Attributes:
@@ -33,7 +33,7 @@ class SeracEdit:
     """
 
     answer: Counterfactual
-    memories: Sequence[Memory]
+    memories: Sequence[MemoryEntry]
     gate: Gate | None = None
 
     def __post_init__(self):
@@ -123,10 +123,10 @@ class Question:
 
 
 def placed(
-    memories: Sequence[Memory],
+    memories: Sequence[MemoryEntry],
 ) -> tuple[Float[Tensor, "edit pos d_model"], Int[Tensor, "edit pos"], Bool[Tensor, "edit pos"]]:
     """The embeddings of edits, their places from the last prompt token, and which are real."""
     kept = [[memory.signals[kind].states for kind in (PROMPT, TARGET)] for memory in memories]
-    states, real = side_by_side([torch.cat(parts) for parts in kept])
+    states, real = pad_states([torch.cat(parts) for parts in kept])
     last = torch.tensor([len(prompt) - 1 for prompt, _ in kept], device=states.device)
     return states, torch.arange(states.shape[1], device=states.device) - last[:, None], real

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import EMBED, side_by_side
+from editors.adapters.edit_signal import EMBED, pad_states
 from editors.gating.inputs import COVERED
 from editors.gating.scope import vectors
 from editors.methods.adapter_objective import AdapterObjective, Tokens
-from editors.methods.serac_config import SeracSettings
+from editors.methods.serac_config import SERACSettings
 from editors.methods.serac_networks import Networks
-from editors.prefix.cached_dataset import AdapterData
+from editors.prefix.cached_dataset import CachedDataset
 from editors.prefix.states import IGNORED, Query
-from editors.prefix.streamed_dataset import PassedAnew
+from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import ROLES, Weights, asked_roles
 
 SCOPE = "scope"  # the part of the loss that is the classifier's
 
 
-class SeracObjective(AdapterObjective):
+class SERACObjective(AdapterObjective):
     """The loss of both networks (LiveEdit's form, with the direction of KL put right).
 
     Answers: cross-entropy for the request and its generality, KL(unedited || counterfactual) for
@@ -44,10 +44,10 @@ class SeracObjective(AdapterObjective):
         vlm: VLM,
         nets: Networks,
         layer: int,
-        data: AdapterData | PassedAnew,
-        held_out: AdapterData,
+        data: CachedDataset | StreamedDataset,
+        held_out: CachedDataset,
         weights: Weights,
-        settings: SeracSettings,
+        settings: SERACSettings,
         batch_size: int = 16,
     ):
         self.vlm, self.module, self.nets, self.layer = vlm, nets, nets, layer
@@ -74,7 +74,7 @@ class SeracObjective(AdapterObjective):
 
     def tokens(
         self,
-        data: AdapterData | PassedAnew,
+        data: CachedDataset | StreamedDataset,
         items: Sequence[int],
         roles: Sequence[str] | None = None,
     ) -> Tokens:
@@ -91,7 +91,7 @@ class SeracObjective(AdapterObjective):
         return {name: torch.cat([tokens[name] for tokens in found]) for name in found[0]}
 
     def scope_loss(
-        self, data: AdapterData | PassedAnew, items: Sequence[int]
+        self, data: CachedDataset | StreamedDataset, items: Sequence[int]
     ) -> tuple[Tensor, float]:
         """Cross-entropy of the classifier's choice, and the share of right ones."""
         data, items = data.ready(items)
@@ -133,6 +133,6 @@ class SeracObjective(AdapterObjective):
 
 def placed(queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
     """Input embeddings, their places from the last prompt token, and which are not padding."""
-    states, real = side_by_side([q.hidden[EMBED] for q in queries])
+    states, real = pad_states([q.hidden[EMBED] for q in queries])
     last = torch.tensor([q.last for q in queries], device=states.device)
     return states, torch.arange(states.shape[1], device=states.device) - last[:, None], real

@@ -32,12 +32,12 @@ from editors.training.losses import ROLES
 from editors.training.settings import refuse_gate, settings_of
 from editors.weights.mlp import feed_forward, last_layers
 
-__all__ = ["NeuronEdit", "PatchSettings", "Patcher"]
+__all__ = ["NeuronEdit", "PatchSettings", "TransformerPatcher"]
 MEMORIES = "memories.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
-class Patcher:
+class TransformerPatcher:
     """Trains a few neurons per edit, beside those of the last feed-forward network.
 
     Attributes:
@@ -84,7 +84,7 @@ class Patcher:
         gate: str | None = None,
         preset: str = "auto",
         **changes: Any,
-    ) -> "Patcher":
+    ) -> "TransformerPatcher":
         """Fill the memory from training inputs, and write it into the folder `out`.
 
         Args:
@@ -130,7 +130,7 @@ class Patcher:
         here = request_of(vlm, network, self.layer, encoded(vlm, [request]))
         return NeuronEdit(self.layer, fitted(vlm, network, here, self.memories, self.settings))
 
-    def together(self, edits: Sequence[Edit]) -> NeuronEdit:
+    def merge(self, edits: Sequence[Edit]) -> NeuronEdit:
         """Several edits as one: their neurons side by side."""
         return joined([edit for edit in edits if isinstance(edit, NeuronEdit)])
 
@@ -142,7 +142,7 @@ class Patcher:
         save_tensors(path / MEMORIES, {"memories": self.memories})
 
     @classmethod
-    def load(cls, path: str | Path, vlm: VLM) -> "Patcher":
+    def load(cls, path: str | Path, vlm: VLM) -> "TransformerPatcher":
         """The editor in a folder.
 
         Raises:

@@ -12,16 +12,16 @@ from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.adapters.placement import Adapters
 from editors.adapters.sites import Site
-from editors.methods.adapter_editor import HiddenEditor
+from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterObjective
 from editors.methods.influence_objective import ATTRIBUTIONS, Heat, mapper_losses, target_heat
-from editors.prefix.cached_dataset import AdapterData
-from editors.prefix.streamed_dataset import PassedAnew
+from editors.prefix.cached_dataset import CachedDataset
+from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import Weights
 
 
 @dataclass(frozen=True, eq=False)
-class VisEdit(HiddenEditor):
+class VisEdit(AdapterEditor):
     """A visual adapter with an influence mapper (VisEdit, section 4).
 
     An input without an image passes it unchanged: text locality is 100 by construction. The
@@ -40,8 +40,8 @@ class VisEdit(HiddenEditor):
         adapters: Adapters,
         sites: Sequence[Site],
         weights: Weights,
-        data: AdapterData | PassedAnew,
-        held_out: AdapterData,
+        data: CachedDataset | StreamedDataset,
+        held_out: CachedDataset,
         samples: Sequence[EditSample],
     ) -> AdapterObjective:
         """What is minimised: with a mapper, its terms as well."""

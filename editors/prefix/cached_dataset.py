@@ -15,7 +15,7 @@ from editors.training.losses import ROLES
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterData:
+class CachedDataset:
     """Inputs by edit and role.
 
     Attributes:
@@ -31,7 +31,7 @@ class AdapterData:
     def __len__(self) -> int:
         return len(self.edits)
 
-    def ready(self, items: Sequence[int]) -> "tuple[AdapterData, list[int]]":
+    def ready(self, items: Sequence[int]) -> "tuple[CachedDataset, list[int]]":
         """Data that holds some edits, and where in it they are."""
         return self, list(items)
 
@@ -57,11 +57,11 @@ class AdapterData:
         """Answer tokens of an edit's inputs of a role."""
         return sum(len(query.final) for query in self.inputs[item].get(role, ()))
 
-    def parted(self, num: int) -> "tuple[AdapterData, AdapterData]":
+    def parted(self, num: int) -> "tuple[CachedDataset, CachedDataset]":
         """The first `num` edits, and the others."""
         return (
-            AdapterData(self.ids[:num], self.edits[:num], self.inputs[:num]),
-            AdapterData(self.ids[num:], self.edits[num:], self.inputs[num:]),
+            CachedDataset(self.ids[:num], self.edits[:num], self.inputs[:num]),
+            CachedDataset(self.ids[num:], self.edits[num:], self.inputs[num:]),
         )
 
     def of(self, items: Sequence[int], roles: Sequence[str]) -> "Rows":
@@ -92,7 +92,7 @@ class Rows:
         return Rows(kept, self.edit_of[at], self.role_of[at])
 
 
-def adapter_data(
+def cache_dataset(
     vlm: VLM,
     samples: Sequence[EditSample],
     *,
@@ -100,7 +100,7 @@ def adapter_data(
     signals: Sequence[int],
     roles: Sequence[str] = ROLES,
     silent: bool = False,
-) -> AdapterData:
+) -> CachedDataset:
     """Run all inputs of the samples, keeping their states.
 
     Args:
@@ -132,7 +132,7 @@ def adapter_data(
     inputs: list[dict[str, list[Query]]] = [{} for _ in samples]
     for (number, role, _), edit in zip(asked, is_edit, strict=True):
         inputs[number].setdefault(role, []).append(next(left) if edit else next(ran))
-    return AdapterData([s.id for s in samples], installed, inputs)
+    return CachedDataset([s.id for s in samples], installed, inputs)
 
 
 def requests_of(sample: EditSample, role: str) -> list[EditRequest]:

@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from attrib import plots
-from attrib.report.heatmap_summary import summarize_faithfulness, summarize_heatmaps
+from attrib.report.heatmap_summary import (
+    faithfulness_table,
+    summarize_faithfulness,
+    summarize_heatmaps,
+)
 from attrib.results import Result
 
 IMAGE = Image.new("RGB", (60, 40), "teal")
@@ -127,8 +131,8 @@ def test_the_curve_is_the_mean_over_tokens_and_the_sentence_names_the_layer(heat
     (line,) = plots.heatmap_by_layer(heat).get_lines()
     assert np.allclose(line.get_ydata(), [0.01, 1.4 / 6, 0.01])
     said = summarize_heatmaps(heat)
-    assert "most in layer 1" in said and "lies on 17% of the visual tokens" in said
-    assert "in 100% of the cases" in said and re.search(r"by 0\.23 on average", said)
+    assert "layer 1's attention output most" in said and "lies on 17 % of the visual tokens" in said
+    assert "first in 100 % of bootstrap samples" in said and re.search(r"by 0\.23 on average", said)
 
 
 def test_no_heat_at_all_is_said(heat):
@@ -162,10 +166,14 @@ def test_faithfulness_has_a_curve_a_method_and_a_line_of_chance(pointing):
     assert np.argmax(lines["heatmap"].get_ydata()) == 2
 
 
-def test_the_sentence_names_the_best_layer_of_each_method(pointing):
+def test_faithfulness_has_a_row_a_method_and_a_sentence_about_the_best(pointing):
     frame = pointing.frame.drop(columns="layer").assign(value=0.5)
-    said = summarize_faithfulness(pointing, Result("all_layers", frame, {}))
-    assert "all layers together: heatmap in 50%, attention in 50%, gradient in 50%." in said
-    assert "by chance in 10% of the cases" in said and "75% of its next tokens" in said
-    for part in ("heatmap in", "at its best layer, 2,", "at its best layer, 0,", "AUC of 0.85"):
-        assert part in said
+    all_layers = Result("all_layers", frame, {})
+    table = faithfulness_table(pointing, all_layers).set_index("method")
+    assert table["best layer"].to_dict() == {"heatmap": 2, "attention": 0, "gradient": 1}
+    assert (table["all layers"] == 0.5).all() and np.allclose(table["AUC"], 0.85)
+    assert ((table["low"] < table["hit"]) & (table["hit"] < table["high"] + 1e-9)).all()
+    said = summarize_faithfulness(pointing, all_layers)
+    best = table["hit"].idxmax()
+    assert f"the hottest patch of the {best} map of layer {table.loc[best, 'best layer']}" in said
+    assert "chance 10 %" in said and "answers 75 % of them correctly" in said

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from attrib.selection.rules import FLOOR, RULES, consensus, crossover, relative, reliability, step_score
+from attrib.selection.rules import (
+    FLOOR,
+    RULES,
+    consensus,
+    crossover,
+    relative,
+    reliability,
+    step_score,
+)
 
 curves = arrays(float, (3, 8), elements=st.floats(-4, 4, width=16))
 

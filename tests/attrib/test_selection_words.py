@@ -4,7 +4,7 @@ import planted_layers as planted
 import pytest
 
 from attrib.errors import AttribError
-from attrib.selection import LayerReport, summarize_words, combine_words, select_layers
+from attrib.selection import LayerReport, combine_words, select_layers, summarize_words
 
 
 def word(visual, last, **more):

@@ -6,7 +6,7 @@ from conftest import picture
 from attrib.data.samples import EditRequest, EditSample
 from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import signal_of
-from editors.adapters.sites import Memory, Site
+from editors.adapters.sites import MemoryEntry, Site
 
 
 def requests(num=4, target="blue thing"):
@@ -47,4 +47,4 @@ def sites(vlm, layers=((0, "visual"), (1, "text")), init="published", **options)
 def memory_of(request, query, written, gate=None):
     """What is kept of an edit whose states are those of `query`, all of them shown."""
     signals = {s.key: signal_of("site", "all", s.layer, query.hidden, query.last) for s in written}
-    return Memory(request, signals, gate or {})
+    return MemoryEntry(request, signals, gate or {})

@@ -100,8 +100,8 @@ def test_the_second_edit_goes_inside_the_first(tmp_path):
     editor, other = FTL.train(vlm, out=tmp_path, learning_rate=0.01), asked(3, "green")
     first = editor.edit(vlm, asked())
     with pytest.raises(AttribError, match=r"2 edits of ft-l .* inside first.applied\(vlm\)"):
-        editor.together([first, first])
-    assert editor.together([first]) is first
+        editor.merge([first, first])
+    assert editor.merge([first]) is first
     with first.applied(vlm):
         second = editor.edit(vlm, other)
         assert loss(vlm, other, second) < 0.7 * loss(vlm, other)

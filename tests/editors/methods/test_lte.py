@@ -12,7 +12,7 @@ from editors.context.prompt_edit import PromptEdit, fact_of
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
 from editors.methods.lora import LowRank, attending
-from editors.methods.lte import Lte, _objective
+from editors.methods.lte import LTE, _objective
 from editors.training.losses import LOCALITY, ROLES, Weights
 
 QUICK = {"best_by": "loss", "optimizer": "adam",
@@ -29,7 +29,7 @@ def llava():
 @pytest.fixture(scope="module")
 def lte(llava, tmp_path_factory):
     out = tmp_path_factory.mktemp("lte")
-    return Lte.train(llava, samples(5), out=out, **QUICK), out
+    return LTE.train(llava, samples(5), out=out, **QUICK), out
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def test_low_rank_additions_are_additions_to_the_weights(any_vlm):
 @pytest.mark.parametrize("parameters", ["low_rank", "all"])
 def test_untrained_it_is_the_plain_model_behind_the_text(llava, tmp_path, parameters):
     quick = {**QUICK, "steps": 0, "parameters": parameters}
-    editor = Lte.train(llava, samples(3), out=tmp_path, **quick)
+    editor = LTE.train(llava, samples(3), out=tmp_path, **quick)
     request, other = samples(2)[0].request, samples(2)[1].visual_locality[0]
     text = f"Fact: {fact_of(request)}\nQ: "
     edit = editor.edit(llava, request)
@@ -101,11 +101,11 @@ def test_training_lowers_the_loss_and_an_edit_moves_the_answer(llava, lte):
 def test_all_parameters_can_be_trained_as_well_and_the_model_keeps_its_own(llava, tmp_path):
     before = Checksum.of(llava.model)
     quick = {**QUICK, "steps": 4, "validate_every": 2, "learning_rate": 1e-3, "parameters": "all"}
-    editor = Lte.train(llava, samples(3), out=tmp_path, **quick)
+    editor = LTE.train(llava, samples(3), out=tmp_path, **quick)
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < losses[0] and not before.changes(Checksum.of(llava.model))
     request = samples(1)[0].request
-    own, loaded = editor.edit(llava, request), Lte.load(tmp_path, llava).edit(llava, request)
+    own, loaded = editor.edit(llava, request), LTE.load(tmp_path, llava).edit(llava, request)
     assert torch.equal(logits(llava, request, own), logits(llava, request, loaded))
     with own.applied(llava):
         changed = before.changes(Checksum.of(llava.model))
@@ -154,7 +154,7 @@ def test_several_edits_are_told_apart_and_far_questions_get_no_text(llava, lte):
     editor = lte[0]
     first, second = samples(5)[0].request, samples(5)[1].request
     edits = [editor.edit(llava, r) for r in (first, second)]
-    both = editor.together(edits)
+    both = editor.merge(edits)
     choose = both.prompt.choose
     with editor.change.applied(llava):
         for request in (first, second):
@@ -166,7 +166,7 @@ def test_several_edits_are_told_apart_and_far_questions_get_no_text(llava, lte):
                 alone = logits(llava, request, edits[wanted].prompt)
                 assert torch.allclose(logits(llava, request, both.prompt), alone, atol=1e-3)
     assert both.num_bytes == sum(e.num_bytes for e in edits) + choose.num_bytes
-    far = editor.together(edits)
+    far = editor.merge(edits)
     object.__setattr__(far.prompt.choose, "threshold", 1.1)
     with editor.change.applied(llava):
         without = logits(llava, first)
@@ -175,26 +175,26 @@ def test_several_edits_are_told_apart_and_far_questions_get_no_text(llava, lte):
 
 def test_what_is_saved_is_what_is_loaded(llava, lte):
     editor, out = lte
-    loaded, request = Lte.load(out, llava), samples(1)[0].request
+    loaded, request = LTE.load(out, llava), samples(1)[0].request
     one, other = (e.edit(llava, request) for e in (editor, loaded))
     assert torch.equal(logits(llava, request, one), logits(llava, request, other))
     assert loaded.threshold == editor.threshold and loaded.settings == editor.settings
-    pairs = [e.together([e.edit(llava, s.request) for s in samples(3)]) for e in (editor, loaded)]
+    pairs = [e.merge([e.edit(llava, s.request) for s in samples(3)]) for e in (editor, loaded)]
     assert torch.equal(*(pair.prompt.choose.keys for pair in pairs))
     (out / "change.safetensors").rename(out / "gone")
     with pytest.raises(SetupError, match="not whole"):
-        Lte.load(out, llava)
+        LTE.load(out, llava)
     (out / "gone").rename(out / "change.safetensors")
 
 
 def test_a_finished_training_is_taken_up_as_it_is_and_another_one_refused(llava, lte, tmp_path):
     for name in ("last.safetensors", "best.safetensors"):
         (tmp_path / name).write_bytes((lte[1] / name).read_bytes())
-    done = Lte.train(llava, samples(5), out=tmp_path, **QUICK)  # nothing is left to do
+    done = LTE.train(llava, samples(5), out=tmp_path, **QUICK)  # nothing is left to do
     for name, value in lte[0].change.state_dict().items():
         assert torch.equal(value, done.change.state_dict()[name]), name
     with pytest.raises(AttribError, match="holds another training"):
-        Lte.train(llava, samples(5), out=tmp_path, **{**QUICK, "rank": 5})
+        LTE.train(llava, samples(5), out=tmp_path, **{**QUICK, "rank": 5})
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -206,4 +206,4 @@ def test_a_finished_training_is_taken_up_as_it_is_and_another_one_refused(llava,
 ])  # fmt: skip
 def test_what_it_cannot_do_is_refused(llava, tmp_path, given, message):
     with pytest.raises(AttribError, match=message):
-        Lte.train(llava, samples(3), out=tmp_path, **{**QUICK, **given})
+        LTE.train(llava, samples(3), out=tmp_path, **{**QUICK, **given})

@@ -12,8 +12,14 @@ from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
 from editors.io.edit import load_edit, save_edit
-from editors.methods.patcher_fitting import Growing, PatchSettings, fitted, memory_loss, request_of
-from editors.methods.transformer_patcher import Patcher, remembered
+from editors.methods.patcher_fitting import (
+    PatchSettings,
+    TrainablePatch,
+    fitted,
+    memory_loss,
+    request_of,
+)
+from editors.methods.transformer_patcher import TransformerPatcher, remembered
 from editors.methods.transformer_patcher_neurons import NeuronEdit, Neurons
 from editors.prefix.encode import encoded
 from editors.weights.mlp import feed_forward
@@ -33,7 +39,7 @@ QUICK = {
 def patcher(request, tmp_path_factory):
     """An editor of a model with either kind of feed-forward network."""
     out = tmp_path_factory.mktemp("tp")
-    return Patcher.train(tiny_vlm(request.param), samples(4), out=out, **QUICK)
+    return TransformerPatcher.train(tiny_vlm(request.param), samples(4), out=out, **QUICK)
 
 
 def start(vlm, settings=None):
@@ -41,7 +47,7 @@ def start(vlm, settings=None):
     network = feed_forward(vlm, vlm.num_layers - 1)
     request = request_of(vlm, network, vlm.num_layers - 1, encoded(vlm, [OWN]))
     at = request.x[request.wrong][:5]
-    return network, at, Growing(network, at, settings or PatchSettings()).neurons
+    return network, at, TrainablePatch(network, at, settings or PatchSettings()).neurons
 
 
 def test_at_the_start_a_neuron_fires_with_one_at_its_token(any_vlm):
@@ -90,7 +96,9 @@ def test_there_is_a_neuron_per_wrong_token_and_none_where_all_are_right(patcher)
         some = replace(request, wrong=request.wrong[:num])
         neurons = fitted(vlm, network, some, patcher.memories, PatchSettings(steps=1))
         assert len(neurons.values) == num
-    none = NeuronEdit(patcher.layer, Growing(network, request.x[:0], PatchSettings()).neurons)
+    none = NeuronEdit(
+        patcher.layer, TrainablePatch(network, request.x[:0], PatchSettings()).neurons
+    )
     assert none.num_bytes == 0
     assert torch.equal(logits(vlm, OWN, none), logits(vlm, OWN))
 
@@ -135,26 +143,26 @@ def test_neurons_learn_to_be_silent_at_memories(patcher):
 def test_edits_together_are_their_neurons_side_by_side(patcher):
     vlm = patcher.vlm
     one, two = patcher.edit(vlm, OWN), patcher.edit(vlm, asked(3, "no"))
-    both = patcher.together([one, two])
+    both = patcher.merge([one, two])
     assert both.num_bytes == one.num_bytes + two.num_bytes
     with one.applied(vlm):
         nested = logits(vlm, OWN, two)
     torch.testing.assert_close(logits(vlm, OWN, both), nested, rtol=1e-4, atol=1e-4)
     with pytest.raises(AttribError, match=r"edits of layers \[0, 3\] cannot be one"):
-        patcher.together([one, NeuronEdit(0, two.neurons)])
+        patcher.merge([one, NeuronEdit(0, two.neurons)])
 
 
 def test_what_is_saved_is_what_is_loaded(patcher, tmp_path):
     vlm = patcher.vlm
     patcher.save(tmp_path / "tp")
-    loaded = Patcher.load(tmp_path / "tp", vlm)
+    loaded = TransformerPatcher.load(tmp_path / "tp", vlm)
     edit = patcher.edit(vlm, OWN)
     saved = load_edit(save_edit(edit, tmp_path / "edit", vlm, patcher), vlm, loaded)
     for again in (loaded.edit(vlm, OWN), saved):
         assert again.num_bytes == edit.num_bytes
         assert torch.equal(logits(vlm, OWN, again), logits(vlm, OWN, edit))
     with pytest.raises(SetupError, match="whose weights are not those of"):
-        Patcher.load(tmp_path / "tp", tiny_vlm("blip2_llama"))
+        TransformerPatcher.load(tmp_path / "tp", tiny_vlm("blip2_llama"))
     with pytest.raises(AttribError, match="neurons are of another model"):
         other = next(name for name in BOTH if name != vlm.name)
         logits(tiny_vlm(other), OWN, edit)
@@ -163,7 +171,9 @@ def test_what_is_saved_is_what_is_loaded(patcher, tmp_path):
 def test_the_variant_from_zero_comes_to_life_in_a_plain_network_alone(tmp_path):
     for name in BOTH:
         vlm = tiny_vlm(name)
-        editor = Patcher.train(vlm, samples(2), out=tmp_path, variant="liveedit", num_memories=40)
+        editor = TransformerPatcher.train(
+            vlm, samples(2), out=tmp_path, variant="liveedit", num_memories=40
+        )
         assert (editor.settings.steps, editor.settings.max_neurons) == (25, 1)
         edit = editor.edit(vlm, OWN)
         moved = not torch.equal(logits(vlm, OWN, edit), logits(vlm, OWN))
@@ -180,6 +190,6 @@ def test_what_makes_no_sense_is_refused(tmp_path):
         ({"layers": [7]}, "there is no layer 7"),
     ):
         with pytest.raises(AttribError, match=said):
-            Patcher.train(vlm, samples(2), out=tmp_path, **changes)
+            TransformerPatcher.train(vlm, samples(2), out=tmp_path, **changes)
     with pytest.raises(AttribError, match="no sample to remember"):
-        Patcher.train(vlm, [], out=tmp_path)
+        TransformerPatcher.train(vlm, [], out=tmp_path)

@@ -13,7 +13,7 @@ from editors import VisEdit
 from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import EMBED
 from editors.methods.influence_objective import ATTRIBUTIONS, mapper_losses, target_heat
-from editors.prefix.cached_dataset import adapter_data
+from editors.prefix.cached_dataset import cache_dataset
 from editors.training.losses import Weights
 
 QUICK = {"steps": 3, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
@@ -54,7 +54,7 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
     (sample,), (site,) = samples(1), editor.sites
     heard = []
     site.adapter.mapper.register_forward_pre_hook(lambda _, given: heard.append(given))
-    data = adapter_data(llava, [sample], first=[0], signals=[EMBED, 0])
+    data = cache_dataset(llava, [sample], first=[0], signals=[EMBED, 0])
     heat = {0: {"request": [torch.ones(int(data.edits[0].spans["visual"].sum()))]}}
     rng = np.random.default_rng(0)
     while not heard:  # the kind of input is drawn; wait for the request
@@ -81,7 +81,7 @@ def test_teaching_it_makes_it_open_for_the_request_and_shut_for_other_inputs(lla
     ablated = VisEdit.train(
         llava, samples(8), out=tmp_path / "ablated", mapper_terms=("mapper_attribution",), **options
     )
-    data = adapter_data(llava, samples(8), first=[0], signals=[EMBED, 0])
+    data = cache_dataset(llava, samples(8), first=[0], signals=[EMBED, 0])
 
     def margin(editor):
         adapter = editor.sites[0].adapter

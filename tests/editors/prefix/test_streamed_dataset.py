@@ -7,8 +7,8 @@ from tiny_edits import samples
 
 from editors import EDITORS
 from editors.prefix import streamed_dataset as passed_anew
-from editors.prefix.cached_dataset import AdapterData
-from editors.prefix.streamed_dataset import PassedAnew, kept_or_anew
+from editors.prefix.cached_dataset import CachedDataset
+from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
 
 QUICK = {"steps": 8, "batch_size": 3, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
          "warmup": 0, "preset": "embedded", "gate": "none"}  # fmt: skip
@@ -38,18 +38,18 @@ def test_training_is_the_same_up_to_rounding(name, llava, tmp_path, caplog):
     assert "inputs pass the first layers at every step" in caplog.text
 
 
-@pytest.mark.parametrize(("room", "kind"), [(10**12, AdapterData), (10**3, PassedAnew)])
+@pytest.mark.parametrize(("room", "kind"), [(10**12, CachedDataset), (10**3, StreamedDataset)])
 def test_what_does_not_fit_is_not_kept(llava, monkeypatch, room, kind):
     monkeypatch.setattr(passed_anew, "available_bytes", lambda _device: room)
-    data, held = kept_or_anew(llava, samples(10), samples(2), **WHERE)
+    data, held = cached_or_streamed(llava, samples(10), samples(2), **WHERE)
     assert type(data) is kind
     assert len(data) == 10
-    assert type(held) is AdapterData
+    assert type(held) is CachedDataset
 
 
 def test_an_edit_has_its_own_inputs_wherever_it_stands(llava):
-    anew = PassedAnew(llava, samples(6), **WHERE)
-    whole, _ = kept_or_anew(llava, samples(6), samples(1), **WHERE, keep=True)
+    anew = StreamedDataset(llava, samples(6), **WHERE)
+    whole, _ = cached_or_streamed(llava, samples(6), samples(1), **WHERE, keep=True)
     for items in ([4, 1], [1, 4], [4, 1, 4]):
         data, at = anew.ready(items)
         for item, place in zip(items, at, strict=True):

@@ -10,12 +10,12 @@ from torch import nn
 from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
 from editors.io.edit import load_edit, save_edit
-from editors.methods.mend import Mend
-from editors.methods.mend_net import MendNet, TokenEditor
+from editors.methods.mend import MEND
+from editors.methods.mend_net import MENDNet, TokenEditor
 from editors.prefix.encode import encoded
 from editors.weights.mlp import feed_forward, matrices_of
 from editors.weights.partial_forward import tail_of
-from editors.weights.rank1_update import Change, TokenGradients, changed, token_gradients
+from editors.weights.rank1_update import LowRankUpdate, TokenGradients, changed, token_gradients
 
 QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
          "rank": 8, "validate_every": 4, "save_every": 4,
@@ -39,7 +39,7 @@ def gradient(vlm, request, name):
 def test_before_training_the_change_is_rate_times_gradient(name, tmp_path):
     vlm = tiny_vlm(name)
     before = state(vlm)
-    editor = Mend.train(vlm, samples(4), out=tmp_path, **{**QUICK, "steps": 0}, rate=0.5)
+    editor = MEND.train(vlm, samples(4), out=tmp_path, **{**QUICK, "steps": 0}, rate=0.5)
     edit = editor.edit(vlm, asked())
     assert_restored(vlm, before)
     assert len(edit.weights) == 6  # two maps of each of three layers
@@ -68,7 +68,7 @@ def test_changes_in_a_pass_are_changes_of_the_matrices(name):
     generator = torch.Generator().manual_seed(0)
     matrices = matrices_of(vlm, [1, 3], "up_down")
     changes = {
-        m.name: Change(*(0.1 * torch.randn(2, 5, d, generator=generator) for d in m.shape))
+        m.name: LowRankUpdate(*(0.1 * torch.randn(2, 5, d, generator=generator) for d in m.shape))
         for m in matrices
     }
     batch = encoded(vlm, [asked(), asked(7)])
@@ -101,7 +101,7 @@ def test_tokens_are_pooled_and_those_without_a_gradient_left_out(pooling):
     generator = torch.Generator().manual_seed(0)
     x, delta = (torch.randn(2, 4, d, generator=generator) for d in (5, 3))
     delta[0, 2:] = 0
-    net = MendNet({"w": (3, 5)}, 4, 1, False, pooling, 2.0, 1.0)
+    net = MENDNet({"w": (3, 5)}, 4, 1, False, pooling, 2.0, 1.0)
     dense = net({"w": TokenGradients(x, delta)})["w"].dense
     counts = torch.tensor([2.0, 4.0])[:, None, None] if pooling == "mean" else 1
     torch.testing.assert_close(dense, 2 * delta.mT @ x / counts)
@@ -111,7 +111,7 @@ def test_tokens_are_pooled_and_those_without_a_gradient_left_out(pooling):
 def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
     vlm = tiny_vlm(name)
     before = state(vlm)
-    editor = Mend.train(vlm, samples(8), out=tmp_path, **QUICK)
+    editor = MEND.train(vlm, samples(8), out=tmp_path, **QUICK)
     assert_restored(vlm, before)
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < 0.97 * losses[0]
@@ -125,9 +125,9 @@ def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
 
 def test_training_goes_on_to_the_same_bits_and_files_give_the_same_edits(tmp_path):
     vlm = tiny_vlm("llava")
-    whole = Mend.train(vlm, samples(6), out=tmp_path / "whole", **QUICK)
-    again = Mend.train(vlm, samples(6), out=tmp_path / "whole", **QUICK)  # nothing is left to do
-    loaded = Mend.load(tmp_path / "whole", vlm)
+    whole = MEND.train(vlm, samples(6), out=tmp_path / "whole", **QUICK)
+    again = MEND.train(vlm, samples(6), out=tmp_path / "whole", **QUICK)  # nothing is left to do
+    loaded = MEND.load(tmp_path / "whole", vlm)
     edits = [editor.edit(vlm, asked()) for editor in (whole, again, loaded)]
     path = save_edit(edits[0], tmp_path / "edit", vlm, loaded)
     edits.append(load_edit(path, vlm, loaded))
@@ -135,14 +135,14 @@ def test_training_goes_on_to_the_same_bits_and_files_give_the_same_edits(tmp_pat
         assert torch.equal(logits(vlm, asked(), edit), logits(vlm, asked(), edits[0]))
     assert loaded.trained["curve"] == whole.trained["curve"]
     with pytest.raises(SetupError, match="whose weights are not those of"):
-        Mend.load(tmp_path / "whole", tiny_vlm("blip2_opt"))
+        MEND.load(tmp_path / "whole", tiny_vlm("blip2_opt"))
 
 
 def test_edits_together_have_the_sum_of_their_changes(tmp_path):
     vlm = tiny_vlm("llava")
-    editor = Mend.train(vlm, samples(4), out=tmp_path, **{**QUICK, "steps": 0}, rate=0.5)
+    editor = MEND.train(vlm, samples(4), out=tmp_path, **{**QUICK, "steps": 0}, rate=0.5)
     one, two = editor.edit(vlm, asked()), editor.edit(vlm, asked(3, "green"))
-    both, weights = editor.together([one, two]), dict(vlm.model.named_parameters())
+    both, weights = editor.merge([one, two]), dict(vlm.model.named_parameters())
     for name, value in both.weights.items():
         changes = sum(edit.weights[name] - weights[name] for edit in (one, two))
         torch.testing.assert_close(value - weights[name], changes, rtol=1e-4, atol=1e-6)
@@ -151,7 +151,7 @@ def test_edits_together_have_the_sum_of_their_changes(tmp_path):
 def test_settings_choose_matrices_layers_and_terms(tmp_path):
     vlm = tiny_vlm("llava")
     settings = {**QUICK, "steps": 0, "matrices": "all", "reliability": 0.0}
-    editor = Mend.train(vlm, samples(4), out=tmp_path, layers={"text": [1], "visual": [0]},
+    editor = MEND.train(vlm, samples(4), out=tmp_path, layers={"text": [1], "visual": [0]},
                         **settings)  # fmt: skip
     found = {m.name for i in (0, 1) for m in feed_forward(vlm, i).matrices("all")}
     assert set(editor.edit(vlm, asked()).weights) == found and len(found) == 6
@@ -165,16 +165,16 @@ def test_settings_choose_matrices_layers_and_terms(tmp_path):
         ({"layers": [4]}, "there is no layer 4"),
     ):
         with pytest.raises(AttribError, match=said):
-            Mend.train(vlm, samples(4), out=tmp_path / "x", **{**QUICK, **changes})
+            MEND.train(vlm, samples(4), out=tmp_path / "x", **{**QUICK, **changes})
     with pytest.raises(AttribError, match="1 samples are too few"):
-        Mend.train(vlm, samples(1), out=tmp_path / "x", **QUICK)
+        MEND.train(vlm, samples(1), out=tmp_path / "x", **QUICK)
 
 
 def test_inputs_that_are_passed_anew_give_the_same_training(tmp_path, monkeypatch):
     vlm = tiny_vlm("llava")
-    kept = Mend.train(vlm, samples(6), out=tmp_path / "kept", **{**QUICK, "steps": 2})
+    kept = MEND.train(vlm, samples(6), out=tmp_path / "kept", **{**QUICK, "steps": 2})
     monkeypatch.setattr("editors.prefix.streamed_dataset.available_bytes", lambda _device: 0)
     monkeypatch.setattr("editors.prefix.streamed_dataset.TRIED", 2)
-    anew = Mend.train(vlm, samples(6), out=tmp_path / "anew", **{**QUICK, "steps": 2})
+    anew = MEND.train(vlm, samples(6), out=tmp_path / "anew", **{**QUICK, "steps": 2})
     for name, value in kept.net.state_dict().items():
         torch.testing.assert_close(anew.net.state_dict()[name], value, rtol=1e-3, atol=1e-4)

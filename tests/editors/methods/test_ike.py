@@ -15,7 +15,7 @@ from editors.context.prompt_edit import front, num_positions
 from editors.context.retrieval import SentenceEncoder, StatesEncoder, nearest, text_threshold
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
-from editors.methods.ike import Ike, context, demonstration, demonstrations
+from editors.methods.ike import IKE, context, demonstration, demonstrations
 
 WORDS = ["sun", "moon", "tree", "cat", "sea", "hill"]
 
@@ -42,7 +42,7 @@ def llava():
 @pytest.fixture(scope="module")
 def ike(llava, tmp_path_factory):
     out = tmp_path_factory.mktemp("ike")
-    return Ike.train(llava, samples(), out=out, demonstrations=3), out
+    return IKE.train(llava, samples(), out=out, demonstrations=3), out
 
 
 @torch.no_grad()
@@ -131,16 +131,16 @@ def test_what_does_not_fit_is_left_out_from_the_least_similar_on(llava, ike):
 
 def test_training_says_how_many_demonstrations_fit(llava, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("attrib"), "propagate", True)
-    Ike.train(llava, samples(), out=tmp_path, demonstrations=2)
+    IKE.train(llava, samples(), out=tmp_path, demonstrations=2)
     assert "fit the positions" not in caplog.text
-    Ike.train(llava, samples(), out=tmp_path, demonstrations=32)
+    IKE.train(llava, samples(), out=tmp_path, demonstrations=32)
     assert "of 18 demonstrations fit the positions of llava" in caplog.text
 
 
 def test_of_several_edits_the_one_with_the_most_similar_prompt_is_shown(llava, ike):
     editor = ike[0]
     edits = [editor.edit(llava, s.request) for s in samples()[:3]]
-    both = editor.together(edits)
+    both = editor.merge(edits)
     assert both.num_bytes > sum(edit.num_bytes for edit in edits)
     for sample, edit in zip(samples()[:3], edits, strict=True):
         alone = logits(llava, sample.request, edit)
@@ -151,15 +151,15 @@ def test_of_several_edits_the_one_with_the_most_similar_prompt_is_shown(llava, i
 
 def test_what_is_saved_is_what_is_loaded(llava, ike):
     request = samples()[4].request
-    loaded = Ike.load(ike[1], llava)
+    loaded = IKE.load(ike[1], llava)
     assert loaded.edit(llava, request).texts == ike[0].edit(llava, request).texts
     assert torch.equal(loaded.encoder.mean, ike[0].encoder.mean)
     assert loaded.trained["demonstrations"] == 18 and loaded.settings == ike[0].settings
     with pytest.raises(SetupError, match="whose weights are not those of blip2_llama"):
-        Ike.load(ike[1], tiny_vlm("blip2_llama"))
+        IKE.load(ike[1], tiny_vlm("blip2_llama"))
     (ike[1] / "demonstrations.json").rename(ike[1] / "gone.json")
     with pytest.raises(SetupError, match="not whole"):
-        Ike.load(ike[1], llava)
+        IKE.load(ike[1], llava)
     (ike[1] / "gone.json").rename(ike[1] / "demonstrations.json")
 
 
@@ -172,14 +172,14 @@ def test_what_is_saved_is_what_is_loaded(llava, ike):
 ])  # fmt: skip
 def test_what_it_cannot_do_is_refused(llava, tmp_path, given, message):
     with pytest.raises(AttribError, match=message):
-        Ike.train(llava, samples(2), out=tmp_path, **given)
+        IKE.train(llava, samples(2), out=tmp_path, **given)
 
 
 def test_without_samples_or_a_sentence_encoder_it_says_so(llava, tmp_path):
     with pytest.raises(AttribError, match="no sample to make demonstrations of"):
-        Ike.train(llava, [], out=tmp_path)
+        IKE.train(llava, [], out=tmp_path)
     with pytest.raises(AttribError, match=r"sentence.encoder"):
-        Ike.train(llava, samples(2), out=tmp_path, sentence_encoder=str(tmp_path / "none"))
+        IKE.train(llava, samples(2), out=tmp_path, sentence_encoder=str(tmp_path / "none"))
 
 
 def test_a_sentence_encoder_takes_the_place_of_states():

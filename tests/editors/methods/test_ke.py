@@ -116,7 +116,7 @@ def test_edits_together_have_the_sum_of_their_changes(tmp_path):
     editor = KE.train(vlm, told(4), out=tmp_path, **{**QUICK, "steps": 0})
     one, two = editor.edit(vlm, asked(), "red"), editor.edit(vlm, asked(3, "green"), "red")
     weights = dict(vlm.model.named_parameters())
-    for name, value in editor.together([one, two]).weights.items():
+    for name, value in editor.merge([one, two]).weights.items():
         changes = sum(edit.weights[name] - weights[name] for edit in (one, two))
         torch.testing.assert_close(value - weights[name], changes, rtol=1e-3, atol=1e-6)
 

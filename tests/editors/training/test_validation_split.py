@@ -7,7 +7,7 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from attrib.errors import AttribError
-from editors.prefix.cached_dataset import adapter_data
+from editors.prefix.cached_dataset import cache_dataset
 from editors.training.held_out import held_out
 
 
@@ -24,9 +24,11 @@ def test_samples_that_are_trained_on_cannot_validate():
 
 def test_two_edits_of_one_name_keep_their_own_inputs():
     one, other = samples(2)
-    data = adapter_data(tiny_vlm("llava"), [one, replace(other, id=one.id)], first=[1], signals=[1])
+    data = cache_dataset(
+        tiny_vlm("llava"), [one, replace(other, id=one.id)], first=[1], signals=[1]
+    )
     for item, alone in enumerate((one, other)):
-        mine = adapter_data(tiny_vlm("llava"), [alone], first=[1], signals=[1])
+        mine = cache_dataset(tiny_vlm("llava"), [alone], first=[1], signals=[1])
         assert {k: len(v) for k, v in data.inputs[item].items()} == {
             k: len(v) for k, v in mine.inputs[0].items()
         }

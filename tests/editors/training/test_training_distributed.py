@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_ranks import trained
 from safetensors.torch import load_file
+from train_in_ranks import trained
 
 from attrib.errors import AttribError
 from editors.methods.adapter_editor import ADAPTERS
 from editors.training.distributed import Ranks
 
-SCRIPT = Path(__file__).parent / "in_ranks.py"
+SCRIPT = Path(__file__).parent / "train_in_ranks.py"
 
 
 def flat(tensors):
@@ -28,7 +28,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     alone = trained(one)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     here = Path(__file__)
-    paths = os.pathsep.join(str(folder) for folder in (here.parent, *here.parents[1:3]))
+    paths = os.pathsep.join(str(folder) for folder in (here.parent, *here.parents[1:4]))
     more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, *launch, str(SCRIPT), str(two)],

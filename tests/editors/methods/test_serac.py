@@ -15,15 +15,15 @@ from editors.adapters.standardize import Units
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
 from editors.gating.scope import VECTOR, ScopeGate
-from editors.methods.serac import Serac, SeracEdit, _objective
-from editors.methods.serac_config import SeracSettings, networks
+from editors.methods.serac import SERAC, SERACEdit, _objective
+from editors.methods.serac_config import SERACSettings, networks
 from editors.methods.serac_networks import Scope
 from editors.training.losses import ROLES, Weights
 
 QUICK = {"steps": 30, "batch_size": 4, "width": 32, "num_layers": 2, "num_heads": 2,
          "scope_width": 16, "scope_num_layers": 1, "learning_rate": 0.01, "warmup": 5,
          "validate_every": 10, "save_every": 10, "preset": "embedded"}  # fmt: skip
-TINY = SeracSettings(32, 2, 2, 16, 1)
+TINY = SERACSettings(32, 2, 2, 16, 1)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def llava():
 @pytest.fixture(scope="module")
 def serac(llava, tmp_path_factory):
     out = tmp_path_factory.mktemp("serac")
-    return Serac.train(llava, samples(8), out=out, **QUICK), out
+    return SERAC.train(llava, samples(8), out=out, **QUICK), out
 
 
 def untrained(vlm, threshold=0.0):
     nets = networks(vlm, TINY, seed=3).eval()
-    return Serac(vlm, TINY, nets.answer, ScopeGate(nets.scope, vlm.num_layers // 2, threshold))
+    return SERAC(vlm, TINY, nets.answer, ScopeGate(nets.scope, vlm.num_layers // 2, threshold))
 
 
 @torch.no_grad()
@@ -209,7 +209,7 @@ def test_of_several_edits_the_nearest_in_scope_answers(llava, serac):
     editor = editor.with_gate(replace(editor.gate, threshold=-torch.inf))
     requests = [samples(8)[0].request, EditRequest(picture(seed=7), "Where is Emma?", "on top")]
     edits = [editor.edit(llava, request) for request in requests]
-    both = editor.together(edits)
+    both = editor.merge(edits)
     assert both.num_bytes == sum(edit.num_bytes for edit in edits)
     for request in requests:
         memories = [edit.memories[0].gate for edit in edits]
@@ -218,12 +218,12 @@ def test_of_several_edits_the_nearest_in_scope_answers(llava, serac):
         alone = logits(llava, request, edits[best])
         assert torch.allclose(logits(llava, request, both), alone, atol=1e-4)
     with pytest.raises(AttribError, match="2 edits together need the scope classifier"):
-        SeracEdit(editor.answer, both.memories)
+        SERACEdit(editor.answer, both.memories)
 
 
 def test_what_is_saved_is_what_is_loaded(llava, serac, tmp_path):
     editor, out = serac
-    loaded, request = Serac.load(out, llava), samples(1)[0].request
+    loaded, request = SERAC.load(out, llava), samples(1)[0].request
     assert (loaded.gate.threshold, loaded.gate.layer) == (editor.gate.threshold, 2)
     for one, other in ((editor, loaded), (editor.with_gate(None), loaded.with_gate(None))):
         one, other = (logits(llava, request, e.edit(llava, request)) for e in (one, other))
@@ -231,7 +231,7 @@ def test_what_is_saved_is_what_is_loaded(llava, serac, tmp_path):
     with pytest.raises(AttribError, match="put that gate back"):
         editor.with_gate(None).save(tmp_path)
     with pytest.raises(SetupError, match="holds no editor"):
-        Serac.load(tmp_path, llava)
+        SERAC.load(tmp_path, llava)
 
 
 def test_passes_that_do_not_tell_their_batch_and_beams_are_refused(llava, serac):
@@ -253,4 +253,4 @@ def test_passes_that_do_not_tell_their_batch_and_beams_are_refused(llava, serac)
 ])  # fmt: skip
 def test_what_it_cannot_do_is_refused(llava, tmp_path, given, message):
     with pytest.raises(AttribError, match=message):
-        Serac.train(llava, samples(3), out=tmp_path, **{**QUICK, **given})
+        SERAC.train(llava, samples(3), out=tmp_path, **{**QUICK, **given})
