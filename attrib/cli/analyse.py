@@ -175,11 +175,12 @@ def load_data(options: AnalysisOptions) -> "EditData":
         AttribError: when the data cannot be read.
     """
     from attrib.data import EditData, EditRequest, EditSample
-    from attrib.data.answer_prefix import lead, shared_words
+    from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
 
     if options.prompt is None:
         data = read_data(options)
-        return lead(data, shared_words(data) if options.lead is None else options.lead)
+        words = shared_prefix_length(data) if options.lead is None else options.lead
+        return add_answer_prefix(data, words)
     request = EditRequest(options.image, options.prompt, options.target or "")
     typed = EditSample("photo", request, meta={"row": 0})
     made_of = {"file": "command line", **digests(options)}
@@ -188,9 +189,9 @@ def load_data(options: AnalysisOptions) -> "EditData":
 
 def first_word(options: AnalysisOptions) -> int:
     """The number of the answers' word that is looked at, counted from 0."""
-    from attrib.data.answer_prefix import shared_words
+    from attrib.data.answer_prefix import shared_prefix_length
 
-    return shared_words(read_data(options)) if options.lead is None else options.lead
+    return shared_prefix_length(read_data(options)) if options.lead is None else options.lead
 
 
 def read_data(options: AnalysisOptions) -> "EditData":

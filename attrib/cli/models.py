@@ -44,7 +44,7 @@ def load_model(options: ModelOptions) -> "VLM":
 
 def list_models() -> None:
     """List the embedded models with their measured scores."""
-    from attrib.model.checkpoint import WEIGHTS, embedded_names
+    from attrib.environment import WEIGHTS, embedded_names
 
     names = embedded_names()
     for name in names:

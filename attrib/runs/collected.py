@@ -52,7 +52,9 @@ class Collected:
         """Quarantine a sample: under its own words where a bad row says them."""
         row = sample.meta.get("row")
         named = Quarantined(self.file or sample.id, row, where, " ".join(str(why).split()))
-        self.failed.append((sample, Quarantined.of(why) if isinstance(why, RowError) else named))
+        self.failed.append(
+            (sample, Quarantined.from_error(why) if isinstance(why, RowError) else named)
+        )
 
 
 def file_of(samples: Sequence[EditSample]) -> str:

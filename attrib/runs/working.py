@@ -85,7 +85,7 @@ def _complaint(request: EditRequest) -> str:
     try:
         _ = request.image
     except RowError as error:
-        return Quarantined.of(error).reason
+        return Quarantined.from_error(error).reason
     except AttribError as error:
         return " ".join(str(error).split())
     return ""

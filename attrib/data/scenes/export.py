@@ -28,8 +28,8 @@ TASKS: dict[str, Task] = {"vqa": "vqa", "caption": "captions"}
 
 
 @dataclass(frozen=True)
-class Made:
-    """What `make_folder` did.
+class ExportResult:
+    """What `export_folder` did.
 
     Attributes:
         folder: where everything is.
@@ -44,13 +44,13 @@ class Made:
     kept: int
 
 
-def make_folder(
+def export_folder(
     out: str | Path,
     *,
     seed: int = 0,
     rows: Callable[[Task, str, int], list[dict[str, Any]]] | None = None,
     open_image: Callable[[str], Image.Image] | None = None,
-) -> Made:
+) -> ExportResult:
     """The folder `out`, holding every split of the scenes in the E-VQA and E-IC layout.
 
     Args:
@@ -81,7 +81,7 @@ def make_folder(
     for split, text in texts.items():
         write_text(out / FILES[split], text)
     counts = {split: len(table) for split, table in tables.items()}
-    return Made(out, counts, len(missing), len(names) - len(missing))
+    return ExportResult(out, counts, len(missing), len(names) - len(missing))
 
 
 def _claim(out: Path, seed: int, texts: Mapping[str, str]) -> None:

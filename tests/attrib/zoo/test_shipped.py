@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from attrib.model.checkpoint import WEIGHTS
+from attrib.environment import WEIGHTS
 from attrib.model.vlm import load
 from attrib.zoo.models import BUILDERS
 from attrib.zoo.training.card import wilson

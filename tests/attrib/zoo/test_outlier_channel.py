@@ -9,7 +9,7 @@ from attrib.data.scenes import make_scene
 from attrib.forward.hooks import capture
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, build
-from attrib.zoo.training.rogue import CHANNEL, SIZE, _ignore_channel, plant_rogue_channel
+from attrib.zoo.training.outlier_channel import CHANNEL, SIZE, _ignore_channel, add_outlier_channel
 from attrib.zoo.training.scores import questions_about
 
 SCENES = [make_scene(seed) for seed in range(4)]
@@ -44,7 +44,7 @@ def test_a_norm_gives_states_of_one_scale_as_before_whatever_the_channel_holds(n
 @pytest.mark.parametrize("name", BUILDERS)
 def test_words_and_visual_tokens_get_the_channel(name):
     model, processor = build(name, seed=0, num_layers=2)
-    plant_rogue_channel(model, processor, SCENES, PROMPTS)
+    add_outlier_channel(model, processor, SCENES, PROMPTS)
     vlm = VLM(model.eval(), processor)
     batch = vlm.encode([None], ["What color is the star?"])
     with torch.no_grad(), capture(vlm) as captured:

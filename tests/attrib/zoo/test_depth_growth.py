@@ -5,7 +5,7 @@ from attrib.data.scenes import make_scene, render
 from attrib.forward.residual_writes import residual_writes
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, NUM_LAYERS, build
-from attrib.zoo.training.growth import grow, keep_lower_half
+from attrib.zoo.training.depth_growth import grow_depth, keep_lower_half
 
 
 @pytest.fixture(params=BUILDERS)
@@ -15,7 +15,7 @@ def pair(request):
     with torch.no_grad():
         for p in small.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    grown = grow(small, request.param, seed=1)
+    grown = grow_depth(small, request.param, seed=1)
     return tuple(VLM(model.eval(), processor, request.param) for model in (small, grown))
 
 

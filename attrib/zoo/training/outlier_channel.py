@@ -29,7 +29,7 @@ SIZE = 64.0
 
 
 @torch.no_grad()
-def plant_rogue_channel(
+def add_outlier_channel(
     model: Backbone, processor: Any, scenes: Sequence[Scene], prompts: Sequence[str]
 ) -> None:
     """Give a trained model the channel, in place; what it computes changes little by it.

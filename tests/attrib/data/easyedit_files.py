@@ -64,7 +64,7 @@ def few_scenes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def real_files() -> Path:
     """The folder of the published training files; the test is skipped where there is none."""
-    beside = Path(__file__).parents[3] / "shared" / "data" / "easy-edit-mm"
+    beside = Path(__file__).parents[4] / "shared" / "data" / "easy-edit-mm"
     path = Path(os.environ.get("ATTRIB_EASYEDIT", beside))
     if not (path / FILES["vqa-train"]).is_file():
         pytest.skip("no real E-VQA files: un-skip by setting ATTRIB_EASYEDIT to their folder")

@@ -49,7 +49,7 @@ def scene_stream(seed: int) -> Iterator[Scene]:
     return (make_scene(s) for s in scene_seeds("backbone", start=seed * 10**8))
 
 
-def align(
+def pretrain_vision(
     model: Backbone, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int, device: str
 ) -> Iterator[dict[str, float]]:
     """Train the eyes; yields the accuracies over occupied cells every 50 steps.

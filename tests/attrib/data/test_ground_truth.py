@@ -80,7 +80,7 @@ def test_masks_are_those_of_the_picture_and_the_asked_object_is_its_own():
         assert masks.shape == (len(truth.scene.objects), *pixels.shape[:2])
         # Inside an object the picture has one colour, up to the noise of the rendering.
         assert all(pixels[mask].std(0).max() < 10 for mask in masks)
-        if (asked := truth.asked()) is not None:
+        if (asked := truth.target_object()) is not None:
             assert truth.scene.objects[asked] == truth.question.target
 
 
@@ -97,4 +97,4 @@ def test_what_is_no_question_about_a_scene_is_said():
 
 def test_a_truth_without_a_single_object_says_so():
     question = read_question("How many shapes are there?", SCENE)
-    assert GroundTruth(SCENE, 0, question, "two").asked() is None
+    assert GroundTruth(SCENE, 0, question, "two").target_object() is None

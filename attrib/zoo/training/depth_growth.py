@@ -26,7 +26,7 @@ def keep_lower_half(deep: Backbone, name: str, seed: int) -> Backbone:
 
 
 @torch.no_grad()
-def grow(small: Backbone, name: str, seed: int) -> Backbone:
+def grow_depth(small: Backbone, name: str, seed: int) -> Backbone:
     """The backbone `name` at full depth: layers 2i and 2i+1 each do half of layer i of `small`."""
     grown, _ = build(name, seed)
     _copy_all_but_layers(small, grown)

@@ -115,6 +115,6 @@ def test_every_quarantined_row_is_in_the_file(tmp_path):
 
 def test_a_bad_row_is_recorded_with_its_reason():
     error = RowError("'x.jpg': no such file", file="f.json", row=3, field="image")
-    record = Quarantined.of(error)
+    record = Quarantined.from_error(error)
     assert record == Quarantined("f.json", 3, "image", "'x.jpg': no such file")
     assert str(record) == str(error) == "f.json: row 3: image: 'x.jpg': no such file"

@@ -7,7 +7,7 @@ from attrib.cli.analyse import load_data
 from attrib.cli.evaluate import EvaluateOptions
 from attrib.cli.options import ContributionOptions
 from attrib.data import EditData, EditRequest, EditSample
-from attrib.data.answer_prefix import lead, shared_words
+from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
 
 
 def captions(*targets):
@@ -24,17 +24,17 @@ def captions(*targets):
     (2, "a photo of a red", "star"),
 ])  # fmt: skip
 def test_words_move_from_the_answer_to_the_prompt(words, prompt, target):
-    (sample,) = lead(captions("a red  star"), words)
+    (sample,) = add_answer_prefix(captions("a red  star"), words)
     assert (sample.request.prompt, sample.request.target) == (prompt, target)
     assert sample.id == "c-0"
 
 
 def test_answers_that_are_too_short_are_set_aside_by_name():
-    made = lead(captions("a star", "star", ""), 1)
+    made = add_answer_prefix(captions("a star", "star", ""), 1)
     assert [s.request.target for s in made] == ["star"]
     assert [q.row for q in made.quarantined] == [1, 2]
     assert "'star' has no word behind the first 1" in str(made.quarantined[0])
-    assert made.provenance["lead"] == 1
+    assert made.provenance["answer_prefix"] == 1
 
 
 def test_scenes_are_led_from_the_command_line():
@@ -61,7 +61,7 @@ def test_an_edit_is_judged_by_its_whole_answer():
     ([], 0),
 ])  # fmt: skip
 def test_words_that_most_answers_share_are_given(targets, words):
-    assert shared_words(captions(*targets)) == words
+    assert shared_prefix_length(captions(*targets)) == words
 
 
 def test_analyses_of_captions_look_at_the_word_behind_the_article_unless_told_otherwise():
@@ -70,4 +70,4 @@ def test_analyses_of_captions_look_at_the_word_behind_the_article_unless_told_ot
     led, plain = (next(iter(some)) for some in (load_data(ContributionOptions(**options)), told))
     assert led.request.prompt == f"{plain.request.prompt} {plain.request.target.split()[0]}"
     answers = load_data(ContributionOptions(**{**options, "data": "scenes-vqa"}))
-    assert "lead" not in answers.provenance
+    assert "answer_prefix" not in answers.provenance

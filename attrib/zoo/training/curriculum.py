@@ -52,7 +52,7 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Teacher:
+class CurriculumSampler:
     """Turns scenes into training segments for one tokenizer.
 
     Attributes:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from attrib.data import EditData, EditRequest, load
 from attrib.data.check import check
-from attrib.data.scenes.export import make_folder
+from attrib.data.scenes.export import export_folder
 from attrib.errors import AttribError
 
 PAIRS = [
@@ -46,7 +46,7 @@ def test_the_folder_loads_to_the_very_samples_of_memory(
     tmp_path, monkeypatch, name, split, written
 ):
     few = few_scenes(monkeypatch)
-    made = make_folder(tmp_path / "out")
+    made = export_folder(tmp_path / "out")
     assert made.rows[written] == few[split]
     here, there = load(name, split), load(tmp_path / "out", written)
     assert contents(there) == contents(here) and len(here) == few[split]
@@ -55,7 +55,7 @@ def test_the_folder_loads_to_the_very_samples_of_memory(
 
 def test_the_folder_is_sound_and_its_splits_are_disjoint(tmp_path, monkeypatch):
     few_scenes(monkeypatch)
-    make_folder(tmp_path)
+    export_folder(tmp_path)
     report = check(tmp_path, tmp_path / "images")
     assert report.sound and not report.absent
     for shared in report.overlaps.values():
@@ -93,7 +93,7 @@ NAMES += [f"val/{i}.png" for i in (0, 1, 100, 101)]
 
 def test_every_picture_is_drawn_once(tmp_path):
     painter = Painter()
-    made = make_folder(tmp_path, rows=rows, open_image=painter)
+    made = export_folder(tmp_path, rows=rows, open_image=painter)
     assert sorted(painter.drawn) == sorted(NAMES)
     assert (made.written, made.kept) == (7, 0)
     assert sorted(files(tmp_path)) == sorted(
@@ -108,36 +108,36 @@ def test_every_picture_is_drawn_once(tmp_path):
 
 
 def test_made_again_nothing_is_drawn_and_nothing_changes(tmp_path):
-    make_folder(tmp_path, rows=rows, open_image=Painter())
+    export_folder(tmp_path, rows=rows, open_image=Painter())
     before = files(tmp_path)
     painter = Painter()
-    made = make_folder(tmp_path, rows=rows, open_image=painter)
+    made = export_folder(tmp_path, rows=rows, open_image=painter)
     assert (painter.drawn, made.written, made.kept) == ([], 0, 7)
     assert files(tmp_path) == before
 
 
 def test_two_folders_of_one_seed_are_the_same_bytes(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        make_folder(tmp_path / name, seed=seed, rows=rows, open_image=Painter())
+        export_folder(tmp_path / name, seed=seed, rows=rows, open_image=Painter())
     assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
 
 
 def test_what_was_interrupted_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        make_folder(tmp_path / "a", rows=rows, open_image=Painter(breaks_after=3))
+        export_folder(tmp_path / "a", rows=rows, open_image=Painter(breaks_after=3))
     assert len(files(tmp_path / "a")) == 4  # Three pictures and the note: no row file, no part.
     rest = Painter()
-    make_folder(tmp_path / "a", rows=rows, open_image=rest)
+    export_folder(tmp_path / "a", rows=rows, open_image=rest)
     assert len(rest.drawn) == 4
-    make_folder(tmp_path / "b", rows=rows, open_image=Painter())
+    export_folder(tmp_path / "b", rows=rows, open_image=Painter())
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
 def test_a_folder_of_another_seed_is_not_mixed_with(tmp_path):
-    make_folder(tmp_path, rows=rows, open_image=Painter())
+    export_folder(tmp_path, rows=rows, open_image=Painter())
     before = files(tmp_path)
     with pytest.raises(AttribError) as error:
-        make_folder(tmp_path, seed=1, rows=rows, open_image=Painter())
+        export_folder(tmp_path, seed=1, rows=rows, open_image=Painter())
     assert str(error.value) == (
         f"{tmp_path}: was made with another seed or version; give another folder or remove it"
     )
@@ -147,7 +147,7 @@ def test_a_folder_of_another_seed_is_not_mixed_with(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(AttribError, match=r"holds other files; give a new or empty folder$"):
-        make_folder(tmp_path, rows=rows, open_image=Painter())
+        export_folder(tmp_path, rows=rows, open_image=Painter())
     assert list(files(tmp_path)) == ["thesis.txt"]
     with pytest.raises(AttribError, match=r"a file; give a new or empty folder$"):
-        make_folder(tmp_path / "thesis.txt", rows=rows, open_image=Painter())
+        export_folder(tmp_path / "thesis.txt", rows=rows, open_image=Painter())
