@@ -41,25 +41,22 @@ def contributions(options: ContributionOptions) -> int:
     """How much each layer's attention and MLP push the key token (VisEdit, Figs. 1, 5, 6)."""
     from attrib import plots
     from attrib.analyses.tables import measure_contributions
-    from attrib.report.findings import about_contributions, how_sure
+    from attrib.report.summaries import summarize_contributions
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         title = f"Contribution to the key token ({options.key})"
         return {"contributions": plots.contributions(result, title=title)}
 
-    def about(result: "Result") -> str:
-        return f"{about_contributions(result)} {how_sure(result)}"
-
     measure = partial(measure_contributions, key=options.key, norm=options.norm)
     empty = "the data is without a wrong answer to use as key: give --key token:WORD"
-    return analyse("contributions", options, measure, draw, about, empty=empty)
+    return analyse("contributions", options, measure, draw, summarize_contributions, empty=empty)
 
 
 def attention(options: AttentionOptions) -> int:
     """What the last prompt token attends to in each layer (DualEdit, Fig. 1)."""
     from attrib import plots
     from attrib.analyses.tables import measure_attention
-    from attrib.report.findings import about_attention
+    from attrib.report.summaries import summarize_attention
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         return {
@@ -67,7 +64,7 @@ def attention(options: AttentionOptions) -> int:
             "attention-share": plots.attention(result, quantity="share"),
         }
 
-    return analyse("attention", options, measure_attention, draw, about_attention)
+    return analyse("attention", options, measure_attention, draw, summarize_attention)
 
 
 def analyse(

@@ -15,7 +15,7 @@ SHORT = 8  # digits of a digest that are shown
 NO_DATA = EditData("", "", [])
 
 
-def one_origin(results: Sequence[Result]) -> dict[str, Any]:
+def shared_source(results: Sequence[Result]) -> dict[str, Any]:
     """Model, data and versions that all results share, and what was asked of each table.
 
     Raises:
