@@ -10,7 +10,6 @@ from torch import Tensor
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_output, write
-from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate, MemoryEntry, Site, select_signals
@@ -85,7 +84,7 @@ class Router:
 
         def capture(h: Tensor) -> None:
             assert self.gate is not None
-            batch = running_batch(self.vlm)
+            batch = self.vlm.active_batch
             if batch is None:
                 raise AttribError(
                     "a gated edit needs the positions of images and prompts: run the model by "

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.runs.changes import changes
+from attrib.runs.manifest import diff
 from editors.io.tensors import save_tensors
 from editors.training.checkpoint import load_checkpoint, read_record, save_checkpoint
 from editors.training.distributed import Ranks
@@ -221,7 +221,7 @@ class Run:
         if not (self.out / LAST).exists():
             return
         record = read_record(self.out / LAST)
-        if changed := changes(record["identity"], self.identity):
+        if changed := diff(record["identity"], self.identity):
             raise AttribError(
                 f"{self.out} holds another training: {'; '.join(changed)}; choose another folder, "
                 "or the same settings to go on"

@@ -17,7 +17,7 @@ from PIL import Image
 from attrib.data.rows import Task, image_names
 from attrib.data.tables import FILES
 from attrib.errors import AttribError
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from attrib.progress import progress
 
 NOTE = "made.json"
@@ -76,7 +76,7 @@ def export_folder(
     names = {name for table in tables.values() for row in table for _, name in image_names(row)}
     missing = [name for name in sorted(names) if not (out / IMAGES / name).exists()]
     for name in progress(missing, "pictures"):
-        with replacing(out / IMAGES / name) as file:
+        with atomic_write(out / IMAGES / name) as file:
             open_image(name).save(file, format="PNG")
     for split, text in texts.items():
         write_text(out / FILES[split], text)
