@@ -189,7 +189,7 @@ def _rows(sample: "EditSample", maps: Mapping[str, Placed], truth: Any) -> list[
 
 def rank_agreement(one: Map, other: Map) -> float:
     """Rank correlation of two maps of the same cells."""
-    from attrib.selection.evaluate import spearman
+    from attrib.stats import spearman
 
     return spearman(one, other)
 

@@ -56,8 +56,8 @@ def sample(
 ) -> None:
     """Write a sample image that the embedded models can answer questions about."""
     from attrib.data import sample_image
-    from attrib.files import replacing
+    from attrib.files import atomic_write
 
-    with replacing(out) as file:
+    with atomic_write(out) as file:
         sample_image().save(file, format="PNG")
     print(f'{out}: try "What color is the star?", "What shape is red?", "Where is the heart?"')

@@ -15,7 +15,7 @@ from attrib.data.easyedit import FILES, Task, image_names
 from attrib.data.scenes.edits import edit_rows
 from attrib.data.scenes.scene import open_image
 from attrib.errors import AttribError
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from attrib.progress import progress
 
 NOTE = "made.json"
@@ -62,7 +62,7 @@ def export_folder(out: str | Path, *, seed: int = 0) -> ExportResult:
     names = {name for table in tables.values() for row in table for _, name in image_names(row)}
     missing = [name for name in sorted(names) if not (out / IMAGES / name).exists()]
     for name in progress(missing, "images"):
-        with replacing(out / IMAGES / name) as file:
+        with atomic_write(out / IMAGES / name) as file:
             open_image(name).save(file, format="PNG")
     for split, text in texts.items():
         write_text(out / FILES[split], text)

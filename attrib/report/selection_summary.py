@@ -2,20 +2,20 @@
 
 import pandas as pd
 
-from attrib.selection import VOTERS, Choice, LayerReport, fixed_picks
+from attrib.selection import CONSENSUS_RULES, Choice, LayerReport, fixed_picks
 
 WHERE = {"visual": "the visual tokens", "text": "the words"}
 UNCLEAR = 0.5  # chosen in fewer draws than this, a layer is one of several
 NAMED = 0.1  # shares of draws below this are not worth a name
 
 
-def about_selection(report: LayerReport) -> str:
+def summarize_selection(report: LayerReport) -> str:
     """One paragraph per modality, and one about the rules that could not be computed."""
     parts = [_about(report, modality) for modality in ("visual", "text")]
     return "\n".join([*parts, *(f"({line}.)" for line in report.left_out)])
 
 
-def about_regret(judged: pd.DataFrame, rule: str) -> str:
+def summarize_regret(judged: pd.DataFrame, rule: str) -> str:
     """What the rule's pick costs against the best cell of a grid, and what fixed picks cost."""
     rows = {row["pick"]: row for row in judged.to_dict("records")}
     if rule not in rows:
@@ -67,10 +67,10 @@ def _how_sure(choice: Choice) -> str:
 def _rules(report: LayerReport, modality: str) -> str:
     """What the voting rules say alone; the bootstrap says nothing about whether they are right."""
     choices, agreement = report.choices[modality], report.agreement[modality]
-    voters = [name for name in VOTERS if name in choices]
+    voters = [name for name in CONSENSUS_RULES if name in choices]
     if len(voters) < 2:
         return ""
     alone = ", ".join(f"{name} {choices[name].layer}" for name in voters)
-    apart = agreement["apart"]
+    apart = agreement["spread"]
     verdict = "they agree" if apart <= 1 else f"they are up to {apart} layers apart"
     return f"The rules alone say {alone}: {verdict}."

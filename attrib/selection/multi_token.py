@@ -10,7 +10,7 @@ from attrib.selection.rules import MODALITIES, Modality
 WORDS = "layers by word"  # in a report's provenance
 
 
-def for_all_words(reports: Sequence[LayerReport]) -> LayerReport:
+def combine_words(reports: Sequence[LayerReport]) -> LayerReport:
     """Per modality the earliest layers that any word of the answers asks for.
 
     What is written at a layer reaches only what is read behind it, and the words of one answer are
@@ -41,7 +41,7 @@ def for_all_words(reports: Sequence[LayerReport]) -> LayerReport:
     )
 
 
-def about_words(report: LayerReport) -> str:
+def summarize_words(report: LayerReport) -> str:
     """A line per word of the answers that was looked at; nothing where it was one."""
     lines = [
         f"Word {number} asks for "

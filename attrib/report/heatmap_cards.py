@@ -12,8 +12,8 @@ from PIL import Image
 from attrib import plots
 from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.report.first import small_png
-from attrib.report.layers_reading import RunRead
+from attrib.report.demo_study import small_png
+from attrib.report.run_reader import RunRead
 
 NO_PLACE = -1
 
@@ -97,7 +97,7 @@ def _picture(
     cells = []
     for layer, part in placed.groupby("layer"):
         heat = np.asarray(part["value"], float).reshape((rows, cols) if on_grid else (1, -1))
-        png = plots.heat_cells(heat)
+        png = plots.heatmap_png(heat)
         cells.append(LayerCells(int(np.asarray(layer)), png, _hottest(heat), *_ends(heat)))
     box = tuple(float(grid[side]) for side in ("left", "top", "right", "bottom"))
     left, top, right, bottom = box

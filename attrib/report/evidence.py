@@ -9,12 +9,15 @@ from markupsafe import Markup
 
 from attrib import plots
 from attrib.plots.layer_evidence import CURVES, kinds
-from attrib.report.findings import about_attention, about_contributions, how_sure
-from attrib.report.findings_heat import about_faithfulness
-from attrib.report.findings_patching import about_patching
-from attrib.report.findings_sweep import about_sweep
-from attrib.report.layers_study import LayerStudy
+from attrib.report.heatmap_summary import summarize_faithfulness
+from attrib.report.layer_study import LayerStudy
 from attrib.report.page import interval
+from attrib.report.summaries import (
+    summarize_attention,
+    summarize_contributions,
+    summarize_patching,
+    summarize_sensitivity,
+)
 from attrib.results import Result
 
 Table = dict[str, Any]
@@ -50,7 +53,7 @@ KINDS = (
         "Where is the answer written?",
         ("contributions",),
         {"contributions": BOTH},
-        lambda result: f"{about_contributions(result, 'the answer')} {how_sure(result)}",
+        lambda result: summarize_contributions(result, "the answer token"),
         "How much each layer's attention and MLP push the answer's first token at the last prompt "
         "token (VisEdit, Eqs. 1-5). The rule onset looks for the step up: an edit should stand "
         "just before it.",
@@ -59,7 +62,7 @@ KINDS = (
         "Where does a disturbance matter?",
         ("sweep text", "sweep visual"),
         {"noise on words": ("text",), "noise on visual tokens": ("visual",)},
-        about_sweep,
+        summarize_sensitivity,
         "How far random noise on the words, or on the visual tokens, of one layer moves the output "
         "distribution; mean over the sizes of noise (DualEdit, Fig. 2). The rule sensitivity takes "
         "the highest layer. The last prompt token is spared: an editor does not write there.",
@@ -68,7 +71,7 @@ KINDS = (
         "Up to where can the answer be changed?",
         ("patching",),
         {"visual patching": ("visual",), "last patching": ("text",)},
-        about_patching,
+        summarize_patching,
         "States of another image's run are put into one layer: whose answer comes out? Where the "
         "visual tokens stop to decide and the last prompt token begins to, the answer passes over. "
         "The rule patching takes the layer at which it does.",
@@ -77,7 +80,7 @@ KINDS = (
         "What is looked at?",
         ("attention",),
         {"attention": BOTH},
-        about_attention,
+        summarize_attention,
         "Share of the last prompt token's attention, mean over heads; the rest goes to the "
         "begin-of-sequence token (DualEdit, Fig. 1). Attention has no vote: it says where a layer "
         "reads, not what it makes of it.",
@@ -158,7 +161,7 @@ def _pointing(study: LayerStudy) -> Iterator[Part]:
         svg = Markup(plots.svg(drawn, target="page", prefix=f"pointing{number}-"))
         said = ""
         if "all_layers" in run.tables:
-            said = about_faithfulness(run.result, run.tables["all_layers"])
+            said = summarize_faithfulness(run.result, run.tables["all_layers"])
         if run.name in study.elsewhere:
             data = run.result.provenance.get("data", {})
             said += f" On other data: {data.get('name')} {data.get('split') or ''}."

@@ -10,7 +10,7 @@ from attrib.analyses.tables import measure_attention
 from attrib.data import BadImage, EditData, EditRequest, EditSample
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.runs import Rank, prepare
-from attrib.runs import run as running_module
+from attrib.runs import run as run_module
 
 OPTIONS = {"norm": "none", "batch_size": 8}
 
@@ -118,7 +118,7 @@ def test_a_run_of_two_ranks_is_resumed_by_one_and_by_three(vlm, tmp_path):
 
 
 def test_the_first_rank_does_the_work_of_one_that_is_gone(vlm, tmp_path, monkeypatch):
-    monkeypatch.setattr(running_module, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(run_module, "TIMEOUT_SECONDS", 0.0)
     outcome = prepared(vlm, tmp_path, rank=Rank(0, 2)).execute(cheap)
     assert outcome.used == [s.id for s in DATA]
 
@@ -145,11 +145,11 @@ def test_other_weights_under_the_same_name_are_refused(vlm, tmp_path):
 def test_a_damaged_part_is_measured_again(vlm, tmp_path, caplog):
     first = prepared(vlm, tmp_path).execute(cheap)
     run = prepared(vlm, tmp_path)
-    path = run.parts.path(run.units[1], "attention")
+    path = run.store.path(run.shards[1], "attention")
     path.write_bytes(path.read_bytes()[:-9])
     again = run.execute(cheap)
     assert again.tables["attention"].equals(first.tables["attention"])
-    assert f"{path}: damaged part put aside" in caplog.text and path.is_file()
+    assert f"{path}: damaged part renamed" in caplog.text and path.is_file()
 
 
 def test_failed_rows_are_rows_also_after_a_resumption(vlm, tmp_path):

@@ -10,8 +10,8 @@ import pandas as pd
 
 from attrib.data import EditSample, Quarantined
 from attrib.errors import AttribError
-from attrib.report.layers_heat import HeatPicture, heat_pictures_of
-from attrib.report.layers_reading import RunRead
+from attrib.report.heatmap_cards import HeatPicture, heat_pictures_of
+from attrib.report.run_reader import RunRead
 from attrib.results import Result
 from attrib.selection import (
     LayerReport,

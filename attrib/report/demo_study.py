@@ -13,8 +13,8 @@ from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.loading import SCENES
 from attrib.model.vlm import VLM
 from attrib.results import Result
-from attrib.runs.collecting import collect
-from attrib.runs.provenance import provenance
+from attrib.runs.collect import collect
+from attrib.runs.provenance import provenance_of
 
 CARDS = 8
 CARD_PIXELS = 320  # the longer side; larger pictures are made smaller
@@ -74,7 +74,7 @@ def study(
     truth = _pred if data.name in SCENES else _target
     measure = partial(measure_first_report, norm="none", truth=truth)
     done = collect(vlm, data, measure, batch_size=batch_size, what="report")
-    made = provenance(vlm, data, done, options or {}, seed)
+    made = provenance_of(vlm, data, options or {}, seed, done)
     results = {name: Result(name, table, made) for name, table in done.tables.items()}
     answers = results["answers"].frame.set_index("example")
     chosen = _one_of_each_kind(done.used)[:CARDS]

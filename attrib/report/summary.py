@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from attrib.report.findings_selection import UNCLEAR, WHERE
-from attrib.report.layers_study import EXPECTED, LayerStudy
-from attrib.selection import VOTERS, LayerReport
+from attrib.report.layer_study import EXPECTED, LayerStudy
+from attrib.report.selection_summary import UNCLEAR, WHERE
+from attrib.selection import CONSENSUS_RULES, LayerReport
 
 SURE = 0.9  # of the draws
 NEAR = 1  # layers apart at most, for rules that agree
@@ -84,7 +84,7 @@ def sureness(study: LayerStudy) -> str:
 
 def _rules_agree(report: LayerReport) -> str:
     apart = {
-        m: a["apart"] for m, a in report.agreement.items() if a.get("apart") is not None
+        m: a["spread"] for m, a in report.agreement.items() if a.get("spread") is not None
         and len(a["picks"]) > 1
     }  # fmt: skip
     if not apart:
@@ -122,7 +122,7 @@ def rules_table(report: LayerReport, modality: str) -> dict:
     """What each rule says: a row per rule, the one that chose first, then the voters."""
     choices = report.choices[modality]
     weights: Mapping[str, float] = choices[report.rule].weights if report.rule in choices else {}
-    order = [report.rule, *VOTERS, *choices]
+    order = [report.rule, *CONSENSUS_RULES, *choices]
     rows = []
     for rule in dict.fromkeys(name for name in order if name in choices):
         choice = choices[rule]

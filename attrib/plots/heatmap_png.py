@@ -13,7 +13,7 @@ from attrib.plots.overlay import COLORS
 STEPS = 64
 
 
-def heat_cells(values: Float[np.ndarray, "row col"]) -> bytes:
+def heatmap_png(values: Float[np.ndarray, "row col"]) -> bytes:
     """A PNG with a pixel per cell, from the darkest to the brightest colour of `overlay`.
 
     The colours are these cells' own, so that a faint map can be seen; cells without a value are
@@ -26,8 +26,8 @@ def heat_cells(values: Float[np.ndarray, "row col"]) -> bytes:
     return _png(shades)
 
 
-def heat_scale() -> bytes:
-    """A PNG with the colours of `heat_cells`, from the lowest to the highest value."""
+def heatmap_colors() -> bytes:
+    """A PNG with the colours of `heatmap_png`, from the lowest to the highest value."""
     return _png(matplotlib.colormaps[COLORS](np.linspace(0, 1, STEPS)[None], bytes=True))
 
 

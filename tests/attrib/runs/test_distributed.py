@@ -1,35 +1,34 @@
-"""Ranks: disjoint units, no collectives, nobody waits for the dead."""
+"""Ranks: disjoint shards, no collectives, nobody waits for the dead."""
 
 import pytest
 import torch
 
 from attrib.data import EditRequest, EditSample
 from attrib.errors import SetupError
-from attrib.runs import Parts, Rank, split
-from attrib.runs import distributed as ranks_module
+from attrib.runs import Rank, ShardStore, distributed, split
 from attrib.runs.distributed import wait_for
 
-UNITS = split(
+SHARDS = split(
     [EditSample(f"e{i}", EditRequest(None, "?", ""), meta={"row": i}) for i in range(0, 112, 16)]
 )
 
 
-class Shelf(Parts):
+class Shelf(ShardStore):
     """Stands in for the parts on disk."""
 
-    def __init__(self, *units):
-        self.there = {unit.key for unit in units}
+    def __init__(self, *shards):
+        self.there = {shard.key for shard in shards}
 
-    def has(self, unit):
-        return unit.key in self.there
+    def has(self, shard):
+        return shard.key in self.there
 
-    def put(self, unit):
-        self.there.add(unit.key)
+    def put(self, shard):
+        self.there.add(shard.key)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 10])
 def test_the_ranks_share_the_units_without_overlap(world):
-    shares = [Rank(number, world).mine(UNITS) for number in range(world)]
+    shares = [Rank(number, world).mine(SHARDS) for number in range(world)]
     assert sorted(u.index for share in shares for u in share) == list(range(7))
 
 
@@ -58,21 +57,21 @@ def test_each_rank_of_a_machine_takes_its_gpu(monkeypatch):
 
 
 def test_what_others_deliver_is_waited_for(monkeypatch):
-    shelf, coming = Shelf(UNITS[0]), list(UNITS[1:])
-    monkeypatch.setattr(ranks_module.time, "sleep", lambda _: shelf.put(coming.pop(0)))
-    wait_for(UNITS, shelf, lambda _: pytest.fail("it was on its way"), patience=60.0)
+    shelf, coming = Shelf(SHARDS[0]), list(SHARDS[1:])
+    monkeypatch.setattr(distributed.time, "sleep", lambda _: shelf.put(coming.pop(0)))
+    wait_for(SHARDS, shelf, lambda _: pytest.fail("it was on its way"), timeout=60.0)
     assert not coming
 
 
 def test_what_nobody_delivers_is_measured(monkeypatch):
     clock, measured = [0.0], []
-    monkeypatch.setattr(ranks_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
 
     def sleep(seconds):
         clock[0] += seconds
 
-    monkeypatch.setattr(ranks_module.time, "sleep", sleep)
-    wait_for(UNITS, Shelf(*UNITS[::2]), measured.append, patience=5.0)
+    monkeypatch.setattr(distributed.time, "sleep", sleep)
+    wait_for(SHARDS, Shelf(*SHARDS[::2]), measured.append, timeout=5.0)
     assert [u.index for u in measured] == [1, 3, 5] and 5 <= clock[0] < 6
-    wait_for(UNITS, Shelf(*UNITS[1:]), measured.append, patience=0.0)
-    assert measured[-1] is UNITS[0] and clock[0] < 6
+    wait_for(SHARDS, Shelf(*SHARDS[1:]), measured.append, timeout=0.0)
+    assert measured[-1] is SHARDS[0] and clock[0] < 6

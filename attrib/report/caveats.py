@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from attrib.report.layers_said import model_name, name_of
-from attrib.report.layers_study import VOTES, LayerStudy
+from attrib.report.layer_study import VOTES, LayerStudy
+from attrib.report.summary import model_name, name_of
 
 FEW = 50  # examples below which an interval says little
 

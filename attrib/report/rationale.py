@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from attrib.report.findings_selection import WHERE
-from attrib.report.layers_study import LayerStudy
-from attrib.selection import VOTERS, Choice
+from attrib.report.layer_study import LayerStudy
+from attrib.report.selection_summary import WHERE
+from attrib.selection import CONSENSUS_RULES, Choice
 
 CONSENSUS = (
     "Several rules look at the model, each at other evidence, which follows below. The consensus "
@@ -20,7 +20,7 @@ def why(study: LayerStudy) -> Iterator[str]:
     for modality, layers in report.layers.items():
         if layers:
             choices = report.choices[modality]
-            voters = [rule for rule in VOTERS if rule in choices]
+            voters = [rule for rule in CONSENSUS_RULES if rule in choices]
             if report.rule == "consensus" and len(voters) > 1:
                 yield _good_by_all(WHERE[modality], choices, voters)
             else:

@@ -7,11 +7,13 @@ import pandas as pd
 
 from attrib.analyses.heatmaps import PUBLISHED_CODE, Perturbation
 from attrib.environment import sha256
-from attrib.report.findings_selection import about_selection
-from attrib.report.layers_limits import caveats
-from attrib.report.layers_parts import Table, parts_of, score_figures
-from attrib.report.layers_reading import MAIN
-from attrib.report.layers_said import (
+from attrib.report.caveats import caveats
+from attrib.report.evidence import Table, parts_of, score_figures
+from attrib.report.layer_study import LayerStudy
+from attrib.report.rationale import why
+from attrib.report.run_reader import MAIN
+from attrib.report.selection_summary import summarize_selection
+from attrib.report.summary import (
     grid_in_short,
     headline,
     name_of,
@@ -20,8 +22,6 @@ from attrib.report.layers_said import (
     sureness,
     what_it_means,
 )
-from attrib.report.layers_study import LayerStudy
-from attrib.report.layers_why import why
 
 DIGEST = 12  # digits of a file's digest that are shown
 WORDS = {"text": "words", "visual": "visual tokens"}
@@ -41,7 +41,7 @@ def content_of(study: LayerStudy) -> dict[str, Any]:
         "sureness": sureness(study),
         "meaning": what_it_means(study),
         "why": list(why(study)),
-        "selection": about_selection(report).splitlines(),
+        "selection": summarize_selection(report).splitlines(),
         "rule_said": f"{report.rule.capitalize()}: {report.meanings[report.rule]}.",
         "scores": score_figures(study),
         "meanings": report.meanings,

@@ -13,8 +13,8 @@ from attrib.analyses.tables import measure_attention
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from attrib.runs.collecting import collect
-from attrib.runs.provenance import fingerprint, provenance
+from attrib.runs.collect import collect
+from attrib.runs.provenance import fingerprint, provenance_of
 
 IMAGE = picture()
 
@@ -200,7 +200,7 @@ def test_a_batch_of_none_is_refused(vlm):
 def test_provenance_is_json_and_says_what_was_used(vlm):
     data = EditData("some", "test", [sample("e0"), sample("e1", broken_image)])
     done = collect(vlm, data, measure_attention)
-    made = provenance(vlm, data, done, {"key": "argmax"}, 3)
+    made = provenance_of(vlm, data, {"key": "argmax"}, 3, done)
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     assert (made["examples"], made["quarantined"], made["seed"]) == (1, 1, 3)
     assert made["model"]["name"] == "llava" and made["model"]["dtype"] == "float32"

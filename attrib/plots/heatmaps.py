@@ -17,7 +17,7 @@ MOST_LAYERS = 15  # that a picture shows, if the table has more
 THROUGH = "queries' heat, handed to patches by the Q-Former's cross-attention"
 
 
-def heat_by_layer(result: Result, ax: Axes | None = None) -> Axes:
+def heatmap_by_layer(result: Result, ax: Axes | None = None) -> Axes:
     """Mean heat of a visual token over the layers, with its interval."""
     means = result.mean(["layer"])
     with style():
@@ -28,7 +28,7 @@ def heat_by_layer(result: Result, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def heat_pictures(
+def heatmap_pictures(
     image: Image.Image,
     tokens: pd.DataFrame,
     patches: pd.DataFrame | None,
