@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.sources.transformers import helpers
 
-from attrib.bridges import _undisturbed
+from attrib.bridges import _restored_logging
 from attrib.bridges.adapters import ARCHITECTURES, VisionLanguageAdapter
 from attrib.bridges.bridge import shared_copy
 from attrib.errors import SetupError
@@ -122,7 +122,7 @@ def test_transformer_lens_is_imported_by_the_bridges_alone_and_they_only_inside_
 def test_importing_leaves_warnings_and_the_log_of_transformers_as_they_were():
     log = logging.getLogger("transformers")
     level, filters = log.level, list(warnings.filters)
-    with _undisturbed():
+    with _restored_logging():
         warnings.filterwarnings("ignore", message="anything")
         log.setLevel(level + 10)
         warnings.warn("not shown", stacklevel=1)

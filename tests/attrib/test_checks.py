@@ -7,8 +7,7 @@ import torch
 from conftest import tiny_vlm
 
 import attrib
-from attrib.checks import checks
-from attrib.checks.run import CHECKS, check, verify
+from attrib.checks import CHECKS, check, checks, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import read, resume, write
