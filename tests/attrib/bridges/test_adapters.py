@@ -23,7 +23,7 @@ from attrib.bridges.adapters import ARCHITECTURES, VisionLanguageAdapter
 from attrib.bridges.bridge import shared_copy
 from attrib.errors import SetupError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GROUP = "transformer_lens.architectures"
 ADAPTER = "attrib.bridges.adapters:VisionLanguageAdapter"
 OURS = ("blip2_opt", "blip2_llama", "instructblip", "qwen2_vl", "paligemma", "smolvlm", "internvl")

@@ -202,5 +202,5 @@ def test_wrong_requests_are_named():
     text = vlm.encode([None], ["only text"])
     with pytest.raises(AttribError, match="no 'visual' here"):
         vlm.cache(text, "visual")
-    with pytest.raises(AttributeError, match=r"W_in: .* vlm\.to_bridge\(\) has all"):
+    with pytest.raises(AttributeError, match=r"W_in: .* vlm\.to_bridge\(\) has everything"):
         _ = vlm.cache(batch).model.W_in
