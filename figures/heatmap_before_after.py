@@ -1,4 +1,4 @@
-"""Where a model reads the picture before and after an edit, and what it answers."""
+"""Heatmaps and answers of a model before and after an edit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,16 @@ import pandas as pd
 from jaxtyping import Float
 
 from figures.figure import Measured, Setting
-from figures.mapper_maps import other_question, pick, rank_agreement
-from figures.measuring import about, opened
-from figures.scene_objects import objects_of, placed_cells, thumbnail, told_by, truths
-from figures.trained import load_editor
+from figures.influence_maps import choose_samples, other_question, rank_agreement
+from figures.measure import load_inputs, provenance
+from figures.scene_objects import (
+    grid_cells,
+    ground_truths_of,
+    object_cells,
+    thumbnail,
+    truth_scores,
+)
+from figures.trained_editor import load_editor
 
 if TYPE_CHECKING:
     from attrib.data import EditRequest, EditSample
@@ -21,26 +27,27 @@ if TYPE_CHECKING:
 
 REQUEST, UNRELATED, CONTROL, REPEAT = "Rel", "M-Loc", "other question", "other noise"
 INPUTS = (REQUEST, "T-Gen", "V-Gen", UNRELATED)
-NOISE, PAPER_NOISE = 0.1, 3.0  # standard deviations; see `attrib.analyses.heatmaps` on the choice
-DRAWS = 2  # of the noise
-HOTTEST = 0.1  # share of the visual tokens that count as those that are read most
-MEAN = -1  # stands for the mean over layers, where a layer is asked for
+NOISE, PAPER_NOISE = 0.1, 3.0  # standard deviations; see LOG.md, 2026-11-23, on the choice
+DRAWS = 2  # noise samples per heatmap
+HOTTEST = 0.1  # share of the visual tokens that count as hottest
+MEAN = -1  # in place of a layer: the mean over layers
 ANSWER_TOKENS = 8
 Heat = Float[np.ndarray, "input layer visual"]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """One sample's inputs before and after its edit.
+class BeforeAfter:
+    """The inputs of one sample before and after its edit.
 
     Attributes:
-        requests: By the name of the input; `CONTROL` is another question about the same picture.
-        batch: They, in order.
-        before: Heat in the unedited model, with the noise of `NOISE`.
-        after: With the edit; with other noise than `before`, so that no agreement is the noise's.
-        again: As `before`, with the noise of `after`.
-        paper: Before and after, with as much noise as in the paper.
-        answers: By name, what is generated before and after.
+        requests: Requests by input; `CONTROL` is another question about the same image.
+        batch: The requests, encoded in this order.
+        before: Heat of the unedited model, with noise of `NOISE`.
+        after: Heat with the edit; another noise seed than `before`, so that agreement is not
+            due to shared noise.
+        again: Heat of the unedited model with the noise seed of `after`.
+        paper: Heat before and after with the paper's noise.
+        answers: The generated answers before and after, by input.
     """
 
     requests: "Mapping[str, EditRequest]"
@@ -55,29 +62,30 @@ class Seen:
 def measure_edited(
     setting: Setting, name: str, shown: Mapping[str, int], num_layers: int
 ) -> Measured:
-    """Heat before and after VisEdit's edits, over the samples, and maps of a few of them.
+    """Compare heatmaps before and after VisEdit's edits; keep maps of a few samples.
 
-    Tables: "changes" (a row per example and comparison, see `changes`), "layers" (mean rank
-    correlation of the heat before and after, by input and layer), "maps" and "captions" of those
-    shown. Edits have no gate, as in the paper.
+    Tables: "changes" (see `changes`), "layers" (mean rank correlation of the heat before and after,
+    by input and layer), "maps" and "captions" of the samples shown. Edits have no gate, as in the
+    paper.
 
     Args:
-        setting: What on; samples without another picture and an unrelated one are left out.
-        name: Of the figure.
-        shown: How many samples to show of each kind of question.
-        num_layers: How many layers to show maps of; 0 for the mean over all behind the adapter.
+        setting: Model, data and editors; samples need a second image and an unrelated one.
+        name: Name of the figure.
+        shown: Number of samples to show per kind of question.
+        num_layers: Number of layers to show maps of; 0 for the mean over all layers after the
+            adapter.
     """
-    vlm, data = opened(setting)
+    vlm, data = load_inputs(setting)
     editor = load_editor(setting, "visedit", vlm).with_gate(None)
     first = editor.sites[0].layer
     layers = list(range(first + 1, vlm.num_layers - 1)) or [vlm.num_layers - 1]
-    known = truths(data)
+    known = ground_truths_of(data)
     usable = [s for s in data if s.text_generality and s.visual_generality and s.visual_locality]
-    picked = pick(usable, [True] * len(usable), known, shown)
-    wanted = spread(layers, num_layers) if num_layers else [MEAN]
+    picked = choose_samples(usable, [True] * len(usable), known, shown)
+    wanted = evenly_spaced(layers, num_layers) if num_layers else [MEAN]
     rows, by_layer, maps, captions, images = [], [], [], [], {}
     for i, sample in enumerate(usable):
-        seen = look(vlm, editor, sample, layers, setting.seed)
+        seen = measure_sample(vlm, editor, sample, layers, setting.seed)
         rows += changes(sample, seen, known.get(sample.id))
         by_layer.append(layer_agreement(seen, layers).assign(example=sample.id))
         if i in picked:
@@ -92,11 +100,13 @@ def measure_edited(
         "captions": pd.concat(captions).sort_values("number", kind="stable"),
     }
     more = {"layer": first, "layers": layers, "num_layers": vlm.num_layers, "noise": NOISE}
-    return Measured(tables, images, about(name, setting, len(usable), **more))
+    return Measured(tables, images, provenance(name, setting, len(usable), **more))
 
 
-def look(vlm: "VLM", editor: Any, sample: "EditSample", layers: Sequence[int], seed: int) -> Seen:
-    """One sample's inputs, run before and after its edit."""
+def measure_sample(
+    vlm: "VLM", editor: Any, sample: "EditSample", layers: Sequence[int], seed: int
+) -> BeforeAfter:
+    """Compute heatmaps and answers for the inputs of one sample, before and after its edit."""
     import attrib
 
     judged = (sample.text_generality, sample.visual_generality, sample.visual_locality)
@@ -118,19 +128,18 @@ def look(vlm: "VLM", editor: Any, sample: "EditSample", layers: Sequence[int], s
         after, edited = heat(NOISE, seed + 1), heat(PAPER_NOISE, seed + 1)
         new = vlm.generate(batch, max_new_tokens=ANSWER_TOKENS)
     answers = dict(zip(requests, zip(old, new, strict=True), strict=True))
-    return Seen(requests, batch, before, after, again, (paper, edited), answers)
+    return BeforeAfter(requests, batch, before, after, again, (paper, edited), answers)
 
 
-def changes(sample: "EditSample", seen: Seen, truth: Any) -> list[dict[str, Any]]:
-    """What an edit changes, a row per comparison of two maps (means over the layers).
+def changes(sample: "EditSample", seen: BeforeAfter, truth: Any) -> list[dict[str, Any]]:
+    """Return what an edit changes, one row per comparison of two heatmaps (means over layers).
 
-    For each input before and after the edit; for `CONTROL` the request against the other question,
-    both unedited; for `REPEAT` the unedited request against itself; the noise is always another
-    one. Columns: agreement (rank
-    correlation over visual tokens), agreement_paper (the same with the paper's noise), kept (share
-    of the hottest tokens that stay among these), mass_before and mass_after (share of the heat that
-    lies on the object asked about), and for inputs answered (1 where the answer after the edit is
-    the edit's, for M-Loc that from before).
+    Each input is compared before and after the edit; for `CONTROL`, the request and the other
+    question, both unedited; for `REPEAT`, the unedited request and itself. The two noise seeds of a
+    comparison differ. Columns: agreement (rank correlation over visual tokens), agreement_paper
+    (the same with the paper's noise), kept (share of the hottest tokens that stay hottest),
+    mass_before and mass_after (share of the heat on the object asked about), answered (1 if the
+    answer after the edit is the target; for M-Loc, if it is unchanged).
     """
     names = list(seen.requests)
     rows = []
@@ -141,8 +150,8 @@ def changes(sample: "EditSample", seen: Seen, truth: Any) -> list[dict[str, Any]
         old, new = seen.answers[name]
         wanted = old if name == UNRELATED else seen.requests[name].target
         grid = seen.batch.grids[i]
-        where = None if name == UNRELATED else objects_of(truth, grid, other=name == "V-Gen")
-        mass = [told_by(_on(heat, grid), where)["mass"] for heat in pair]
+        objects = None if name == UNRELATED else object_cells(truth, grid, other=name == "V-Gen")
+        mass = [truth_scores(_on(heat, grid), objects)["mass"] for heat in pair]
         rows.append({"input": name, **row, "mass_before": mass[0], "mass_after": mass[1],
                      "answered": float(new.strip() == wanted.strip())})  # fmt: skip
     first = _mean(seen.before, 0)
@@ -153,8 +162,8 @@ def changes(sample: "EditSample", seen: Seen, truth: Any) -> list[dict[str, Any]
     return [head | row for row in rows]
 
 
-def layer_agreement(seen: Seen, layers: Sequence[int]) -> pd.DataFrame:
-    """The rank correlation of the heat before and after, by input and layer."""
+def layer_agreement(seen: BeforeAfter, layers: Sequence[int]) -> pd.DataFrame:
+    """Return the rank correlation of the heat before and after, by input and layer."""
     names = list(seen.requests)
     rows = []
     for at, layer in enumerate(layers):
@@ -168,9 +177,9 @@ def layer_agreement(seen: Seen, layers: Sequence[int]) -> pd.DataFrame:
 
 
 def shown_maps(
-    sample: "EditSample", seen: Seen, layers: Sequence[int], wanted: Sequence[int]
+    sample: "EditSample", seen: BeforeAfter, layers: Sequence[int], wanted: Sequence[int]
 ) -> pd.DataFrame:
-    """The cells of the maps before and after, of some layers or of their mean."""
+    """Return the cells of the maps before and after, for some layers or their mean."""
     parts = []
     for i, name in enumerate(INPUTS):
         grid, image = seen.batch.grids[i], seen.requests[name].image
@@ -179,13 +188,13 @@ def shown_maps(
         for edited, heat in enumerate((seen.before, seen.after)):
             for layer in wanted:
                 values = _mean(heat, i) if layer == MEAN else heat[i, layers.index(layer)]
-                cells = placed_cells(_on(values, grid), grid, image)
+                cells = grid_cells(_on(values, grid), grid, image)
                 parts.append(cells.assign(input=name, edited=edited, layer=layer))
     return pd.concat(parts, ignore_index=True).assign(example=sample.id)
 
 
-def spread(layers: Sequence[int], num: int) -> list[int]:
-    """So many layers, evenly from the first to the last."""
+def evenly_spaced(layers: Sequence[int], num: int) -> list[int]:
+    """Return `num` of the layers, evenly spaced from the first to the last."""
     at = np.linspace(0, len(layers) - 1, min(num, len(layers))).round().astype(int)
     return [layers[i] for i in at]
 
@@ -200,20 +209,20 @@ def _agreement(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _kept(one: np.ndarray, other: np.ndarray) -> float:
-    """The share of the hottest tokens of one map that are among the hottest of the other."""
+    """Return the share of one map's hottest tokens that are among the other's."""
     num = max(1, round(HOTTEST * np.isfinite(one).sum()))
     first, second = (set(np.argsort(-np.nan_to_num(x, nan=-1))[:num]) for x in (one, other))
     return len(first & second) / num
 
 
 def _mean(heat: Heat, i: int) -> np.ndarray:
-    """The mean over layers of one input's heat, without padding."""
+    """Return the mean over layers of one input's heat, without padding."""
     found = heat[i].mean(0)
     return found[np.isfinite(found)]
 
 
 def _on(values: np.ndarray, grid: Any) -> np.ndarray:
-    """The values that lie on the grid."""
+    """Return the values on the grid."""
     if grid is None:
         return values
     return values[grid.first : grid.first + grid.rows * grid.cols]
@@ -225,7 +234,7 @@ def _by_layer(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     return Result("agreement", table, {"seed": seed}).mean(["input", "layer"])
 
 
-def _caption(sample: "EditSample", seen: Seen, number: int) -> pd.DataFrame:
+def _caption(sample: "EditSample", seen: BeforeAfter, number: int) -> pd.DataFrame:
     rows = []
     for name in INPUTS:
         before, after = seen.answers[name]
@@ -236,7 +245,7 @@ def _caption(sample: "EditSample", seen: Seen, number: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _images(seen: Seen, number: int) -> dict[str, np.ndarray]:
+def _images(seen: BeforeAfter, number: int) -> dict[str, np.ndarray]:
     kept = {REQUEST: "request", "V-Gen": "other", UNRELATED: "unrelated"}
     return {
         f"{number}-{short}": thumbnail(image)

@@ -1,4 +1,4 @@
-"""How alike edits and other inputs are to the gates, and how well each tells them apart."""
+"""Gate scores of edits and other inputs, and how well each gate separates them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from figures.estimates import RESAMPLES
 from figures.figure import Measured, Setting
-from figures.measuring import RESAMPLES, about, opened, tables_of
-from figures.trained import has_editor, load_editor
+from figures.measure import collect_tables, load_inputs, provenance
+from figures.trained_editor import has_editor, load_editor
 
 if TYPE_CHECKING:
     from attrib.data import EditData
@@ -27,15 +28,15 @@ AGAINST: Mapping[str, tuple[str, ...]] = {
 
 
 def measure_gates(setting: Setting, name: str) -> Measured:
-    """Tables "values" (a row per edit and input, a column per gate) and "separation".
+    """Measure the tables "values" (a row per edit and input, a column per gate) and "separation".
 
-    The layer is the one that the gate of the trained DualEdit reads; where there is no such editor,
-    the one where the last prompt token tells best, and there is no learned gate.
+    The layer is the one that the gate of the trained DualEdit reads. Without that editor it is the
+    layer where the last prompt token separates best, and the learned gate is left out.
     """
     from attrib.analyses.tables import measure_gate
 
-    vlm, data = opened(setting)
-    table = tables_of(vlm, data, measure_gate)["gate"]
+    vlm, data = load_inputs(setting)
+    table = collect_tables(vlm, data, measure_gate)["gate"]
     editor = load_editor(setting, "dualedit", vlm) if has_editor(setting, "dualedit") else None
     gate = None if editor is None else editor.gate
     layer = _best_layer(table) if gate is None else max(gate.layers)
@@ -45,24 +46,24 @@ def measure_gates(setting: Setting, name: str) -> Measured:
         values = values.merge(_learned(vlm, data, gate), how="left")
         more["threshold"] = float(gate.threshold)
     n = len(set(values["example"]))
-    tables = {"values": values, "separation": separations(values, setting.seed)}
-    return Measured(tables, {}, about(name, setting, n, **more))
+    tables = {"values": values, "separation": gate_aucs(values, setting.seed)}
+    return Measured(tables, {}, provenance(name, setting, n, **more))
 
 
 def cosines(table: pd.DataFrame, layer: int) -> pd.DataFrame:
-    """One row per edit and input with the columns of `COSINES`, of one layer."""
+    """Return one row per edit and input with the columns `COSINES`, for one layer."""
     here = table.loc[table["layer"] == layer]
     keys = ["example", "relation", "item"]
     found = here.pivot(index=keys, columns="token", values="value")[list(COSINES)]
     return found.reset_index().rename_axis(columns=None)
 
 
-def separations(values: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """How well each gate tells covered inputs from others: AUC with its 95 % interval.
+def gate_aucs(values: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return how well each gate separates covered inputs from others: AUC, 95 % interval.
 
-    Columns: gate, against (a key of `AGAINST`), auc, low, high, and lead with lead_low and
-    lead_high, by how much the AUC of the last prompt token is above it; n edits. Edits are drawn
-    with all of their inputs, the same draws for all gates.
+    Columns: gate; against (a key of `AGAINST`); auc, low, high; lead, lead_low, lead_high (the AUC
+    of the last prompt token minus this AUC); n edits. Edits are resampled with all of their inputs,
+    the same resamples for all gates.
     """
     gates = [name for name in (*COSINES, LEARNED) if name in values]
     rows = []
@@ -78,7 +79,7 @@ def separations(values: pd.DataFrame, seed: int) -> pd.DataFrame:
 def auc_draws(
     values: pd.DataFrame, gate: str, relations: Sequence[str], seed: int
 ) -> Float[np.ndarray, " draw"]:
-    """The AUC of covered inputs against those of some relations, and that of bootstrap draws."""
+    """Return the AUC of covered inputs against some relations, then those of resamples."""
     from attrib.analyses.gate_roc import separate
 
     relation = np.asarray(values["relation"], str)
@@ -108,7 +109,7 @@ def _row(name: str, draws: Float[np.ndarray, " draw"]) -> dict[str, float]:
 
 
 def _learned(vlm: "VLM", data: "EditData", gate: Any) -> pd.DataFrame:
-    """The learned gate's log-odds for prompts alone, in a column of its own."""
+    """Return the log-odds of the learned gate for prompts, as a column."""
     from editors.gating.threshold import own_scores
 
     scores = own_scores(vlm, list(data), gate, forced=False)

@@ -1,4 +1,4 @@
-"""What VisEdit's influence mapper says of visual tokens, and the heatmap it was taught with."""
+"""The scores of VisEdit's influence mapper on visual tokens, and its training heatmaps."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 
 from figures.figure import Measured, Setting
-from figures.measuring import about, opened
+from figures.measure import load_inputs, provenance
 from figures.scene_objects import (
-    Objects,
-    objects_of,
-    placed_cells,
+    ObjectCells,
+    grid_cells,
+    ground_truths_of,
+    object_cells,
     thumbnail,
-    told_by,
-    truths,
+    truth_scores,
 )
-from figures.trained import load_editor
+from figures.trained_editor import load_editor
 
 if TYPE_CHECKING:
     from attrib.data import EditRequest, EditSample
@@ -26,71 +26,72 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
 
 BATCH = 20
-PICTURES = ("request", "other", "unrelated")
-_PICTURE = {"request": "request", "other picture": "other", "unrelated image": "unrelated",
+IMAGES = ("request", "other", "unrelated")
+_IMAGE_OF = {"request": "request", "other picture": "other", "unrelated image": "unrelated",
             "other question": "request", "heat": "request"}  # fmt: skip
 HEAT = "heat"
 Map = Float[np.ndarray, " cell"]
 
 
-class Placed(NamedTuple):
-    """A map: values of visual tokens, and where these lie in which picture."""
+class GridMap(NamedTuple):
+    """Values of visual tokens, with their grid in an image."""
 
     values: Map
     grid: "Grid | None"
 
     @property
     def cells(self) -> Map:
-        """The values that lie on the grid; all of them where there is none."""
+        """The values on the grid; all values if there is no grid."""
         if self.grid is None:
             return self.values
         return self.values[self.grid.first : self.grid.first + self.grid.rows * self.grid.cols]
 
 
 def measure_mapper(
-    setting: Setting, name: str, shown: Mapping[str, int], images: Sequence[str] = PICTURES
+    setting: Setting, name: str, shown: Mapping[str, int], images: Sequence[str] = IMAGES
 ) -> Measured:
-    """Maps of the influence mapper over the samples, and the maps and images of a few of them.
+    """Apply the influence mapper to all samples; keep maps and images of a few.
 
-    Tables: "scores" (a row per example and map: "request", its own picture; "other picture" of the
-    same; "unrelated image"; "other question": its own picture, but the edit is of another question
-    about it; "heat", what the mapper is taught with), "maps" and "captions" of those shown.
+    Tables: "scores" (a row per example and map), "maps" and "captions" of the samples shown. Maps:
+    "request", the image of the edit; "other picture" of the same scene; "unrelated image"; "other
+    question", the image of the edit, with the edit of another question about it; "heat", the
+    training target of the mapper.
 
     Args:
-        setting: What on; samples without another picture and an unrelated one are left out.
-        name: Of the figure.
-        shown: How many samples to show of each kind of question ("" for any).
-        images: Which of their pictures to keep, of `PICTURES`.
+        setting: Model, data and editors; samples need a second image and an unrelated one.
+        name: Name of the figure.
+        shown: Number of samples to show per kind of question ("" for any kind).
+        images: The images to keep, of `IMAGES`.
     """
-    vlm, data = opened(setting)
+    vlm, data = load_inputs(setting)
     editor = load_editor(setting, "visedit", vlm)
     usable = [s for s in data if s.visual_generality and s.visual_locality]
-    maps = mapper_maps(vlm, editor, usable)
-    known = truths(data)
+    maps = influence_maps(vlm, editor, usable)
+    truths = ground_truths_of(data)
     scores = pd.DataFrame(
         [
             row
             for sample, mine in zip(usable, maps, strict=True)
-            for row in _rows(sample, mine, known.get(sample.id))
+            for row in _rows(sample, mine, truths.get(sample.id))
         ]
     )
-    placed = [mine["request"].grid is not None for mine in maps]
-    picked = pick(usable, placed, known, shown)
-    tables = {"scores": scores, "maps": _maps(usable, maps, picked),
-              "captions": _captions(usable, picked)}  # fmt: skip
+    on_grid = [mine["request"].grid is not None for mine in maps]
+    chosen = choose_samples(usable, on_grid, truths, shown)
+    tables = {"scores": scores, "maps": _maps(usable, maps, chosen),
+              "captions": _captions(usable, chosen)}  # fmt: skip
     site = editor.sites[0]
     more = {"layer": site.layer, "num_layers": vlm.num_layers,
             "target": editor.adapters.mapper_target}  # fmt: skip
     return Measured(
-        tables, _images(usable, picked, images), about(name, setting, len(usable), **more)
+        tables, _images(usable, chosen, images), provenance(name, setting, len(usable), **more)
     )
 
 
 @torch.no_grad()
-def mapper_maps(
+def influence_maps(
     vlm: "VLM", editor: Any, samples: Sequence["EditSample"]
-) -> list[dict[str, Placed]]:
-    """Per sample its maps by name, after the sigmoid."""
+) -> list[dict[str, GridMap]]:
+    """Return the maps of each sample by name, after the sigmoid."""
     from editors.methods.influence_objective import ATTRIBUTIONS, target_heat
 
     site = editor.sites[0]
@@ -101,20 +102,20 @@ def mapper_maps(
         "unrelated image": [s.visual_locality[0] for s in samples],
     }
     states = {role: _visual_states(vlm, some, site.layer) for role, some in roles.items()}
-    last = [_last(vlm, editor, s.request) for s in samples]
-    other = [_last(vlm, editor, q) if (q := other_question(s)) else None for s in samples]
+    last = [_prompt_state(vlm, editor, s.request) for s in samples]
+    other = [_prompt_state(vlm, editor, q) if (q := other_question(s)) else None for s in samples]
     maps = []
     for i in range(len(samples)):
         mine = {role: _map(site.adapter, *states[role][i], last[i]) for role in roles}
-        if (steered := other[i]) is not None:
-            mine["other question"] = _map(site.adapter, *states["request"][i], steered)
-        taught = heat[i]["request"][0].double().cpu().numpy()
-        maps.append({**mine, HEAT: Placed(taught, mine["request"].grid)})
+        if (state := other[i]) is not None:
+            mine["other question"] = _map(site.adapter, *states["request"][i], state)
+        target = heat[i]["request"][0].double().cpu().numpy()
+        maps.append({**mine, HEAT: GridMap(target, mine["request"].grid)})
     return maps
 
 
 def other_question(sample: "EditSample") -> "EditRequest | None":
-    """Another question about the same picture, where the data have one."""
+    """Return another question about the same image, if the data have one."""
     types = sample.meta.get("hard_types") or []
     for kind, request in zip(types, sample.hard_locality, strict=False):
         if kind in ("same_image_same_kind", "same_image_other_kind"):
@@ -122,31 +123,31 @@ def other_question(sample: "EditSample") -> "EditRequest | None":
     return None
 
 
-def pick(
-    samples: Sequence["EditSample"], placed: Sequence[bool], known: Mapping[str, Any],
+def choose_samples(
+    samples: Sequence["EditSample"], on_grid: Sequence[bool], truths: Mapping[str, Any],
     shown: Mapping[str, int],
 ) -> list[int]:  # fmt: skip
-    """The samples to show: the shortest questions of each kind, about one object where known.
+    """Return the samples to show: the shortest questions per kind, about one object if known.
 
-    Where there are not so many of a kind, samples of any other make up for them.
+    If a kind has too few samples, others fill up.
     """
     fitting = [
         i
         for i in sorted(range(len(samples)), key=lambda i: len(samples[i].request.prompt))
-        if placed[i] and (not known or known[samples[i].id].asked() is not None)
+        if on_grid[i] and (not truths or truths[samples[i].id].asked() is not None)
     ]
-    picked: list[int] = []
+    chosen: list[int] = []
     for kind, count in shown.items():
-        same = [i for i in fitting if kind in ("", samples[i].meta.get("kind")) and i not in picked]
-        picked += same[:count]
-    others = [i for i in fitting if i not in picked]
-    return picked + others[: sum(shown.values()) - len(picked)]
+        same = [i for i in fitting if kind in ("", samples[i].meta.get("kind")) and i not in chosen]
+        chosen += same[:count]
+    others = [i for i in fitting if i not in chosen]
+    return chosen + others[: sum(shown.values()) - len(chosen)]
 
 
 def _visual_states(
     vlm: "VLM", requests: Sequence["EditRequest"], layer: int
 ) -> "list[tuple[torch.Tensor, Grid | None]]":
-    """The states of the visual tokens of each request behind a layer, and their grid."""
+    """Return the layer's output at the visual tokens of each request, and their grid."""
     from attrib.forward.hooks import read
 
     found = []
@@ -161,54 +162,55 @@ def _visual_states(
     return found
 
 
-def _last(vlm: "VLM", editor: Any, request: "EditRequest") -> torch.Tensor:
-    """The state that steers the mapper of an edit: of the last token of its prompt."""
+def _prompt_state(vlm: "VLM", editor: Any, request: "EditRequest") -> torch.Tensor:
+    """Return the state of the last prompt token of an edit, the mapper's query."""
     return editor.edit(vlm, request).memories[0].signals[editor.sites[0].key].last
 
 
-def _map(adapter: Any, states: torch.Tensor, grid: "Grid | None", last: torch.Tensor) -> Placed:
+def _map(adapter: Any, states: torch.Tensor, grid: "Grid | None", last: torch.Tensor) -> GridMap:
     scores = adapter.influence(states[None], last[None])[0].sigmoid()
-    return Placed(scores.double().cpu().numpy(), grid)
+    return GridMap(scores.double().cpu().numpy(), grid)
 
 
-def _rows(sample: "EditSample", maps: Mapping[str, Placed], truth: Any) -> list[dict[str, Any]]:
+def _rows(sample: "EditSample", maps: Mapping[str, GridMap], truth: Any) -> list[dict[str, Any]]:
     rows = []
     for name, one in maps.items():
-        where: Objects | None = None
+        objects: ObjectCells | None = None
         if name != "unrelated image":
-            where = objects_of(truth, one.grid, other=name == "other picture")
+            objects = object_cells(truth, one.grid, other=name == "other picture")
         same = name in ("request", "other question")
         agreement = rank_agreement(one.values, maps[HEAT].values) if same else float("nan")
         rows.append({
             "example": sample.id, "kind": str(sample.meta.get("kind", "")), "map": name,
-            "mean": float(one.values.mean()), **told_by(one.cells, where), "agreement": agreement,
+            "mean": float(one.values.mean()), **truth_scores(one.cells, objects),
+            "agreement": agreement,
         })  # fmt: skip
     return rows
 
 
 def rank_agreement(one: Map, other: Map) -> float:
-    """Rank correlation of two maps of the same cells."""
+    """Return the rank correlation of two maps of the same cells."""
     from attrib.selection.evaluate import spearman
 
     return spearman(one, other)
 
 
 def _maps(
-    samples: Sequence["EditSample"], maps: Sequence[Mapping[str, Placed]], picked: Sequence[int]
+    samples: Sequence["EditSample"], maps: Sequence[Mapping[str, GridMap]], chosen: Sequence[int]
 ) -> pd.DataFrame:
-    """The cells of the maps that are shown."""
-    named = [(samples[i], name, one) for i in picked for name, one in maps[i].items()]
+    """Return the cells of the maps to show."""
+    named = [(samples[i], name, one) for i in chosen for name, one in maps[i].items()]
     parts = [
-        placed_cells(one.cells, one.grid, image).assign(example=sample.id, map=name)
+        grid_cells(one.cells, one.grid, image).assign(example=sample.id, map=name)
         for sample, name, one in named
-        if one.grid is not None and (image := _pictures(sample)[_PICTURE[name]].image) is not None
+        if one.grid is not None and (image := _requests(sample)[_IMAGE_OF[name]].image) is not None
     ]
     return pd.concat(parts, ignore_index=True)
 
 
-def _captions(samples: Sequence["EditSample"], picked: Sequence[int]) -> pd.DataFrame:
+def _captions(samples: Sequence["EditSample"], chosen: Sequence[int]) -> pd.DataFrame:
     rows = []
-    for i in picked:
+    for i in chosen:
         sample, other = samples[i], other_question(samples[i])
         rows.append({
             "example": sample.id, "kind": str(sample.meta.get("kind", "")),
@@ -220,17 +222,17 @@ def _captions(samples: Sequence["EditSample"], picked: Sequence[int]) -> pd.Data
 
 
 def _images(
-    samples: Sequence["EditSample"], picked: Sequence[int], names: Sequence[str]
+    samples: Sequence["EditSample"], chosen: Sequence[int], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     images = {}
-    for number, i in enumerate(picked):
-        of = _pictures(samples[i])
+    for number, i in enumerate(chosen):
+        of = _requests(samples[i])
         kept = {name: image for name in names if (image := of[name].image) is not None}
         images |= {f"{number}-{name}": thumbnail(image) for name, image in kept.items()}
     return images
 
 
-def _pictures(sample: "EditSample") -> "dict[str, EditRequest]":
-    """What has the pictures of a sample, by their names."""
+def _requests(sample: "EditSample") -> "dict[str, EditRequest]":
+    """Return the requests that hold the images of a sample, by name in `IMAGES`."""
     requests = (sample.request, sample.visual_generality[0], sample.visual_locality[0])
-    return dict(zip(PICTURES, requests, strict=True))
+    return dict(zip(IMAGES, requests, strict=True))

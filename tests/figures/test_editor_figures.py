@@ -15,16 +15,16 @@ from editors import DualEdit, VisEdit
 from editors.adapters.placement import Adapters
 from editors.gating.gates import CosineGate
 from figures import DEFAULT, Measured, Setting, find
-from figures.dualedit_figure_3 import as_drawn
-from figures.dualedit_figure_5 import cells_of, gated
-from figures.edited_heat import CONTROL, REPEAT, REQUEST, spread
-from figures.editor_reading import acts, sizes, structure
+from figures.dualedit_figure_3 import follows_gate
+from figures.dualedit_figure_5 import cell_table, choose_gate
+from figures.editor_structure import effects, sizes, structure
 from figures.estimates import all_hold, estimate, proportion
-from figures.gate_values import separations
-from figures.rows import numbers, where, words
-from figures.scene_objects import Objects, told_by
-from figures.trained import found_above, load_editor
-from figures.visedit_figure_4 import moved
+from figures.frames import floats, select_rows, strings
+from figures.gate_scores import gate_aucs
+from figures.heatmap_before_after import CONTROL, REPEAT, REQUEST, evenly_spaced
+from figures.scene_objects import ObjectCells, truth_scores
+from figures.trained_editor import find_upwards, load_editor
+from figures.visedit_figure_4 import moved_share
 
 NEVER, ALWAYS = 2.0, -2.0  # thresholds that no cosine reaches, and that all do
 
@@ -71,38 +71,38 @@ def test_the_structure_is_that_of_the_editor_at_hand(open_editor):
 
 def test_what_is_watched_is_what_the_gate_allows(open_editor):
     vlm, live = open_editor
-    watched = acts(vlm, live, [sample()])
-    assert (watched["open"] == 1).all() and (watched["moved"] == 1).all()
-    assert (watched["elsewhere"] == 0).all() and (watched["text-1"] == 1).all()
+    watched = effects(vlm, live, [sample()])
+    assert (watched["open"] == 1).all() and (watched["output_changed"] == 1).all()
+    assert (watched["other_positions"] == 0).all() and (watched["text-1"] == 1).all()
     seen = watched["input"] != "text_locality"
     assert (watched["visual-0"][seen] == 1).all() and watched["visual-0"][~seen].isna().all()
-    shut = acts(vlm, live.with_gate(CosineGate(0, NEVER)), [sample()])
-    assert (shut[["open", "moved", "text-1", "elsewhere"]] == 0).all(axis=None)
+    shut = effects(vlm, live.with_gate(CosineGate(0, NEVER)), [sample()])
+    assert (shut[["open", "output_changed", "text-1", "other_positions"]] == 0).all(axis=None)
     for found in (watched, shut):
-        assert as_drawn(found, ["visual-0", "text-1"]).all()
+        assert follows_gate(found, ["visual-0", "text-1"]).all()
 
 
 def test_an_adapter_that_does_not_follow_the_gate_is_noticed(open_editor):
     vlm, live = open_editor
-    watched = acts(vlm, live, [sample()])
+    watched = effects(vlm, live, [sample()])
     figure = find("dualedit_figure_3")
-    tables = structure(live) | {"acts": watched}
+    tables = structure(live) | {"effects": watched}
     about = {"n": 1} | sizes(vlm, live, sample())
     assert figure.verdict(Measured(tables, {}, about)).holds is True
-    for change in ({"text-1": 0.5}, {"open": 0}, {"elsewhere": 1}):
-        wrong = Measured(tables | {"acts": watched.assign(**change)}, {}, about)
+    for change in ({"text-1": 0.5}, {"open": 0}, {"other_positions": 1}):
+        wrong = Measured(tables | {"effects": watched.assign(**change)}, {}, about)
         assert figure.verdict(wrong).holds is False
 
 
 def test_a_visual_adapter_that_moves_text_alone_is_noticed():
     vlm, live = editor(VisEdit, {"visual": [1]}, mapper=True)
-    watched = acts(vlm, live, [sample()])
+    watched = effects(vlm, live, [sample()])
     terms = ["reliability", "generality", "locality", "mapper_up", "mapper_down"]
     losses = pd.DataFrame({"term": [*terms, "mapper_attribution"], "weight": 1.0})
-    tables = structure(live) | {"acts": watched, "losses": losses}
+    tables = structure(live) | {"effects": watched, "losses": losses}
     verdict = find("visedit_figure_2").verdict
     assert verdict(Measured(tables, {}, {"n": 1})).holds is True
-    for wrong in ({"acts": watched.assign(moved=1)}, {"losses": losses[:3]}):
+    for wrong in ({"effects": watched.assign(output_changed=1)}, {"losses": losses[:3]}):
         assert verdict(Measured(tables | wrong, {}, {"n": 1})).holds is False
 
 
@@ -111,7 +111,7 @@ def test_the_drawing_names_every_adapter_and_its_layer(layers):
     vlm, live = editor(DualEdit, layers, 0.25)
     about = {"model": "tiny"} | sizes(vlm, live, sample())
     measured = Measured(structure(live), {}, about)
-    drawn = find("dualedit_figure_3").drawn(measured, DEFAULT)
+    drawn = find("dualedit_figure_3").render(measured, DEFAULT)
     said = " ".join(text.get_text() for ax in drawn.axes for text in ax.texts)
     for modality, (layer,) in layers.items():
         assert f"{modality} adapter\nafter layer {layer}" in said
@@ -147,7 +147,7 @@ def gate_values(last, visual):
     ]  # fmt: skip
     values = pd.DataFrame(rows)
     return Measured(
-        {"values": values, "separation": separations(values, seed=0)}, {}, {"n": 10, "layer": 1}
+        {"values": values, "separation": gate_aucs(values, seed=0)}, {}, {"n": 10, "layer": 1}
     )
 
 
@@ -172,7 +172,7 @@ def grid(best):
         for seed in (0, 1)
     ]
     single = {"text": 3, "visual": np.nan, "seed": 0, "metric": "rel", "value": 1.0}
-    cells = cells_of(pd.DataFrame([*rows, single]), edits=200)
+    cells = cell_table(pd.DataFrame([*rows, single]), edits=200)
     about = {"num_layers": 10, "pair_of_paper": [5, 6], "model": "m", "test_edits": 200,
              "gate": "none"}  # fmt: skip
     return Measured({"cells": cells}, {}, about | {"selected": [0, 0]})
@@ -191,7 +191,7 @@ def test_the_grid_is_judged_by_the_pair_as_deep_as_the_papers():
 
 def test_cells_that_were_not_trained_stay_empty():
     figure, measured = find("dualedit_figure_5"), grid((2, 1))
-    drawn = figure.drawn(measured)
+    drawn = figure.render(measured)
     shown = np.ma.filled(drawn.axes[0].collections[0].get_array(), np.nan)
     assert np.isfinite(shown).sum() == 3 and shown[2, 1] == pytest.approx(99)
     assert {text.get_text() for text in drawn.axes[0].texts} == {"50.0", "60.0", "99.0"}
@@ -199,19 +199,19 @@ def test_cells_that_were_not_trained_stay_empty():
 
 def test_cells_are_shown_behind_the_gate_where_there_is_one():
     table = pd.DataFrame({"gate": ["none", "learned"], "value": [0.25, 0.75]})
-    assert gated(table)[1]["value"].tolist() == [0.75]
-    assert gated(table[table["gate"] == "none"])[1]["value"].tolist() == [0.25]
+    assert choose_gate(table)[1]["value"].tolist() == [0.75]
+    assert choose_gate(table[table["gate"] == "none"])[1]["value"].tolist() == [0.25]
 
 
 def test_a_map_on_the_object_asked_about_tells_it():
     on = np.zeros((2, 9), bool)
     on[0, :2], on[1, 2:4] = True, True
-    found = told_by(np.where(on[0], 1.0, 0.0), Objects(on, 0))
+    found = truth_scores(np.where(on[0], 1.0, 0.0), ObjectCells(on, 0))
     assert found == {"on_asked": 1, "on_others": 0, "elsewhere": 0, "auc": 1, "auc_objects": 1,
                      "mass": 1}  # fmt: skip
-    other = told_by(np.where(on[1], 1.0, 0.0), Objects(on, 0))
+    other = truth_scores(np.where(on[1], 1.0, 0.0), ObjectCells(on, 0))
     assert other["auc_objects"] == 0 and other["mass"] == 0
-    assert all(np.isnan(value) for value in told_by(np.ones(9), None).values())
+    assert all(np.isnan(value) for value in truth_scores(np.ones(9), None).values())
 
 
 MAPS = ("request", "other picture", "unrelated image", "other question")
@@ -250,20 +250,20 @@ def changed(own):
 
 def test_how_far_an_edit_moves_heat_is_between_other_noise_and_another_question():
     for own, way in {0.8: 0.0, 0.5: 0.5, 0.2: 1.0}.items():
-        assert moved(changed(own), "agreement").mean == pytest.approx(way, abs=0.02)
+        assert moved_share(changed(own), "agreement").mean == pytest.approx(way, abs=0.02)
     for name in ("visedit_figure_4", "visedit_figure_9"):
         assert find(name).verdict(changed(0.75)).holds is True
         assert find(name).verdict(changed(0.25)).holds is False
 
 
 def test_layers_are_shown_evenly_spread():
-    assert spread([2, 3, 4, 5, 6, 7, 8], 3) == [2, 5, 8] and spread([4], 3) == [4]
+    assert evenly_spaced([2, 3, 4, 5, 6, 7, 8], 3) == [2, 5, 8] and evenly_spaced([4], 3) == [4]
 
 
 def test_rows_are_picked_by_value():
     table = pd.DataFrame({"a": ["x", "y", None], "b": [1, 2, 3]})
-    assert numbers(table, "b", a=("x", "y")).tolist() == [1, 2]
-    assert words(table, "a", b=3) == [""] and where(table, a="z").empty
+    assert floats(table, "b", a=("x", "y")).tolist() == [1, 2]
+    assert strings(table, "a", b=3) == [""] and select_rows(table, a="z").empty
 
 
 def test_an_editor_that_is_not_there_is_told_how_to_train(tmp_path, monkeypatch):
@@ -273,8 +273,8 @@ def test_an_editor_that_is_not_there_is_told_how_to_train(tmp_path, monkeypatch)
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "deep").mkdir()
     monkeypatch.chdir(tmp_path / "deep")
-    assert found_above(Path("runs/x")) == tmp_path / "runs" / "x"
-    assert found_above(Path("no/such")) == Path("no/such")
+    assert find_upwards(Path("runs/x")) == tmp_path / "runs" / "x"
+    assert find_upwards(Path("no/such")) == Path("no/such")
 
 
 def test_an_editor_of_a_folder_is_read(tmp_path, open_editor):
@@ -286,10 +286,10 @@ def test_an_editor_of_a_folder_is_read(tmp_path, open_editor):
 
 
 MEASURED = {
-    "dualedit_figure_3": "editor_reading", "dualedit_figure_4": "gate_values",
-    "visedit_figure_2": "editor_reading", "visedit_figure_3": "mapper_maps",
-    "visedit_figure_8": "mapper_maps", "visedit_figure_4": "edited_heat",
-    "visedit_figure_9": "edited_heat",
+    "dualedit_figure_3": "editor_structure", "dualedit_figure_4": "gate_scores",
+    "visedit_figure_2": "editor_structure", "visedit_figure_3": "influence_maps",
+    "visedit_figure_8": "influence_maps", "visedit_figure_4": "heatmap_before_after",
+    "visedit_figure_9": "heatmap_before_after",
 }  # fmt: skip
 
 
@@ -310,7 +310,7 @@ def test_a_figure_of_other_data_is_measured_saved_loaded_and_judged(
     name, editors, tmp_path, monkeypatch
 ):
     data = EditData("mine", "all", [sample(0), sample(1)], [], {"seed": 0})
-    home = f"figures.{MEASURED[name]}.opened"
+    home = f"figures.{MEASURED[name]}.load_inputs"
     monkeypatch.setattr(home, lambda _: (tiny_vlm("llava"), data))
     figure = find(name)
     measured = figure.measure(Setting("tiny", "mine", editors=editors))
@@ -320,14 +320,14 @@ def test_a_figure_of_other_data_is_measured_saved_loaded_and_judged(
     assert figure.alt(loaded) and figure.verdict(loaded).statistic
     # Nothing is known of where an object is: what rests on that cannot be told.
     if name in ("visedit_figure_3", "visedit_figure_8"):
-        assert figure.verdict(loaded).holds is None and figure.drawn(loaded).axes
+        assert figure.verdict(loaded).holds is None and figure.render(loaded).axes
 
 
 @pytest.mark.parametrize("name", ["visedit_figure_4", "visedit_figure_8"])
 def test_without_another_question_about_a_picture_nothing_is_told(name, editors, monkeypatch):
     bare = [replace(sample(i), hard_locality=[], meta={}) for i in range(2)]
     data = EditData("mine", "all", bare, [], {"seed": 0})
-    home = f"figures.{MEASURED[name]}.opened"
+    home = f"figures.{MEASURED[name]}.load_inputs"
     monkeypatch.setattr(home, lambda _: (tiny_vlm("llava"), data))
     verdict = find(name).verdict(find(name).measure(Setting("tiny", "mine", editors=editors)))
     assert verdict.holds is not True and "no value" in verdict.statistic

@@ -1,6 +1,7 @@
-"""The re-made figures: committed numbers give the committed bytes; verdicts follow the numbers."""
+"""Figures: committed numbers give the committed bytes, and verdicts follow the numbers."""
 
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from figures import (
     write,
     write_index,
 )
-from figures.contribution_bars import rise
-from figures.measuring import at_depth, by_layer, mean_interval, peak, wide
+from figures.__main__ import main
+from figures.contribution_bars import depth_increase
+from figures.estimates import mean_interval, peak
+from figures.frames import by_layer, pivot_wide
+from figures.measure import same_depth
 from figures.style import applied
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +66,8 @@ def test_the_committed_numbers_give_the_committed_picture(name):
 
     figure, measured = find(name), committed(name)
     with applied(DEFAULT):
-        drawn = figure.drawn(measured)
-        svg = figure_svg(drawn, f"{figure.source}, re-made", figure.alt(measured))
+        drawn = figure.render(measured)
+        svg = figure_svg(drawn, f"{figure.source}, reproduced", figure.alt(measured))
     assert svg == (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
 
 
@@ -145,22 +149,27 @@ def test_wrong_names_and_missing_results_say_what_would_work(tmp_path):
         Measured.load(tmp_path)
 
 
-def test_the_command_draws_what_it_is_asked_for(run, tmp_path):
-    code, out, _ = run("figures", "visedit_figure_5", "--results", FIGURES / "data", "--out", "new")
-    assert code == 0 and find("visedit_figure_5").verdict(committed("visedit_figure_5")).text in out
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {
-        "visedit_figure_5.svg",
-        "visedit_figure_5.png",
-    }
-    assert run("figures", "visedit_figure_99")[0] == 2
-    assert run("figures", "visedit_figure_5", "--results", "nowhere")[0] == 3
+def test_the_command_draws_the_figures_that_are_named(monkeypatch, capsys, tmp_path):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["figures", *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), capsys.readouterr().out
+
+    name = "visedit_figure_5"
+    code, out = run(name, "--results", FIGURES / "data", "--out", "new")
+    assert code == 0 and find(name).verdict(committed(name)).text in out
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {f"{name}.svg", f"{name}.png"}
+    assert run("visedit_figure_99")[0] == 2
+    assert run(name, "--results", "nowhere")[0] == 3
 
 
 def test_tables_and_intervals():
     long = pd.DataFrame(
         {"example": ["a", "a", "b", "b"], "layer": 0, "kind": ["x", "y"] * 2, "value": [1, 2, 3, 4]}
     )
-    table = wide(long, "kind", ("example", "layer"))
+    table = pivot_wide(long, "kind", ("example", "layer"))
     assert list(table.columns) == ["example", "layer", "x", "y"]
     assert by_layer(table, "y").tolist() == [[2], [4]]
     rng = np.random.default_rng(0)
@@ -169,7 +178,7 @@ def test_tables_and_intervals():
     assert (low < mean).all() and (mean < high).all() and np.allclose(high - low, 0.196, atol=0.03)
     at, where = peak(values + np.array([0, 5, 0]))
     assert at == 1 and (where == 1).all()
-    assert [at_depth(layer, 32, 10) for layer in (0, 10, 31)] == [0, 3, 9]
+    assert [same_depth(layer, 32, 10) for layer in (0, 10, 31)] == [0, 3, 9]
 
 
 def plant(means, name="value", spread=0.02, seed=0):
@@ -240,7 +249,7 @@ def test_contribution_verdicts_follow_planted_slopes():
         assert says(name, contributions=table(RISING[::-1]).assign(model="m")) is False
     both = pd.concat([table(RISING).assign(model="m"), table(RISING[::-1]).assign(model="k")])
     assert says("visedit_figure_5", contributions=both) is False
-    assert np.isclose(rise(table(RISING)).mean(), 5 / 9, atol=0.01)
+    assert np.isclose(depth_increase(table(RISING)).mean(), 5 / 9, atol=0.01)
 
 
 def test_wrong_key_verdict_follows_planted_sizes():

@@ -1,4 +1,4 @@
-"""Figures as files, the same bytes every time; the page that lists them; figures on a screen."""
+"""Write figures as files, list them on a page, and show them in notebooks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from attrib.files import replacing, write_text
-from figures.figure import Figure, Measured, Setting
-from figures.registry import find
+from figures.figure import Figure, Measured, Setting, find
 from figures.style import DEFAULT, Style, applied
 
 DPI = 130  # of files: two columns of print
 SCREEN_DPI = 80
-COMMITTED = Path("figures/data")
+DATA = Path(__file__).parent / "data"  # the committed numbers
 INDEX = "README.md"
 _HEAD = (
-    "# The papers' figures, re-made",
+    "# The papers' figures, reproduced",
     "",
-    "`attrib figures` draws all of these from the numbers in `data/`, the same bytes every time;",
-    "`attrib figures NAME --measure` makes the numbers anew. Each figure has a notebook in",
-    "`../notebooks/`. A verdict is about the model and data that stand beside it, and is computed",
+    "`python -m figures` draws all of them from the numbers in `data/`, always the same bytes;",
+    "`python -m figures NAME --measure` measures the numbers first. Each figure has a notebook in",
+    "`../notebooks/`. A verdict applies to the model and data named beside it and is computed",
     "from the numbers.",
     "",
     "| Figure | Shows | Verdict |",
@@ -30,21 +29,21 @@ _HEAD = (
 def write(
     figure: Figure, measured: Measured, folder: str | Path, style: Style = DEFAULT
 ) -> list[Path]:
-    """Write a figure as NAME.svg and NAME.png; their paths."""
+    """Write a figure as NAME.svg and NAME.png and return the paths."""
     from attrib.plots.drawing import figure_png, figure_svg
 
     stem = Path(folder) / figure.name
     with applied(style):
-        drawing = figure.drawn(measured, style)
-        said = f"{figure.source}, re-made"
-        vector = write_text(f"{stem}.svg", figure_svg(drawing, said, figure.alt(measured)))
+        drawing = figure.render(measured, style)
+        title = f"{figure.source}, reproduced"
+        vector = write_text(f"{stem}.svg", figure_svg(drawing, title, figure.alt(measured)))
         with replacing(f"{stem}.png") as file:
             file.write(figure_png(drawing, dpi=DPI))
     return [vector, Path(f"{stem}.png")]
 
 
 def write_index(results: Mapping[str, Measured], folder: str | Path) -> Path:
-    """Write the page that shows figures, by name, with their claims and verdicts; its path."""
+    """Write the page with figures by name, their claims and verdicts, and return its path."""
     head: list[str] = [*_HEAD]
     sections: list[str] = []
     for name, measured in results.items():
@@ -56,29 +55,24 @@ def write_index(results: Mapping[str, Measured], folder: str | Path) -> Path:
     return write_text(Path(folder) / INDEX, "\n".join([*head, *sections]) + "\n")
 
 
-def results(figure: Figure, setting: Setting | None = None, folder: Path | None = None) -> Measured:
-    """The committed numbers of a figure where they are of this setting, else freshly measured ones.
+def results(figure: Figure, setting: Setting | None = None, folder: Path = DATA) -> Measured:
+    """Return the committed numbers of a figure, or measure those of another setting.
 
     Args:
-        figure: whose numbers.
-        setting: what on; the default setting is the one that the committed numbers are of.
-        folder: of committed results; found above the working folder if not given.
+        figure: The figure.
+        setting: Model, data and editors; the committed numbers are those of the default setting.
+        folder: Folder of committed numbers. Without it (an installed package), numbers are
+            measured.
     """
-    folder = committed() if folder is None else folder
-    if folder is not None and (setting is None or setting == Setting()):
-        return Measured.load(folder / figure.name)
+    committed = folder / figure.name
+    if committed.is_dir() and (setting is None or setting == Setting()):
+        return Measured.load(committed)
     return figure.measure(setting or Setting())
-
-
-def committed() -> Path | None:
-    """The repository's folder of results, where the working folder is in the repository."""
-    here = Path.cwd()
-    return next((up / COMMITTED for up in (here, *here.parents) if (up / COMMITTED).is_dir()), None)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure that notebooks display, with its text alternative."""
+    """A drawing that notebooks display, with its text alternative."""
 
     png: bytes
     alt: str
@@ -88,25 +82,25 @@ class Picture:
 
 
 def show(figure: Figure, measured: Measured, style: Style = DEFAULT) -> Picture:
-    """A figure for a notebook."""
+    """Draw a figure for a notebook."""
     from attrib.plots.drawing import figure_png
 
     with applied(style):
         return Picture(
-            figure_png(figure.drawn(measured, style), dpi=SCREEN_DPI), figure.alt(measured)
+            figure_png(figure.render(measured, style), dpi=SCREEN_DPI), figure.alt(measured)
         )
 
 
 def _section(figure: Figure, about: Mapping[str, Any], verdict: str, alt: str) -> list[str]:
     name = figure.name
-    made = f"{about.get('model')} on {about.get('data')}, n = {about.get('n')}"
+    measured_on = f"{about.get('model')} on {about.get('data')}, n = {about.get('n')}"
     return [
         "",
         f"## {figure.source}",
         "",
-        f"{figure.title}: {made}.",
+        f"{figure.title}: {measured_on}.",
         "",
-        f"![{_inside_brackets(alt)}]({name}.svg)",
+        f"![{_without_brackets(alt)}]({name}.svg)",
         "",
         f"**Claim of the original.** {figure.claim}",
         "",
@@ -114,8 +108,8 @@ def _section(figure: Figure, about: Mapping[str, Any], verdict: str, alt: str) -
         "",
         f"**In words.** {alt}",
         "",
-        f"[PNG]({name}.png), [numbers](data/{name}/), [notebook](../notebooks/{name}.ipynb); made "
-        f"by `{about.get('command')}`",
+        f"[PNG]({name}.png), [numbers](data/{name}/), [notebook](../notebooks/{name}.ipynb); "
+        f"measured by `{about.get('command')}`",
     ]
 
 
@@ -123,5 +117,5 @@ def _anchor(figure: Figure) -> str:
     return figure.source.lower().replace(",", "").replace(" ", "-")
 
 
-def _inside_brackets(text: str) -> str:
+def _without_brackets(text: str) -> str:
     return " ".join(text.replace("[", "(").replace("]", ")").split())

@@ -1,6 +1,6 @@
-"""What a live editor is and does: read from its modules, and watched while it serves edits."""
+"""The structure of a trained editor, and the effect of its edits on hidden states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -9,53 +9,52 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from figures.figure import Measured, Setting
-from figures.measuring import about, opened
-from figures.trained import load_editor
+from figures.measure import load_inputs, provenance
+from figures.trained_editor import load_editor
 
 if TYPE_CHECKING:
     from attrib.data import EditSample
     from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
 
-UNEXPECTED = "elsewhere"
+OTHER_POSITIONS = "other_positions"
 LOSSES = ("reliability", "generality", "locality", "hard")
-SHOWN = {"embed": "input embeddings", "site": "states at this layer",
-         "both": "input embeddings and states at this layer", "none": "nothing"}  # fmt: skip
+GATE_COLUMNS = ("kind", "token", "layer", "threshold", "parameters")
 
 
 def measure_framework(setting: Setting, name: str, figure: str) -> Measured:
-    """The structure of a trained editor, and what it does to the inputs of edits.
+    """Measure the structure of a trained editor, and what it does to the inputs of edits.
 
-    Tables: "sites", "gate", "losses", and "acts" with a row per edit and input.
+    Tables: "sites", "gate" (empty without a gate), "losses", and "effects" (see `effects`).
     """
-    vlm, data = opened(setting)
+    vlm, data = load_inputs(setting)
     editor = load_editor(setting, name, vlm)
-    # The paper's VisEdit has no gate: watched without one, nothing is left alone for its sake.
-    watched = editor.with_gate(None) if name == "visedit" else editor
-    tables = structure(editor) | {"acts": acts(vlm, watched, list(data))}
-    return Measured(tables, {}, about(figure, setting, len(data), **sizes(vlm, editor, data[0])))
+    # The paper's VisEdit has no gate; without one, every input meets the adapter.
+    ungated = editor.with_gate(None) if name == "visedit" else editor
+    tables = structure(editor) | {"effects": effects(vlm, ungated, list(data))}
+    about = provenance(figure, setting, len(data), **sizes(vlm, editor, data[0]))
+    return Measured(tables, {}, about)
 
 
 def structure(editor: Any) -> dict[str, pd.DataFrame]:
-    """The tables "sites", "gate" (empty where there is none) and "losses" of an editor."""
+    """Return the tables "sites", "gate" and "losses" of an editor."""
     sites = pd.DataFrame([_site(editor, site) for site in editor.sites])
-    gate = pd.DataFrame([] if editor.gate is None else [_gate(editor.gate)])
-    if gate.empty:
-        gate = pd.DataFrame(columns=["kind", "token", "layer", "threshold", "parameters"])
+    gates = [] if editor.gate is None else [_gate(editor.gate)]
+    gate = pd.DataFrame(gates, columns=list(GATE_COLUMNS))
     return {"sites": sites, "gate": gate, "losses": _losses(editor)}
 
 
 def sizes(vlm: "VLM", editor: Any, sample: "EditSample") -> dict[str, Any]:
-    """Numbers of the model and of one sample, for the boxes of the drawing."""
+    """Return the sizes of the model, of one sample and of the editor that the diagram names."""
     batch = vlm.encode([sample.request.image], [sample.request.prompt], [sample.request.target])
-    kept = editor.edit(vlm, sample.request)
+    edit = editor.edit(vlm, sample.request)
     return {
         "editor": editor.name,
         "num_layers": vlm.num_layers,
         "d_model": vlm.d_model,
         "visual_tokens": int(batch["visual"].sum()),
         "text_tokens": int(batch["text"].sum()),
-        "edit_bytes": kept.num_bytes,
+        "edit_bytes": edit.num_bytes,
         "trainable": sum(p.numel() for p in editor.module.parameters()),
         "steps": int(editor.trained["training"]["steps"]) if editor.trained else 0,
         "samples": int(editor.trained["samples"]) if editor.trained else 0,
@@ -63,13 +62,14 @@ def sizes(vlm: "VLM", editor: Any, sample: "EditSample") -> dict[str, Any]:
 
 
 @torch.no_grad()
-def acts(vlm: "VLM", editor: Any, samples: Sequence["EditSample"]) -> pd.DataFrame:
-    """What edits do to the inputs they are judged by, one row each.
+def effects(vlm: "VLM", editor: Any, samples: Sequence["EditSample"]) -> pd.DataFrame:
+    """Apply each edit to the inputs that it is scored on; one row per input.
 
-    Columns: example, input (its relation to the edit), score (of the gate), open (1 where the gate
-    lets it act; without a gate always), per site the share of its positions that it wrote (NaN
-    where the input has none), elsewhere (positions written at a site's layer that belong to none of
-    its sites), moved (1 where the output at the last prompt token is not the same bit for bit).
+    Columns: example; input (its relation to the edit); score (of the gate); open (1 if the gate
+    opens, always 1 without a gate); per site the share of its positions that changed (NaN if the
+    input has none); other_positions (number of positions that changed at the layer of a site and
+    belong to no site); output_changed (1 unless the logits at the last prompt token are bit for bit
+    the same).
     """
     from editors.gating.inputs import related
 
@@ -78,18 +78,15 @@ def acts(vlm: "VLM", editor: Any, samples: Sequence["EditSample"]) -> pd.DataFra
         inputs = related([sample])
         requests = [one.request for one in inputs]
         batch = vlm.encode([r.image for r in requests], [r.prompt for r in requests])
-        found = _watch(vlm, editor, sample, batch)
-        rows += [
-            {"example": sample.id, "input": one.relation, **{k: v[i] for k, v in found.items()}}
-            for i, one in enumerate(inputs)
-        ]
-    return pd.DataFrame(rows)
+        relations = {"example": sample.id, "input": [one.relation for one in inputs]}
+        rows.append(pd.DataFrame(relations | _effects_of_edit(vlm, editor, sample, batch)))
+    return pd.concat(rows, ignore_index=True)
 
 
-def _watch(
+def _effects_of_edit(
     vlm: "VLM", editor: Any, sample: "EditSample", batch: "Batch"
-) -> Mapping[str, Sequence[float]]:
-    """Per column of `acts` its values for the inputs of one batch."""
+) -> dict[str, Sequence[float]]:
+    """Return the columns of `effects` for the inputs of one batch."""
     from attrib.forward.hooks import read
 
     edit = editor.edit(vlm, sample.request)
@@ -97,21 +94,24 @@ def _watch(
     plain = vlm.logits(batch)
     with read(vlm, layers) as before, edit.applied(vlm), read(vlm, layers) as after:
         edited = vlm.logits(batch)
-    wrote = {i: (before[i] != after[i]).any(-1) for i in layers}
-    score, is_open = _opened(editor, edit, before, batch)
+    changed = {layer: (before[layer] != after[layer]).any(-1) for layer in layers}
+    score, is_open = _gate_decisions(editor, edit, before, batch)
     columns = {"score": score, "open": is_open}
+    others = {layer: at.clone() for layer, at in changed.items()}
     for site in editor.sites:
-        columns[site.key] = _share(wrote[site.layer], site.positions(batch.spans))
-    columns[UNEXPECTED] = _elsewhere(editor, wrote, batch)
+        at = site.positions(batch.spans)
+        columns[site.key] = _share(changed[site.layer], at)
+        others[site.layer] &= ~at
+    columns[OTHER_POSITIONS] = torch.stack([at.sum(1) for at in others.values()]).sum(0).tolist()
     last = batch["last"]
-    columns["moved"] = (plain[last] != edited[last]).any(-1).int().tolist()
+    columns["output_changed"] = (plain[last] != edited[last]).any(-1).int().tolist()
     return columns
 
 
-def _opened(
+def _gate_decisions(
     editor: Any, edit: Any, hidden: dict[int, Tensor], batch: "Batch"
 ) -> tuple[list[float], list[int]]:
-    """The gate's score of each input, and whether it opens."""
+    """Return the gate's score of each input, and 1 where it opens."""
     if editor.gate is None:
         return [float("nan")] * batch.size, [1] * batch.size
     states = editor.gate.states(hidden, batch)
@@ -119,21 +119,8 @@ def _opened(
     return scores.tolist(), (scores >= editor.gate.threshold).int().tolist()
 
 
-def _share(wrote: Bool[Tensor, "batch pos"], at: Bool[Tensor, "batch pos"]) -> list[float]:
-    return ((wrote & at).sum(1) / at.sum(1)).tolist()  # 0 / 0 is NaN: no such positions
-
-
-def _elsewhere(
-    editor: Any, wrote: dict[int, Bool[Tensor, "batch pos"]], batch: "Batch"
-) -> list[int]:
-    count = torch.zeros(batch.size, dtype=torch.long)
-    for layer, changed in wrote.items():
-        allowed = torch.zeros_like(changed)
-        for site in editor.sites:
-            if site.layer == layer:
-                allowed = allowed | site.positions(batch.spans)
-        count += (changed & ~allowed).sum(1)
-    return count.tolist()
+def _share(changed: Bool[Tensor, "batch pos"], at: Bool[Tensor, "batch pos"]) -> list[float]:
+    return ((changed & at).sum(1) / at.sum(1)).tolist()  # 0 / 0 is NaN: no such positions
 
 
 def _gate_layers(editor: Any) -> tuple[int, ...]:
@@ -160,18 +147,18 @@ def _site(editor: Any, site: Any) -> dict[str, Any]:
 
 
 def _gate(gate: Any) -> dict[str, Any]:
-    about_it = gate.config()
+    config = gate.config()
     return {
-        "kind": about_it["gate"],
-        "token": about_it.get("token", "prompt"),
+        "kind": config["gate"],
+        "token": config.get("token", "prompt"),
         "layer": max(gate.layers),
-        "threshold": float(gate.threshold) if about_it["gate"] != "open" else float("nan"),
+        "threshold": float(gate.threshold) if config["gate"] != "open" else float("nan"),
         "parameters": sum(t.numel() for name, t in gate.tensors().items() if name[:3] == "net"),
     }
 
 
 def _losses(editor: Any) -> pd.DataFrame:
-    """The terms of the loss that the editor was trained with, with their weights."""
+    """Return the terms of the training loss with their weights."""
     weights = dict(editor.trained["weights"]) if editor.trained else {}
     rows = [{"term": term, "weight": weights[term]} for term in LOSSES if weights.get(term)]
     if any(site.adapter.mapper is not None for site in editor.sites):
