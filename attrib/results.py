@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from attrib.files import replacing
+from attrib.files import atomic_write
+from attrib.stats import RESAMPLES, bootstrap_means, interval
 
 METADATA_KEY = b"attrib"
-RESAMPLES = 1000  # The ends of a 95 % interval then rest on 25 resamples each.
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,9 @@ class Result:
         some = counts > 1  # One example says nothing about the spread.
         if some.any():
             seed = self.seed if seed is None else seed
-            draws = bootstrap(values[:, some], resamples=resamples, seed=seed)
-            ends[:, some] = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+            ends[:, some] = interval(
+                bootstrap_means(values[:, some], resamples=resamples, seed=seed)
+            )
         return groups.assign(mean=mean, low=ends[0], high=ends[1], n=counts)
 
     def matrix(self, by: Sequence[str]) -> tuple[pd.DataFrame, Float[np.ndarray, "example group"]]:
@@ -120,7 +121,7 @@ class Result:
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), METADATA_KEY: head.encode()}
         )
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             pq.write_table(table, file, compression="zstd")
         return Path(path)
 
@@ -148,18 +149,3 @@ def tidy(values: Float[np.ndarray, "example ..."], **axes: Sequence[Any]) -> pd.
     if values.shape != tuple(len(a) for a in axes.values()):
         raise ValueError(f"axes have {[len(a) for a in axes.values()]} labels for {values.shape}")
     return labels.to_frame(index=False).assign(value=np.asarray(values, dtype=float).ravel())
-
-
-def bootstrap(
-    values: Float[np.ndarray, "example group"], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Float[np.ndarray, "resample group"]:
-    """Means per group of examples drawn with replacement; values that are not finite have no say.
-
-    A draw is the vector of how often each example was drawn, so all draws are one product.
-    """
-    n = len(values)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    weights = weights.astype(float)
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):  # A draw may hold no example of a group: no mean, NaN.
-        return weights @ np.where(there, values, 0.0) / (weights @ there)

@@ -1,17 +1,18 @@
 """Edits of vision-language models at the layers that `attrib` picked."""
 
-from editors.base import Edit, Editor, HiddenEdit, WeightEdit
+from editors.adapters.router import HiddenEdit
+from editors.base import Edit, Editor, WeightEdit
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.reference_model import Unedited
+from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.tables import summary
 from editors.methods.dualedit import DualEdit
 from editors.methods.finetune import FTL, FTV
-from editors.methods.ike import Ike
+from editors.methods.ike import IKE
 from editors.methods.ke import KE
-from editors.methods.lte import Lte
-from editors.methods.mend import Mend
-from editors.methods.serac import Serac
-from editors.methods.transformer_patcher import Patcher
+from editors.methods.lte import LTE
+from editors.methods.mend import MEND
+from editors.methods.serac import SERAC
+from editors.methods.transformer_patcher import TransformerPatcher
 from editors.methods.visedit import VisEdit
 
 EDITORS: dict[str, type[Editor]] = {
@@ -20,28 +21,28 @@ EDITORS: dict[str, type[Editor]] = {
     "ft-v": FTV,
     "ft-l": FTL,
     "ke": KE,
-    "ike": Ike,
-    "serac": Serac,
-    "mend": Mend,
-    "tp": Patcher,
-    "lte": Lte,
+    "ike": IKE,
+    "serac": SERAC,
+    "mend": MEND,
+    "tp": TransformerPatcher,
+    "lte": LTE,
 }
 
 __all__ = [
     "EDITORS",
     "FTL",
     "FTV",
+    "IKE",
     "KE",
+    "LTE",
+    "MEND",
+    "SERAC",
     "DualEdit",
     "Edit",
     "Editor",
     "HiddenEdit",
-    "Ike",
-    "Lte",
-    "Mend",
-    "Patcher",
-    "Serac",
-    "Unedited",
+    "ReferenceModel",
+    "TransformerPatcher",
     "VisEdit",
     "WeightEdit",
     "evaluate",

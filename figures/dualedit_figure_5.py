@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from attrib.errors import SetupError
-from figures.estimates import wilson
+from attrib.stats import wilson
 from figures.figure import Figure, Measured, Setting, Verdict
 from figures.frames import select_rows
 from figures.measure import provenance, same_depth
@@ -71,19 +71,20 @@ def cell_table(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
     cells = pairs.groupby(["text", "visual"], as_index=False).agg(
         value=("value", "mean"), seeds=("seed", "nunique")
     )
-    low, high = wilson(cells["value"].to_numpy(float), edits)
-    return cells.astype({"text": int, "visual": int}).assign(low=low, high=high)
+    ends = [wilson(share * edits, edits) for share in cells["value"].astype(float)]
+    cells[["low", "high"]] = np.array(ends)
+    return cells.astype({"text": int, "visual": int})
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
     """Draw the grid with missing cells hatched, and mark the best pair and two others."""
     from attrib.plots.drawing import new_figure
-    from attrib.plots.numbers import number_grid
+    from attrib.plots.numbers import score_grid
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
     values = _matrix(measured)
-    number_grid(
+    score_grid(
         ax,
         100 * values,
         colors=style.sequence,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from attrib import stats
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from figures.style import Style
 
 RESAMPLES = 2000
-Z = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,16 @@ def mean_interval(
     values: Float[np.ndarray, "example *group"], *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean over examples and the ends of its 95 % bootstrap interval, ignoring NaN."""
-    draws = bootstrap_means(values, seed=seed)
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-        return np.asarray(np.nanmean(values, axis=0)), np.asarray(low), np.asarray(high)
+    low, high = stats.interval(bootstrap_means(values, seed=seed))
+    return np.asarray(np.nanmean(values, axis=0)), low, high
 
 
 def bootstrap_means(
     values: Float[np.ndarray, "example *group"], *, seed: int = 0
 ) -> Float[np.ndarray, "draw *group"]:
     """Return the means of resampled examples; all groups share the resamples."""
-    from attrib.results import bootstrap
-
     flat = np.asarray(values, float).reshape(len(values), -1)
-    draws = bootstrap(flat, resamples=RESAMPLES, seed=seed)
+    draws = stats.bootstrap_means(flat, resamples=RESAMPLES, seed=seed)
     return draws.reshape(RESAMPLES, *np.shape(values)[1:])
 
 
@@ -82,23 +79,11 @@ def estimate(values: Float[np.ndarray, " example"], *, seed: int = 0) -> Estimat
     return Estimate(mean, low, high, len(known))
 
 
-def wilson(
-    share: float | Float[np.ndarray, " cell"], n: int
-) -> tuple[Float[np.ndarray, "*cell"], Float[np.ndarray, "*cell"]]:
-    """Return Wilson's 95 % interval of a share of n; valid at 0 and 1 too."""
-    share = np.asarray(share, float)
-    middle, scale = (share + Z**2 / (2 * n)) / (1 + Z**2 / n), Z / (1 + Z**2 / n)
-    half = scale * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return middle - half, middle + half
-
-
 def proportion(held: Bool[np.ndarray, " example"]) -> Estimate:
     """Return the share of True with Wilson's interval."""
     n = len(held)
-    if not n:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    low, high = wilson(share := float(np.mean(held)), n)
-    return Estimate(share, max(0.0, float(low)), min(1.0, float(high)), n)
+    share = float(np.mean(held)) if n else np.nan
+    return Estimate(share, *stats.wilson(int(np.sum(held)), n), n)
 
 
 def count_text(held: Bool[np.ndarray, " example"], of: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from figures.figure import Figure, Measured, Setting, find
 from figures.style import DEFAULT, Style, applied
 
@@ -37,7 +37,7 @@ def write(
         drawing = figure.render(measured, style)
         title = f"{figure.source}, reproduced"
         vector = write_text(f"{stem}.svg", figure_svg(drawing, title, figure.alt(measured)))
-        with replacing(f"{stem}.png") as file:
+        with atomic_write(f"{stem}.png") as file:
             file.write(figure_png(drawing, dpi=DPI))
     return [vector, Path(f"{stem}.png")]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from attrib.stats import bootstrap_weights, interval, roc
 from figures.estimates import RESAMPLES
 from figures.figure import Measured, Setting
 from figures.measure import collect_tables, load_inputs, provenance
@@ -80,8 +81,6 @@ def auc_draws(
     values: pd.DataFrame, gate: str, relations: Sequence[str], seed: int
 ) -> Float[np.ndarray, " draw"]:
     """Return the AUC of covered inputs against some relations, then those of resamples."""
-    from attrib.analyses.gate_roc import separate
-
     relation = np.asarray(values["relation"], str)
     positive = np.isin(relation, COVERED)
     others = np.isin(relation, relations) if relations else ~_known(values)
@@ -90,10 +89,8 @@ def auc_draws(
     at = np.flatnonzero((positive | others) & np.isfinite(scores))
     if not (others[at].any() and positive[at].any()):
         return np.full(RESAMPLES + 1, np.nan)
-    n = len(ids)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    weights = np.vstack([np.ones(n), draws]).T
-    return separate(scores[at], positive[at], weights[example[at]].astype(float)).auc
+    weights = bootstrap_weights(len(ids), resamples=RESAMPLES, seed=seed)
+    return roc(scores[at], positive[at], weights[:, example[at]]).auc
 
 
 def _known(values: pd.DataFrame) -> Bool[np.ndarray, " input"]:
@@ -101,18 +98,16 @@ def _known(values: pd.DataFrame) -> Bool[np.ndarray, " input"]:
 
 
 def _row(name: str, draws: Float[np.ndarray, " draw"]) -> dict[str, float]:
-    known = draws[1:][np.isfinite(draws[1:])]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    ends = {"low": "low", "high": "high"} if name == "auc" else {
-        "low": f"{name}_low", "high": f"{name}_high"}  # fmt: skip
-    return {name: float(draws[0]), ends["low"]: float(low), ends["high"]: float(high)}
+    low, high = interval(draws[1:]).tolist()
+    prefix = "" if name == "auc" else f"{name}_"
+    return {name: float(draws[0]), f"{prefix}low": low, f"{prefix}high": high}
 
 
 def _learned(vlm: "VLM", data: "EditData", gate: Any) -> pd.DataFrame:
     """Return the log-odds of the learned gate for prompts, as a column."""
-    from editors.gating.threshold import own_scores
+    from editors.gating.threshold import gate_scores
 
-    scores = own_scores(vlm, list(data), gate, forced=False)
+    scores = gate_scores(vlm, list(data), gate, forced=False)
     item = scores.groupby(["example", "relation"]).cumcount()
     return scores.rename(columns={"value": LEARNED}).assign(item=item)
 

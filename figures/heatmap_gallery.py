@@ -64,7 +64,7 @@ def balanced_samples(data: "EditData", number: int, per_kind: int) -> "EditData"
     chosen = []
     for sample in data:
         truth = truths[sample.id]
-        if truth.asked() is not None and counts[truth.question.kind] < per_kind:
+        if truth.target_object() is not None and counts[truth.question.kind] < per_kind:
             counts[truth.question.kind] += 1
             chosen.append(sample)
     return replace(data, samples=chosen[:number])
@@ -125,7 +125,7 @@ def _answer(vlm: "VLM", sample: "EditSample") -> dict[str, Any]:
 def _boxes(grid: pd.DataFrame, truth: "GroundTruth | None") -> dict[str, float]:
     """Return the boxes of the grid and of the object asked about in pixels; NaN if unknown."""
     boxes = {f"grid_{side}": float(np.asarray(grid[side])[0]) for side in SIDES}
-    target = None if truth is None else truth.asked()
+    target = None if truth is None else truth.target_object()
     if truth is None or target is None:
         return boxes | dict.fromkeys(SIDES, np.nan)
     rows, cols = np.nonzero(truth.masks()[target])

@@ -134,7 +134,7 @@ def choose_samples(
     fitting = [
         i
         for i in sorted(range(len(samples)), key=lambda i: len(samples[i].request.prompt))
-        if on_grid[i] and (not truths or truths[samples[i].id].asked() is not None)
+        if on_grid[i] and (not truths or truths[samples[i].id].target_object() is not None)
     ]
     chosen: list[int] = []
     for kind, count in shown.items():
@@ -190,7 +190,7 @@ def _rows(sample: "EditSample", maps: Mapping[str, GridMap], truth: Any) -> list
 
 def rank_agreement(one: Map, other: Map) -> float:
     """Return the rank correlation of two maps of the same cells."""
-    from attrib.selection.evaluate import spearman
+    from attrib.stats import spearman
 
     return spearman(one, other)
 

@@ -10,7 +10,7 @@ from figures.figure import Setting
 if TYPE_CHECKING:
     from attrib.data import EditData
     from attrib.model.vlm import VLM
-    from attrib.runs.collecting import Measure
+    from attrib.runs.collect import Measure
 
 BATCH = 10
 VERSIONS_OF = ("attrib", "torch", "transformers", "numpy", "python")
@@ -30,7 +30,7 @@ def collect_tables(
     vlm: "VLM", data: "EditData", measure: "Measure", *, batch_size: int = BATCH
 ) -> dict[str, pd.DataFrame]:
     """Run a measurement over the requests of all valid samples and return its tables."""
-    from attrib.runs.collecting import collect
+    from attrib.runs.collect import collect
 
     return collect(vlm, data, measure, batch_size=batch_size).tables
 

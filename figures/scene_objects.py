@@ -49,7 +49,7 @@ def object_cells(
     from attrib.analyses.pointing_game import on_cells
     from attrib.data.scenes import render
 
-    if truth is None or grid is None or (target := truth.asked()) is None:
+    if truth is None or grid is None or (target := truth.target_object()) is None:
         return None
     masks = render(truth.scene, OTHER_RENDERING)[1] if other else truth.masks()
     return ObjectCells(on_cells(masks, grid), target)

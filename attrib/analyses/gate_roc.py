@@ -15,7 +15,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from attrib.errors import AttribError
-from attrib.results import RESAMPLES, Result
+from attrib.results import Result
+from attrib.stats import RESAMPLES
 
 POSITIVE = ("text_generality", "visual_generality")
 ANY = "any locality"  # all kinds of locality inputs together

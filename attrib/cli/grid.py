@@ -9,7 +9,7 @@ from typer import Option
 
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
-from attrib.cli.outputs import say
+from attrib.cli.outputs import log
 from attrib.cli.train import PICTURES, TrainOptions, changes_of, training_data
 from attrib.errors import AttribError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from attrib.model.vlm import VLM
     from editors.evaluation.layer_grid import Cell
-    from editors.methods.adapter_editor import HiddenEditor
+    from editors.methods.adapter_editor import AdapterEditor
 
 WHERE = "Cells"
 
@@ -84,9 +84,9 @@ def grid(options: GridOptions) -> int:
         need=PICTURES,
     )
     steps = preset.training.steps
-    say(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
+    log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
     gate = options.gate or "none"
-    frame = run(editor, vlm, samples, test, wanted, out, preset, say, gate)
+    frame = run(editor, vlm, samples, test, wanted, out, preset, log, gate)
     print(_table(frame))
     print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
     judged = (frame["metric"] == "avg") & (frame["gate"] == gate)
@@ -97,20 +97,20 @@ def grid(options: GridOptions) -> int:
     return ExitCode.DONE
 
 
-def _editor(name: str) -> "type[HiddenEditor]":
+def _editor(name: str) -> "type[AdapterEditor]":
     from editors import EDITORS
-    from editors.methods.adapter_editor import HiddenEditor
+    from editors.methods.adapter_editor import AdapterEditor
 
     found = EDITORS.get(name)
-    if found is None or not issubclass(found, HiddenEditor):
-        known = [n for n, editor in EDITORS.items() if issubclass(editor, HiddenEditor)]
+    if found is None or not issubclass(found, AdapterEditor):
+        known = [n for n, editor in EDITORS.items() if issubclass(editor, AdapterEditor)]
         raise AttribError(
             f"--editor: no {name!r} that writes at layers; there are {', '.join(known)}"
         )
     return found
 
 
-def _cells(options: GridOptions, editor: "type[HiddenEditor]", vlm: "VLM") -> "list[Cell]":
+def _cells(options: GridOptions, editor: "type[AdapterEditor]", vlm: "VLM") -> "list[Cell]":
     """The cells that are asked for; an editor of one modality has those of that alone."""
     from editors.evaluation.layer_grid import cells
 

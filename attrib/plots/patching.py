@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 
 from attrib.plots.curves import Series, draw_curve, finish
 from attrib.plots.drawing import BLUE, GREEN, GREY, INK, MUTED, VERMILION, new_axes, style
-from attrib.results import RESAMPLES, Result
+from attrib.results import Result
+from attrib.stats import RESAMPLES
 
 LOOKS = {
     "visual": (BLUE, "o"),

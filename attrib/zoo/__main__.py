@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from attrib.model.checkpoint import WEIGHTS
+from attrib.environment import WEIGHTS
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, NUM_LAYERS
 from attrib.zoo.training.card import write_card
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     run = Run(options.name, options.runs / options.name, RECIPES[options.name], options.device)
-    model = run.train(say=lambda line: print(line, flush=True))  # noqa: T201 - a script
+    model = run.train(log=lambda line: print(line, flush=True))  # noqa: T201 - a script
     folder = WEIGHTS / options.name
     shutil.rmtree(folder, ignore_errors=True)
     model.set_attn_implementation({"text_config": "sdpa"})

@@ -39,23 +39,23 @@ class Stacked:
 def edits_of(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
     """The edits of several samples as one, in their order.
 
-    Editors whose edits set the same weights (`one_inside_another`) make each edit while the ones
+    Editors whose edits set the same weights (`sequential`) make each edit while the ones
     before it hold; the others make each of the unedited model, and put them together.
 
     Raises:
         AttribError: The editor keeps one edit at a time.
     """
-    if getattr(editor, "one_inside_another", False):
+    if getattr(editor, "sequential", False):
         edits: list[Edit] = []
         with ExitStack() as stack:
             for sample in samples:
                 edits.append(editor.edit(vlm, sample.request))
                 stack.enter_context(edits[-1].applied(vlm))
         return Stacked(edits)
-    together = getattr(editor, "together", None)
-    if together is None:
-        raise AttribError(f"{editor.name} keeps one edit at a time: it has no `together`")
-    return together([editor.edit(vlm, sample.request) for sample in samples])
+    merge = getattr(editor, "merge", None)
+    if merge is None:
+        raise AttribError(f"{editor.name} keeps one edit at a time: it has no `merge`")
+    return merge([editor.edit(vlm, sample.request) for sample in samples])
 
 
 @dataclass(eq=False)

@@ -20,21 +20,22 @@ WORST = 8  # the mean of the least alike 1/8 of the visual tokens is one of the 
 BEYOND = 2.0  # more than any cosine: padding comes last in the order of cosines
 NUM_PATCH_FEATURES = 4
 NEVER = -50.0  # log-odds
+RENAMED = {"asked": "text_embedding", "shown": "image_embedding"}  # old names, in saved gates
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class EncodedInputs:
     """What is kept of inputs; all vectors have length 1.
 
     Attributes:
-        asked: The words, as they are understood where the model is read.
-        shown: The image as a whole.
+        text_embedding: The prompt's embedding, from states of the layers that the gate reads.
+        image_embedding: The embedding of the whole image.
         patches: Each visual token, padded on the right.
         count: Number of visual tokens; 0 without an image.
     """
 
-    asked: Float[Tensor, "input width"]
-    shown: Float[Tensor, "input width"]
+    text_embedding: Float[Tensor, "input width"]
+    image_embedding: Float[Tensor, "input width"]
     patches: Float[Tensor, "input patch patch_width"]
     count: Int[Tensor, " input"]
 
@@ -42,24 +43,35 @@ class Encoded:
     def of(cls, states: Sequence[Mapping[str, Tensor]]) -> "Encoded":
         """Inputs side by side, each as `unpadded` gave it."""
         patches, seen = padded([one[PATCHES] for one in states])
-        asked, shown = (torch.stack([one[name] for one in states]) for name in ("asked", "shown"))
-        return cls(asked, shown, patches, seen.sum(1))
+        text, image = (
+            torch.stack([one[new] if new in one else one[old] for one in states])
+            for old, new in RENAMED.items()
+        )
+        return cls(text, image, patches, seen.sum(1))
 
     def unpadded(self) -> list[dict[str, Tensor]]:
         """One by one, without padding, each in tensors of its own."""
         return [
-            {"asked": asked.clone(), "shown": shown.clone(), PATCHES: patches[:num].clone()}
-            for asked, shown, patches, num in zip(
-                self.asked, self.shown, self.patches, self.count.tolist(), strict=True
+            {
+                "text_embedding": text.clone(),
+                "image_embedding": image.clone(),
+                PATCHES: patches[:num].clone(),
+            }
+            for text, image, patches, num in zip(
+                self.text_embedding,
+                self.image_embedding,
+                self.patches,
+                self.count.tolist(),
+                strict=True,
             )
         ]
 
     def __getitem__(self, index: Int[Tensor, " chosen"]) -> "Encoded":
-        return Encoded(*(getattr(self, f.name)[index] for f in fields(self)))
+        return EncodedInputs(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def to(self, device: Any) -> "Encoded":
         """The same on a device."""
-        return Encoded(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return EncodedInputs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def without_image(self, hidden: Bool[Tensor, " input"]) -> "Encoded":
         """The same inputs, of which some images are not to be looked at."""
@@ -92,8 +104,8 @@ class GateNet(nn.Module):
         self.sizes = {"width": width, "pools": pools, "patch": patch, "dropout": dropout}
         self.word = nn.Linear(text_width, width)
         self.attention = nn.Linear(width, pools, bias=False)
-        self.asked = nn.Linear(pools * width + text_width, width)
-        self.shown = nn.Linear(visual_width, width)
+        self.text_embedding = nn.Linear(pools * width + text_width, width)
+        self.image_embedding = nn.Linear(visual_width, width)
         self.patch = nn.Linear(visual_width, patch)
         self.dropout = nn.Dropout(dropout)
         features = 2 * (2 * width + 1) + NUM_PATCH_FEATURES + 1
@@ -101,12 +113,18 @@ class GateNet(nn.Module):
             nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
         )
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for old, new in RENAMED.items():
+            for name in [n for n in state_dict if n.startswith(f"{prefix}{old}.")]:
+                state_dict[name.replace(old, new)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @classmethod
     def over(cls, reader: GateReader, **sizes: Any) -> "GateNet":
         """A network for what a reader reads."""
         return cls(reader.width(TEXT), reader.width(VISUAL), **sizes)
 
-    def encode(self, inputs: Inputs) -> Encoded:
+    def encode(self, inputs: Inputs) -> EncodedInputs:
         """What is kept of each input."""
         text, visual = self.dropout(inputs.text), self.dropout(inputs.visual)
         words = gelu(self.word(text))
@@ -115,31 +133,32 @@ class GateNet(nn.Module):
         last = text[torch.arange(len(text), device=text.device), inputs.real.sum(1) - 1]
         count = inputs.seen.sum(1)
         mean = visual.sum(1) / count.clamp(min=1)[:, None]
-        return Encoded(
-            normalize(self.asked(torch.cat([pooled, last], 1)), dim=-1),
-            normalize(self.shown(mean), dim=-1),
+        return EncodedInputs(
+            normalize(self.text_embedding(torch.cat([pooled, last], 1)), dim=-1),
+            normalize(self.image_embedding(mean), dim=-1),
             normalize(self.patch(inputs.visual), dim=-1),
             count,
         )
 
-    def compare(self, one: Encoded, other: Encoded) -> Float[Tensor, " pair"]:
+    def compare(self, one: EncodedInputs, other: EncodedInputs) -> Float[Tensor, " pair"]:
         """Log-odds that the two inputs of each pair are covered by one edit.
 
         `NEVER` where one of them has an image and the other has none: an edit of what is seen
         leaves text alone, and the other way round.
         """
         seen = one.count > 0
-        shown = torch.cat([_compared(one.shown, other.shown), alike_patches(one, other)], 1)
+        image = _compared(one.image_embedding, other.image_embedding)
+        image = torch.cat([image, alike_patches(one, other)], 1)
         features = [
-            _compared(one.asked, other.asked),
-            torch.where(seen[:, None], shown, 0),
+            _compared(one.text_embedding, other.text_embedding),
+            torch.where(seen[:, None], image, 0),
             seen[:, None].float(),
         ]
         judged = self.judge(torch.cat(features, 1))[:, 0]
         return torch.where(seen == (other.count > 0), judged, NEVER)
 
 
-def alike_patches(one: Encoded, other: Encoded) -> Float[Tensor, "pair feature"]:
+def alike_patches(one: EncodedInputs, other: EncodedInputs) -> Float[Tensor, "pair feature"]:
     """Cosines of visual tokens at the same place: mean, smallest, spread, mean of the worst.
 
     Where two images have different numbers of visual tokens, places do not correspond: the cosine
@@ -148,7 +167,7 @@ def alike_patches(one: Encoded, other: Encoded) -> Float[Tensor, "pair feature"]
     width = min(one.patches.shape[1], other.patches.shape[1])
     cosine = (one.patches[:, :width] * other.patches[:, :width]).sum(-1)
     same = one.count == other.count
-    whole = (one.shown * other.shown).sum(-1)
+    whole = (one.image_embedding * other.image_embedding).sum(-1)
     cosine = torch.where(same[:, None], cosine, whole[:, None])
     return _summary(cosine, torch.where(same, one.count, width).clamp(min=1))
 

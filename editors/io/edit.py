@@ -16,14 +16,11 @@ from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
-from editors.adapters.edit_signal import Signal
-from editors.adapters.sites import Memory
-from editors.base import Edit, HiddenEdit, WeightEdit
-from editors.context.prompt_edit import PromptEdit
+from editors.adapters.edit_signal import EditSignal
+from editors.adapters.sites import MemoryEntry
+from editors.base import Edit, WeightEdit
 from editors.io.tensors import digest_of, save_tensors
-from editors.methods.lte import LteEdit
-from editors.methods.serac_edit import SeracEdit
-from editors.methods.transformer_patcher_neurons import NeuronEdit, neuron_edit
+from editors.weights.neurons import NeuronEdit, neuron_edit
 
 RECORD = "edit"  # key of the JSON in the file's metadata
 
@@ -43,11 +40,11 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
         tensors = dict(edit.weights)
     elif isinstance(edit, NeuronEdit):
         tensors, record["layer"] = edit.neurons.tensors, edit.layer
-    elif editor is not None and isinstance(edit, HiddenEdit | SeracEdit):
-        tensors = _of_memories(edit.memories)
-        record |= _of_editor(editor, [memory.request for memory in edit.memories])
-    elif editor is not None and isinstance(edit, PromptEdit | LteEdit):
-        record |= _of_editor(editor, edit.facts)
+    elif editor is not None and (memories := getattr(edit, "memories", None)) is not None:
+        tensors = _of_memories(memories)
+        record |= _of_editor(editor, [memory.request for memory in memories])
+    elif editor is not None and (facts := getattr(edit, "facts", None)) is not None:
+        record |= _of_editor(editor, facts)
     else:
         raise SetupError(f"an edit of the kind {type(edit).__name__} cannot be saved")
     save_tensors(Path(path), tensors, {RECORD: json.dumps(record)})
@@ -80,11 +77,11 @@ def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
     if learned is None or record["editor"] != digest_of(learned):
         raise SetupError(f"{path} was made with another editor; load the one it was made with")
     requests = [EditRequest(None, about["prompt"], about["target"]) for about in record["edits"]]
-    if record["kind"] in ("HiddenEdit", "SeracEdit"):
+    if record["kind"] in ("HiddenEdit", "SERACEdit", "SeracEdit"):
         memories = [_memory(i, request, tensors) for i, request in enumerate(requests)]
-        return editor.holding(memories)
+        return editor.from_memories(memories)
     edits = [editor.edit(vlm, request) for request in requests]  # texts, made of texts alone
-    return edits[0] if len(edits) == 1 else editor.together(edits)
+    return edits[0] if len(edits) == 1 else editor.merge(edits)
 
 
 def _of_editor(editor: Any, requests: Sequence[EditRequest]) -> dict[str, Any]:
@@ -92,7 +89,7 @@ def _of_editor(editor: Any, requests: Sequence[EditRequest]) -> dict[str, Any]:
     return {"editor": digest_of(editor.tensors), "edits": edits}
 
 
-def _of_memories(memories: Sequence[Memory]) -> dict[str, Tensor]:
+def _of_memories(memories: Sequence[MemoryEntry]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for i, memory in enumerate(memories):
         tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
@@ -101,14 +98,14 @@ def _of_memories(memories: Sequence[Memory]) -> dict[str, Tensor]:
     return tensors
 
 
-def _memory(number: int, request: EditRequest, tensors: Mapping[str, Tensor]) -> Memory:
+def _memory(number: int, request: EditRequest, tensors: Mapping[str, Tensor]) -> MemoryEntry:
     def part(kind: str) -> dict[str, Tensor]:
         start = f"{number}/{kind}/"
         return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
     last = part("last")
-    signals = {key: Signal(states, last[key]) for key, states in part("signal").items()}
-    return Memory(request, signals, part("gate"))
+    signals = {key: EditSignal(states, last[key]) for key, states in part("signal").items()}
+    return MemoryEntry(request, signals, part("gate"))
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import layers_of_signals
-from editors.adapters.placement import Adapters
-from editors.adapters.sites import Gate, Memory, Site
-from editors.base import Edit, HiddenEdit
+from editors.adapters.edit_signal import signal_layers
+from editors.adapters.router import HiddenEdit
+from editors.adapters.sites import AdapterConfig, Gate, MemoryEntry, Site
+from editors.base import Edit
 from editors.gating.checkpoint import load_gate, save_gate
 from editors.gating.fit import NO_GATE, check_gate, fit_gate
 from editors.gating.gates import CosineGate, LearnedGate
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.adapter_objective import AdapterObjective, trained_roles
-from editors.methods.memorizing import memorize
-from editors.prefix.cached_dataset import AdapterData
-from editors.prefix.streamed_dataset import PassedAnew, kept_or_anew
+from editors.methods.memorizing import encode_edit
+from editors.prefix.cached_dataset import CachedDataset
+from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
 from editors.training.config import Preset, preset_for
 from editors.training.held_out import held_out as split_off
 from editors.training.losses import Weights
@@ -37,11 +37,11 @@ from editors.training.watching import tensorboard as open_tensorboard
 logger = logging.getLogger("attrib")
 ADAPTERS, GATE = "adapters.safetensors", "gate"
 
-Made = TypeVar("Made", bound="HiddenEditor")
+Made = TypeVar("Made", bound="AdapterEditor")
 
 
 @dataclass(frozen=True, eq=False)
-class HiddenEditor:
+class AdapterEditor:
     """Adapters at layers of one model, trained to serve any edit that they are shown.
 
     Attributes:
@@ -60,7 +60,7 @@ class HiddenEditor:
     own_gate: ClassVar[str] = NO_GATE
 
     vlm: VLM
-    adapters: Adapters
+    adapters: AdapterConfig
     sites: Sequence[Site]
     gate: Gate | None = None
     trained: Mapping[str, Any] | None = None
@@ -111,12 +111,12 @@ class HiddenEditor:
         sites = adapters.build(vlm, settings.training.seed)
         kept, held = split_off(samples, validation)
         layers_written = [site.layer for site in sites]
-        data, held_out = kept_or_anew(
+        data, held_out = cached_or_streamed(
             vlm,
             kept,
             held,
             first=[min(layers_written)],
-            signals=layers_of_signals(adapters.signal, layers_written),
+            signals=signal_layers(adapters.signal, layers_written),
             roles=trained_roles(settings.weights, sites),
             keep=keep,
         )
@@ -133,11 +133,11 @@ class HiddenEditor:
     def objective(
         cls,
         vlm: VLM,
-        adapters: Adapters,
+        adapters: AdapterConfig,
         sites: Sequence[Site],
         weights: Weights,
-        data: AdapterData | PassedAnew,
-        held_out: AdapterData,
+        data: CachedDataset | StreamedDataset,
+        held_out: CachedDataset,
         samples: Sequence[EditSample],
     ) -> AdapterObjective:
         """What is minimised on `data`, the inputs of `samples`."""
@@ -163,14 +163,14 @@ class HiddenEditor:
     def edit(self, vlm: VLM, request: EditRequest) -> HiddenEdit:
         """The edit that serves a request: one forward pass over its image, prompt and target."""
         return HiddenEdit(
-            self.sites, [memorize(vlm, self.adapters, self.sites, self.gate, request)], self.gate
+            self.sites, [encode_edit(vlm, self.adapters, self.sites, self.gate, request)], self.gate
         )
 
-    def together(self, edits: Sequence[Edit]) -> HiddenEdit:
+    def merge(self, edits: Sequence[Edit]) -> HiddenEdit:
         """Several edits at once: each input is served the nearest one, or none."""
-        return self.holding([m for edit in edits for m in getattr(edit, "memories", ())])
+        return self.from_memories([m for edit in edits for m in getattr(edit, "memories", ())])
 
-    def holding(self, memories: Sequence[Memory]) -> HiddenEdit:
+    def from_memories(self, memories: Sequence[MemoryEntry]) -> HiddenEdit:
         """The edit of which these memories are kept."""
         return HiddenEdit(self.sites, memories, self.gate)
 
@@ -200,7 +200,7 @@ class HiddenEditor:
         path = Path(path)
         record = read_record(path, cls.name, vlm)
         try:
-            adapters = Adapters(**record["adapters"])
+            adapters = AdapterConfig(**record["adapters"])
             editor = cls(vlm, adapters, adapters.build(vlm, seed=0), None, record["trained"])
             editor.module.load_state_dict(load_file(path / ADAPTERS))
         except (OSError, TypeError, RuntimeError) as error:

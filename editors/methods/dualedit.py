@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editors.methods.adapter_editor import HiddenEditor
+from editors.methods.adapter_editor import AdapterEditor
 
 
 @dataclass(frozen=True, eq=False)
-class DualEdit(HiddenEditor):
+class DualEdit(AdapterEditor):
     """Text and visual adapters (DualEdit, section 4); one modality alone is its Table 1.
 
     Trained without the gate, as published. Unlike published, text-only locality is part of the

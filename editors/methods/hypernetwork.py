@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from editors.base import Edit, WeightEdit
+from editors.base import Edit, WeightEdit, encode_requests
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
-from editors.methods.hypernetwork_objective import ChangeObjective, Conditions
-from editors.prefix.encode import encoded
-from editors.prefix.streamed_dataset import kept_or_anew
+from editors.methods.hypernetwork_objective import Conditions, HypernetworkObjective
+from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.held_out import held_out
 from editors.training.losses import ROLES, Weights
 from editors.training.run import EditorTraining
@@ -32,11 +31,11 @@ logger = logging.getLogger("attrib")
 NET = "net.safetensors"
 NUM_LAYERS = 3  # of the last, as published for both
 
-Made = TypeVar("Made", bound="ChangeEditor")
+Made = TypeVar("Made", bound="HypernetworkEditor")
 
 
 @dataclass(frozen=True, eq=False)
-class ChangeEditor(ABC):
+class HypernetworkEditor(ABC):
     """A network that turns the gradients of a request into changes of matrices.
 
     Attributes:
@@ -132,14 +131,16 @@ class ChangeEditor(ABC):
         weights: Weights,
         samples: Sequence[EditSample],
         held: Sequence[EditSample],
-    ) -> ChangeObjective:
+    ) -> HypernetworkObjective:
         """What is minimised."""
         first = min(layers) - 1
         roles = [role for role in ROLES if role == "request" or weights.of(role)]
-        data, rest = kept_or_anew(vlm, samples, held, first=[first], signals=[first], roles=roles)
+        data, rest = cached_or_streamed(
+            vlm, samples, held, first=[first], signals=[first], roles=roles
+        )
         conditions = cls._conditions(vlm, settings, [*samples, *held])
         matrices = matrices_of(vlm, layers, settings.matrices)
-        return ChangeObjective(vlm, matrices, net, data, rest, weights, first, conditions)
+        return HypernetworkObjective(vlm, matrices, net, data, rest, weights, first, conditions)
 
     def edit(self, vlm: VLM, request: EditRequest) -> WeightEdit:
         """The edit that installs a request: one pass over it, forward and backward."""
@@ -147,7 +148,7 @@ class ChangeEditor(ABC):
         return self._edit(vlm, request, self._conditions(vlm, self.settings, [sample])["request"])
 
     def _edit(self, vlm: VLM, request: EditRequest, condition: Tensor) -> WeightEdit:
-        batch = encoded(vlm, [request])
+        batch = encode_requests(vlm, [request])
         assert batch.labels is not None
         matrices = matrices_of(vlm, self.layers, self.settings.matrices)
         run = tail_of(vlm, batch, min(self.layers))
@@ -155,7 +156,7 @@ class ChangeEditor(ABC):
         with torch.no_grad():
             return edit_of_changes(matrices, self.net(gradients, [condition]))
 
-    def together(self, edits: Sequence[Edit]) -> WeightEdit:
+    def merge(self, edits: Sequence[Edit]) -> WeightEdit:
         """Several edits as one: the sum of their changes."""
         return sum_of_edits(self.vlm, edits)
 

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.methods.adapter_objective import AdapterObjective, Tokens
-from editors.prefix.cached_dataset import AdapterData, Rows
-from editors.prefix.states import IGNORED, collate
-from editors.prefix.streamed_dataset import PassedAnew
+from editors.prefix.cached_dataset import CachedDataset, PrefixRows
+from editors.prefix.states import collate
+from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import ROLES, Weights, asked_roles
 from editors.weights.mlp import Matrix
-from editors.weights.rank1_update import Change, TokenGradients, changed, token_gradients
+from editors.weights.rank1_update import LowRankUpdate, TokenGradients, changed, token_gradients
 
 Conditions = Mapping[str, Tensor]  # by the name of a sample, what the editor reads of its words
 
@@ -25,12 +26,12 @@ class ChangesOf(Protocol):
 
     def __call__(
         self, gradients: Mapping[str, TokenGradients], conditions: Sequence[Tensor]
-    ) -> dict[str, Change]:
+    ) -> dict[str, LowRankUpdate]:
         """By matrix a change for each request."""
         ...
 
 
-class ChangeObjective(AdapterObjective):
+class HypernetworkObjective(AdapterObjective):
     """The loss of such a network on edits (MEND, section 3; the terms are those of `Weights`).
 
     Args:
@@ -50,8 +51,8 @@ class ChangeObjective(AdapterObjective):
         vlm: VLM,
         matrices: Sequence[Matrix],
         net: nn.Module,
-        data: AdapterData | PassedAnew,
-        held_out: AdapterData,
+        data: CachedDataset | StreamedDataset,
+        held_out: CachedDataset,
         weights: Weights,
         first: int,
         conditions: Conditions,
@@ -69,7 +70,7 @@ class ChangeObjective(AdapterObjective):
         self.module.eval()
         return parts
 
-    def changes(self, data: AdapterData, items: Sequence[int]) -> dict[str, Change]:
+    def changes(self, data: CachedDataset, items: Sequence[int]) -> dict[str, LowRankUpdate]:
         """By matrix the changes that the network makes for some edits."""
         edits = collate([data.edits[item] for item in items], self.first)
         run = partial(edits.run, self.vlm, {})
@@ -78,18 +79,18 @@ class ChangeObjective(AdapterObjective):
 
     def tokens(
         self,
-        data: AdapterData | PassedAnew,
+        data: CachedDataset | StreamedDataset,
         items: Sequence[int],
         roles: Sequence[str] | None = None,
     ) -> Tokens:
         """Logits, edited and clean, labels and roles at all answer tokens of some edits."""
-        data, items = data.ready(items)
+        data, items = data.load(items)
         return self.tokens_under(self.changes(data, items), data, items, roles)
 
     def tokens_under(
         self,
-        changes: Mapping[str, Change],
-        data: AdapterData,
+        changes: Mapping[str, LowRankUpdate],
+        data: CachedDataset,
         items: Sequence[int],
         roles: Sequence[str] | None = None,
     ) -> Tokens:
@@ -100,18 +101,18 @@ class ChangeObjective(AdapterObjective):
         parts = [part for part in parts if part]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _under(self, changes: Mapping[str, Change], rows: Rows) -> Tokens:
-        if not rows.queries:
+    def _under(self, changes: Mapping[str, LowRankUpdate], rows: PrefixRows) -> Tokens:
+        if not rows.inputs:
             return {}
-        inputs = collate(rows.queries, self.first)
+        inputs = collate(rows.inputs, self.first)
         own = {name: change.rows(rows.edit_of) for name, change in changes.items()}
         with changed(self.matrices, own):
             logits = self.vlm.unembed(inputs.run(self.vlm, {}))
         with torch.no_grad():
-            clean = self.vlm.unembed(torch.cat([q.final for q in rows.queries]))
+            clean = self.vlm.unembed(torch.cat([q.final for q in rows.inputs]))
         return {
             "logits": logits,
             "clean": clean,
-            "labels": inputs.labels[inputs.labels != IGNORED],
+            "labels": inputs.labels[inputs.labels != IGNORE_INDEX],
             "roles": asked_roles(inputs.labels, rows.role_of.to(inputs.labels.device)),
         }

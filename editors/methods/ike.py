@@ -21,7 +21,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.files import write_text
 from attrib.model.vlm import VLM
-from editors.base import Edit
+from editors.base import Edit, encode_requests
 from editors.context.prompt_edit import PromptEdit, fact_of, front, num_positions
 from editors.context.retrieval import (
     NearestText,
@@ -34,7 +34,6 @@ from editors.context.retrieval import (
 )
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
-from editors.prefix.encode import encoded
 from editors.training.settings import refuse_gate, refuse_layers, settings_of
 
 logger = logging.getLogger("attrib")
@@ -43,7 +42,7 @@ LINE = "New Fact: {fact}\nPrompt: "
 
 
 @dataclass(frozen=True)
-class IkeSettings:
+class IKESettings:
     """How demonstrations are found.
 
     Attributes:
@@ -63,11 +62,11 @@ class IkeSettings:
     seed: int = 0
 
 
-PRESETS = {"published": [IkeSettings()], "embedded": [IkeSettings(demonstrations=1, room=96)]}
+PRESETS = {"published": [IKESettings()], "embedded": [IKESettings(demonstrations=1, room=96)]}
 
 
 @dataclass(frozen=True, eq=False)
-class Ike:
+class IKE:
     """Demonstrations, and how to find those that an edit is shown with.
 
     Attributes:
@@ -84,7 +83,7 @@ class Ike:
     is_trained: ClassVar[bool] = False
 
     vlm: VLM
-    settings: IkeSettings
+    settings: IKESettings
     corpus: Sequence[str]
     encoder: StatesEncoder | SentenceEncoder
     keys: Float[Tensor, "demonstration width"]
@@ -102,7 +101,7 @@ class Ike:
         preset: str = "auto",
         validation: Sequence[EditSample] | None = None,
         **changes: Any,
-    ) -> "Ike":
+    ) -> "IKE":
         """The demonstrations that `samples` give, encoded; nothing is learned.
 
         Args:
@@ -113,7 +112,7 @@ class Ike:
             gate: Not used: every input is given the text.
             preset: "published", "embedded", or "auto": by the size of the model.
             validation: Not used.
-            changes: Settings other than the preset's, of `IkeSettings`.
+            changes: Settings other than the preset's, of `IKESettings`.
 
         Raises:
             AttribError: No samples, an unknown setting, layers or a gate.
@@ -149,7 +148,7 @@ class Ike:
         """
         return PromptEdit((context(self._shown(vlm, request), request),), (request,))
 
-    def together(self, edits: Sequence[Edit]) -> PromptEdit:
+    def merge(self, edits: Sequence[Edit]) -> PromptEdit:
         """Several edits: each input is given the text of the one whose prompt is most like its own.
 
         None is out of scope; as with one edit alone, every input is given some text.
@@ -174,7 +173,7 @@ class Ike:
         save_tensors(path / KEYS, self.tensors)
 
     @classmethod
-    def load(cls, path: str | Path, vlm: VLM) -> "Ike":
+    def load(cls, path: str | Path, vlm: VLM) -> "IKE":
         """The editor in a folder.
 
         Raises:
@@ -183,7 +182,7 @@ class Ike:
         path = Path(path)
         record = read_record(path, cls.name, vlm)
         try:
-            settings = IkeSettings(**record["settings"])
+            settings = IKESettings(**record["settings"])
             corpus = json.loads((path / TEXTS).read_text())
             tensors = load_file(path / KEYS)
         except (OSError, TypeError, ValueError) as error:
@@ -214,7 +213,7 @@ class Ike:
         positions = num_positions(vlm)
         if positions is None:
             return None
-        batch = encoded(vlm, [request])
+        batch = encode_requests(vlm, [request])
         return positions - batch["last"].shape[1] - self.settings.room
 
 

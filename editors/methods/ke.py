@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.vlm import VLM
-from editors.base import WeightEdit
-from editors.methods.hypernetwork import ChangeEditor
-from editors.methods.hypernetwork_objective import ChangeObjective, Conditions
+from editors.base import WeightEdit, encode_requests
+from editors.methods.hypernetwork import HypernetworkEditor
+from editors.methods.hypernetwork_objective import Conditions, HypernetworkObjective
 from editors.methods.ke_net import KENet
-from editors.prefix.encode import encoded
 from editors.training.losses import Weights, answer_losses
 from editors.training.trainer import Training
 from editors.weights.mlp import Which
-from editors.weights.rank1_update import Change
+from editors.weights.rank1_update import LowRankUpdate
 
 Old = Literal["sample", "model"]
 Loss = Literal["efk", "ke"]
@@ -48,8 +47,8 @@ class KESettings:
         d_condition: Width of what a condition becomes.
         d_head: Width inside the head of a matrix.
         max_scale: The largest factor of a change.
-        price_speed: How much faster than everything else the price of size is learned ("ke"; as
-            published 0.1 against 3e-4).
+        lagrange_lr_multiplier: Learning rate of the Lagrange multiplier over the rest ("ke";
+            published: 0.1 against 3e-4).
     """
 
     matrices: Which = "up_down"
@@ -60,11 +59,11 @@ class KESettings:
     d_condition: int = 1024
     d_head: int = 128
     max_scale: float = 1.0
-    price_speed: float = 333.0
+    lagrange_lr_multiplier: float = 333.0
 
 
 @dataclass(frozen=True, eq=False)
-class KE(ChangeEditor):
+class KE(HypernetworkEditor):
     """The gradient of the request, gated and completed by rank-one terms, changes three layers."""
 
     name: ClassVar[str] = "ke"
@@ -102,7 +101,7 @@ class KE(ChangeEditor):
                 d_condition=128,
                 d_head=64,
                 max_scale=300.0,  # a softmax over a hundred numbers leaves little of a gradient
-                price_speed=100.0,
+                lagrange_lr_multiplier=100.0,
             ),
         ],
     }
@@ -135,9 +134,11 @@ class KE(ChangeEditor):
         weights: Weights,
         samples: Sequence[EditSample],
         held: Sequence[EditSample],
-    ) -> ChangeObjective:
+    ) -> HypernetworkObjective:
         plain = super()._objective(vlm, layers, net, settings, weights, samples, held)
-        return plain if settings.loss == "efk" else KEObjective(plain, settings.price_speed)
+        return (
+            plain if settings.loss == "efk" else KEObjective(plain, settings.lagrange_lr_multiplier)
+        )
 
     def edit(self, vlm: VLM, request: EditRequest, old: str | None = None) -> WeightEdit:
         """The edit that installs a request, whose `old` answer is the model's own if not given."""
@@ -146,16 +147,20 @@ class KE(ChangeEditor):
         return self._edit(vlm, request, condition_of(vlm, self.settings, request, old))
 
 
-class KEObjective(ChangeObjective):
+class KEObjective(HypernetworkObjective):
     """Cross-entropy of the request after the edit, and the size of its change at a learned price.
 
     The size is the mean over matrices of the root mean square. The price rises while it is above a
     margin, which shrinks whenever nearly all held-out edits are right (VLKEB's program).
     """
 
-    def __init__(self, plain: ChangeObjective, price_speed: float):
+    def __init__(self, plain: HypernetworkObjective, lagrange_lr_multiplier: float):
         vars(self).update(vars(plain))
-        self.roles, self.weights, self.price_speed = ["request"], Weights(), price_speed
+        self.roles, self.weights, self.lagrange_lr_multiplier = (
+            ["request"],
+            Weights(),
+            lagrange_lr_multiplier,
+        )
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The loss of the request, and two terms that move the changes and the price."""
@@ -163,12 +168,12 @@ class KEObjective(ChangeObjective):
         net: Any = self.module
         with torch.no_grad():
             net.price.clamp_(min=0.0)
-        data, items = self.data.ready(items)
+        data, items = self.data.load(items)
         changes = self.changes(data, items)
         tokens = self.tokens_under(changes, data, items)
         parts = answer_losses(**tokens, weights=self.weights)
         gap = size_of(changes) - net.margin
-        price = net.price * self.price_speed
+        price = net.price * self.lagrange_lr_multiplier
         # One optimizer descends: in the price the sign is turned, so that it ascends.
         return parts | {"size": price.detach() * gap, "price": -price * gap.detach()}
 
@@ -181,7 +186,7 @@ class KEObjective(ChangeObjective):
         return numbers
 
 
-def size_of(changes: Mapping[str, Change]) -> Tensor:
+def size_of(changes: Mapping[str, LowRankUpdate]) -> Tensor:
     """Mean over matrices and edits of the root mean square of a change."""
     sizes = [change.mean_square.clamp(min=1e-20).sqrt().mean() for change in changes.values()]
     return torch.stack(sizes).mean()
@@ -199,6 +204,6 @@ def own_answers(vlm: VLM, samples: Sequence[EditSample]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(samples), TOGETHER):
         some = [sample.request for sample in samples[start : start + TOGETHER]]
-        batch = encoded(vlm, some, targets=False)
+        batch = encode_requests(vlm, some, targets=False)
         answers += vlm.generate(batch, ANSWER_TOKENS)
     return answers

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_sequence
 
-from editors.weights.rank1_update import Change, TokenGradients
+from editors.weights.rank1_update import LowRankUpdate, TokenGradients
 
 
 class KENet(nn.Module):
@@ -50,7 +50,7 @@ class KENet(nn.Module):
 
     def forward(
         self, gradients: Mapping[str, TokenGradients], conditions: Sequence[Tensor]
-    ) -> dict[str, Change]:
+    ) -> dict[str, LowRankUpdate]:
         """By matrix the change for each request, whose words are given as token ids."""
         read = self.read(conditions)
         heads = zip(self.shapes, self.heads, strict=True)
@@ -65,14 +65,14 @@ class KENet(nn.Module):
         _, (last, _) = self.lstm(words)
         return self.condition(torch.cat([last[0], last[1]], -1))
 
-    def _change(self, g: TokenGradients, made: Float[Tensor, "edit made"]) -> Change:
+    def _change(self, g: TokenGradients, made: Float[Tensor, "edit made"]) -> LowRankUpdate:
         d_out, d_in = g.delta.shape[-1], g.x.shape[-1]
         a, b, c, d, gate = made.split([d_out, d_in, d_out, d_in, 1], -1)
         scale = self.max_scale * gate.sigmoid()[:, None]
         # An elementwise product with a b^T scales what each token's outer product is made of.
         left = torch.cat([g.delta * a.softmax(-1)[:, None], c.softmax(-1)[:, None]], 1)
         right = torch.cat([g.x * b[:, None], d[:, None]], 1)
-        return Change(scale * left, right)
+        return LowRankUpdate(scale * left, right)
 
 
 def _head(d_condition: int, d_head: int, d_out: int, d_in: int) -> nn.Sequential:

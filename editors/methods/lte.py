@@ -31,9 +31,9 @@ from editors.context.retrieval import (
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.lora import AllLayers, LowRank
-from editors.methods.lte_objective import LteObjective
-from editors.methods.lte_settings import PRESETS, LteSettings, change_of, check_template, scope_of
-from editors.prefix.cached_dataset import adapter_data
+from editors.methods.lte_objective import LTEObjective
+from editors.methods.lte_settings import PRESETS, LTESettings, change_of, check_template, scope_of
+from editors.prefix.cached_dataset import cache_dataset
 from editors.training.held_out import held_out
 from editors.training.losses import ROLES, Weights
 from editors.training.run import EditorTraining
@@ -45,7 +45,7 @@ CHANGE, ENCODER = "change.safetensors", "encoder.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
-class LteEdit:
+class LTEEdit:
     """Text in front of questions, for a decoder that has learned to follow it.
 
     Attributes:
@@ -74,7 +74,7 @@ class LteEdit:
 
 
 @dataclass(frozen=True, eq=False)
-class Lte:
+class LTE:
     """A change of the decoder, and what finds the edit that a question is about.
 
     Attributes:
@@ -93,7 +93,7 @@ class Lte:
 
     vlm: VLM
     layers: Sequence[int]
-    settings: LteSettings
+    settings: LTESettings
     change: LowRank | AllLayers
     encoder: StatesEncoder | SentenceEncoder
     threshold: float
@@ -111,7 +111,7 @@ class Lte:
         preset: str = "auto",
         validation: Sequence[EditSample] | None = None,
         **changes: Any,
-    ) -> "Lte":
+    ) -> "LTE":
         """Teach the decoder; in the folder `out`, from where an interrupted run goes on.
 
         Args:
@@ -124,7 +124,7 @@ class Lte:
                 size of the model.
             validation: Edits by which the best weights are picked; by default the last 5 % of
                 `samples` (at most 100), which are then not trained on.
-            changes: Settings other than the preset's: of `Training`, `Weights` or `LteSettings`.
+            changes: Settings other than the preset's: of `Training`, `Weights` or `LTESettings`.
 
         Raises:
             AttribError: Unknown settings or layers, no samples, another run in `out`, a loss that
@@ -144,21 +144,21 @@ class Lte:
         trained["scope"] = found
         return fitting.saved(cls(vlm, chosen, settings, change, encoder, threshold, trained))
 
-    def edit(self, vlm: VLM, request: EditRequest) -> LteEdit:
+    def edit(self, vlm: VLM, request: EditRequest) -> LTEEdit:
         """The edit that puts a request in front of every question; nothing is computed for it."""
         del vlm
         text = self.settings.template.format(fact=fact_of(request))
-        return LteEdit(self.change, PromptEdit((text,), (request,)))
+        return LTEEdit(self.change, PromptEdit((text,), (request,)))
 
-    def together(self, edits: Sequence[Edit]) -> LteEdit:
+    def merge(self, edits: Sequence[Edit]) -> LTEEdit:
         """Several edits: each question is given the nearest one, or none (see `scope`)."""
-        prompts = [edit.prompt for edit in edits if isinstance(edit, LteEdit)]
+        prompts = [edit.prompt for edit in edits if isinstance(edit, LTEEdit)]
         texts = tuple(text for prompt in prompts for text in prompt.texts)
         facts = tuple(fact for prompt in prompts for fact in prompt.facts)
         with self.change.applied(self.vlm):
             keys = self.encoder([fact_of(fact) for fact in facts])
         lowest = self.threshold if self.settings.scope == "retrieved" else -1.0
-        return LteEdit(
+        return LTEEdit(
             self.change, PromptEdit(texts, facts, NearestText(self.encoder, keys, lowest))
         )
 
@@ -181,7 +181,7 @@ class Lte:
         save_tensors(path / ENCODER, encoder_tensors(self.encoder))
 
     @classmethod
-    def load(cls, path: str | Path, vlm: VLM) -> "Lte":
+    def load(cls, path: str | Path, vlm: VLM) -> "LTE":
         """The editor in a folder.
 
         Raises:
@@ -190,7 +190,7 @@ class Lte:
         path = Path(path)
         record = read_record(path, cls.name, vlm)
         try:
-            settings = LteSettings(**record["settings"])
+            settings = LTESettings(**record["settings"])
             change = change_of(vlm, record["layers"], settings, seed=0)
             change.load_state_dict(load_file(path / CHANGE))
             tensors = load_file(path / ENCODER)
@@ -208,8 +208,8 @@ def _objective(
     held: Sequence[EditSample],
     weights: Weights,
     template: str,
-) -> LteObjective:
+) -> LTEObjective:
     both = [*samples, *held]
     roles = [role for role in ROLES if role == "request" or weights.of(role)]
-    data, rest = adapter_data(vlm, both, first=[], signals=[], roles=roles).parted(len(samples))
-    return LteObjective(vlm, change, {s.id: s for s in both}, data, rest, weights, template)
+    data, rest = cache_dataset(vlm, both, first=[], signals=[], roles=roles).split(len(samples))
+    return LTEObjective(vlm, change, {s.id: s for s in both}, data, rest, weights, template)

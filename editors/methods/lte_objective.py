@@ -8,15 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.model.prompt_rewriting import rewriting
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
+from editors.base import encode_requests
 from editors.context.prompt_edit import Starts, fact_of, front, in_front
 from editors.methods.adapter_objective import AdapterObjective, Tokens
 from editors.methods.lora import AllLayers, LowRank
-from editors.prefix.cached_dataset import AdapterData, requests_of
-from editors.prefix.encode import encoded
-from editors.prefix.states import IGNORED
-from editors.prefix.streamed_dataset import PassedAnew
+from editors.prefix.cached_dataset import CachedDataset, requests_of
+from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import LOCALITY, ROLES, Weights, asked_roles
 
 
@@ -37,7 +36,7 @@ class Asked:
     final: Float[Tensor, "asked d_model"]
 
 
-class LteObjective(AdapterObjective):
+class LTEObjective(AdapterObjective):
     """The loss of a decoder that is to follow an edit in its prompt (LTE, as in LiveEdit's code).
 
     Locality is compared with the original weights, half of it with the edit's text in front and
@@ -59,8 +58,8 @@ class LteObjective(AdapterObjective):
         vlm: VLM,
         change: LowRank | AllLayers,
         samples: Mapping[str, EditSample],
-        data: AdapterData,
-        held_out: AdapterData,
+        data: CachedDataset,
+        held_out: CachedDataset,
         weights: Weights,
         template: str,
         batch_size: int = 8,
@@ -73,12 +72,12 @@ class LteObjective(AdapterObjective):
 
     def tokens(
         self,
-        data: AdapterData | PassedAnew,
+        data: CachedDataset | StreamedDataset,
         items: Sequence[int],
         roles: Sequence[str] | None = None,
     ) -> Tokens:
         """Logits, edited and clean, labels and roles at all answer tokens of some edits."""
-        data, items = data.ready(items)
+        data, items = data.load(items)
         asked = [one for item in items for one in self._asked(data, item, roles or self.roles)]
         # Inputs with and without an image differ in length: apart, they need less padding.
         parts = [
@@ -87,7 +86,7 @@ class LteObjective(AdapterObjective):
         found = [self._answers(part) for part in parts if part]
         return {name: torch.cat([tokens[name] for tokens in found]) for name in found[0]}
 
-    def _asked(self, data: AdapterData, item: int, roles: Sequence[str]) -> list[Asked]:
+    def _asked(self, data: CachedDataset, item: int, roles: Sequence[str]) -> list[Asked]:
         sample = self.samples[data.ids[item]]
         text = self.template.format(fact=fact_of(sample.request))
         found = []
@@ -100,14 +99,14 @@ class LteObjective(AdapterObjective):
 
     def _answers(self, asked: Sequence[Asked]) -> Tokens:
         vlm, requests = self.vlm, [one.request for one in asked]
-        batch = encoded(vlm, requests, padding_side="right")
+        batch = encode_requests(vlm, requests, padding_side="right")
         tokens = [front(vlm, one.text) for one in asked]
-        with rewriting(vlm, lambda given: in_front(vlm, given, self.starts, tokens)):
+        with vlm.rewrite_prompts(lambda given: in_front(vlm, given, self.starts, tokens)):
             logits = self.module.run(vlm, lambda: vlm.logits(batch))
         with torch.no_grad():
             clean = vlm.unembed(torch.cat([one.final for one in asked]))
         assert batch.labels is not None
-        at = batch.labels != IGNORED
+        at = batch.labels != IGNORE_INDEX
         roles = torch.tensor([one.role for one in asked], device=at.device)
         return {
             "logits": logits[at],

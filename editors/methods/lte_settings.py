@@ -15,7 +15,7 @@ from editors.training.trainer import Training
 
 
 @dataclass(frozen=True)
-class LteSettings:
+class LTESettings:
     """What is trained, and how an edit is written.
 
     Attributes:
@@ -57,13 +57,13 @@ SMALL = Training(
     best_by="right",
 )
 PRESETS = {
-    "published": [Training(learning_rate=3e-4), Weights(), LteSettings()],
+    "published": [Training(learning_rate=3e-4), Weights(), LTESettings()],
     "published_all": [
         Training(learning_rate=5e-6, batch_size=1),
         Weights(),
-        LteSettings(parameters="all"),
+        LTESettings(parameters="all"),
     ],
-    "embedded": [SMALL, Weights(), LteSettings(rank=32, alpha=64.0)],
+    "embedded": [SMALL, Weights(), LTESettings(rank=32, alpha=64.0)],
 }
 
 
@@ -78,7 +78,7 @@ def check_template(template: str) -> None:
 
 
 def change_of(
-    vlm: VLM, layers: Sequence[int], settings: LteSettings, seed: int
+    vlm: VLM, layers: Sequence[int], settings: LTESettings, seed: int
 ) -> LowRank | AllLayers:
     """What is trained, as it is before training: without an effect."""
     if settings.parameters == "all":
@@ -87,7 +87,7 @@ def change_of(
 
 
 def scope_of(
-    vlm: VLM, change: LowRank | AllLayers, settings: LteSettings, samples: Sequence[EditSample]
+    vlm: VLM, change: LowRank | AllLayers, settings: LTESettings, samples: Sequence[EditSample]
 ) -> tuple[StatesEncoder | SentenceEncoder, float, Any]:
     """The encoder, the threshold, and how that was found."""
     facts = [fact_of(sample.request) for sample in samples]

@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 from torch import nn
 
 from attrib.model.vlm import VLM
-from editors.methods.hypernetwork import ChangeEditor
-from editors.methods.mend_net import MendNet, Pooling
+from editors.methods.hypernetwork import HypernetworkEditor
+from editors.methods.mend_net import MENDNet, Pooling
 from editors.training.losses import Weights
 from editors.training.trainer import Training
 from editors.weights.mlp import Which
 
 
 @dataclass(frozen=True)
-class MendSettings:
+class MENDSettings:
     """What MEND's networks are.
 
     Attributes:
@@ -32,7 +32,8 @@ class MendSettings:
         pooling: Over tokens: the "sum" of their changes (as published), or the "mean" (LiveEdit).
         rate: What changes are multiplied with and then added, before training. It is positive as
             published, that is up the gradient: its sign is learned.
-        rate_speed: How much faster rates are learned than everything else (published: 1e-4, 1e-6).
+        rate_lr_multiplier: Learning rate of the rates over that of all else (published: 1e-4
+            against 1e-6).
     """
 
     matrices: Which = "up_down"
@@ -41,15 +42,15 @@ class MendSettings:
     normalise: bool = True
     pooling: Pooling = "sum"
     rate: float = 1e-4
-    rate_speed: float = 100.0
+    rate_lr_multiplier: float = 100.0
 
 
 @dataclass(frozen=True, eq=False)
-class Mend(ChangeEditor):
+class MEND(HypernetworkEditor):
     """Gradients of the request, edited token by token, change the last three layers."""
 
     name: ClassVar[str] = "mend"
-    settings_kind: ClassVar[type[Any]] = MendSettings
+    settings_kind: ClassVar[type[Any]] = MENDSettings
     presets: ClassVar[Mapping[str, Sequence[Any]]] = {
         "published": [
             Training(
@@ -61,7 +62,7 @@ class Mend(ChangeEditor):
                 save_every=1000,
             ),
             Weights(reliability=0.0, generality=0.1),
-            MendSettings(),
+            MENDSettings(),
         ],
         "embedded": [
             Training(
@@ -76,14 +77,16 @@ class Mend(ChangeEditor):
                 best_by="right",
             ),
             Weights(),
-            MendSettings(rank=64, rate=-1e-3, rate_speed=1.0),
+            MENDSettings(rank=64, rate=-1e-3, rate_lr_multiplier=1.0),
         ],
     }
 
     @classmethod
     def _network(
-        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], settings: MendSettings
+        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], settings: MENDSettings
     ) -> nn.Module:
         del vlm
         s = settings
-        return MendNet(shapes, s.rank, s.num_hidden, s.normalise, s.pooling, s.rate, s.rate_speed)
+        return MENDNet(
+            shapes, s.rank, s.num_hidden, s.normalise, s.pooling, s.rate, s.rate_lr_multiplier
+        )

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from editors.weights.rank1_update import Change, TokenGradients
+from editors.weights.rank1_update import LowRankUpdate, TokenGradients
 
 Pooling = Literal["sum", "mean"]
 TINY = 1e-7  # added to standard deviations, as in the published code
 
 
-class MendNet(nn.Module):
+class MENDNet(nn.Module):
     """Turns the gradients of requests into changes (MEND, section 3.2; its published code).
 
     For each token the input x and the output's gradient d of a matrix, normalised, pass an editor
@@ -26,7 +26,7 @@ class MendNet(nn.Module):
         normalise: Whether inputs are normalised by their running mean and standard deviation.
         pooling: Over tokens: their "sum" (as published) or their "mean" (LiveEdit's variant).
         rate: The initial rate, added: its sign is learned.
-        rate_speed: How much faster the rates are learned than everything else.
+        rate_lr_multiplier: How much faster the rates are learned than everything else.
     """
 
     def __init__(
@@ -37,10 +37,14 @@ class MendNet(nn.Module):
         normalise: bool,
         pooling: Pooling,
         rate: float,
-        rate_speed: float,
+        rate_lr_multiplier: float,
     ):
         super().__init__()
-        self.shapes, self.pooling, self.rate_speed = dict(shapes), pooling, rate_speed
+        self.shapes, self.pooling, self.rate_lr_multiplier = (
+            dict(shapes),
+            pooling,
+            rate_lr_multiplier,
+        )
         by_shape: dict[str, list[str]] = {}
         for name, shape in shapes.items():
             by_shape.setdefault("x".join(map(str, shape)), []).append(name)
@@ -52,20 +56,20 @@ class MendNet(nn.Module):
             }
         )
         # One optimizer with one learning rate trains all: what is to move faster has larger units.
-        self.rates = nn.Parameter(torch.full((len(shapes),), rate / rate_speed))
+        self.rates = nn.Parameter(torch.full((len(shapes),), rate / rate_lr_multiplier))
 
     def forward(
         self, gradients: Mapping[str, TokenGradients], conditions: Sequence[Tensor] = ()
-    ) -> dict[str, Change]:
+    ) -> dict[str, LowRankUpdate]:
         """By matrix the change for each request."""
         del conditions  # MEND reads gradients alone
-        rates = self.rates * self.rate_speed
+        rates = self.rates * self.rate_lr_multiplier
         return {
             name: self._change(name, gradients[name], rate)
             for name, rate in zip(self.shapes, rates, strict=True)
         }
 
-    def _change(self, name: str, g: TokenGradients, rate: Tensor) -> Change:
+    def _change(self, name: str, g: TokenGradients, rate: Tensor) -> LowRankUpdate:
         key, mode = self.mode_of[name]
         real = g.real
         z = self.editors[key](torch.cat([g.delta, g.x], -1)[real], mode)
@@ -73,7 +77,7 @@ class MendNet(nn.Module):
         left, right = edited.split([g.delta.shape[-1], g.x.shape[-1]], -1)
         if self.pooling == "mean":
             left = left / real.sum(1).clamp(min=1)[:, None, None]
-        return Change(rate * left, right)
+        return LowRankUpdate(rate * left, right)
 
 
 class TokenEditor(nn.Module):

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input
-from attrib.model.batch import Batch
+from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
-from editors.methods.transformer_patcher_neurons import Neurons, fires_at, patched
-from editors.prefix.states import IGNORED
 from editors.weights.mlp import FeedForward
+from editors.weights.neurons import Neurons, fires_at, patched
 from editors.weights.partial_forward import Tail, labels_of, tail_of, target_loss
 
 Variant = Literal["original", "liveedit"]
@@ -95,10 +94,10 @@ def at_answers(
     x: Float[Tensor, "*rest d_model"], labels: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "asked d_model"]:
     """The inputs of a feed-forward network where a label is asked for."""
-    return x.reshape(*labels.shape, x.shape[-1])[labels != IGNORED]
+    return x.reshape(*labels.shape, x.shape[-1])[labels != IGNORE_INDEX]
 
 
-class Growing(nn.Module):
+class TrainablePatch(nn.Module):
     """Neurons that are being trained; `at` are the states they are made for, one each.
 
     In the original recipe a key is the state over its squared length, so that the neuron hears 1
@@ -144,7 +143,7 @@ def fitted(
     """
     original = settings.variant == "original"
     at = request.x[request.wrong if original else slice(None)][: settings.max_neurons]
-    growing = Growing(network, at, settings)
+    growing = TrainablePatch(network, at, settings)
     if len(at):
         elsewhere = memory_loss(settings, memories.to(at.device))
         _fit(vlm, network, request, growing, at, elsewhere, settings)
@@ -158,7 +157,7 @@ def _fit(
     vlm: VLM,
     network: FeedForward,
     request: Request,
-    growing: Growing,
+    growing: TrainablePatch,
     at: Float[Tensor, "neuron d_model"],
     elsewhere: Elsewhere,
     s: PatchSettings,

@@ -18,18 +18,17 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import capture, read
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import EMBED, Signal
-from editors.adapters.sites import Gate, Memory
-from editors.base import Edit
-from editors.gating.scope import ScopeGate
+from editors.adapters.edit_signal import EMBED, EditSignal
+from editors.adapters.sites import Gate, MemoryEntry
+from editors.base import Edit, encode_requests
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
-from editors.methods.serac_config import PRESETS, SeracSettings, networks, scope_layer
-from editors.methods.serac_edit import PROMPT, TARGET, SeracEdit
+from editors.methods.serac_config import PRESETS, SERACSettings, networks, scope_layer
+from editors.methods.serac_edit import PROMPT, TARGET, SERACEdit
 from editors.methods.serac_networks import Counterfactual, Networks
-from editors.methods.serac_objective import SeracObjective
-from editors.prefix.encode import encoded
-from editors.prefix.streamed_dataset import kept_or_anew
+from editors.methods.serac_objective import SERACObjective
+from editors.methods.serac_scope import ScopeGate
+from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.held_out import held_out
 from editors.training.losses import ROLES, Weights
 from editors.training.run import EditorTraining
@@ -40,7 +39,7 @@ NETS = "nets.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
-class Serac:
+class SERAC:
     """A scope classifier and a counterfactual model for one model.
 
     Attributes:
@@ -56,7 +55,7 @@ class Serac:
     is_trained: ClassVar[bool] = True
 
     vlm: VLM
-    settings: SeracSettings
+    settings: SERACSettings
     answer: Counterfactual
     gate: Gate | None
     trained: Mapping[str, Any] | None = None
@@ -74,7 +73,7 @@ class Serac:
         validation: Sequence[EditSample] | None = None,
         keep: bool | None = None,
         **changes: Any,
-    ) -> "Serac":
+    ) -> "SERAC":
         """Train both networks; in the folder `out`, from where an interrupted run goes on.
 
         Args:
@@ -87,7 +86,7 @@ class Serac:
             validation: Edits by which the best weights are picked and the threshold is found; by
                 default the last 5 % of `samples` (at most 100), which are then not trained on.
             keep: Whether the states of all inputs are kept in memory; by default if they fit.
-            changes: Settings other than the preset's: of `Training`, `Weights`, `SeracSettings`.
+            changes: Settings other than the preset's: of `Training`, `Weights`, `SERACSettings`.
 
         Raises:
             AttribError: Unknown settings, no samples, another run in `out`, a loss that is not
@@ -106,32 +105,32 @@ class Serac:
         scope = ScopeGate(nets.eval().scope, layer, 0.0).calibrated(vlm, held)
         return fitting.saved(cls(vlm, settings, nets.eval().answer, scope, trained))
 
-    def with_gate(self, gate: Gate | None) -> "Serac":
+    def with_gate(self, gate: Gate | None) -> "SERAC":
         """The same counterfactual model behind another gate, or behind none."""
         return replace(self, gate=gate)
 
     @torch.no_grad()
-    def edit(self, vlm: VLM, request: EditRequest) -> SeracEdit:
+    def edit(self, vlm: VLM, request: EditRequest) -> SERACEdit:
         """The edit that keeps a request: one pass over it."""
-        batch = encoded(vlm, [request])
+        batch = encode_requests(vlm, [request])
         layers = () if self.gate is None else self.gate.layers
         with read(vlm, layers) as hidden, capture(vlm) as captured:
             vlm.logits(batch)
         states, end = captured.embed[0], int(batch["last"][0].int().argmax()) + 1
         parts = {PROMPT: states[:end], TARGET: states[end:]}
         signals = {
-            kind: Signal(one.clone(), states[end - 1].clone()) for kind, one in parts.items()
+            kind: EditSignal(one.clone(), states[end - 1].clone()) for kind, one in parts.items()
         }
         kept = {} if self.gate is None else self.gate.states(hidden, batch)[0]
-        return SeracEdit(self.answer, [Memory(request, signals, kept)], self.gate)
+        return SERACEdit(self.answer, [MemoryEntry(request, signals, kept)], self.gate)
 
-    def together(self, edits: Sequence[Edit]) -> SeracEdit:
+    def merge(self, edits: Sequence[Edit]) -> SERACEdit:
         """Several edits at once: each question is answered by the nearest one, if by any."""
-        return self.holding([m for edit in edits for m in getattr(edit, "memories", ())])
+        return self.from_memories([m for edit in edits for m in getattr(edit, "memories", ())])
 
-    def holding(self, memories: Sequence[Memory]) -> SeracEdit:
+    def from_memories(self, memories: Sequence[MemoryEntry]) -> SERACEdit:
         """The edit of which these memories are kept."""
-        return SeracEdit(self.answer, memories, self.gate)
+        return SERACEdit(self.answer, memories, self.gate)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -160,7 +159,7 @@ class Serac:
         save_tensors(path / NETS, self.tensors)
 
     @classmethod
-    def load(cls, path: str | Path, vlm: VLM) -> "Serac":
+    def load(cls, path: str | Path, vlm: VLM) -> "SERAC":
         """The editor in a folder.
 
         Raises:
@@ -169,7 +168,7 @@ class Serac:
         path = Path(path)
         record = read_record(path, cls.name, vlm)
         try:
-            settings = SeracSettings(**record["settings"])
+            settings = SERACSettings(**record["settings"])
             nets = networks(vlm, settings, seed=0)
             nets.load_state_dict(load_file(path / NETS))
             threshold, found = record["threshold"], record["calibration"]
@@ -182,15 +181,15 @@ class Serac:
 def _objective(
     vlm: VLM,
     nets: Networks,
-    settings: SeracSettings,
+    settings: SERACSettings,
     weights: Weights,
     samples: Sequence[EditSample],
     held: Sequence[EditSample],
     keep: bool | None = None,
-) -> SeracObjective:
+) -> SERACObjective:
     read_at = [EMBED, scope_layer(vlm, settings)]
     roles = [role for role in ROLES if role == "request" or weights.of(role)]
-    data, rest = kept_or_anew(
+    data, rest = cached_or_streamed(
         vlm, samples, held, first=read_at, signals=read_at, roles=roles, keep=keep
     )
-    return SeracObjective(vlm, nets, read_at[1], data, rest, weights, settings)
+    return SERACObjective(vlm, nets, read_at[1], data, rest, weights, settings)

@@ -12,7 +12,7 @@ from editors.training.trainer import Training
 
 
 @dataclass(frozen=True)
-class SeracSettings:
+class SERACSettings:
     """The sizes of the two networks, and what the classifier reads.
 
     Attributes:
@@ -50,13 +50,13 @@ SMALL = Training(
     save_every=50,
 )
 PRESETS = {
-    "published": [Training(), Weights(), SeracSettings()],
+    "published": [Training(), Weights(), SERACSettings()],
     "embedded": [
         SMALL,
         # Unrelated inputs are the classifier's business. For the small model they only take
         # learning from the rest: it would have to be a second vision-language model (LOG.md).
         Weights(locality=0.01),
-        SeracSettings(
+        SERACSettings(
             width=128,
             num_layers=3,
             num_heads=4,
@@ -68,7 +68,7 @@ PRESETS = {
 }
 
 
-def scope_layer(vlm: VLM, settings: SeracSettings) -> int:
+def scope_layer(vlm: VLM, settings: SERACSettings) -> int:
     """Whose states the classifier reads.
 
     Raises:
@@ -80,7 +80,7 @@ def scope_layer(vlm: VLM, settings: SeracSettings) -> int:
     return vlm.num_layers // 2 if layer is None else layer
 
 
-def networks(vlm: VLM, settings: SeracSettings, seed: int) -> Networks:
+def networks(vlm: VLM, settings: SERACSettings, seed: int) -> Networks:
     """Both, untrained, where the model's last layer is.
 
     Raises:

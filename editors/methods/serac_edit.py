@@ -11,19 +11,18 @@ from torch import Tensor
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input, on_output
-from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import side_by_side
-from editors.adapters.router import Serving
-from editors.adapters.sites import Gate, Memory
+from editors.adapters.edit_signal import pad_states
+from editors.adapters.router import Router
+from editors.adapters.sites import Gate, MemoryEntry
 from editors.methods.serac_networks import Counterfactual
 
 PROMPT, TARGET = "prompt", "target"  # what a memory keeps: input embeddings of an edit
 
 
 @dataclass(frozen=True, eq=False)
-class SeracEdit:
+class SERACEdit:
     """Edits, and the model that answers the questions that they are about.
 
     Attributes:
@@ -33,7 +32,7 @@ class SeracEdit:
     """
 
     answer: Counterfactual
-    memories: Sequence[Memory]
+    memories: Sequence[MemoryEntry]
     gate: Gate | None = None
 
     def __post_init__(self):
@@ -51,23 +50,21 @@ class SeracEdit:
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """The edits hold for passes by `vlm.logits` and `vlm.generate`."""
-        serving, question = Serving(vlm, self.memories, self.gate), Question(vlm)
+        router, question = Router(vlm, self.memories, self.gate), Question(vlm)
         with ExitStack() as stack:
             stack.enter_context(on_input(vlm.layers[0], question.enter))
             for layer in () if self.gate is None else self.gate.layers:
-                stack.enter_context(on_output(vlm.layers[layer], serving.listener(layer)))
-            answer = self._answering(serving, question)
+                stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
+            answer = self._answering(router, question)
             stack.enter_context(on_output(vlm.layers[vlm.num_layers - 1], answer))
             yield
 
-    def _answering(
-        self, serving: Serving, question: "Question"
-    ) -> Callable[[Tensor], Tensor | None]:
+    def _answering(self, router: Router, question: "Question") -> Callable[[Tensor], Tensor | None]:
         """What puts the small model's states in the place of the last layer's, where it answers."""
 
         @torch.no_grad()
         def put(h: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
-            chosen = torch.zeros(len(h), dtype=torch.long) if self.gate is None else serving.chosen
+            chosen = torch.zeros(len(h), dtype=torch.long) if self.gate is None else router.chosen
             assert chosen is not None, "the classifier reads a layer that was not run"
             chosen = chosen.cpu()
             served = (chosen >= 0).nonzero()[:, 0]
@@ -113,7 +110,7 @@ class Question:
         return states, places, torch.cat([real, later], 1)
 
     def _batch(self) -> Batch:
-        batch = running_batch(self.vlm)
+        batch = self.vlm.active_batch
         if batch is None:
             raise AttribError(
                 "an edit holds for passes by vlm.logits(batch) and vlm.generate(batch): only they "
@@ -123,10 +120,10 @@ class Question:
 
 
 def placed(
-    memories: Sequence[Memory],
+    memories: Sequence[MemoryEntry],
 ) -> tuple[Float[Tensor, "edit pos d_model"], Int[Tensor, "edit pos"], Bool[Tensor, "edit pos"]]:
     """The embeddings of edits, their places from the last prompt token, and which are real."""
     kept = [[memory.signals[kind].states for kind in (PROMPT, TARGET)] for memory in memories]
-    states, real = side_by_side([torch.cat(parts) for parts in kept])
+    states, real = pad_states([torch.cat(parts) for parts in kept])
     last = torch.tensor([len(prompt) - 1 for prompt, _ in kept], device=states.device)
     return states, torch.arange(states.shape[1], device=states.device) - last[:, None], real

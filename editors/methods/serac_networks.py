@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from editors.adapters.standardize import Units
+from editors.adapters.standardize import ChannelStandardizer
 
 EDIT_PROMPT, EDIT_TARGET, QUERY = range(3)  # kinds of positions
 LONGEST_WAVE = 10_000.0  # in positions (Vaswani et al. 2017)
@@ -28,8 +28,8 @@ class Counterfactual(nn.Module):
 
     def __init__(self, d_model: int, width: int, num_layers: int, num_heads: int):
         super().__init__()
-        self.units, self.units_out = Units(d_model), Units(d_model)
-        self.enter, self.leave = Bridge(d_model, width), Bridge(width, d_model)
+        self.units, self.units_out = ChannelStandardizer(d_model), ChannelStandardizer(d_model)
+        self.enter, self.leave = Projection(d_model, width), Projection(width, d_model)
         self.kinds = nn.Embedding(3, width)
         self.layers = nn.ModuleList([Layer(width, num_heads) for _ in range(num_layers)])
 
@@ -56,7 +56,7 @@ class Counterfactual(nn.Module):
         kind = torch.cat([kind, torch.full_like(query_place, QUERY)], 1)
         place = torch.cat([edit_place, query_place], 1)
         h = self.enter(self.units(torch.cat([edit, query], 1).float()))
-        h = h + self.kinds(kind) + waves(place, h.shape[-1])
+        h = h + self.kinds(kind) + sinusoidal_positions(place, h.shape[-1])
         real = torch.cat([edit_real, query_real], 1)
         causal = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
         seen = (causal & real[:, None, :])[:, None]
@@ -75,8 +75,8 @@ class Scope(nn.Module):
 
     def __init__(self, d_model: int, width: int, num_layers: int, num_heads: int):
         super().__init__()
-        self.units, self.units_image = Units(d_model), Units(d_model)
-        self.enter, self.image = Bridge(d_model, width), Bridge(d_model, width)
+        self.units, self.units_image = ChannelStandardizer(d_model), ChannelStandardizer(d_model)
+        self.enter, self.image = Projection(d_model, width), Projection(d_model, width)
         self.layers = nn.ModuleList([Layer(width, num_heads) for _ in range(num_layers)])
         self.norm, self.read = nn.LayerNorm(width), nn.Linear(3 * width, width)
         self.none = nn.Parameter(torch.zeros(()))
@@ -123,7 +123,7 @@ class Networks(nn.Module):
         self.answer, self.scope = answer, scope
 
 
-class Bridge(nn.Module):
+class Projection(nn.Module):
     """From states of one width to those of another: a norm, a linear map, and a residual one."""
 
     def __init__(self, d_in: int, d_out: int):
@@ -160,7 +160,9 @@ class Layer(nn.Module):
         return h + self.mlp(self.norm_mlp(h))
 
 
-def waves(place: Int[Tensor, "batch pos"], width: int) -> Float[Tensor, "batch pos width"]:
+def sinusoidal_positions(
+    place: Int[Tensor, "batch pos"], width: int
+) -> Float[Tensor, "batch pos width"]:
     """Sines and cosines of positions, which may be negative."""
     half = width // 2
     rates = LONGEST_WAVE ** (-torch.arange(half, device=place.device) / half)

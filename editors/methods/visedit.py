@@ -10,18 +10,17 @@ from torch import Tensor
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.adapters.placement import Adapters
-from editors.adapters.sites import Site
-from editors.methods.adapter_editor import HiddenEditor
+from editors.adapters.sites import AdapterConfig, Site
+from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterObjective
 from editors.methods.influence_objective import ATTRIBUTIONS, Heat, mapper_losses, target_heat
-from editors.prefix.cached_dataset import AdapterData
-from editors.prefix.streamed_dataset import PassedAnew
+from editors.prefix.cached_dataset import CachedDataset
+from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import Weights
 
 
 @dataclass(frozen=True, eq=False)
-class VisEdit(HiddenEditor):
+class VisEdit(AdapterEditor):
     """A visual adapter with an influence mapper (VisEdit, section 4).
 
     An input without an image passes it unchanged: text locality is 100 by construction. The
@@ -37,11 +36,11 @@ class VisEdit(HiddenEditor):
     def objective(
         cls,
         vlm: VLM,
-        adapters: Adapters,
+        adapters: AdapterConfig,
         sites: Sequence[Site],
         weights: Weights,
-        data: AdapterData | PassedAnew,
-        held_out: AdapterData,
+        data: CachedDataset | StreamedDataset,
+        held_out: CachedDataset,
         samples: Sequence[EditSample],
     ) -> AdapterObjective:
         """What is minimised: with a mapper, its terms as well."""
@@ -63,7 +62,7 @@ class _MapperObjective(AdapterObjective):
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted parts of the loss on some edits."""
-        data, at = self.data.ready(items)
+        data, at = self.data.load(items)
         heat = dict(zip(at, (self.heat[item] for item in items), strict=True))
         (site,) = self.sites
         return super().losses(items, rng) | mapper_losses(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from attrib.data.samples import EditSample
 from attrib.memory import available_bytes
 from attrib.model.vlm import VLM
-from editors.prefix.cached_dataset import AdapterData, adapter_data
-from editors.prefix.states import Query
+from editors.prefix.cached_dataset import CachedDataset, cache_dataset
+from editors.prefix.states import PrefixStates
 
 logger = logging.getLogger("attrib")
 FITTED = 64  # edits that statistics are taken from
@@ -17,8 +17,8 @@ AT_MOST = 0.5  # of the memory that is left
 
 
 @dataclass(eq=False)
-class PassedAnew:
-    """What `AdapterData` gives, made anew at every step.
+class StreamedDataset:
+    """What `CachedDataset` gives, made anew at every step.
 
     Attributes:
         vlm: The model.
@@ -33,23 +33,23 @@ class PassedAnew:
     first: Sequence[int]
     signals: Sequence[int]
     roles: Sequence[str]
-    _last: tuple[list[int], AdapterData] | None = field(default=None, repr=False)
+    _last: tuple[list[int], CachedDataset] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def ready(self, items: Sequence[int]) -> tuple[AdapterData, list[int]]:
+    def load(self, items: Sequence[int]) -> tuple[CachedDataset, list[int]]:
         """Data that holds some edits, and where in it they are."""
         wanted = list(dict.fromkeys(items))  # where one pass over the data ends, one may come twice
         if self._last is None or self._last[0] != wanted:
             some = [self.samples[i] for i in wanted]
             where = {"first": self.first, "signals": self.signals, "roles": self.roles}
-            self._last = wanted, adapter_data(self.vlm, some, **where, silent=True)
+            self._last = wanted, cache_dataset(self.vlm, some, **where, silent=True)
         return self._last[1], [wanted.index(item) for item in items]
 
-    def some_edits(self) -> list[Query]:
+    def sample_edits(self) -> list[PrefixStates]:
         """Enough edits to take statistics from: the first ones."""
-        data, _ = self.ready(range(min(len(self), FITTED)))
+        data, _ = self.load(range(min(len(self), FITTED)))
         return data.edits
 
     def shares(self, *_: object) -> dict[str, float]:
@@ -57,7 +57,7 @@ class PassedAnew:
         return {}
 
 
-def kept_or_anew(
+def cached_or_streamed(
     vlm: VLM,
     samples: Sequence[EditSample],
     held_out: Sequence[EditSample],
@@ -66,7 +66,7 @@ def kept_or_anew(
     signals: Sequence[int],
     roles: Sequence[str],
     keep: bool | None = None,
-) -> tuple[AdapterData | PassedAnew, AdapterData]:
+) -> tuple[CachedDataset | StreamedDataset, CachedDataset]:
     """The data to train on, kept where there is room for it, and held-out data.
 
     Args:
@@ -80,12 +80,12 @@ def kept_or_anew(
             model's device holds them, judged by a few edits.
     """
     where = {"first": first, "signals": signals, "roles": roles}
-    anew = PassedAnew(vlm, samples, first, signals, roles)
+    anew = StreamedDataset(vlm, samples, first, signals, roles)
     if keep is None and len(samples) > TRIED:
-        needed = anew.ready(range(TRIED))[0].num_bytes / TRIED * len(samples)
+        needed = anew.load(range(TRIED))[0].num_bytes / TRIED * len(samples)
         keep = needed < AT_MOST * available_bytes(vlm.device)
     if keep is False:
         logger.info("inputs pass the first layers at every step: %d edits", len(samples))
-        return anew, adapter_data(vlm, held_out, **where)
-    both = adapter_data(vlm, [*samples, *held_out], **where)
-    return both.parted(len(samples))
+        return anew, cache_dataset(vlm, held_out, **where)
+    both = cache_dataset(vlm, [*samples, *held_out], **where)
+    return both.split(len(samples))

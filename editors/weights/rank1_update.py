@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attrib.forward.hooks import on_input, on_output
 from attrib.metrics import log_probabilities
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit
-from editors.prefix.states import IGNORED
 from editors.weights.mlp import Matrix
 from editors.weights.partial_forward import Tail
 
@@ -43,16 +43,16 @@ class TokenGradients:
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class LowRankUpdate:
     """Of one matrix a change for each of some edits: the sum over terms of `left` times `right`."""
 
     left: Float[Tensor, "edit term d_out"]
     right: Float[Tensor, "edit term d_in"]
 
-    def rows(self, edit_of: Int[Tensor, " batch"]) -> "Change":
+    def rows(self, edit_of: Int[Tensor, " batch"]) -> "LowRankUpdate":
         """The changes for inputs that belong to the edits `edit_of`."""
         at = edit_of.to(self.left.device)
-        return Change(self.left[at], self.right[at])
+        return LowRankUpdate(self.left[at], self.right[at])
 
     @property
     def dense(self) -> Float[Tensor, "edit d_out d_in"]:
@@ -86,7 +86,7 @@ def token_gradients(
             stack.enter_context(on_input(matrix.module, _keeper(seen, matrix.name)))
             stack.enter_context(on_output(matrix.module, _prober(probes, matrix.name)))
         logits = vlm.unembed(run())
-    asked = labels != IGNORED
+    asked = labels != IGNORE_INDEX
     share = (asked / asked.sum(1, keepdim=True))[asked]
     right = log_probabilities(logits).gather(1, labels[asked][:, None])[:, 0]
     deltas = torch.autograd.grad(-(share * right).sum(), list(probes.values()))
@@ -101,7 +101,7 @@ def token_gradients(
 
 
 @contextmanager
-def changed(matrices: Sequence[Matrix], changes: Mapping[str, Change]) -> Iterator[None]:
+def changed(matrices: Sequence[Matrix], changes: Mapping[str, LowRankUpdate]) -> Iterator[None]:
     """Passes inside see each row's own change of the matrices; gradients reach the changes."""
     seen: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def changed(matrices: Sequence[Matrix], changes: Mapping[str, Change]) -> Iterat
 
 
 @torch.no_grad()
-def edit_of_changes(matrices: Sequence[Matrix], changes: Mapping[str, Change]) -> WeightEdit:
+def edit_of_changes(matrices: Sequence[Matrix], changes: Mapping[str, LowRankUpdate]) -> WeightEdit:
     """The first of the edits that the changes are for."""
     return WeightEdit(
         {
@@ -153,7 +153,7 @@ def _prober(into: dict[str, Tensor], name: str) -> Callable[[Tensor], Tensor]:
     return probe
 
 
-def _adder(seen: dict[str, Tensor], name: str, change: Change) -> Callable[[Tensor], Tensor]:
+def _adder(seen: dict[str, Tensor], name: str, change: LowRankUpdate) -> Callable[[Tensor], Tensor]:
     def add(h: Tensor) -> Tensor:
         x = seen[name].to(change.right.dtype).reshape(len(change.right), -1, seen[name].shape[-1])
         more = (x @ change.right.mT) @ change.left

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attrib.results import Result, bootstrap
+from attrib.results import Result
+from attrib.stats import bootstrap_means
 
 
 def planted(n=40, seed=0, **provenance):
@@ -127,5 +128,5 @@ def test_where_keeps_the_rows_asked_for():
 
 def test_groups_of_one_draw_belong_together():
     column = np.random.default_rng(0).normal(size=(30, 1))
-    draws = bootstrap(np.hstack([column, column + 1]), resamples=50)
+    draws = bootstrap_means(np.hstack([column, column + 1]), resamples=50)
     assert np.allclose(draws[:, 1] - draws[:, 0], 1)

@@ -6,7 +6,7 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from attrib.errors import SetupError
-from editors import DualEdit, Ike, Lte, Serac, WeightEdit
+from editors import IKE, LTE, SERAC, DualEdit, WeightEdit
 from editors.gating.gates import CosineGate
 from editors.io.edit import load_edit, save_edit
 
@@ -35,7 +35,7 @@ def logits(vlm, edit, asked):
 
 def test_several_edits_of_adapters_come_back_bit_for_bit(llava, editor, tmp_path):
     asked = [sample.request for sample in samples(3)]
-    edit = editor.together([editor.edit(llava, request) for request in asked])
+    edit = editor.merge([editor.edit(llava, request) for request in asked])
     loaded = load_edit(save_edit(edit, tmp_path / "edit", llava, editor), llava, editor)
     assert loaded.num_bytes == edit.num_bytes
     for request in asked:
@@ -68,7 +68,7 @@ def test_another_model_other_adapters_and_other_files_are_refused(llava, editor,
 
 
 @pytest.mark.parametrize(("kind", "options"), [
-    (Ike, {"demonstrations": 2}), (Lte, {"steps": 2}), (Serac, {"steps": 2}),
+    (IKE, {"demonstrations": 2}), (LTE, {"steps": 2}), (SERAC, {"steps": 2}),
 ])  # fmt: skip
 def test_edits_of_text_and_of_a_second_model_come_back(kind, options, llava, tmp_path):
     editor = kind.train(llava, samples(6), out=tmp_path / "editor", preset="embedded", **options)
@@ -76,7 +76,7 @@ def test_edits_of_text_and_of_a_second_model_come_back(kind, options, llava, tmp
     asked = [sample.request for sample in samples(2)]
     for requests in (asked[:1], asked):
         edits = [editor.edit(llava, request) for request in requests]
-        edit = edits[0] if len(edits) == 1 else editor.together(edits)
+        edit = edits[0] if len(edits) == 1 else editor.merge(edits)
         again = load_edit(save_edit(edit, tmp_path / "edit", llava, editor), llava, loaded)
         for request in requests:
             assert torch.equal(logits(llava, again, request), logits(llava, edit, request))

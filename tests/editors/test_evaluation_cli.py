@@ -66,7 +66,7 @@ def run(there, monkeypatch, capsys, tmp_path):
     """
     monkeypatch.setattr("attrib.model.vlm.VLM.verify", lambda _: None)
     monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
-    monkeypatch.setattr("attrib.runs.units.ROWS", 2)
+    monkeypatch.setattr("attrib.runs.shards.ROWS", 2)
 
     def run(*arguments, **changed):
         on = {"model": there / "model", "data": there / "data", "split": "vqa-eval", "out": "o",
@@ -179,7 +179,7 @@ def test_wrong_options_are_told(run):
 
 
 def test_several_edits_at_once_are_a_row_each(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(Loaded, "one_inside_another", True, raising=False)
+    monkeypatch.setattr(Loaded, "sequential", True, raising=False)
     code, out, err = run(sequential="1,3", protocols="paper")
     assert code == 0, err
     assert {p.name for p in (tmp_path / "o").glob("at-once-*")} == {"at-once-1", "at-once-3"}

@@ -10,7 +10,7 @@ from editors.base import WeightEdit
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.metrics import COST
 from editors.evaluation.multi_edit import Groups, Stacked, edits_of
-from editors.evaluation.reference_model import Unedited
+from editors.evaluation.reference_model import ReferenceModel
 
 WORDS = ("red", "gold", "big")
 
@@ -18,7 +18,7 @@ WORDS = ("red", "gold", "big")
 class Overwrites(Says):
     """Each edit sets the same weights: the last one wins."""
 
-    one_inside_another = True
+    sequential = True
 
 
 class Counts(Nothing):
@@ -30,7 +30,7 @@ class Counts(Nothing):
     def edit(self, _vlm, request):
         return request.target
 
-    def together(self, edits):
+    def merge(self, edits):
         self.groups.append(list(edits))
         return WeightEdit({})
 
@@ -50,10 +50,10 @@ def rel(result, label):
 
 
 def test_one_at_a_time_all_hold_and_together_the_last_one_does(vlm):
-    unedited = Unedited(vlm, ("paper",))
-    alone = evaluate(vlm, Overwrites(), samples(), ("paper",), unedited=unedited)
+    reference = ReferenceModel(vlm, ("paper",))
+    alone = evaluate(vlm, Overwrites(), samples(), ("paper",), reference=reference)
     assert rel(alone, "says") == {"s0": 1, "s1": 1, "s2": 1}
-    three = evaluate(vlm, Overwrites(), samples(), ("paper",), unedited=unedited, at_once=3)
+    three = evaluate(vlm, Overwrites(), samples(), ("paper",), reference=reference, num_edits=3)
     found = rel(three, "says, 3 edits at once")
     assert found["s2"] == 1
     assert max(found["s0"], found["s1"]) < 1
@@ -63,7 +63,7 @@ def test_one_at_a_time_all_hold_and_together_the_last_one_does(vlm):
 def test_groups_are_taken_in_order_and_the_last_may_be_smaller(vlm):
     editor = Counts()
     some = samples((*WORDS, "tan", "hot"))
-    result = evaluate(vlm, editor, some, ("paper",), at_once=2)
+    result = evaluate(vlm, editor, some, ("paper",), num_edits=2)
     assert editor.groups == [["red", "gold"], ["big", "tan"], ["hot"]]
     costs = result.where(editor="nothing, 2 edits at once", protocol=COST, metric="edit_ms").frame
     assert len(costs) == 5
