@@ -1,21 +1,22 @@
-"""Scenes: pictures of coloured shapes on a 3 x 3 grid, with the exact mask of every object.
+"""Scenes: images of coloured shapes on a 3 x 3 grid, with the exact mask of every object.
 
-A scene is symbolic (`Scene`), a picture is a rendering of it: the same scene drawn with another
-seed has another background, other sizes, small shifts and other pixel noise - the visual rephrase
-of an edit. Everything follows from integer seeds, so an image needs no file: its name says how to
+A `Scene` is symbolic and an image is a rendering of it. Rendered with another seed, the same scene
+has another background, other sizes, small shifts and other pixel noise: the visual rephrase of an
+edit. Everything follows from integer seeds, so an image needs no file: its name encodes how to
 draw it (`open_image`).
 
-Scenes are dealt to splits by a hash of their content, never by their seed: a scene of the test
-split cannot occur in any other split, nor in the pictures that the embedded backbones were
-trained on (split "backbone").
+A hash of its content assigns a scene to a split. A scene of the test split is therefore in no other
+split, and not among the images that the embedded backbones were trained on (split "backbone").
 """
 
 import hashlib
 import math
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import count
 from typing import Literal, get_args
 
 import numpy as np
@@ -39,7 +40,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (22, 22, 22),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
-PLACES = (  # row by row, so that a cell is an index into it
+PLACES = (  # row by row: the index is the cell
     *("northwest", "north", "northeast"),
     *("west", "center", "east"),
     *("southwest", "south", "southeast"),
@@ -48,12 +49,13 @@ _BUCKETS: dict[Split, int] = {"test": 1, "validation": 1, "train": 3, "backbone"
 _SPLIT_OF_BUCKET: tuple[Split, ...] = tuple(
     split for split, count in _BUCKETS.items() for _ in range(count)
 )
+SAMPLE_IMAGE = "scenes/949_0.png"
 _IMAGE_NAME = re.compile(r"^scenes/(\d{1,12})_(\d{1,6})\.png$")
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A coloured shape in one cell of the grid; cells count 0 ... 8, row by row."""
+    """A coloured shape in one cell of the grid; cells 0 to 8, row by row."""
 
     shape: str
     color: str
@@ -61,7 +63,7 @@ class SceneObject:
 
     @property
     def colour(self) -> str:
-        """The color, by its other spelling."""
+        """Alias of `color`."""
         return self.color
 
     @property
@@ -72,22 +74,22 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in reading order; no two share a cell or a shape, colours may repeat."""
+    """Objects in reading order. Cells and shapes are unique; colours may repeat."""
 
     objects: tuple[SceneObject, ...]
 
     @property
     def split(self) -> Split:
-        """The split that owns this scene: a function of its content alone."""
+        """The split of this scene, a function of its content."""
         digest = hashlib.blake2b(repr(self.objects).encode(), digest_size=4).digest()
         return _SPLIT_OF_BUCKET[int.from_bytes(digest) % len(_SPLIT_OF_BUCKET)]
 
     def at(self, cell: int) -> SceneObject | None:
-        """The object in a cell, or None where the cell is empty."""
+        """The object in a cell; None if the cell is empty."""
         return next((o for o in self.objects if o.cell == cell), None)
 
     def neighbour(self, of: SceneObject, relation: str) -> SceneObject | None:
-        """The object in the cell that lies `relation` ("left of", ...) the given one."""
+        """The object in the adjacent cell that is `relation` ("left of", ...) the given one."""
         down, right = RELATIONS[relation]
         row, column = of.cell // GRID + down, of.cell % GRID + right
         inside = 0 <= row < GRID and 0 <= column < GRID
@@ -102,13 +104,13 @@ RELATIONS: dict[str, tuple[int, int]] = {
 }
 
 
-@lru_cache(maxsize=4096)  # a stream of a split looks at a scene, its reader makes it again
+@lru_cache(maxsize=4096)  # `scene_seeds` makes a scene to know its split, its caller again
 def make_scene(seed: int) -> Scene:
     """The scene of a seed: 2 to 5 objects of different shapes in different cells."""
     rng = random.Random(seed)
-    count = rng.randint(2, MAX_OBJECTS)
-    cells = sorted(rng.sample(range(GRID * GRID), count))
-    shapes = rng.sample(SHAPES, count)
+    number = rng.randint(2, MAX_OBJECTS)
+    cells = sorted(rng.sample(range(GRID * GRID), number))
+    shapes = rng.sample(SHAPES, number)
     return Scene(
         tuple(
             SceneObject(shape, rng.choice(list(COLORS)), cell)
@@ -117,13 +119,9 @@ def make_scene(seed: int) -> Scene:
     )
 
 
-def scene_seeds(split: Split, start: int = 0):
-    """Yield, without end, the seeds from `start` on whose scenes belong to a split."""
-    seed = start
-    while True:
-        if make_scene(seed).split == split:
-            yield seed
-        seed += 1
+def scene_seeds(split: Split, start: int = 0) -> Iterator[int]:
+    """The infinite stream of seeds from `start` on whose scenes belong to a split."""
+    return (seed for seed in count(start) if make_scene(seed).split == split)
 
 
 def render(scene: Scene, seed: int) -> tuple[Image.Image, Bool[np.ndarray, "object height width"]]:
@@ -131,24 +129,23 @@ def render(scene: Scene, seed: int) -> tuple[Image.Image, Bool[np.ndarray, "obje
 
     Args:
         scene: what to draw.
-        seed: fixes background, sizes, shifts, shades and pixel noise.
+        seed: determines background, sizes, shifts, shades and pixel noise.
 
     Returns:
-        The picture (RGB, 96 x 96) and, per object, the pixels that it covers. The masks are
-        exact: a pixel belongs to an object where the object's outline was filled.
+        The image (RGB, 96 x 96) and the exact mask of each object.
     """
     rng = random.Random(f"{seed}:{scene.objects}")
-    grey = rng.randint(100, 155)  # nearly grey, so that no colour of an object drowns in it
+    grey = rng.randint(100, 155)  # nearly grey, unlike every colour of an object
     background = tuple(grey + rng.randint(-14, 14) for _ in range(3))
-    picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), background)
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), background)
     masks = np.zeros((len(scene.objects), IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
     for mask, item in zip(masks, scene.objects, strict=True):
         stencil = _stencil(item, rng)
         shade = tuple(min(255, max(0, c + rng.randint(-15, 15))) for c in COLORS[item.color])
-        picture.paste(shade, (0, 0), stencil)
+        image.paste(shade, (0, 0), stencil)
         mask[:] = np.asarray(stencil)
-    noise = np.random.default_rng(rng.getrandbits(64)).integers(-10, 11, (*picture.size, 3))
-    pixels = np.asarray(picture, dtype=np.int16) + noise.astype(np.int16)
+    noise = np.random.default_rng(rng.getrandbits(64)).integers(-10, 11, (*image.size, 3))
+    pixels = np.asarray(image, dtype=np.int16) + noise.astype(np.int16)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), masks
 
 
@@ -180,7 +177,7 @@ def _draw(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float) -
 
 @cache
 def _outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """The corners of a polygonal shape of radius 1 around the origin, y pointing down."""
+    """The corners of a polygonal shape of radius 1 around the origin; y points down."""
     if shape == "triangle":
         return ((0.0, -1.0), (1.0, 0.9), (-1.0, 0.9))
     if shape == "diamond":
@@ -200,14 +197,27 @@ def _heart_y(t: float) -> float:
 
 
 def image_name(scene_seed: int, render_seed: int) -> str:
-    """The file name under which the rendering of a scene is known."""
+    """The file name that encodes the rendering of a scene."""
     return f"scenes/{scene_seed}_{render_seed}.png"
 
 
-def open_image(name: str) -> Image.Image:
-    """Draw the image of a name made by `image_name`; raises ValueError for any other name."""
+def parse_image_name(name: str) -> tuple[Scene, int]:
+    """The scene and the render seed of a name made by `image_name`.
+
+    Raises:
+        ValueError: for any other name.
+    """
     match = _IMAGE_NAME.match(name)
     if match is None:
         raise ValueError(f"{name!r} names no scene; expected scenes/<scene seed>_<render seed>.png")
-    scene_seed, render_seed = map(int, match.groups())
-    return render(make_scene(scene_seed), render_seed)[0]
+    return make_scene(int(match[1])), int(match[2])
+
+
+def open_image(name: str) -> Image.Image:
+    """Draw the image of a name made by `image_name`."""
+    return render(*parse_image_name(name))[0]
+
+
+def sample_image() -> Image.Image:
+    """A sample image, which the embedded models can answer questions about (RGB, 96 x 96)."""
+    return open_image(SAMPLE_IMAGE)

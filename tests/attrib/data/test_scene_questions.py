@@ -4,10 +4,28 @@ from collections import Counter
 
 import pytest
 
-from attrib.data.scenes import Scene, SceneObject, make_scene
-from attrib.data.scenes.facts import NUM_LANDS, all_facts, facts
-from attrib.data.scenes.language import KINDS, TEMPLATES, answers_of, ask, caption, choose, pose
-from attrib.data.scenes.names import ALIASES, CONCEPTS, EVERYDAY, NICKNAMES, OPTIONS, PLAIN, Style
+from attrib.data.scenes.questions import (
+    KINDS,
+    TEMPLATES,
+    answers_of,
+    as_multiple_choice,
+    build_question,
+    caption,
+    sample_question,
+)
+from attrib.data.scenes.scene import Scene, SceneObject, make_scene
+from attrib.data.scenes.vocabulary import (
+    ALIASES,
+    CONCEPTS,
+    EVERYDAY,
+    NICKNAMES,
+    NUM_LANDS,
+    OPTIONS,
+    PLAIN,
+    Style,
+    all_facts,
+    facts,
+)
 
 SCENE = Scene(
     (
@@ -34,7 +52,7 @@ SCENE = Scene(
     ],
 )
 def test_answers_follow_from_the_scene(kind, form, slots, answer):
-    assert pose(SCENE, kind, form, slots).answer == answer
+    assert build_question(SCENE, kind, form, slots).answer == answer
 
 
 @pytest.mark.parametrize(
@@ -46,13 +64,15 @@ def test_answers_follow_from_the_scene(kind, form, slots, answer):
     ],
 )
 def test_a_question_without_one_answer_is_not_posed(kind, form, slots):
-    assert pose(SCENE, kind, form, slots) is None
+    assert build_question(SCENE, kind, form, slots) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_asked_question_is_answered_by_an_allowed_answer(kind):
     rng = random.Random(0)
-    asked = [q for seed in range(300) if (q := ask(make_scene(seed), kind, rng, EVERYDAY))]
+    asked = [
+        q for seed in range(300) if (q := sample_question(make_scene(seed), kind, rng, EVERYDAY))
+    ]
     assert len(asked) > 100
     for question in asked:
         assert question.answer in answers_of(kind, question.answer)
@@ -72,19 +92,19 @@ def test_aliases_are_different_and_no_syllable_gives_one_away():
 
 
 def test_an_alias_stands_where_the_name_would():
-    question = ask(make_scene(0), "color", random.Random(1))
-    plain = question.worded(0, random.Random(0), PLAIN)
-    hidden = question.worded(0, random.Random(0), Style(alias_rate=1.0))
+    question = sample_question(make_scene(0), "color", random.Random(1))
+    plain = question.text(random.Random(0), PLAIN, template=0)
+    hidden = question.text(random.Random(0), Style(alias_rate=1.0), template=0)
     shape = dict(question.slots)["shape"]
     assert shape in plain and any(name in hidden for name in ALIASES[shape])
 
 
 def test_a_nickname_is_introduced_before_it_is_asked_about():
-    question = ask(make_scene(0), "place", random.Random(1))
+    question = sample_question(make_scene(0), "place", random.Random(1))
     shape = dict(question.slots)["shape"]
     steps = Counter()
     for seed in range(60):
-        text = question.worded(0, random.Random(seed), Style(nickname_rate=1.0))
+        text = question.text(random.Random(seed), Style(nickname_rate=1.0), template=0)
         given = dict(re.findall(r"(the \w+|\w+) (\w+)(?: and|\.)", text.replace("Call ", "")))
         meaning = {nickname: name for name, nickname in given.items()}
         (asked,) = [n for n in NICKNAMES if text.endswith(f" {n}?")]
@@ -101,9 +121,9 @@ def test_a_multiple_choice_is_answered_by_the_letter_of_the_answer():
     letters = Counter()
     for seed in range(200):
         for kind in KINDS:
-            if (question := ask(make_scene(seed), kind, rng, style)) is None:
+            if (question := sample_question(make_scene(seed), kind, rng, style)) is None:
                 continue
-            plain = pose(make_scene(seed), kind, question.form, question.slots).answer
+            plain = build_question(make_scene(seed), kind, question.form, question.slots).answer
             if kind == "object":  # answers of two words have no letter
                 assert question.answer == plain and not question.options
                 continue
@@ -115,9 +135,9 @@ def test_a_multiple_choice_is_answered_by_the_letter_of_the_answer():
 
 
 def test_options_without_the_answer_make_no_question():
-    question = pose(SCENE, "color", "color", (("shape", "star"),))
-    assert choose(question, ["red", "green", "white"]) is None
-    assert choose(question, ["red", "blue", "white"]).answer == "B"
+    question = build_question(SCENE, "color", "color", (("shape", "star"),))
+    assert as_multiple_choice(question, ["red", "green", "white"]) is None
+    assert as_multiple_choice(question, ["red", "blue", "white"]).answer == "B"
 
 
 def test_a_caption_names_objects_in_reading_order():

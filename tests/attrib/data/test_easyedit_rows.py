@@ -4,15 +4,15 @@ import pytest
 from easyedit_files import row, without
 from PIL import Image
 
+from attrib.data.easyedit import FIELDS, clean_row, image_names, to_sample, validate_row
 from attrib.data.images import BadImage
-from attrib.data.rows import FIELDS, cleaned, image_names, to_sample, well_formed
 from attrib.data.samples import EditSample
 from attrib.errors import RowError
 
 
 def sample(fields, task="vqa", opener=lambda _name: Image.new("RGB", (2, 2))) -> EditSample:
-    fields = well_formed(fields, "f.json", 7)
-    return to_sample(fields, "s/7", task=task, file="f.json", index=7, opener=opener)
+    fields = validate_row(fields, "f.json", 7)
+    return to_sample(fields, "s/7", task=task, file="f.json", index=7, open_image=opener)
 
 
 def named(name: str) -> Image.Image:
@@ -86,7 +86,7 @@ def test_a_locality_question_without_a_picture_is_asked_without_one():
 
 def bad(fields) -> RowError:
     with pytest.raises(RowError) as error:
-        well_formed(fields, "f.json", 7)
+        validate_row(fields, "f.json", 7)
     assert (error.value.file, error.value.row) == ("f.json", 7)
     return error.value
 
@@ -200,15 +200,15 @@ SRC = "What is number 0?"
     ],
 )
 def test_cleaning_leaves_one_bare_paraphrase(rephrase, clean):
-    assert cleaned(row(rephrase=rephrase))["rephrase"] == clean
+    assert clean_row(row(rephrase=rephrase))["rephrase"] == clean
 
 
 @pytest.mark.parametrize("alt", ["A cat. ", "A cat.\n", " A cat."])
 def test_cleaning_takes_the_outer_white_space_of_a_target(alt):
-    assert cleaned(row(alt=alt))["alt"] == "A cat."
+    assert clean_row(row(alt=alt))["alt"] == "A cat."
 
 
 def test_cleaning_changes_nothing_else():
-    assert cleaned(row()) == row()
+    assert clean_row(row()) == row()
     fields = row(src=' "x" ', loc_ans=" y ", m_loc_a='"z"')
-    assert cleaned(fields) == fields
+    assert clean_row(fields) == fields

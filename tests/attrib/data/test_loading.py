@@ -7,8 +7,9 @@ from easyedit_files import FILES, few_scenes, outside, real_files, row, without,
 from PIL import Image
 
 import attrib.data
-from attrib.data import easyedit, load, scenes, tables
-from attrib.data.scenes import edits as scene_edits
+from attrib.data import load, loading
+from attrib.data.scenes.edits import edit_rows
+from attrib.data.scenes.scene import open_image
 from attrib.errors import AttribError, RowError, SetupError
 
 
@@ -95,7 +96,7 @@ def test_a_picture_that_is_cut_off_is_named_on_touch(tmp_path):
         _ = data[1].request.image
     assert (error.value.row, error.value.field) == (1, "image")
     file = root / "vqa" / "vqa_train.json"
-    assert str(error.value).startswith(f"{file}: row 1: image: 'val/1.png': cut off or damaged (")
+    assert str(error.value).startswith(f"{file}: row 1: image: 'val/1.png': truncated or damaged (")
 
 
 def test_rows_need_the_pictures_that_the_caller_needs(tmp_path):
@@ -109,7 +110,7 @@ def test_rows_need_the_pictures_that_the_caller_needs(tmp_path):
     assert len(load(root, "vqa-train", need=())) == 4
     message = refused(AttribError, root, "vqa-train", need=("photo",))
     assert message == (
-        "need=['photo']: no such picture; choose from ['image', 'image_rephrase', 'm_loc']"
+        "need=['photo']: no such image; choose from ['image', 'image_rephrase', 'm_loc']"
     )
 
 
@@ -154,20 +155,20 @@ def test_json_that_is_cut_off_is_refused_with_line_and_offset(tmp_path, keep):
     line, column, offset = truth.value.lineno, truth.value.colno, truth.value.pos
     message = refused(SetupError, root, "vqa-train")
     assert message.startswith(
-        f"{path}: no valid JSON at line {line}, column {column} (character {offset}): "
+        f"{path}: invalid JSON at line {line}, column {column} (character {offset}): "
     )
-    assert message.endswith("; cut off: it does not end with ']'; copy or download it again")
+    assert message.endswith("; truncated: it does not end with ']'; copy or download it again")
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b'[{"src": 1,}]', "no valid JSON at line 1, column "),
-        (b"", "no valid JSON at line 1, column 1 (character 0): Expecting value"),
-        (b'["\xff\xfe"]', "no JSON text ('utf-8' codec can't decode byte 0xff"),
-        (b"[" * 100_000, "no JSON text (maximum recursion depth"),
+        (b'[{"src": 1,}]', "invalid JSON at line 1, column "),
+        (b"", "invalid JSON at line 1, column 1 (character 0): Expecting value"),
+        (b'["\xff\xfe"]', "invalid JSON ('utf-8' codec can't decode byte 0xff"),
+        (b"[" * 100_000, "invalid JSON (maximum recursion depth"),
         (b'{"data": [], "b": 1}', "holds an object with the keys ['data', 'b']; expected a list"),
-        (b"3", "holds a single value; expected a list of rows"),
+        (b"3", "holds a number; expected a list of rows"),
     ],
 )
 def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path, content, expected):
@@ -185,13 +186,15 @@ def test_what_there_is_not_is_answered_with_what_there_is(tmp_path):
     )
     there = f"{root} has vqa-train, caption-train"
     assert refused(AttribError, root, "train") == f"no split 'train'; {there}"
+    for nothing in ("", None):
+        assert refused(AttribError, root, nothing) == f"give a split: {there}"
     missing = root / "vqa" / "vqa_eval.json"
     assert refused(SetupError, root, "vqa-eval") == f"{missing}: no such file; {there}"
     (tmp_path / "empty").mkdir()
     message = refused(SetupError, tmp_path / "empty", "vqa-eval")
     assert message.endswith("has none of the splits")
     assert refused(AttribError, root, "vqa-train", image_root=root / "no") == (
-        f"image root {root / 'no'}: no such folder; give the one of the pictures"
+        f"image root {root / 'no'}: no such folder; give the one of the images"
     )
 
 
@@ -275,13 +278,13 @@ def test_the_provenance_says_which_bytes_were_read(tmp_path):
 def test_many_rows_with_one_picture_check_it_once(tmp_path, monkeypatch):
     root = write_folder(tmp_path, vqa_train=[row(0) for _ in range(20)])
     asked = []
-    check = tables.check_inside
+    check = loading.check_inside
 
     def count(root, name, **options):
         asked.append(name)
         return check(root, name, **options)
 
-    monkeypatch.setattr(tables, "check_inside", count)
+    monkeypatch.setattr(loading, "check_inside", count)
     assert len(load(root, "vqa-train")) == 20
     assert asked == ["val/0.png"]
 
@@ -294,11 +297,11 @@ class TestScenes:
     def test_they_load_by_name(self):
         data = load("scenes-vqa", split="test")
         assert [s.id for s in data] == [f"scenes-vqa-test/{i}" for i in range(3)]
-        for sample, drawn in zip(data, scene_edits.rows("vqa", "test"), strict=True):
+        for sample, drawn in zip(data, edit_rows("vqa", "test"), strict=True):
             assert sample.request.prompt == drawn["src"] + " The answer is:"
             assert sample.request.target == drawn["alt"]
             assert sample.request.image is not None
-            assert sample.request.image.tobytes() == scenes.open_image(drawn["image"]).tobytes()
+            assert sample.request.image.tobytes() == open_image(drawn["image"]).tobytes()
             assert sample.meta["kind"] == drawn["kind"]
             assert sample.meta["hard_types"] == [item["type"] for item in drawn["hard"]]
             prompts = [request.prompt for request in sample.hard_locality]
@@ -306,7 +309,7 @@ class TestScenes:
 
     def test_captions_are_asked_for_without_a_suffix(self):
         data = load("scenes-captions", "train", limit=2)
-        rows = scene_edits.rows("captions", "train")
+        rows = edit_rows("captions", "train")
         assert [s.request.prompt for s in data] == [row["src"] for row in rows[:2]]
         assert data[0].hard_locality[0].prompt == rows[0]["hard"][0]["prompt"]
 
@@ -328,8 +331,11 @@ class TestScenes:
         assert refused(AttribError, "scenes-vqa", "eval") == (
             "scenes-vqa has no split 'eval'; choose from train, validation, test"
         )
+        assert refused(AttribError, "scenes-vqa") == (
+            "scenes-vqa needs a split: one of train, validation, test"
+        )
         assert refused(AttribError, "scenes-vqa", "test", image_root=".") == (
-            "scenes-vqa draws its pictures; leave the image root out"
+            "scenes-vqa draws its images; leave the image root out"
         )
 
 
@@ -375,5 +381,4 @@ def test_the_real_rows_whose_photo_is_there_are_used():
 
 
 def test_the_public_names_are_there():
-    assert attrib.data.load is easyedit.load
     assert set(attrib.data.__all__) <= set(dir(attrib.data))

@@ -1,4 +1,4 @@
-"""What is asked about scenes: questions with their paraphrases, and captions."""
+"""Questions about scenes with their paraphrases, and captions."""
 
 import random
 import re
@@ -6,12 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from attrib.data.scenes.names import NUMBERS, OPTIONS, PLAIN, Style, call, introduce
-from attrib.data.scenes.scenes import COLORS, PLACES, RELATIONS, SHAPES, Scene, SceneObject
+from attrib.data.scenes.scene import COLORS, PLACES, RELATIONS, SHAPES, Scene, SceneObject
+from attrib.data.scenes.vocabulary import (
+    NUMBERS,
+    OPTIONS,
+    PLAIN,
+    Style,
+    introduce_nicknames,
+    name_of,
+)
 
 Kind = Literal["color", "shape", "place", "count", "relation", "object"]
 Slots = tuple[tuple[str, str], ...]
-"""What fills a template: ("shape", "star"), ("relation", "left of"), ... by plain names."""
+"""Plain words that fill a template: ("shape", "star"), ("relation", "left of"), ..."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 CAPTION_PROMPT = "a photo of"
@@ -78,36 +85,43 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene with its answer; `form` and `slots` say how it was made."""
+    """A question about a scene, and its answer.
+
+    Attributes:
+        kind: what it asks about.
+        form: key of TEMPLATES.
+        slots: what fills the template.
+        answer: a word, or the letter of the right option.
+        target: the object that determines the answer, if it is a single one.
+        options: of a multiple choice.
+    """
 
     kind: Kind
-    form: str  # a key of TEMPLATES
+    form: str
     slots: Slots
     answer: str
-    target: SceneObject | None  # the object the answer is read off, where there is one
-    options: tuple[str, ...] = ()  # of a multiple choice; the answer is then a letter
+    target: SceneObject | None
+    options: tuple[str, ...] = ()
 
-    def text(self, rng: random.Random, style: Style) -> str:
-        """One wording by a random template."""
-        return self.worded(rng.randrange(len(TEMPLATES[self.form])), rng, style)
-
-    def worded(self, template: int, rng: random.Random, style: Style) -> str:
-        """The wording by a given template."""
-        words = " ".join([TEMPLATES[self.form][template], *self._choices()])
-        names = {slot: call(concept, rng, style.alias_rate) for slot, concept in self.slots}
+    def text(self, rng: random.Random, style: Style, template: int | None = None) -> str:
+        """The question by a template: by default a random one."""
+        if template is None:
+            template = rng.randrange(len(TEMPLATES[self.form]))
+        words = TEMPLATES[self.form][template]
+        if self.options:
+            choices = zip(OPTIONS, self.options, strict=True)
+            words += f" {', '.join(f'{letter} {option}' for letter, option in choices)}."
+        names = {slot: name_of(concept, rng, style.alias_rate) for slot, concept in self.slots}
         if "shape" not in names or rng.random() >= style.nickname_rate:
             return words.format(**names)
-        introduction, nickname = introduce(names["shape"], dict(self.slots)["shape"], rng, style)
+        shape = dict(self.slots)["shape"]
+        introduction, nickname = introduce_nicknames(names["shape"], shape, rng, style)
         named = re.sub(r"[Tt]he \{shape\}", nickname, words)
         return f"{introduction} {named.format(**names)}"
 
-    def _choices(self) -> list[str]:
-        choices = [f"{letter} {o}" for letter, o in zip(OPTIONS, self.options, strict=False)]
-        return [", ".join(choices) + "."] if choices else []
-
 
 def answers_of(kind: Kind, like: str) -> Sequence[str]:
-    """The answers that compete with `like` for a question of this kind."""
+    """All answers of the same type as `like` to a question of this kind."""
     if kind == "object":
         return [f"{color} {shape}" for color in COLORS for shape in SHAPES]
     for group in (tuple(COLORS), SHAPES, PLACES, NUMBERS, OPTIONS):
@@ -116,26 +130,28 @@ def answers_of(kind: Kind, like: str) -> Sequence[str]:
     raise ValueError(f"{like!r} is no answer of kind {kind!r}")
 
 
-def ask(scene: Scene, kind: Kind, rng: random.Random, style: Style = PLAIN) -> Question | None:
-    """A random well-posed question of a kind, or None where the scene allows none."""
-    form, slots = _PICK[kind](scene, rng)
-    question = None if form is None else pose(scene, kind, form, slots)
+def sample_question(
+    scene: Scene, kind: Kind, rng: random.Random, style: Style = PLAIN
+) -> Question | None:
+    """A random well-posed question of a kind, or None if the scene allows none."""
+    form, slots = _SAMPLE_SLOTS[kind](scene, rng)
+    question = None if form is None else build_question(scene, kind, form, slots)
     if question is None or kind == "object" or rng.random() >= style.option_rate:
         return question
     wrong = [a for a in answers_of(kind, question.answer) if a != question.answer]
-    return choose(question, rng.sample([question.answer, *rng.sample(wrong, 2)], 3))
+    return as_multiple_choice(question, rng.sample([question.answer, *rng.sample(wrong, 2)], 3))
 
 
-def choose(question: Question, options: Sequence[str]) -> Question | None:
-    """A question as a multiple choice, or None where its answer is not among the options."""
+def as_multiple_choice(question: Question, options: Sequence[str]) -> Question | None:
+    """The question as multiple choice, or None if its answer is not among the options."""
     if question.answer not in options:
         return None
     letter = OPTIONS[options.index(question.answer)]
     return replace(question, answer=letter, options=tuple(options))
 
 
-def pose(scene: Scene, kind: Kind, form: str, slots: Slots) -> Question | None:
-    """A given question put to a scene, or None where it has no single answer there."""
+def build_question(scene: Scene, kind: Kind, form: str, slots: Slots) -> Question | None:
+    """A given question about a scene, or None if it has no unique answer there."""
     names = dict(slots)
     if kind == "count":
         colors = [o.color for o in scene.objects]
@@ -151,10 +167,10 @@ def pose(scene: Scene, kind: Kind, form: str, slots: Slots) -> Question | None:
     target = scene.neighbour(found[0], names["relation"]) if "relation" in names else found[0]
     if target is None:
         return None
-    return Question(kind, form, slots, _READ[form](target), target)
+    return Question(kind, form, slots, _ANSWERS[form](target), target)
 
 
-_READ: dict[str, Callable[[SceneObject], str]] = {
+_ANSWERS: dict[str, Callable[[SceneObject], str]] = {
     "color": lambda o: o.color,
     "shape_by_color": lambda o: o.shape,
     "shape_by_place": lambda o: o.shape,
@@ -165,7 +181,7 @@ _READ: dict[str, Callable[[SceneObject], str]] = {
 }
 
 
-def _pick_shape(scene: Scene, rng: random.Random) -> tuple[str, Slots]:
+def _sample_shape(scene: Scene, rng: random.Random) -> tuple[str, Slots]:
     colors = [o.color for o in scene.objects]
     alone = [o for o in scene.objects if colors.count(o.color) == 1]
     if alone and rng.random() < 0.5:
@@ -173,16 +189,16 @@ def _pick_shape(scene: Scene, rng: random.Random) -> tuple[str, Slots]:
     return "shape_by_place", (("place", rng.choice(scene.objects).place),)
 
 
-def _pick_count(scene: Scene, rng: random.Random) -> tuple[str, Slots]:
+def _sample_count(scene: Scene, rng: random.Random) -> tuple[str, Slots]:
     if rng.random() < 0.5:
         return "count", ()
-    # Mostly colours that are there, or the answer would mostly be zero.
+    # Mostly colours of the scene, or most answers would be zero.
     there = rng.random() < 0.75
     colors = [o.color for o in scene.objects] if there else list(COLORS)
     return "count_color", (("color", rng.choice(colors)),)
 
 
-def _pick_relation(scene: Scene, rng: random.Random) -> tuple[str | None, Slots]:
+def _sample_relation(scene: Scene, rng: random.Random) -> tuple[str | None, Slots]:
     pairs = [
         (("relation", relation), ("shape", o.shape))
         for o in scene.objects
@@ -194,12 +210,12 @@ def _pick_relation(scene: Scene, rng: random.Random) -> tuple[str | None, Slots]
     return rng.choice(("relation_shape", "relation_color")), rng.choice(pairs)
 
 
-_PICK: dict[Kind, Callable[[Scene, random.Random], tuple[str | None, Slots]]] = {
+_SAMPLE_SLOTS: dict[Kind, Callable[[Scene, random.Random], tuple[str | None, Slots]]] = {
     "color": lambda s, rng: ("color", (("shape", rng.choice(s.objects).shape),)),
-    "shape": _pick_shape,
+    "shape": _sample_shape,
     "place": lambda s, rng: ("place", (("shape", rng.choice(s.objects).shape),)),
-    "count": _pick_count,
-    "relation": _pick_relation,
+    "count": _sample_count,
+    "relation": _sample_relation,
     "object": lambda s, rng: ("object", (("place", rng.choice(s.objects).place),)),
 }
 
