@@ -77,7 +77,7 @@ def _served(
     test: CachedDataset, item: int, role: str, opens: Sequence[bool]
 ) -> Bool[Tensor, " token"]:
     """Per answer token of an edit's inputs of a role, in the order of the objective's tokens."""
-    queries = test.of([item], [role]).inputs
+    queries = test.rows([item], [role]).inputs
     has_image = [bool(query.spans["visual"].any()) for query in queries]
     order = sorted(range(len(queries)), key=lambda i: not has_image[i])  # these come first
     return torch.tensor([opens[i] for i in order for _ in range(len(queries[i].final))])
