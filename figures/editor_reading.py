@@ -71,11 +71,11 @@ def acts(vlm: "VLM", editor: Any, samples: Sequence["EditSample"]) -> pd.DataFra
     where the input has none), elsewhere (positions written at a site's layer that belong to none of
     its sites), moved (1 where the output at the last prompt token is not the same bit for bit).
     """
-    from editors.gating.inputs import related
+    from editors.gating.inputs import related_inputs
 
     rows = []
     for sample in samples:
-        inputs = related([sample])
+        inputs = related_inputs([sample])
         requests = [one.request for one in inputs]
         batch = vlm.encode([r.image for r in requests], [r.prompt for r in requests])
         found = _watch(vlm, editor, sample, batch)

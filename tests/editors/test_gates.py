@@ -14,10 +14,16 @@ from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import Gate
-from editors.gating.checkpoint import load_gate, save_gate
 from editors.gating.classifier import GateNet
 from editors.gating.features import GateReader
-from editors.gating.gates import CosineGate, LearnedGate, OpenGate, gate_from_config
+from editors.gating.gates import (
+    CosineGate,
+    LearnedGate,
+    OpenGate,
+    gate_from_config,
+    load_gate,
+    save_gate,
+)
 from editors.gating.inputs import collect_states
 from editors.prefix.states import prefix_states
 
