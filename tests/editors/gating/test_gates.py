@@ -1,7 +1,6 @@
 """Gates as they are used: one decision per input, on passes and for edits, without the answer."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,11 +32,10 @@ CLOSE = {"atol": 2e-3, "rtol": 2e-3}  # states pass through half precision on th
 def learned(vlm, layers=(0,), threshold=0.0):
     """A gate that has learned nothing, over standardised states."""
     reader = GateReader(layers, vlm.d_model)
-    raw = SimpleNamespace(layers=reader.layers, states=reader.raw_states)
-    reader.fit(collect_states(vlm, requests(), raw))
+    reader.fit(collect_states(vlm, requests(), reader.layers, reader.raw_states))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = GateNet.over(reader, width=8, pools=2, patch=4)
+        net = GateNet.for_reader(reader, width=8, pools=2, patch=4)
     return LearnedGate(reader, net.eval(), threshold)
 
 
@@ -92,7 +90,7 @@ def test_what_is_kept_depends_on_neither_batch_nor_padding(vlm, name):
     for side in ("left", "right"):
         together = states(vlm, gate, encoded(vlm, asked, targets=True, side=side))
         assert_same_states(together, alone, **CLOSE)
-    kept = collect_states(vlm, asked, gate, targets=True, batch_size=3)
+    kept = collect_states(vlm, asked, gate.layers, gate.states, targets=True, batch_size=3)
     assert_same_states(kept, alone, **CLOSE)
 
 

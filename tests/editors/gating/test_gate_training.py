@@ -135,7 +135,7 @@ def test_a_loss_that_is_no_number_is_named():
 
 
 def test_pairs_say_what_an_edit_covers():
-    kept = planted(6, seed=5).of([4, 0, 2])
+    kept = planted(6, seed=5).select([4, 0, 2])
     assert [one.row for one in kept.inputs] == sorted(one.row for one in kept.inputs)
     pairs = sample_pairs(kept, torch.Generator().manual_seed(0))
     for query, edit, covered, hidden in zip(
@@ -181,5 +181,5 @@ def test_what_cannot_be_learned_from_is_refused():
         train_gate(vlm, samples(1), [0])
     with pytest.raises(AttribError, match="layers 0 to 3"):
         train_gate(vlm, samples(2), [4])
-    with pytest.raises(AttribError, match="no edit to judge"):
+    with pytest.raises(AttribError, match="no edit to evaluate gates on"):
         gate_table(vlm, [], {})
