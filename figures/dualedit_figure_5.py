@@ -83,7 +83,7 @@ def cells_of(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
 def draw(measured: Measured, style: Style) -> "Drawing":
     """The grid, its missing cells hatched, with the best pair and two others marked."""
     from attrib.plots.drawing import new_figure
-    from attrib.plots.numbers import score_grid
+    from attrib.plots.editing import score_grid
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
@@ -201,7 +201,7 @@ def _matrix(measured: Measured) -> np.ndarray:
 
 
 def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
-    from attrib.plots.numbers import missing_in_legend
+    from attrib.plots.editing import missing_in_legend
 
     cells = measured.tables["cells"]
     best = cells.loc[cells["value"].idxmax()]
