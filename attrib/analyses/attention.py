@@ -12,7 +12,7 @@ from attrib.forward.attention import attention_rows
 from attrib.model.batch import Batch, Span
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collected import Tables
+from attrib.runs.collect import Tables
 
 # Text never includes the begin-of-sequence token: it is an attention sink, and counting it as text
 # would alone put text above the image. It stands by itself.

@@ -42,7 +42,7 @@ from attrib.metrics import exact_match
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collected import Tables
+from attrib.runs.collect import Tables
 
 NO_TOKEN = -1
 TOKEN = "token:"  # in front of a word that stands for its first token

@@ -23,7 +23,7 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collected import Tables
+from attrib.runs.collect import Tables
 
 Token = Literal["visual_mean", "text_mean", "prompt_last", "target_last"]
 TOKENS: tuple[Token, ...] = get_args(Token)

@@ -36,7 +36,7 @@ from attrib.forward.attention_replay import AttentionRecord, Site, each_attentio
 from attrib.forward.noise import Unit
 from attrib.model.batch import Batch, Grid
 from attrib.model.vlm import VLM
-from attrib.runs.collected import Tables
+from attrib.runs.collect import Tables
 
 # What the authors' program does, in place of what the paper says. Its values are twice ours: it
 # leaves out the half of Eq. 8.

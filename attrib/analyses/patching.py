@@ -28,7 +28,7 @@ from attrib.forward.replay import Captured, capture, forward_from
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collected import Tables
+from attrib.runs.collect import Tables
 
 PatchSpan = Literal["visual", "text", "last", "all"]
 SPANS: tuple[PatchSpan, ...] = get_args(PatchSpan)

@@ -37,7 +37,7 @@ from attrib.metrics import kl
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collected import Tables
+from attrib.runs.collect import Tables
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 1.0)
 UNITS: tuple[Unit, ...] = ("std", "abs")

@@ -13,9 +13,9 @@ from attrib.cli.options import AnalysisOptions, AttentionOptions, ContributionOp
 from attrib.cli.outputs import (
     digests,
     exit_code_for,
+    log,
     refuse_unwritable,
     results_folder,
-    say,
     write_quarantined,
 )
 from attrib.cli.plan import planned
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.runs import Outcome, Run
-    from attrib.runs.collecting import Measure
+    from attrib.runs.collect import Measure
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,25 +41,22 @@ def contributions(options: ContributionOptions) -> int:
     """How much each layer's attention and MLP push the key token (VisEdit, Figs. 1, 5, 6)."""
     from attrib import plots
     from attrib.analyses.contributions import measure_contributions
-    from attrib.report.findings import about_contributions, how_sure
+    from attrib.report.summaries import summarize_contributions
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         title = f"Contribution to the key token ({options.key})"
         return {"contributions": plots.contributions(result, title=title)}
 
-    def about(result: "Result") -> str:
-        return f"{about_contributions(result)} {how_sure(result)}"
-
     measure = partial(measure_contributions, key=options.key, norm=options.norm)
     empty = "the data is without a wrong answer to use as key: give --key token:WORD"
-    return analyse("contributions", options, measure, draw, about, empty=empty)
+    return analyse("contributions", options, measure, draw, summarize_contributions, empty=empty)
 
 
 def attention(options: AttentionOptions) -> int:
     """What the last prompt token attends to in each layer (DualEdit, Fig. 1)."""
     from attrib import plots
     from attrib.analyses.attention import measure_attention
-    from attrib.report.findings import about_attention
+    from attrib.report.summaries import summarize_attention
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         return {
@@ -67,7 +64,7 @@ def attention(options: AttentionOptions) -> int:
             "attention-share": plots.attention(result, quantity="share"),
         }
 
-    return analyse("attention", options, measure_attention, draw, about_attention)
+    return analyse("attention", options, measure_attention, draw, summarize_attention)
 
 
 def analyse(
@@ -124,7 +121,7 @@ def _prepared(name: str, options: AnalysisOptions) -> "Run":
     runs.refuse_foreign(out)  # before minutes go into reading a model
     refuse_unwritable(out)
     which = f" (rank {rank.number} of {rank.world})" if rank.world > 1 else ""
-    say(f"{name}: {options.model} on {_source(options)}, results in {out}{which}")
+    log(f"{name}: {options.model} on {_source(options)}, results in {out}{which}")
     data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     return runs.prepare(
@@ -134,7 +131,7 @@ def _prepared(name: str, options: AnalysisOptions) -> "Run":
         name=name,
         options=options.model_dump(mode="json", exclude={"dry_run"}),
         seed=options.seed,
-        free=runs.ALWAYS_FREE | {f"options.{option}" for option in options.free},
+        free=runs.NON_IDENTIFYING | {f"options.{option}" for option in options.free},
         rank=rank,
         invocation=invocation(),
     )

@@ -11,7 +11,7 @@ from attrib.cli.analyse import analyse, load_data
 from attrib.cli.command import add_command
 from attrib.cli.layers import LayerOptions
 from attrib.cli.options import PANEL
-from attrib.cli.outputs import results_folder, say
+from attrib.cli.outputs import log, results_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,21 +91,21 @@ def heatmap(options: HeatmapOptions) -> int:
     """Which visual tokens each layer's attention reads (VisEdit, Figs. 1, 4 and 7)."""
     from attrib import plots
     from attrib.analyses.heatmaps import measure_heatmaps
-    from attrib.report.findings_heat import about_heatmaps
+    from attrib.report.heatmap_summary import summarize_heatmaps
 
     def draw(result: "Result") -> dict[str, "Axes"]:
-        curve = {"heat-by-layer": plots.heat_by_layer(result)}
+        curve = {"heat-by-layer": plots.heatmap_by_layer(result)}
         return {**_pictures(options, result), **curve}
 
     how = say_noise("heatmap", options)
     measure = partial(measure_heatmaps, how=how, layers=options.layer_list())
-    return analyse("heatmap", options, measure, draw, about_heatmaps)
+    return analyse("heatmap", options, measure, draw, summarize_heatmaps)
 
 
 def say_noise(command: str, options: NoiseOptions) -> "Perturbation":
     """The noise asked for, once it is said on standard error what that is."""
     how = options.perturbation()
-    say(f"{command}: noise {how.noise:g} {how.unit}, radius {how.radius}, draws {how.draws}, at "
+    log(f"{command}: noise {how.noise:g} {how.unit}, radius {how.radius}, draws {how.draws}, at "
         f"the {how.site}'s input, seed {how.seed}")  # fmt: skip
     return how
 
@@ -124,7 +124,7 @@ def _pictures(options: HeatmapOptions, result: "Result") -> dict[str, "Axes"]:
     for number, example in enumerate(list(grids.index)[: options.pictures]):
         request = samples[example].request
         assert request.image is not None, "a sample without an image has no heatmap"
-        drawn = plots.heat_pictures(
+        drawn = plots.heatmap_pictures(
             request.image,
             _of(result.frame, example),
             None if patches is None else _of(patches, example),

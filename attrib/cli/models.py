@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from attrib.cli.caching import cached
 from attrib.cli.command import ExitCode
 from attrib.cli.options import ModelOptions
-from attrib.cli.sharing import once
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
@@ -25,10 +25,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def load_model(options: ModelOptions) -> "VLM":
-    """The model that the options name; quiet where nobody watches. See `attrib.cli.sharing`."""
+    """The model that the options name; quiet where nobody watches. See `attrib.cli.caching`."""
     from transformers.utils.logging import disable_progress_bar
 
-    from attrib.model.vlm import load
+    from attrib.loading import load
 
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -39,7 +39,7 @@ def load_model(options: ModelOptions) -> "VLM":
         "trust_remote_code": options.trust_remote_code,
     }
     key = (options.model, *named.values())
-    return once("model", key, lambda: load(options.model, **named))
+    return cached("model", key, lambda: load(options.model, **named))
 
 
 def list_models() -> None:
@@ -64,18 +64,18 @@ def check(
     ] = False,
 ) -> None:
     """Print what works with a model and what does not; exits with 3 if something does not."""
-    from attrib.checks.run import check as check_model
+    from attrib.checks import check as check_model
     from attrib.model.checkpoint import read_checkpoint
     from attrib.model.vlm import VLM
 
-    # Not `load`, which refuses a model at its first broken claim: here all of them are listed.
-    parts = read_checkpoint(model, device, dtype, revision, trust_remote_code)
-    results = check_model(VLM(*parts, model))
-    for result in results:
-        print(f"{'works ' if result.passed else 'BROKEN'}  {result.claim}: {result.detail}")
-    broken = sum(not result.passed for result in results)
-    print(f"{model}: {len(results) - broken} of {len(results)} claims hold")
-    if broken:
+    # Not `load`, which refuses a model at the first check that fails.
+    loaded = read_checkpoint(model, device, dtype, revision, trust_remote_code)
+    report = check_model(VLM(*loaded, model))
+    for result in report.results:
+        print(f"{'works ' if result.passed else 'BROKEN'}  {result.check}: {result.detail}")
+    total = len(report.results)
+    print(f"{model}: {total - len(report.failed)} of {total} claims hold")
+    if not report.passed:
         raise typer.Exit(ExitCode.CANNOT_START)
 
 

@@ -9,7 +9,7 @@ from attrib.cli.analyse import load_data
 from attrib.cli.command import invocation
 from attrib.cli.models import load_model
 from attrib.cli.options import AnalysisOptions, AttentionOptions, ContributionOptions
-from attrib.cli.outputs import say, write_quarantined
+from attrib.cli.outputs import log, write_quarantined
 from attrib.cli.patching import PatchingOptions
 from attrib.cli.plan import planned
 from attrib.cli.sweep import SweepOptions
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.runs import Rank, Run
-    from attrib.runs.collecting import Measure
+    from attrib.runs.collect import Measure
 
 
 class Analysis(NamedTuple):
@@ -49,7 +49,7 @@ def make_evidence(
     analyses = list(_analyses(options))
     for analysis in analyses:
         runs.refuse_foreign(out / analysis.folder)  # before minutes go into reading a model
-    say(f"select: {options.model} on {options.data} {options.split or ''}, results in {out}")
+    log(f"select: {options.model} on {options.data} {options.split or ''}, results in {out}")
     data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     prepared = [_prepare(vlm, data, out, analysis, rank) for analysis in analyses]
@@ -93,7 +93,7 @@ def _prepare(vlm: "VLM", data: "EditData", out: Path, analysis: Analysis, rank: 
         name=analysis.command,
         options=analysis.options.model_dump(mode="json", exclude={"dry_run"}),
         seed=analysis.options.seed,
-        free=runs.ALWAYS_FREE | {f"options.{option}" for option in analysis.options.free},
+        free=runs.NON_IDENTIFYING | {f"options.{option}" for option in analysis.options.free},
         rank=rank,
         invocation=invocation(),
     )  # fmt: skip
@@ -110,7 +110,7 @@ def _executed(
         try:
             outcome = run.execute(analysis.measure, batch_size=batch_size)
         except AttribError as error:
-            say(f"select: {analysis.folder} left out: {error}")
+            log(f"select: {analysis.folder} left out: {error}")
             continue
         if outcome is None:
             continue

@@ -12,7 +12,7 @@ from attrib.cli.analyse import analyse
 from attrib.cli.command import add_command
 from attrib.cli.layers import LayerOptions
 from attrib.cli.options import PANEL
-from attrib.cli.outputs import say
+from attrib.cli.outputs import log
 from attrib.cli.sweep_plan import planned_sweep
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def sweep(options: SweepOptions) -> int:
     """How far noise on one modality moves the output, layer by layer (DualEdit, Fig. 2)."""
     from attrib import plots
     from attrib.analyses.sensitivity import measure_sensitivity
-    from attrib.report.findings_sweep import about_sweep
+    from attrib.report.summaries import summarize_sensitivity
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         return {
@@ -95,11 +95,11 @@ def sweep(options: SweepOptions) -> int:
         }
 
     if taken := _defaults(options):
-        say(f"sweep: nothing else said, so {taken}")
+        log(f"sweep: nothing else said, so {taken}")
     arguments = options.arguments()
     measure = partial(measure_sensitivity, **arguments, unit=options.unit, seed=options.seed)
     plan = partial(planned_sweep, arguments, options.batch_size)
-    return analyse("sweep", options, measure, draw, about_sweep, plan=plan)
+    return analyse("sweep", options, measure, draw, summarize_sensitivity, plan=plan)
 
 
 def _defaults(options: SweepOptions) -> str:

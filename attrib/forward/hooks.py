@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 
@@ -82,7 +81,7 @@ def write(
 
 
 def _running(vlm: VLM, layer: int) -> Batch:
-    batch = running_batch(vlm)
+    batch = vlm.active_batch
     if batch is None:
         raise AttribError(
             f"write at layer {layer}: which positions to write is told by the batch; run it with "

@@ -174,7 +174,7 @@ def build_suffix(clean: CleanPass, first: int) -> Suffix:
     start = causal_boundary(clean, first)
     if start < WORTH_CUTTING * clean.real.shape[1]:
         start = 0
-    config = getattr(clean.vlm.parts.decoder, "config", None)
+    config = getattr(clean.vlm.components.decoder, "config", None)
     attention = getattr(config, "_attn_implementation", None)
     kind = (start > 0, attention, tuple(map(signature, calls)))
     holds = _HOLDS.setdefault(clean.vlm, {})

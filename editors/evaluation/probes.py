@@ -11,8 +11,8 @@ from torch import Tensor
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from editors.base import encode_requests
 from editors.evaluation.protocols import GOLD, RANKS, Answer
-from editors.prefix.encode import encoded
 
 SPARE = 4  # tokens generated beyond a target's own: they show whether its last word goes on
 LONGEST_LOCALITY = 32  # tokens of a locality answer; NQ has answers of 200 words
@@ -71,7 +71,7 @@ class Inputs:
         found = questions(sample)
         asked = [question.request for question in found]
         starts = range(0, len(asked), batch_size)
-        passes = [encoded(vlm, asked[start : start + batch_size]) for start in starts]
+        passes = [encode_requests(vlm, asked[start : start + batch_size]) for start in starts]
         return cls(found, passes, tuple(protocols))
 
     def ask(self, vlm: VLM) -> list[Answer]:
@@ -127,7 +127,7 @@ def without_target(vlm: VLM, batch: Batch) -> Batch:
     def moved(name: str, value: Any) -> Any:
         if name not in ("input_ids", "attention_mask") and not name.endswith("token_type_ids"):
             return value
-        fill = vlm.tokenizer.pad_token_id if name == "input_ids" else 0
+        fill = vlm.pad_id if name == "input_ids" else 0
         return torch.where(there, value.gather(1, index), fill)
 
     return vlm.batch({name: moved(name, value) for name, value in batch.inputs.items()})

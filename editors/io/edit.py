@@ -1,7 +1,7 @@
-"""An edit as files: safetensors for what is kept of it, JSON for what it is and of which model.
+"""Edits as files: one safetensors file, with its kind and model as JSON in the metadata.
 
-Edits that are no weights need their editor to hold; the files name it by the digest of what it has
-learned, and are refused with another.
+Edits other than weights and neurons need their editor; the file stores a digest of the editor's
+tensors, and loading with another editor is refused.
 """
 
 import json
@@ -16,23 +16,20 @@ from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
-from editors.adapters.edit_signal import Signal
+from editors.adapters.edit_signal import EditSignal
 from editors.adapters.sites import MemoryEntry
-from editors.base import Edit, HiddenEdit, WeightEdit
-from editors.context.prompt_edit import PromptEdit
+from editors.base import Edit, WeightEdit
 from editors.io.tensors import digest_of, save_tensors
-from editors.methods.lte import LTEEdit
-from editors.methods.serac_edit import SERACEdit
-from editors.methods.transformer_patcher_neurons import NeuronEdit, neuron_edit
+from editors.weights.neurons import NeuronEdit, neuron_edit
 
-RECORD = "edit"  # key of the JSON in the file's metadata
+RECORD = "edit"  # metadata key of the JSON
 
 
 def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Path:
-    """Write an edit of `vlm` to one safetensors file; where it needs `editor`, with its digest.
+    """Write an edit of `vlm` to a safetensors file, with the digest of `editor` if it needs it.
 
     Raises:
-        SetupError: The edit is of a kind that no file is made of.
+        SetupError: Edits of this kind cannot be saved, or not without their editor.
     """
     record: dict[str, Any] = {
         "model": {"name": vlm.name, "fingerprint": fingerprint(vlm)},
@@ -43,11 +40,11 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
         tensors = dict(edit.weights)
     elif isinstance(edit, NeuronEdit):
         tensors, record["layer"] = edit.neurons.tensors, edit.layer
-    elif editor is not None and isinstance(edit, HiddenEdit | SERACEdit):
-        tensors = _of_memories(edit.memories)
-        record |= _of_editor(editor, [memory.request for memory in edit.memories])
-    elif editor is not None and isinstance(edit, PromptEdit | LTEEdit):
-        record |= _of_editor(editor, edit.facts)
+    elif editor is not None and (memories := getattr(edit, "memories", None)) is not None:
+        tensors = _of_memories(memories)
+        record |= _of_editor(editor, [memory.request for memory in memories])
+    elif editor is not None and (facts := getattr(edit, "facts", None)) is not None:
+        record |= _of_editor(editor, facts)
     else:
         raise SetupError(f"an edit of the kind {type(edit).__name__} cannot be saved")
     save_tensors(Path(path), tensors, {RECORD: json.dumps(record)})
@@ -55,21 +52,21 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
 
 
 def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
-    """The edit in a file.
+    """Load an edit.
 
     Args:
         path: The file.
-        vlm: The model that it is of.
-        editor: What made it; needed for edits that are no weights.
+        vlm: The model that was edited.
+        editor: The editor that made it; needed unless the edit consists of weights or neurons.
 
     Raises:
-        SetupError: It is no edit, or one of another model or of another editor.
+        SetupError: The file is not an edit, or it is of another model or another editor.
     """
     record, tensors = _read(Path(path))
     if record["model"]["fingerprint"] != fingerprint(vlm):
         raise SetupError(
             f"{path} is an edit of {record['model']['name']}, whose weights are not those of "
-            f"{vlm.name}; load that model, or make the edit anew"
+            f"{vlm.name}; load that model, or make the edit again"
         )
     tensors = {name: value.to(vlm.device) for name, value in tensors.items()}
     if record["kind"] == "WeightEdit":
@@ -83,7 +80,7 @@ def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
     if record["kind"] in ("HiddenEdit", "SERACEdit", "SeracEdit"):
         memories = [_memory(i, request, tensors) for i, request in enumerate(requests)]
         return editor.from_memories(memories)
-    edits = [editor.edit(vlm, request) for request in requests]  # texts, made of texts alone
+    edits = [editor.edit(vlm, request) for request in requests]  # prompts, made of text alone
     return edits[0] if len(edits) == 1 else editor.merge(edits)
 
 
@@ -107,7 +104,7 @@ def _memory(number: int, request: EditRequest, tensors: Mapping[str, Tensor]) ->
         return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
     last = part("last")
-    signals = {key: Signal(states, last[key]) for key, states in part("signal").items()}
+    signals = {key: EditSignal(states, last[key]) for key, states in part("signal").items()}
     return MemoryEntry(request, signals, part("gate"))
 
 
@@ -117,6 +114,6 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             record = json.loads((file.metadata() or {})[RECORD])
             return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise SetupError(f"{path}: there is no such file") from error
+        raise SetupError(f"{path}: no such file") from error
     except Exception as error:  # safetensors' own error class is not public
-        raise SetupError(f"{path}: not an edit that was saved here ({error})") from error
+        raise SetupError(f"{path} is not a saved edit ({error})") from error

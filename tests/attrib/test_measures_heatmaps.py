@@ -14,7 +14,7 @@ from attrib.analyses.qformer import queries_to_patches
 from attrib.data import EditRequest, EditSample, load
 from attrib.data.scenes.ground_truth import ground_truths
 from attrib.errors import AttribError
-from attrib.runs.collecting import collect
+from attrib.runs.collect import collect
 
 
 def made(vlm, sizes=((60, 40), (40, 60))):

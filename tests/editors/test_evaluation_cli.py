@@ -15,8 +15,7 @@ import editors
 from attrib import cli
 from attrib.errors import SetupError
 from attrib.results import Result
-from editors.gating.checkpoint import save_gate
-from editors.gating.gates import CosineGate
+from editors.gating.gates import CosineGate, save_gate
 
 ROWS = 4  # two units
 
@@ -66,7 +65,7 @@ def run(there, monkeypatch, capsys, tmp_path):
     """
     monkeypatch.setattr("attrib.model.vlm.VLM.verify", lambda _: None)
     monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
-    monkeypatch.setattr("attrib.runs.units.ROWS", 2)
+    monkeypatch.setattr("attrib.runs.shards.ROWS", 2)
 
     def run(*arguments, **changed):
         on = {"model": there / "model", "data": there / "data", "split": "vqa-eval", "out": "o",
