@@ -5,7 +5,7 @@ import json
 import pytest
 
 from attrib.environment import WEIGHTS
-from attrib.model.vlm import load
+from attrib.loading import load
 from attrib.zoo.models import BUILDERS
 from attrib.zoo.training.card import wilson
 from attrib.zoo.training.scores import score
