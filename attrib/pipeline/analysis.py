@@ -1,6 +1,7 @@
 """The base class of analyses: how options become tables, figures and sentences."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from attrib.pipeline.options import MeasureOptions
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
     from attrib.results import Result
 
-O = TypeVar("O", bound=MeasureOptions)
+Opts = TypeVar("Opts", bound=MeasureOptions)
 Plots = Mapping[str, Callable[[], "Axes"]]  # a figure is drawn when it is called for
 
 
-class Analysis(Generic[O]):
+class Analysis(Generic[Opts]):
     """One analysis with its options. Subclasses define what is measured, drawn and said.
 
     The first line of a subclass's docstring is the help text of its command.
@@ -34,7 +35,7 @@ class Analysis(Generic[O]):
     needs_dataset: ClassVar[bool] = False
     empty: ClassVar[str] = "no sample has what this analysis measures"
 
-    def __init__(self, options: O):
+    def __init__(self, options: Opts):
         self.options = options
 
     def measure(self, samples: Sequence["EditSample"]) -> Measure:
@@ -69,6 +70,13 @@ class Analysis(Generic[O]):
         """Text files that a run writes besides tables and figures, by file name."""
         del result
         return {}
+
+    def html(self, result: "Result") -> str:
+        """The summary and the main figure as HTML."""
+        from attrib.plots import svg
+
+        drawn = next(iter(self.plots(result).values()))()
+        return f"<p>{escape(self.summarize(result))}</p>{svg(drawn, target='page')}"
 
     def recorded_options(self) -> dict[str, Any]:
         """The options as the manifest holds them."""

@@ -56,8 +56,14 @@ class Options(BaseModel):
     def _accept_former_names(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        former = {former_name(field): name for name, field in cls.model_fields.items()}
+        former = cls.former_names()
         return {former.get(name, name): value for name, value in values.items()}
+
+    @classmethod
+    def former_names(cls) -> dict[str, str]:
+        """Former name -> present name of the options that were renamed."""
+        extras = {n: field.json_schema_extra or {} for n, field in cls.model_fields.items()}
+        return {extra["alias"]: n for n, extra in extras.items() if extra.get("alias")}
 
     @classmethod
     def all_free(cls) -> frozenset[str]:
@@ -65,19 +71,14 @@ class Options(BaseModel):
         return frozenset().union(*(vars(base).get("free", ()) for base in cls.__mro__))
 
 
-def former_name(field: Any) -> str | None:
-    """The former name of an option, if it had one."""
-    return (field.json_schema_extra or {}).get("alias")
-
-
 class ModelOptions(Options):
     """Which model, and where it runs."""
 
     free = frozenset({"device"})
 
-    model: Annotated[
-        str, option("Embedded name, Hugging Face id, or folder.", panel="Model")
-    ] = DEFAULT_MODEL
+    model: Annotated[str, option("Embedded name, Hugging Face id, or folder.", panel="Model")] = (
+        DEFAULT_MODEL
+    )
     revision: Annotated[
         str | None, option("Commit, tag or branch of a hub model.", panel="Model")
     ] = None
@@ -142,9 +143,9 @@ class AnalysisOptions(ModelOptions, MeasureOptions):
         option("Folder of the results; a run that exists there is continued.",
                shown="runs/COMMAND-MODEL-DATA-HASH"),
     ] = None  # fmt: skip
-    dry_run: Annotated[
-        bool, option("Print the plan and write nothing.", flags=("--dry-run",))
-    ] = False
+    dry_run: Annotated[bool, option("Print the plan and write nothing.", flags=("--dry-run",))] = (
+        False
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "AnalysisOptions":

@@ -7,6 +7,7 @@ from attrib.errors import AttribError
 
 if TYPE_CHECKING:
     from attrib.pipeline.analysis import Analysis
+    from attrib.results import Result
 
 # Name -> class and help text: the first line of the class's docstring (a test compares them).
 ANALYSES: dict[str, tuple[str, str]] = {
@@ -59,3 +60,14 @@ def find_analysis(name: str) -> type["Analysis"]:
         raise AttribError(f"no analysis {name!r}; analyses are {known}")
     module, _, cls = ANALYSES[command][0].rpartition(".")
     return getattr(import_module(module), cls)
+
+
+def analysis_of(result: "Result") -> "Analysis | None":
+    """The analysis that made a result, with the options in its provenance; None if unknown."""
+    if result.analysis not in ANALYSES:
+        return None
+    cls = find_analysis(result.analysis)
+    saved = result.provenance.get("options", {})
+    names = {name: name for name in cls.Options.model_fields} | cls.Options.former_names()
+    known = {names[name]: value for name, value in saved.items() if name in names}
+    return cls(cls.Options.model_validate(known))
