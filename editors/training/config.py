@@ -8,7 +8,7 @@ from typing import Any
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.adapters.placement import Adapters
+from editors.adapters.sites import AdapterConfig
 from editors.training.losses import Weights
 from editors.training.setting_values import check_value
 from editors.training.trainer import Training
@@ -25,9 +25,9 @@ class Preset:
     adapters: Mapping[str, Any]
     weights: Weights
 
-    def adapters_at(self, layers: Mapping[str, Sequence[int]]) -> Adapters:
+    def adapters_at(self, layers: Mapping[str, Sequence[int]]) -> AdapterConfig:
         """The adapters of this preset, at these layers."""
-        return Adapters({m: list(some) for m, some in layers.items()}, **self.adapters)
+        return AdapterConfig({m: list(some) for m, some in layers.items()}, **self.adapters)
 
     def changed(self, **changes: Any) -> "Preset":
         """This preset with other settings; each is of `Training`, `Weights` or `Adapters`.
@@ -43,11 +43,13 @@ class Preset:
             elif name in _names(Weights):
                 check_value(Weights, name, value)
                 weights = replace(weights, **{name: value})
-            elif name in _names(Adapters) - {"layers"}:
-                check_value(Adapters, name, value)
+            elif name in _names(AdapterConfig) - {"layers"}:
+                check_value(AdapterConfig, name, value)
                 adapters[name] = value
             else:
-                known = sorted(_names(Training) | _names(Weights) | _names(Adapters) - {"layers"})
+                known = sorted(
+                    _names(Training) | _names(Weights) | _names(AdapterConfig) - {"layers"}
+                )
                 raise AttribError(f"no setting {name!r}; there are {', '.join(known)}")
         return Preset(training, adapters, weights)
 

@@ -95,7 +95,7 @@ class Run:
         training: How.
         out: The folder; what it holds of the same run is gone on from.
         identity: What else makes it the same run (model, data, options); JSON.
-        say: Told a line at each validation.
+        log: Receives one line per validation.
         watch: Given the loss of every step and the numbers of every validation.
         ranks: Which process of how many; by default as torchrun or `accelerate launch` say.
     """
@@ -106,12 +106,12 @@ class Run:
         training: Training,
         out: Path,
         identity: dict[str, Any],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         watch: Watch | None = None,
         ranks: Ranks | None = None,
     ):
         self.ranks = Ranks.of_environment() if ranks is None else ranks
-        self.objective, self.training, self.out, self.say = objective, training, out, say
+        self.objective, self.training, self.out, self.log = objective, training, out, log
         self.watch = watch if watch is not None and self.ranks.first else lambda *_: None
         self.identity = json.loads(json.dumps({**identity, "training": asdict(training)}))
         self.progress = Progress()
@@ -210,7 +210,7 @@ class Run:
             return
         shown = " ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         left = p.seconds / max(1, p.step) * (self.training.steps - p.step)
-        self.say(f"step {p.step} of {self.training.steps}, {left:.0f} s left: {shown}")
+        self.log(f"step {p.step} of {self.training.steps}, {left:.0f} s left: {shown}")
 
     def _save_last(self) -> None:
         record = {"identity": self.identity, "progress": asdict(self.progress)}
