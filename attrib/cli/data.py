@@ -13,7 +13,7 @@ def add_to(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True)
     group.command("check")(check)
     group.command("make")(make)
-    app.add_typer(group, name="data", help="Check a folder of edit data; write out the scenes.")
+    app.add_typer(group, name="data", help="Check edit data; write out the embedded scenes.")
 
 
 def check(

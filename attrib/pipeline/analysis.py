@@ -5,7 +5,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from attrib.pipeline.options import MeasureOptions
-from attrib.runs.collect import Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
     from attrib.model.vlm import VLM
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 Opts = TypeVar("Opts", bound=MeasureOptions)
 Plots = Mapping[str, Callable[[], "Axes"]]  # a figure is drawn when it is called for
@@ -38,7 +38,7 @@ class Analysis(Generic[Opts]):
     def __init__(self, options: Opts):
         self.options = options
 
-    def measure(self, samples: Sequence["EditSample"]) -> Measure:
+    def measure(self, samples: Sequence["EditSample"]) -> "Measure":
         """The function that maps a batch and its samples to tables by name.
 
         Args:

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from attrib.analyses.tables import measure_attention
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import MeasureOptions
-from attrib.runs.collect import Measure
 
 if TYPE_CHECKING:
     from attrib.data import EditSample
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 
 class Attention(Analysis[MeasureOptions]):
@@ -19,8 +18,10 @@ class Attention(Analysis[MeasureOptions]):
 
     name = "attention"
 
-    def measure(self, samples: "Sequence[EditSample]") -> Measure:
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.attention.measure_attention`."""
+        from attrib.analyses.tables import measure_attention
+
         del samples
         return measure_attention
 

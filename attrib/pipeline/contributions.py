@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from attrib.analyses.tables import measure_contributions
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, MeasureOptions, option
-from attrib.runs.collect import Measure
 from attrib.vocabulary import Norm
 
 if TYPE_CHECKING:
     from attrib.data import EditSample
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 
 class ContributionOptions(MeasureOptions):
@@ -37,8 +36,10 @@ class Contributions(Analysis[ContributionOptions]):
     Options = ContributionOptions
     empty = "no sample has a wrong answer to use as key: give --key token:WORD"
 
-    def measure(self, samples: "Sequence[EditSample]") -> Measure:
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.contributions.measure_contributions`."""
+        from attrib.analyses.tables import measure_contributions
+
         del samples
         return partial(measure_contributions, key=self.options.key, norm=self.options.norm)
 

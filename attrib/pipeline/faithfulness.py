@@ -5,15 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from attrib.analyses.tables import measure_faithfulness
-from attrib.data.scenes.ground_truth import ground_truths
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.heatmap import NoiseOptions
-from attrib.runs.collect import Measure
 
 if TYPE_CHECKING:
     from attrib.data import EditSample
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 LITTLE_NOISE = 0.1  # in standard deviations: a perturbed token still resembles itself
 
@@ -30,8 +28,11 @@ class Faithfulness(Analysis[NoiseOptions]):
         """The noise in force."""
         return self.options.announce(self.name)
 
-    def measure(self, samples: "Sequence[EditSample]") -> Measure:
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.pointing_game.measure_faithfulness`."""
+        from attrib.analyses.tables import measure_faithfulness
+        from attrib.data.scenes.ground_truth import ground_truths
+
         how = self.options.perturbation()
         little = replace(how, noise=LITTLE_NOISE, unit="std")
         methods = {"heatmap": how}

@@ -4,14 +4,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from attrib.analyses.gate_roc import best_layer, separation
-from attrib.analyses.gate_table import related
-from attrib.analyses.gating import TOKENS
-from attrib.analyses.tables import measure_gate
 from attrib.errors import AttribError
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, MeasureOptions, option
-from attrib.runs.collect import Measure
 from attrib.vocabulary import GateToken
 
 if TYPE_CHECKING:
@@ -20,6 +15,7 @@ if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
     from attrib.model.vlm import VLM
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 
 class GateOptions(MeasureOptions):
@@ -53,13 +49,17 @@ class Gate(Analysis[GateOptions]):
         if layer is not None and layer >= vlm.num_layers:
             raise AttribError(f"--layer {layer}: the model has layers 0 to {vlm.num_layers - 1}")
 
-    def measure(self, samples: "Sequence[EditSample]") -> Measure:
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.gating.measure_gate`."""
+        from attrib.analyses.tables import measure_gate
+
         del samples
         return measure_gate
 
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Inputs to run."""
+        from attrib.analyses.gate_table import related
+
         del vlm
         inputs = sum(1 for _ in related(data.samples))
         yield f"cost: {len(data) + inputs} forward passes: {len(data)} edits, {inputs} other inputs"
@@ -67,6 +67,7 @@ class Gate(Analysis[GateOptions]):
     def plots(self, result: "Result") -> Plots:
         """AUC per layer against each kind of input and per state, then the similarities."""
         from attrib import plots
+        from attrib.analyses.gating import TOKENS
 
         table = self._roc(result)
         layer = self._layer(table)
@@ -93,10 +94,14 @@ class Gate(Analysis[GateOptions]):
 
     def _roc(self, result: "Result") -> "pd.DataFrame":
         """ROC statistics of a result; computed once, since the bootstrap takes seconds."""
+        from attrib.analyses.gate_roc import separation
+
         if self._known is None or self._known[0] is not result:
             self._known = result, separation(result)
         return self._known[1]
 
     def _layer(self, table: "pd.DataFrame") -> int:
+        from attrib.analyses.gate_roc import best_layer
+
         given = self.options.layer
         return best_layer(table, self.options.token) if given is None else given

@@ -4,18 +4,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from attrib.analyses.heatmaps import PUBLISHED_CODE, Perturbation
-from attrib.analyses.tables import measure_heatmaps
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option
-from attrib.runs.collect import Measure
 from attrib.vocabulary import NoiseSite, Preset, Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from attrib.analyses.heatmaps import Perturbation
     from attrib.data import EditSample
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 NOISE_OPTIONS = ("noise", "unit", "radius", "draws", "site")
 
@@ -53,8 +52,10 @@ class NoiseOptions(MeasureOptions):
                panel=PANEL, shown="block, or attention"),
     ] = None  # fmt: skip
 
-    def perturbation(self) -> Perturbation:
+    def perturbation(self) -> "Perturbation":
         """The noise: the preset, with the options given."""
+        from attrib.analyses.heatmaps import PUBLISHED_CODE, Perturbation
+
         preset: dict[str, Any] = PUBLISHED_CODE if self.preset == "published-code" else {}
         given = {name: getattr(self, name) for name in NOISE_OPTIONS}
         given = {name: value for name, value in given.items() if value is not None}
@@ -89,8 +90,10 @@ class Heatmap(Analysis[HeatmapOptions]):
         """The noise in force."""
         return self.options.announce(self.name)
 
-    def measure(self, samples: "Sequence[EditSample]") -> Measure:
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.heatmaps.measure_heatmaps`."""
+        from attrib.analyses.tables import measure_heatmaps
+
         del samples
         how, layers = self.options.perturbation(), self.options.layer_list()
         return partial(measure_heatmaps, how=how, layers=layers)

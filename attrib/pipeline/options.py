@@ -8,7 +8,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from attrib.vocabulary import DEFAULT_MODEL, Dtype
 
@@ -168,6 +175,16 @@ class LayerOptions(MeasureOptions):
     def layer_list(self) -> list[int] | None:
         """The layers in ascending order; None for all."""
         return None if self.layers is None else parse_layers(self.layers)
+
+
+def explain(error: ValidationError, options: type[BaseModel]) -> str:
+    """The first problem of a validation in one line, with the known names for an unknown one."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    unknown = first["type"] == "extra_forbidden"
+    known = f"; known are {', '.join(options.model_fields)}" if unknown else ""
+    message = first["msg"].removeprefix("Value error, ")  # the prefix is pydantic's
+    return f"{name}: {message}{known}" if name else f"{message}{known}"
 
 
 def parse_layers(given: Any) -> list[int]:

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import field_validator, model_validator
 
-from attrib.analyses.tables import measure_patching
-from attrib.data import open_photo
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, MeasureOptions, option
-from attrib.runs.collect import Measure
 from attrib.vocabulary import PatchSpan
 
 if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
     from attrib.model.vlm import VLM
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 SPANS = ("visual", "text", "last", "all")
 
@@ -61,8 +59,11 @@ class Patching(Analysis[PatchingOptions]):
     name = "patching"
     Options = PatchingOptions
 
-    def measure(self, samples: "Sequence[EditSample]") -> Measure:
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.patching.measure_patching`."""
+        from attrib.analyses.tables import measure_patching
+        from attrib.data import open_photo
+
         del samples
         path = self.options.other_image
         other = open_photo(path) if path else None

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from attrib.errors import AttribError, SetupError
 from attrib.files import write_text
 from attrib.pipeline.analysis import Analysis
+from attrib.pipeline.options import explain
 from attrib.pipeline.registry import find_analysis
 from attrib.pipeline.source import as_data
 from attrib.results import Result
@@ -70,16 +71,6 @@ def make_analysis(name: str, options: dict[str, Any]) -> Analysis:
         return cls(cls.Options.model_validate(options))
     except ValidationError as error:
         raise AttribError(f"{name}: {explain(error, cls.Options)}") from None
-
-
-def explain(error: ValidationError, options: Any) -> str:
-    """The first problem of a validation in one line, with the known names for an unknown one."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    unknown = first["type"] == "extra_forbidden"
-    known = f"; known are {', '.join(options.model_fields)}" if unknown else ""
-    message = first["msg"].removeprefix("Value error, ")  # the prefix is pydantic's
-    return f"{name}: {message}{known}" if name else f"{message}{known}"
 
 
 def start(

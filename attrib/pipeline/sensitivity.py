@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import field_validator
 
-from attrib.analyses.cost_plan import sweep_cost
-from attrib.analyses.tables import measure_sensitivity
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, LayerOptions, option, parse_sigmas
 from attrib.pipeline.units import show_bytes, show_seconds
-from attrib.runs.collect import Measure
 from attrib.vocabulary import NoiseModality, Unit
 
 if TYPE_CHECKING:
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
     from attrib.results import Result
+    from attrib.runs.collect import Measure
 
 SIGMAS = "0.1,0.3,0.5,0.7,1.0"
 # Options that decide what is measured; those left out are printed with their defaults.
@@ -93,14 +91,18 @@ class Sensitivity(Analysis[SweepOptions]):
         ]
         return f"sweep: defaults: {', '.join(typed)}" if typed else ""
 
-    def measure(self, samples: "Sequence[EditSample]") -> Measure:
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.sensitivity.measure_sensitivity`."""
+        from attrib.analyses.tables import measure_sensitivity
+
         del samples
         unit, seed = self.options.unit, self.options.seed
         return partial(measure_sensitivity, **self.options.arguments(), unit=unit, seed=seed)
 
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Perturbed copies, work, memory and time of the whole sweep, judged by its first batch."""
+        from attrib.analyses.cost_plan import sweep_cost
+
         arguments = self.options.arguments()
         visual = self.options.modality == "visual"
         batch = _first_batch(vlm, data, self.options.batch_size, visual=visual)

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from attrib import cli
 from attrib.cli.command import exit_code, resolve
-from attrib.cli.options import ContributionOptions
 from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
 from attrib.data import Quarantined
 from attrib.data.scenes.export import ExportResult
 from attrib.errors import AttribError, SetupError
+from attrib.pipeline.options import ContributionOptions
 from attrib.results import Result
 
 PHOTO = ["--prompt", "The animal is a"]

@@ -8,9 +8,9 @@ from small_data import write_data
 
 from attrib.analyses import tables as measures
 from attrib.cli.analyse import analyse
-from attrib.cli.options import AnalysisOptions, AttentionOptions
 from attrib.cli.outputs import default_folder, refuse_unwritable
 from attrib.errors import SetupError
+from attrib.pipeline.options import AnalysisOptions, AttentionOptions
 from attrib.results import Result
 
 TEXT = ("--prompt", "Two and two is", "--out", "o")
