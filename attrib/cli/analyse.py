@@ -46,7 +46,7 @@ def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:
     """Run an analysis; write its tables, figures and manifest. Returns the exit code."""
     analysis = cls(options)
     if analysis.needs_dataset and options.prompt is not None:
-        raise AttribError(f"{cls.name} needs a dataset, not one photo: leave out --prompt")
+        raise AttribError(f"{cls.name} needs a dataset: give --data instead of --prompt")
     if line := analysis.announce():
         log(line)
     run = _prepare(analysis, options)

@@ -61,7 +61,7 @@ class EvaluateOptions(AnalysisOptions):
                show_default="each edit alone", rich_help_panel=PANEL),
     ] = None  # fmt: skip
     # An edit is judged by its whole answer.
-    lead: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
+    answer_prefix: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
     batch_size: Annotated[
         int, Option(help="Inputs per pass; an edit is judged by about 8.", min=1), Field(ge=1)
     ] = 16

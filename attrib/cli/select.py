@@ -59,8 +59,8 @@ class SelectOptions(AnalysisOptions):
     ] = 1  # fmt: skip
     words: Annotated[
         int,
-        Option(help="Words of the answer that are looked at one after the other, from --lead on; "
-               "the earliest layer that one of them asks for is chosen.", min=1,
+        Option(help="Analyse this many words of the answer one after the other, from "
+               "--answer-prefix on; the earliest chosen layer is taken.", min=1,
                rich_help_panel=PANEL),
         Field(ge=1),
     ] = 1  # fmt: skip

@@ -109,7 +109,7 @@ class MeasureOptions(Options):
     seed: Annotated[int, option("Seed of noise and of bootstrap intervals.")] = 0
 
 
-class AnalysisOptions(ModelOptions, MeasureOptions):
+class AnalysisOptions(MeasureOptions, ModelOptions):
     """Options that all analyses share on the command line: the model, the samples, the folder."""
 
     free = frozenset({"out", "max_failures", "dry_run"})
