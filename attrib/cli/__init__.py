@@ -73,7 +73,7 @@ COMMANDS = {
     "data": (
         SETUP,
         "attrib.cli.data",
-        "Check edit data; write out the embedded scenes.",
+        "Check edit data, export the scenes, get an image.",
     ),
 }
 SETTINGS: dict[str, Any] = {

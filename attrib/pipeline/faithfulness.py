@@ -51,7 +51,10 @@ class Faithfulness(Analysis[NoiseOptions]):
         }
 
     def summarize(self, result: "Result") -> str:
-        """How often each method points at the object."""
-        from attrib.report.heatmap_summary import summarize_faithfulness
+        """How often the best method points at the object, with a table of all methods."""
+        from attrib.report.heatmap_summary import faithfulness_table, summarize_faithfulness
 
-        return summarize_faithfulness(result, result.tables["all_layers"])
+        all_layers = result.tables["all_layers"]
+        table = faithfulness_table(result, all_layers)
+        text = table.to_string(index=False, float_format="{:.2f}".format)
+        return f"{summarize_faithfulness(result, all_layers)}\n\n{text}"
