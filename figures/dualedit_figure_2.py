@@ -70,7 +70,7 @@ def draw(measured: Measured, style: Style) -> "Drawing":
 
 def _panel(ax: "Axes", measured: Measured, modality: str, letter: str) -> None:
     from attrib.plots import sensitivity
-    from attrib.plots.sensitivity import HIT
+    from attrib.plots.interventions import NOISE_ON
     from attrib.results import Result
 
     noise = measured.tables["noise"]
@@ -80,7 +80,7 @@ def _panel(ax: "Axes", measured: Measured, modality: str, letter: str) -> None:
         modality=modality, sigma=table["sigma"].str.removeprefix(f"{modality}_").astype(float)
     )
     result = Result("noise", table, {"seed": measured.about["seed"]})
-    sensitivity(result, ax, title=f"({letter}) {HIT[modality]}")
+    sensitivity(result, ax, title=f"({letter}) {NOISE_ON[modality]}")
 
 
 def _sum(ax: "Axes", measured: Measured, style: Style) -> None:

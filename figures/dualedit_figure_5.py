@@ -79,7 +79,7 @@ def cell_table(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
 def draw(measured: Measured, style: Style) -> "Drawing":
     """Draw the grid with missing cells hatched, and mark the best pair and two others."""
     from attrib.plots.drawing import new_figure
-    from attrib.plots.numbers import score_grid
+    from attrib.plots.editing import score_grid
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
@@ -197,7 +197,7 @@ def _matrix(measured: Measured) -> np.ndarray:
 
 
 def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
-    from attrib.plots.numbers import missing_in_legend
+    from attrib.plots.editing import missing_in_legend
 
     cells = measured.tables["cells"]
     best = cells.loc[cells["value"].idxmax()]

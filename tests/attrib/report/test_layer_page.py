@@ -11,7 +11,7 @@ import planted_layer_report as planted
 import planted_layers
 import pytest
 from planted_layer_report import EVIL
-from test_report import Parsed
+from test_demo_report import Parsed
 
 from attrib.errors import AttribError
 from attrib.report.caveats import caveats

@@ -1,5 +1,6 @@
 """Overlays: cells where they lie, one scale for all layers, numbers and words beside colours."""
 
+import io
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from attrib import plots
+from attrib.model.batch import Grid
 from attrib.report.heatmap_summary import (
     faithfulness_table,
     summarize_faithfulness,
@@ -56,23 +58,23 @@ def test_all_layers_share_one_scale_and_print_their_own_ends():
 
 
 def test_the_colour_map_is_even_and_has_no_rainbow():
-    assert heat_of(panels(draw())[1]).get_cmap().name in ("viridis", "cividis")
+    assert heat_of(panels(draw())[1]).get_cmap().name == plots.HEATMAP_COLORS
 
 
 def test_the_figure_is_told_in_words_and_the_file_is_the_same_every_time():
     ax = draw(title="What is <it>?", note="a note")
     said = plots.describe(ax)
-    assert "2 by 3 cells (a note)" in said and "layer 7 is hottest at row 0, column 0 (1)" in said
+    assert "2 by 3 cells (a note)" in said and "layer 7 is highest at row 0, column 0 (1)" in said
     assert "<desc>Heatmaps of 2 by 3 cells" in plots.svg(ax)
     one, other = (plots.svg(draw(title="What is <it>?")) for _ in range(2))
     assert one == other
 
 
 def test_queries_are_bars_on_one_scale():
-    ax = plots.query_bars(np.array([[0.1, 0.3], [0.2, 0.6]]), [0, 1], title="prompt")
+    ax = plots.token_bars(np.array([[0.1, 0.3], [0.2, 0.6]]), [0, 1], title="prompt")
     first, second = ax.get_figure().axes
     assert first.get_ylim() == second.get_ylim() and len(first.patches) == 2
-    assert "layer 1 is hottest at number 1 (0.6)" in plots.describe(ax)
+    assert "layer 1 is highest at token 1 (0.6)" in plots.describe(ax)
 
 
 # --- from tables
@@ -177,3 +179,21 @@ def test_faithfulness_has_a_row_a_method_and_a_sentence_about_the_best(pointing)
     best = table["hit"].idxmax()
     assert f"the hottest patch of the {best} map of layer {table.loc[best, 'best layer']}" in said
     assert "chance 10 %" in said and "answers 75 % of them correctly" in said
+
+
+def test_weak_cells_leave_the_image_visible_and_missing_ones_are_clear():
+    values = np.array([[0.0, 0.5, 1.0, np.nan]])
+    with Image.open(io.BytesIO(plots.heatmap_png(values))) as png:
+        opacity = np.asarray(png)[0, :, 3]
+    assert opacity[3] == 0 < opacity[0] < opacity[1] < opacity[2] < 255
+
+
+@pytest.mark.parametrize("grid", [Grid(2, 3, (0.0, 0.0, 60.0, 40.0), first=4), None])
+def test_the_heatmaps_of_one_example_are_drawn_from_the_analysis_itself(grid):
+    values = np.arange(20.0).reshape(2, 10)
+    ax = plots.heatmaps(IMAGE, values, grid, layers=[3, 5], title="What?")
+    if grid is None:
+        assert len(ax.get_figure().axes[1].patches) == 10
+    else:
+        cells = heat_of(panels(ax)[2]).get_array()
+        assert np.allclose(cells, np.arange(14.0, 20.0).reshape(2, 3))
