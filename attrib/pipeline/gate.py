@@ -89,7 +89,7 @@ class Gate(Analysis[GateOptions]):
         return f"{sentence}\n\n{gate_auc_table(table, self._layer(table))}\n"
 
     def exports(self, result: "Result") -> dict[str, str]:
-        """The ROC statistics as gate_roc.csv."""
+        """The ROC statistics as separation.csv."""
         return {"separation.csv": self._roc(result).to_csv(index=False)}
 
     def _roc(self, result: "Result") -> "pd.DataFrame":

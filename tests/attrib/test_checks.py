@@ -106,7 +106,7 @@ BREAKS = {
         AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
     ),
     "resume is bit equal": lambda p: p.setattr(
-        checks, "resume", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
+        checks, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
     ),
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,
