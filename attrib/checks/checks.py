@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from attrib.forward.attention import AttentionCall, attention_rows, capture_attention
-from attrib.forward.hooks import read, write
+from attrib.forward.hooks import gather_positions, read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch, Span
@@ -182,7 +182,9 @@ def attention_rows_are_the_models(inputs: CheckInputs) -> str:
     queries = inputs.batch["last"].int().argmax(1)
     rows = [(call, call.row(queries)) for call in calls.values()]
     inputs.compare(((row.sum(-1), torch.ones_like(row.sum(-1))) for _, row in rows), 1e-5, "sums")
-    outputs = ((call.mixed(row), call.output_at(queries)) for call, row in rows)
+    outputs = (
+        (call.weighted_values(row), gather_positions(call.out, queries)) for call, row in rows
+    )
     return inputs.compare(outputs, 1e-5, "attention outputs")
 
 

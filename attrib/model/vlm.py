@@ -52,6 +52,8 @@ class VLM:
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
+    # Kind of layer calls -> whether suffix replay agrees with a whole one (`forward.suffix`).
+    verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         if not self.name:

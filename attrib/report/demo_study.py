@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from attrib.analyses.contributions import measure_first_report
+from attrib.analyses.contributions import measure_demo
 from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.loading import SCENES
 from attrib.model.vlm import VLM
@@ -72,7 +72,7 @@ def study(
     """
     # What scenes ask about is as their `pred` says: their target is what an edit would make of it.
     truth = _pred if data.name in SCENES else _target
-    measure = partial(measure_first_report, norm="none", truth=truth)
+    measure = partial(measure_demo, norm="none", truth=truth)
     done = collect(vlm, data, measure, batch_size=batch_size, what="report")
     made = provenance_of(vlm, data, options or {}, seed, done)
     results = {name: Result(name, table, made) for name, table in done.tables.items()}

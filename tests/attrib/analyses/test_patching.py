@@ -11,7 +11,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from attrib.analyses.patching import (
-    SPANS,
     clean_runs,
     patched_logits,
     patching,
@@ -20,6 +19,7 @@ from attrib.analyses.patching import (
     patching_parts,
     span_positions,
 )
+from attrib.analyses.patching_pairs import SPANS
 from attrib.errors import AttribError
 from attrib.forward.hooks import read, write
 
