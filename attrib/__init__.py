@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from attrib.analyses.patching import patching, patching_difference, patching_parts
     from attrib.analyses.qformer import qformer_picture
     from attrib.analyses.sensitivity import sensitivity
+    from attrib.checks.run import check
     from attrib.errors import AttribError, RowError, SetupError
     from attrib.forward.hooks import read, write
+    from attrib.loading import load
     from attrib.model.batch import Batch, Grid
-    from attrib.model.vlm import VLM, load
+    from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.selection import LayerReport, select_layers
 
@@ -42,6 +44,7 @@ __all__ = [
     "RowError",
     "SetupError",
     "attention",
+    "check",
     "contribution_parts",
     "contributions",
     "data",
@@ -61,8 +64,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "check": "attrib.checks.run",
     "VLM": "attrib.model.vlm",
-    "load": "attrib.model.vlm",
+    "load": "attrib.loading",
     "Batch": "attrib.model.batch",
     "Grid": "attrib.model.batch",
     "read": "attrib.forward.hooks",

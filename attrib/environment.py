@@ -1,4 +1,4 @@
-"""What a number was computed with: versions, machine, hashes."""
+"""What this installation holds: package versions, embedded models, hashes. Imports no torch."""
 
 import hashlib
 import platform
@@ -19,6 +19,7 @@ PACKAGES = (
     "pillow",
     "matplotlib",
 )
+WEIGHTS = Path(__file__).parent / "zoo" / "weights"
 CHUNK = 1 << 20
 LARGEST_DIGESTED = 1 << 30  # reading more would cost seconds; a hub model has its commit
 
@@ -32,6 +33,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def embedded_names() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
 
 
 def sha256(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well, and else is removed.
 
     Readers see the old file or the new one, never a part: the bytes go to a hidden neighbour
@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 def write_text(path: str | Path, text: str) -> Path:
     """`path`, holding `text` as UTF-8."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
     return Path(path)
 

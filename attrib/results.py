@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from attrib.files import replacing
+from attrib.files import atomic_write
 from attrib.stats import RESAMPLES, bootstrap_means, interval
 
 METADATA_KEY = b"attrib"
@@ -121,7 +121,7 @@ class Result:
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), METADATA_KEY: head.encode()}
         )
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             pq.write_table(table, file, compression="zstd")
         return Path(path)
 

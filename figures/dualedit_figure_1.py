@@ -131,14 +131,14 @@ def draw_profile(ax: "Axes", measured: Measured, style: Style) -> None:
 
 def draw_picture(ax: "Axes", rows: pd.DataFrame, pixels: np.ndarray, style: Style) -> None:
     """Attention to the visual tokens of one layer, laid over the image."""
-    from attrib.plots.overlay import lay_over
+    from attrib.plots.overlay import draw_overlay
 
     cells = rows.loc[integers(rows, "row") >= 0]
     image = Image.fromarray(pixels)
     row, col = integers(cells, "row"), integers(cells, "col")
     grid = np.full((row.max() + 1, col.max() + 1), np.nan)
     grid[row, col] = numbers(cells, "value")
-    lay_over(
+    draw_overlay(
         ax, image, grid, (0.0, 0.0, float(image.width), float(image.height)), colors=style.heat
     )
     ax.set_title(f"layer {layers_of(rows)[0]}", fontsize=9)

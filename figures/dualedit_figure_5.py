@@ -83,12 +83,12 @@ def cells_of(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
 def draw(measured: Measured, style: Style) -> "Drawing":
     """The grid, its missing cells hatched, with the best pair and two others marked."""
     from attrib.plots.drawing import new_figure
-    from attrib.plots.numbers import number_grid
+    from attrib.plots.numbers import score_grid
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
     values = _matrix(measured)
-    number_grid(
+    score_grid(
         ax,
         100 * values,
         colors=style.sequence,

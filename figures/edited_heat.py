@@ -11,7 +11,7 @@ from jaxtyping import Float
 from figures.figure import Measured, Setting
 from figures.mapper_maps import other_question, pick, rank_agreement
 from figures.measuring import about, opened
-from figures.scene_objects import objects_of, placed_cells, thumbnail, told_by, truths
+from figures.scene_objects import objects_of, placed_cells, thumbnail, truth_scores, truths
 from figures.trained import load_editor
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def changes(sample: "EditSample", seen: Seen, truth: Any) -> list[dict[str, Any]
         wanted = old if name == UNRELATED else seen.requests[name].target
         grid = seen.batch.grids[i]
         where = None if name == UNRELATED else objects_of(truth, grid, other=name == "V-Gen")
-        mass = [told_by(_on(heat, grid), where)["mass"] for heat in pair]
+        mass = [truth_scores(_on(heat, grid), where)["mass"] for heat in pair]
         rows.append({"input": name, **row, "mass_before": mass[0], "mass_after": mass[1],
                      "answered": float(new.strip() == wanted.strip())})  # fmt: skip
     first = _mean(seen.before, 0)

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from attrib.errors import SetupError
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from figures.style import DEFAULT, Style, applied
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Measured:
             text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
             paths.append(write_text(folder / f"{name}.csv", text))
         for name, pixels in self.images.items():
-            with replacing(folder / f"{name}.png") as file:
+            with atomic_write(folder / f"{name}.png") as file:
                 Image.fromarray(pixels).save(file, format="PNG", optimize=True)
             paths.append(folder / f"{name}.png")
         for path in set(earlier) - set(paths):

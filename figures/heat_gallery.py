@@ -77,7 +77,7 @@ def of_each_kind(data: "EditData", number: int, per_kind: int) -> "EditData":
     chosen = []
     for sample in data:
         truth = truths[sample.id]
-        if truth.asked() is not None and counts[truth.question.kind] < per_kind:
+        if truth.target_object() is not None and counts[truth.question.kind] < per_kind:
             counts[truth.question.kind] += 1
             chosen.append(sample)
     return replace(data, samples=chosen[:number])
@@ -138,7 +138,7 @@ def _said(vlm: "VLM", sample: "EditSample") -> dict[str, Any]:
 def _boxes(grid: pd.DataFrame, truth: "GroundTruth | None") -> dict[str, float]:
     """In pixels, the box of the cells and that of the object asked about; NaN if not known."""
     boxes = {f"grid_{side}": float(np.asarray(grid[side])[0]) for side in SIDES}
-    asked = None if truth is None else truth.asked()
+    asked = None if truth is None else truth.target_object()
     if truth is None or asked is None:
         return boxes | dict.fromkeys(SIDES, np.nan)
     rows, cols = np.nonzero(truth.masks()[asked])

@@ -15,7 +15,7 @@ from figures.scene_objects import (
     objects_of,
     placed_cells,
     thumbnail,
-    told_by,
+    truth_scores,
     truths,
 )
 from figures.trained import load_editor
@@ -133,7 +133,7 @@ def pick(
     fitting = [
         i
         for i in sorted(range(len(samples)), key=lambda i: len(samples[i].request.prompt))
-        if placed[i] and (not known or known[samples[i].id].asked() is not None)
+        if placed[i] and (not known or known[samples[i].id].target_object() is not None)
     ]
     picked: list[int] = []
     for kind, count in shown.items():
@@ -181,14 +181,15 @@ def _rows(sample: "EditSample", maps: Mapping[str, Placed], truth: Any) -> list[
         agreement = rank_agreement(one.values, maps[HEAT].values) if same else float("nan")
         rows.append({
             "example": sample.id, "kind": str(sample.meta.get("kind", "")), "map": name,
-            "mean": float(one.values.mean()), **told_by(one.cells, where), "agreement": agreement,
+            "mean": float(one.values.mean()), **truth_scores(one.cells, where),
+            "agreement": agreement,
         })  # fmt: skip
     return rows
 
 
 def rank_agreement(one: Map, other: Map) -> float:
     """Rank correlation of two maps of the same cells."""
-    from attrib.selection.evaluate import spearman
+    from attrib.stats import spearman
 
     return spearman(one, other)
 

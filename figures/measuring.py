@@ -13,7 +13,7 @@ from figures.figure import Setting
 if TYPE_CHECKING:
     from attrib.data import EditData
     from attrib.model.vlm import VLM
-    from attrib.runs.collecting import Measure
+    from attrib.runs.collect import Measure
 
 BATCH = 10
 RESAMPLES = 2000
@@ -34,7 +34,7 @@ def tables_of(
     vlm: "VLM", data: "EditData", measure: "Measure", *, batch_size: int = BATCH
 ) -> dict[str, pd.DataFrame]:
     """The tables of a measurement over the requests of all samples that can be used."""
-    from attrib.runs.collecting import collect
+    from attrib.runs.collect import collect
 
     return collect(vlm, data, measure, batch_size=batch_size).tables
 

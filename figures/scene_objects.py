@@ -48,13 +48,13 @@ def objects_of(
     from attrib.analyses.pointing_game import on_cells
     from attrib.data.scenes import render
 
-    if truth is None or grid is None or (asked := truth.asked()) is None:
+    if truth is None or grid is None or (asked := truth.target_object()) is None:
         return None
     masks = render(truth.scene, OTHER_RENDERING)[1] if other else truth.masks()
     return Objects(on_cells(masks, grid), asked)
 
 
-def told_by(values: Float[np.ndarray, " cell"], objects: Objects | None) -> dict[str, float]:
+def truth_scores(values: Float[np.ndarray, " cell"], objects: Objects | None) -> dict[str, float]:
     """How a map tells the object asked about: means on it, on others and elsewhere, and more.
 
     "auc" is against all other cells, "auc_objects" against those of other objects, "mass" the share

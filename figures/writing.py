@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from figures.figure import Figure, Measured, Setting
 from figures.registry import find
 from figures.style import DEFAULT, Style, applied
@@ -38,7 +38,7 @@ def write(
         drawing = figure.drawn(measured, style)
         said = f"{figure.source}, re-made"
         vector = write_text(f"{stem}.svg", figure_svg(drawing, said, figure.alt(measured)))
-        with replacing(f"{stem}.png") as file:
+        with atomic_write(f"{stem}.png") as file:
             file.write(figure_png(drawing, dpi=DPI))
     return [vector, Path(f"{stem}.png")]
 

@@ -10,8 +10,8 @@ from PIL import Image
 from planted_layers import LAYERS, result
 
 from attrib.data import EditRequest, EditSample, Quarantined
-from attrib.report.layers_reading import RunRead
-from attrib.report.layers_study import layer_study
+from attrib.report.layer_study import layer_study
+from attrib.report.run_reader import RunRead
 from attrib.results import Result
 
 ROWS, COLS = 3, 4

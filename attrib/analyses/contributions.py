@@ -56,21 +56,21 @@ class DirectLogits:
     Attributes:
         modules: shares of attention and MLP of each layer.
         embed: share of the embedding that enters layer 0.
-        extra: shares of writes between layers (visual features of some models; mostly zeros).
+        between_layers: shares of writes between layers (visual features of some models).
         constant: what no write causes: biases of the final norm and of the output embedding.
         key: the key token of each example.
     """
 
     modules: Float[Tensor, "batch layer module"]
     embed: Float[Tensor, " batch"]
-    extra: Float[Tensor, "batch layer"]
+    between_layers: Float[Tensor, "batch layer"]
     constant: Float[Tensor, " batch"]
     key: Int[Tensor, " batch"]
 
     @property
     def total(self) -> Float[Tensor, " batch"]:
         """The sum of all shares: the logit the model gives the key token."""
-        return self.modules.sum((1, 2)) + self.extra.sum(1) + self.embed + self.constant
+        return self.modules.sum((1, 2)) + self.between_layers.sum(1) + self.embed + self.constant
 
 
 @torch.no_grad()
@@ -167,12 +167,12 @@ def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"
         across = direction.reshape(len(direction), *[1] * (write.ndim - 2), -1)
         return (frozen(write) * across).sum(-1)
 
-    bias = getattr(vlm.parts.head, "bias", None)
+    bias = getattr(vlm.components.head, "bias", None)
     constant = direction @ frozen.constant
     if isinstance(bias, Tensor):
         constant = constant + bias.float()[key]
     modules = share(_modules(writes))
-    return DirectLogits(modules, share(writes.embed), share(writes.extra), constant, key)
+    return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
 
 
 def _modules(writes: ResidualWrites) -> Float[Tensor, "batch layer module d_model"]:
@@ -180,7 +180,7 @@ def _modules(writes: ResidualWrites) -> Float[Tensor, "batch layer module d_mode
 
 
 def _weight(vlm: VLM) -> Float[Tensor, "d_vocab d_model"]:
-    weight = vlm.parts.head.weight
+    weight = vlm.components.head.weight
     assert isinstance(weight, Tensor)
     return weight.float()
 

@@ -64,7 +64,7 @@ def measure_faithfulness(
     over_layers: list[pd.DataFrame] = []
     for i, sample in enumerate(samples):
         truth, grid = truths[sample.id], grids[i]
-        if (asked := truth.asked()) is None:
+        if (asked := truth.target_object()) is None:
             continue
         if grid is None:
             raise AttribError("the visual tokens have no place in the image: nothing can point")

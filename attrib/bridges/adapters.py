@@ -25,7 +25,7 @@ from transformer_lens.utilities.architectures import MULTIMODAL_ARCHITECTURES
 from transformers import PreTrainedModel
 
 from attrib.errors import SetupError
-from attrib.model.components import find_parts, needs_pixels
+from attrib.model.components import find_components, needs_pixels
 
 ARCHITECTURES = (
     "Blip2ForConditionalGeneration",
@@ -76,14 +76,14 @@ class VisionLanguageAdapter(ArchitectureAdapter):
         self._extract_vision_dims(self.cfg)
 
     def _point_into(self, hf_model: PreTrainedModel) -> None:
-        parts, components = find_parts(hf_model), self.components
+        found, components = find_components(hf_model), self.components
         path = {id(module): name for name, module in hf_model.named_modules()}
         stem = str(components["blocks"].name).removesuffix("layers")
         head = str(components["unembed"].name)
         for name in [name for name in components if name.startswith("vision")]:
             del components[name]  # those of a model whose text part is borrowed
-        self._reprefix_components(stem, path[id(parts.decoder)] + ".")
-        self._reprefix_components(head, path[id(parts.head)])
+        self._reprefix_components(stem, path[id(found.decoder)] + ".")
+        self._reprefix_components(head, path[id(found.head)])
         components.update(_vision_components(hf_model, path))
 
 

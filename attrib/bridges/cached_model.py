@@ -29,7 +29,7 @@ class CachedModel:
     """
 
     def __init__(self, vlm: VLM, found: dict[str, Tensor]):
-        self.ln_final, self.unembed = vlm.parts.norm, vlm.parts.head
+        self.ln_final, self.unembed = vlm.components.norm, vlm.components.head
         self._vlm = vlm
         device = next(self.ln_final.parameters()).device
         probe = torch.full((1, vlm.d_model), PROBE, device=device)
@@ -127,7 +127,7 @@ def _close(out: Tensor, write: Tensor) -> bool:
 
 
 def _config(vlm: VLM, centred: bool) -> SimpleNamespace:
-    text, head = vlm.model.config.get_text_config(), vlm.parts.head
+    text, head = vlm.model.config.get_text_config(), vlm.components.head
     heads = text.num_attention_heads
     return SimpleNamespace(
         model_name=vlm.name,

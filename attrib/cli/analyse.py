@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.runs import Outcome, Run
-    from attrib.runs.collecting import Measure
+    from attrib.runs.collect import Measure
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,25 +41,22 @@ def contributions(options: ContributionOptions) -> int:
     """How much each layer's attention and MLP push the key token (VisEdit, Figs. 1, 5, 6)."""
     from attrib import plots
     from attrib.analyses.tables import measure_contributions
-    from attrib.report.findings import about_contributions, how_sure
+    from attrib.report.summaries import summarize_contributions
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         title = f"Contribution to the key token ({options.key})"
         return {"contributions": plots.contributions(result, title=title)}
 
-    def about(result: "Result") -> str:
-        return f"{about_contributions(result)} {how_sure(result)}"
-
     measure = partial(measure_contributions, key=options.key, norm=options.norm)
     empty = "the data is without a wrong answer to use as key: give --key token:WORD"
-    return analyse("contributions", options, measure, draw, about, empty=empty)
+    return analyse("contributions", options, measure, draw, summarize_contributions, empty=empty)
 
 
 def attention(options: AttentionOptions) -> int:
     """What the last prompt token attends to in each layer (DualEdit, Fig. 1)."""
     from attrib import plots
     from attrib.analyses.tables import measure_attention
-    from attrib.report.findings import about_attention
+    from attrib.report.summaries import summarize_attention
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         return {
@@ -67,7 +64,7 @@ def attention(options: AttentionOptions) -> int:
             "attention-share": plots.attention(result, quantity="share"),
         }
 
-    return analyse("attention", options, measure_attention, draw, about_attention)
+    return analyse("attention", options, measure_attention, draw, summarize_attention)
 
 
 def analyse(
@@ -134,7 +131,7 @@ def _prepared(name: str, options: AnalysisOptions) -> "Run":
         name=name,
         options=options.model_dump(mode="json", exclude={"dry_run"}),
         seed=options.seed,
-        free=runs.ALWAYS_FREE | {f"options.{option}" for option in options.free},
+        free=runs.NON_IDENTIFYING | {f"options.{option}" for option in options.free},
         rank=rank,
         invocation=invocation(),
     )
@@ -178,11 +175,12 @@ def load_data(options: AnalysisOptions) -> "EditData":
         AttribError: when the data cannot be read.
     """
     from attrib.data import EditData, EditRequest, EditSample
-    from attrib.data.answer_prefix import lead, shared_words
+    from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
 
     if options.prompt is None:
         data = read_data(options)
-        return lead(data, shared_words(data) if options.lead is None else options.lead)
+        words = shared_prefix_length(data) if options.lead is None else options.lead
+        return add_answer_prefix(data, words)
     request = EditRequest(options.image, options.prompt, options.target or "")
     typed = EditSample("photo", request, meta={"row": 0})
     made_of = {"file": "command line", **digests(options)}
@@ -191,9 +189,9 @@ def load_data(options: AnalysisOptions) -> "EditData":
 
 def first_word(options: AnalysisOptions) -> int:
     """The number of the answers' word that is looked at, counted from 0."""
-    from attrib.data.answer_prefix import shared_words
+    from attrib.data.answer_prefix import shared_prefix_length
 
-    return shared_words(read_data(options)) if options.lead is None else options.lead
+    return shared_prefix_length(read_data(options)) if options.lead is None else options.lead
 
 
 def read_data(options: AnalysisOptions) -> "EditData":

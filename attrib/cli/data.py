@@ -42,9 +42,9 @@ def make(
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
 ) -> None:
     """Write the embedded scenes as files in the E-VQA and E-IC formats, with their pictures."""
-    from attrib.data.scenes.export import make_folder
+    from attrib.data.scenes.export import export_folder
 
-    made = make_folder(out, seed=seed)
+    made = export_folder(out, seed=seed)
     for split, count in made.rows.items():
         print(f"{split}: {count} edits")
     print(f"{made.folder}: {what}, {made.written} pictures written, {made.kept} were there")

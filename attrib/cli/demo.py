@@ -21,7 +21,7 @@ def demo(options: DemoOptions) -> int:
     start = time.monotonic()
     from attrib.data import load as load_data
     from attrib.report import study, write_page
-    from attrib.report.findings import finding
+    from attrib.report.summaries import summarize_demo
 
     say(f"demo: {options.model} on {options.limit} samples of {options.data} {options.split}")
     data = load_data(options.data, options.split, limit=options.limit)
@@ -36,7 +36,7 @@ def demo(options: DemoOptions) -> int:
         result.save(options.out / f"{name}.parquet")
     write_manifest(options.out, "demo", made.provenance)
     write_quarantined(options.out, made.quarantined)
-    print(finding(made.results["contributions"], made.results["wrong_key"]))
+    print(summarize_demo(made.results["contributions"], made.results["wrong_key"]))
     print(f"{page} (written in {time.monotonic() - start:.0f} s; open it in a browser)")
     return 0
 

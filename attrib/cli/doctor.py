@@ -64,7 +64,7 @@ def _fits(memory: int) -> str:
 
 
 def _embedded_models() -> list[str]:
-    from attrib.model.checkpoint import embedded_names
+    from attrib.environment import embedded_names
 
     return embedded_names()
 

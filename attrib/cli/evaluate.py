@@ -182,7 +182,7 @@ def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tu
             name="evaluate",
             options=made | told | {"edits_at_once": number},
             seed=options.seed,
-            free=runs.ALWAYS_FREE | {f"options.{name}" for name in (*options.free, "editor")},
+            free=runs.NON_IDENTIFYING | {f"options.{name}" for name in (*options.free, "editor")},
             rank=rank,
             invocation=invocation(),
         )

@@ -39,7 +39,7 @@ def faithfulness(options: FaithfulnessOptions) -> int:
     from attrib import plots
     from attrib.analyses.tables import measure_faithfulness
     from attrib.data.scenes.ground_truth import ground_truths
-    from attrib.report.findings_heat import about_faithfulness
+    from attrib.report.heatmap_summary import summarize_faithfulness
     from attrib.results import Result
 
     def draw(result: Result) -> dict[str, "Axes"]:
@@ -51,7 +51,7 @@ def faithfulness(options: FaithfulnessOptions) -> int:
 
     def about(result: Result) -> str:
         out = results_folder("faithfulness", options)
-        return about_faithfulness(result, Result.load(out / "all_layers.parquet"))
+        return summarize_faithfulness(result, Result.load(out / "all_layers.parquet"))
 
     asked = say_noise("faithfulness", options)
     little = replace(asked, noise=LITTLE, unit="std")

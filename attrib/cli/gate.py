@@ -54,7 +54,7 @@ def gate(options: GateOptions) -> int:
     from attrib.analyses.gate_roc import separation
     from attrib.analyses.tables import measure_gate
     from attrib.files import write_text
-    from attrib.report.findings_gate import about_gate, gate_lines
+    from attrib.report.gate_summary import gate_auc_table, summarize_gate
 
     tables: list[pd.DataFrame] = []
 
@@ -64,8 +64,8 @@ def gate(options: GateOptions) -> int:
 
     def about(result: "Result") -> str:
         layer = _layer(tables[0], options)
-        sentence = about_gate(result, tables[0], options.token, options.layer)
-        return f"{sentence}\n\n{gate_lines(tables[0], layer)}\n"
+        sentence = summarize_gate(result, tables[0], options.token, options.layer)
+        return f"{sentence}\n\n{gate_auc_table(tables[0], layer)}\n"
 
     check = partial(require_layer, layer=options.layer)
     code = analyse("gate", options, measure_gate, draw, about, check=check, plan=_plan)

@@ -91,15 +91,15 @@ def heatmap(options: HeatmapOptions) -> int:
     """Which visual tokens each layer's attention reads (VisEdit, Figs. 1, 4 and 7)."""
     from attrib import plots
     from attrib.analyses.tables import measure_heatmaps
-    from attrib.report.findings_heat import about_heatmaps
+    from attrib.report.heatmap_summary import summarize_heatmaps
 
     def draw(result: "Result") -> dict[str, "Axes"]:
-        curve = {"heat-by-layer": plots.heat_by_layer(result)}
+        curve = {"heat-by-layer": plots.heatmap_by_layer(result)}
         return {**_pictures(options, result), **curve}
 
     how = say_noise("heatmap", options)
     measure = partial(measure_heatmaps, how=how, layers=options.layer_list())
-    return analyse("heatmap", options, measure, draw, about_heatmaps)
+    return analyse("heatmap", options, measure, draw, summarize_heatmaps)
 
 
 def say_noise(command: str, options: NoiseOptions) -> "Perturbation":
@@ -124,7 +124,7 @@ def _pictures(options: HeatmapOptions, result: "Result") -> dict[str, "Axes"]:
     for number, example in enumerate(list(grids.index)[: options.pictures]):
         request = samples[example].request
         assert request.image is not None, "a sample without an image has no heatmap"
-        drawn = plots.heat_pictures(
+        drawn = plots.heatmap_pictures(
             request.image,
             _of(result.frame, example),
             None if patches is None else _of(patches, example),

@@ -28,7 +28,7 @@ def load_model(options: ModelOptions) -> "VLM":
     """The model that the options name; quiet where nobody watches. See `attrib.cli.sharing`."""
     from transformers.utils.logging import disable_progress_bar
 
-    from attrib.model.vlm import load
+    from attrib.loading import load
 
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -44,7 +44,7 @@ def load_model(options: ModelOptions) -> "VLM":
 
 def list_models() -> None:
     """List the embedded models with their measured scores."""
-    from attrib.model.checkpoint import WEIGHTS, embedded_names
+    from attrib.environment import WEIGHTS, embedded_names
 
     names = embedded_names()
     for name in names:
@@ -68,14 +68,14 @@ def check(
     from attrib.model.checkpoint import read_checkpoint
     from attrib.model.vlm import VLM
 
-    # Not `load`, which refuses a model at its first broken claim: here all of them are listed.
-    parts = read_checkpoint(model, device, dtype, revision, trust_remote_code)
-    results = check_model(VLM(*parts, model))
-    for result in results:
-        print(f"{'works ' if result.passed else 'BROKEN'}  {result.claim}: {result.detail}")
-    broken = sum(not result.passed for result in results)
-    print(f"{model}: {len(results) - broken} of {len(results)} claims hold")
-    if broken:
+    # Not `load`, which refuses a model at the first check that fails.
+    loaded = read_checkpoint(model, device, dtype, revision, trust_remote_code)
+    report = check_model(VLM(*loaded, model))
+    for result in report.results:
+        print(f"{'works ' if result.passed else 'BROKEN'}  {result.check}: {result.detail}")
+    total = len(report.results)
+    print(f"{model}: {total - len(report.failed)} of {total} claims hold")
+    if not report.passed:
         raise typer.Exit(ExitCode.CANNOT_START)
 
 

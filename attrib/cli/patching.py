@@ -67,7 +67,7 @@ def patching(options: PatchingOptions) -> int:
     from attrib import plots
     from attrib.analyses.tables import measure_patching
     from attrib.data import open_photo
-    from attrib.report.findings_patching import about_patching
+    from attrib.report.summaries import summarize_patching
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         return {
@@ -79,7 +79,7 @@ def patching(options: PatchingOptions) -> int:
     other = open_photo(options.other_image) if options.other_image else None
     measure = partial(measure_patching, spans=spans, other=other, fit=options.fit)
     plan = partial(_plan, len(spans))
-    return analyse("patching", options, measure, draw, about_patching, plan=plan)
+    return analyse("patching", options, measure, draw, summarize_patching, plan=plan)
 
 
 def _plan(spans: int, vlm: "VLM", data: "EditData") -> Iterator[str]:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from attrib.data import EditSample
-    from attrib.report.layers_reading import RunRead
-    from attrib.report.layers_study import LayerStudy
+    from attrib.report.layer_study import LayerStudy
+    from attrib.report.run_reader import RunRead
     from attrib.selection import LayerReport
 
 NOISE = 0.1  # of the heatmaps: with little noise one draw is enough to find what is looked at
@@ -131,8 +131,8 @@ def _study(
 ) -> "LayerStudy":
     from dataclasses import replace
 
-    from attrib.report.layers_reading import read_runs
-    from attrib.report.layers_study import layer_study
+    from attrib.report.layer_study import layer_study
+    from attrib.report.run_reader import read_runs
 
     runs = read_runs(folders)
     saved = _saved(folders)
@@ -198,7 +198,7 @@ def _grid(path: Path) -> "pd.DataFrame":
 
 def _tell(study: "LayerStudy", out: Path) -> None:
     from attrib.report.layers_page import write_layer_report
-    from attrib.report.layers_said import headline, partial_of, sureness
+    from attrib.report.summary import headline, partial_of, sureness
 
     files = write_layer_report(study, out)
     told = [partial_of(study), headline(study), sureness(study), *(f"  {file}" for file in files)]

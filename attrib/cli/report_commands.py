@@ -9,7 +9,7 @@ from attrib.cli.command import invocation
 from attrib.cli.options import NAMED_SPLITS
 
 if TYPE_CHECKING:
-    from attrib.report.layers_study import LayerStudy
+    from attrib.report.layer_study import LayerStudy
 
 
 def commands_of(
@@ -70,9 +70,9 @@ def _on(study: "LayerStudy", part: str) -> list[str]:
 
 def _pairs(study: "LayerStudy") -> str:
     """The pairs of layers that the rules and the fixed choices pick, for `attrib grid`."""
-    from attrib.selection import VOTERS, fixed_picks, picks_of
+    from attrib.selection import CONSENSUS_RULES, fixed_picks, picks_of
 
     picks = picks_of(study.report)
-    named = {rule: picks[rule] for rule in (study.report.rule, *VOTERS) if rule in picks}
+    named = {rule: picks[rule] for rule in (study.report.rule, *CONSENSUS_RULES) if rule in picks}
     found = {**named, **fixed_picks(study.report.num_layers)} if named else {}
     return "+".join(dict.fromkeys(f"{text}x{visual}" for text, visual in found.values()))

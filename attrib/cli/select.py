@@ -86,7 +86,7 @@ def add_to(app: typer.Typer) -> None:
 
 def select(options: SelectOptions) -> int:
     """Which layers to edit: by what their contributions, noise and patching say."""
-    from attrib.selection import for_all_words
+    from attrib.selection import combine_words
 
     if options.split is None and options.data in NAMED_SPLITS:
         options = options.model_copy(update={"split": "validation"})
@@ -103,7 +103,7 @@ def select(options: SelectOptions) -> int:
                 quarantined += made[1]
     if not reports:  # a dry run, or another process writes the results
         return ExitCode.DONE
-    report = for_all_words(reports)
+    report = combine_words(reports)
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
         say(f"select: of one word at a time: attrib report --from {out / 'word-1'}")
@@ -152,21 +152,21 @@ def _written(
 
 
 def _said(report: "LayerReport") -> str:
-    from attrib.report.findings_selection import about_selection
-    from attrib.selection import about_words
+    from attrib.report.selection_summary import summarize_selection
+    from attrib.selection import summarize_words
 
-    return "\n".join(filter(None, [about_words(report), about_selection(report)]))
+    return "\n".join(filter(None, [summarize_words(report), summarize_selection(report)]))
 
 
 def _judge(report: "LayerReport", grid: "pd.DataFrame", out: Path) -> list[Path]:
     """Print what the picks cost on a grid, and which evidence predicts it; the tables' files."""
     from attrib.files import write_text
-    from attrib.report.findings_selection import about_regret
+    from attrib.report.selection_summary import summarize_regret
     from attrib.selection import fixed_picks, picks_of, rank_correlations, regret
 
     judged = regret(grid, picks_of(report) | fixed_picks(report.num_layers))
     told = rank_correlations(grid, report.scores())
-    print(about_regret(judged, report.rule))
+    print(summarize_regret(judged, report.rule))
     for table in (judged, told):
         print(f"\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
     return [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.runs import Rank, Run
-    from attrib.runs.collecting import Measure
+    from attrib.runs.collect import Measure
 
 
 class Analysis(NamedTuple):
@@ -95,7 +95,7 @@ def _prepare(vlm: "VLM", data: "EditData", out: Path, analysis: Analysis, rank: 
         name=analysis.command,
         options=analysis.options.model_dump(mode="json", exclude={"dry_run"}),
         seed=analysis.options.seed,
-        free=runs.ALWAYS_FREE | {f"options.{option}" for option in analysis.options.free},
+        free=runs.NON_IDENTIFYING | {f"options.{option}" for option in analysis.options.free},
         rank=rank,
         invocation=invocation(),
     )  # fmt: skip

@@ -86,7 +86,7 @@ def sweep(options: SweepOptions) -> int:
     """How far noise on one modality moves the output, layer by layer (DualEdit, Fig. 2)."""
     from attrib import plots
     from attrib.analyses.tables import measure_sensitivity
-    from attrib.report.findings_sweep import about_sweep
+    from attrib.report.summaries import summarize_sensitivity
 
     def draw(result: "Result") -> dict[str, "Axes"]:
         return {
@@ -99,7 +99,7 @@ def sweep(options: SweepOptions) -> int:
     arguments = options.arguments()
     measure = partial(measure_sensitivity, **arguments, unit=options.unit, seed=options.seed)
     plan = partial(planned_sweep, arguments, options.batch_size)
-    return analyse("sweep", options, measure, draw, about_sweep, plan=plan)
+    return analyse("sweep", options, measure, draw, summarize_sensitivity, plan=plan)
 
 
 def _defaults(options: SweepOptions) -> str:

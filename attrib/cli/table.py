@@ -118,11 +118,11 @@ def _is_trained(editor: str) -> bool:
 def _settle(options: TableOptions) -> None:
     """Keep what the folder's editors are made with; refuse other settings."""
     from attrib.files import write_text
-    from attrib.runs.changes import changes
+    from attrib.runs.manifest import diff
 
     now = {k: v for k, v in options.model_dump(mode="json").items() if k not in FREE}
     path = options.out / MANIFEST
-    if path.exists() and (different := changes(json.loads(path.read_text()), now)):
+    if path.exists() and (different := diff(json.loads(path.read_text()), now)):
         raise SetupError(
             f"{options.out} was made with other settings: {'; '.join(different)}; give another "
             "--out, or the settings that are there"

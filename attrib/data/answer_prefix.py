@@ -13,7 +13,7 @@ from attrib.data.samples import EditData, EditRequest, EditSample, Quarantined
 FEWEST = 10  # answers by which it is judged what they share
 
 
-def shared_words(samples: Iterable[EditSample]) -> int:
+def shared_prefix_length(samples: Iterable[EditSample]) -> int:
     """How many words answers begin with that are no news: those that more than half of them share.
 
     An answer that ends there is not among those that share a word: that word is the news in it.
@@ -31,7 +31,7 @@ def shared_words(samples: Iterable[EditSample]) -> int:
         words += 1
 
 
-def lead(data: EditData, words: int) -> EditData:
+def add_answer_prefix(data: EditData, words: int) -> EditData:
     """The same samples, the first `words` words of each request's target behind its prompt.
 
     Samples whose target is not longer than that are set aside.
@@ -41,16 +41,16 @@ def lead(data: EditData, words: int) -> EditData:
     samples, short = [], []
     for row, sample in enumerate(data.samples):
         if len(sample.request.target.split()) > words:
-            samples.append(_led(sample, words))
+            samples.append(_with_prefix(sample, words))
         else:
             why = f"the answer {sample.request.target!r} has no word behind the first {words}"
             place = (sample.meta.get("file", data.name), sample.meta.get("row", row))
             short.append(Quarantined(*place, "target", why))
-    provenance = {**data.provenance, "lead": words}
+    provenance = {**data.provenance, "answer_prefix": words}
     return EditData(data.name, data.split, samples, [*data.quarantined, *short], provenance)
 
 
-def _led(sample: EditSample, words: int) -> EditSample:
+def _with_prefix(sample: EditSample, words: int) -> EditSample:
     request = sample.request
     parts = request.target.split(maxsplit=words)
     prompt = " ".join([request.prompt, *parts[:words]])

@@ -148,7 +148,7 @@ def _sorted_out(path: Path) -> tuple[list[Row], list[Quarantined]]:
         try:
             good.append(well_formed(row, str(path), index))
         except RowError as error:
-            bad.append(Quarantined.of(error))
+            bad.append(Quarantined.from_error(error))
     return good, bad
 
 

@@ -139,7 +139,7 @@ def _usable(
         try:
             samples.append(sample(raw, index))
         except RowError as error:
-            quarantined.append(Quarantined.of(error))
+            quarantined.append(Quarantined.from_error(error))
     return samples, quarantined
 
 

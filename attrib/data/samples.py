@@ -94,7 +94,7 @@ class Quarantined:
     reason: str
 
     @classmethod
-    def of(cls, error: RowError) -> "Quarantined":
+    def from_error(cls, error: RowError) -> "Quarantined":
         """The record of a row that turned out bad."""
         bare = cls(error.file, error.row, error.field, "")
         return replace(bare, reason=str(error).removeprefix(str(bare)))

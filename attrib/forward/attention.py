@@ -124,7 +124,9 @@ AttentionMaskInterface.register("attrib_tap", sdpa_mask)
 def tap_attention(vlm: VLM, listener: Listener) -> Iterator[None]:
     """Call `listener(layer, call)` at every attention of a decoder layer inside the context."""
     layer_of = {id(part): i for i, layer in enumerate(vlm.layers) for part in layer.modules()}
-    configs = {id(c): c for m in vlm.parts.decoder.modules() if (c := getattr(m, "config", None))}
+    configs = {
+        id(c): c for m in vlm.components.decoder.modules() if (c := getattr(m, "config", None))
+    }
     before = {key: config._attn_implementation for key, config in configs.items()}
 
     outer = _LISTENER.get()

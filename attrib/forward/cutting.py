@@ -74,7 +74,7 @@ def suffix_of(clean: CleanPass, first: int) -> Suffix:
     start = _nothing_looks_in(clean, first)
     if start < WORTH_CUTTING * clean.real.shape[1]:
         start = 0
-    config = getattr(clean.vlm.parts.decoder, "config", None)
+    config = getattr(clean.vlm.components.decoder, "config", None)
     attention = getattr(config, "_attn_implementation", None)
     kind = (start > 0, attention, tuple(map(kinds, calls)))
     holds = _HOLDS.setdefault(clean.vlm, {})

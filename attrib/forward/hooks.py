@@ -21,7 +21,6 @@ from attrib.forward.residual import (
     is_later_step,
     rows_of,
 )
-from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 
@@ -101,7 +100,7 @@ def write(
 
 
 def _running(vlm: VLM, layer: int) -> Batch:
-    batch = running_batch(vlm)
+    batch = vlm.active_batch
     if batch is None:
         raise AttribError(
             f"write at layer {layer}: which positions to write is told by the batch; run it with "

@@ -17,7 +17,7 @@ Step = tuple[Tensor, Tensor, Tensor, Tensor]
 class ResidualWrites:
     """What one forward pass wrote to the residual stream, at one position per example.
 
-    `embed + (attn + mlp + extra).sum(1) == final`, up to the rounding of the stream's dtype.
+    `embed + (attn + mlp + between_layers).sum(1) == final`, up to rounding in its dtype.
 
     Attributes:
         steps: Per layer (stream entering it, attention's write, MLP's write, stream leaving it).
@@ -41,11 +41,11 @@ class ResidualWrites:
         return self._column(2)
 
     @property
-    def extra(self) -> Float[Tensor, "batch layer d_model"]:
+    def between_layers(self) -> Float[Tensor, "batch layer d_model"]:
         """Writes between a layer and the next (visual features of Qwen3-VL); usually zeros."""
-        extra = torch.zeros_like(self.attn)
-        extra[:, :-1] = self._column(0)[:, 1:] - self._column(3)[:, :-1]
-        return extra
+        between_layers = torch.zeros_like(self.attn)
+        between_layers[:, :-1] = self._column(0)[:, 1:] - self._column(3)[:, :-1]
+        return between_layers
 
     @property
     def final(self) -> Float[Tensor, "batch d_model"]:
@@ -59,7 +59,7 @@ class ResidualWrites:
         return torch.stack([self.steps[layer][i].to(device) for layer in sorted(self.steps)], 1)
 
 
-def two_writes(
+def match_sublayers(
     before: Tensor, after: Tensor, outputs: dict[str, Tensor], layer: int
 ) -> tuple[Tensor, Tensor]:
     """The two submodule outputs that account for what a layer did to the stream, in order.

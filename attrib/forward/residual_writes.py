@@ -12,9 +12,9 @@ from attrib.forward.residual import (
     ResidualWrites,
     Step,
     is_later_step,
+    match_sublayers,
     pick,
     rows_of,
-    two_writes,
 )
 from attrib.model.vlm import VLM
 
@@ -69,7 +69,7 @@ def _keep_writes(
     def leave(out: Tensor) -> None:
         if into:
             before, after = pick(into[0], rows), pick(out, rows)
-            steps[index] = (before, *two_writes(before, after, outputs, index), after)
+            steps[index] = (before, *match_sublayers(before, after, outputs, index), after)
 
     with ExitStack() as stack:
         stack.enter_context(on_input(layer, enter))

@@ -1,28 +1,31 @@
-"""Prompts with their images as tensors, and where each modality sits in them."""
+"""Prompts with their images as tensors, and the positions of each modality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
 
 Span = Literal["visual", "text", "last", "bos", "target"]
+SHOWN = 3  # prompts in a repr
+WIDTH = 60  # characters of each
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where an example's visual tokens lie in its image, row by row from the top left.
+    """The layout of an example's visual tokens on its image, row by row from the top left.
 
     Attributes:
         rows: Number of token rows.
         cols: Number of token columns.
-        box: (left, top, right, bottom) of the gridded area in pixels of the original image. It lies
-            inside the image where the processor crops, and reaches beyond it where it pads.
-        first: Which of the example's visual tokens is the top left one. Not 0 where tiles of a
-            larger rendering come first; `rows * cols` tokens from there on belong to the grid.
+        box: (left, top, right, bottom) of the grid in pixels of the original image. It lies inside
+            the image if the processor crops, and extends beyond it if the processor pads.
+        first: Index of the top left token among the example's visual tokens; above 0 where tiles of
+            a larger rendering come first. The grid has the `rows * cols` tokens from there on.
     """
 
     rows: int
@@ -31,19 +34,20 @@ class Grid:
     first: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """Prompts with their images, and the positions each modality occupies.
+    """Prompts with their images, and the positions of each modality.
 
     Attributes:
         inputs: Keyword arguments of the Hugging Face model's forward.
-        spans: Positions of the prompt by kind. `visual` and `text` partition the prompt's real
-            tokens minus the beginning-of-sequence token, which is `bos` where there is one; `last`
-            is the last prompt token; `target` the target's tokens, where targets were given.
-        grids: Per example the geometry of its visual tokens, or None: no image, or no geometry
-            (queries of a Q-Former attend to the whole image).
-        labels: The next token's id where it belongs to the target, -100 elsewhere.
-        ids: Names of the examples (`named`): what their noise is keyed by.
+        spans: Positions by kind. `visual` and `text` partition the prompt's real tokens except the
+            beginning-of-sequence token (`bos`, if there is one); `last` is the last prompt
+            token; `target` holds the target's tokens, if targets were given.
+        grids: Per example the layout of its visual tokens. None without an image, and for Q-Former
+            models, whose queries attend to the whole image.
+        labels: Id of the next token where that token belongs to the target, -100 elsewhere.
+        ids: Names of the examples (see `named`), which seed their noise.
+        prompts: The prompts as they were given.
     """
 
     inputs: dict[str, Any]
@@ -51,10 +55,22 @@ class Batch:
     grids: tuple[Grid | None, ...] = ()
     labels: Int[Tensor, "batch pos"] | None = None
     ids: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
 
     def __getitem__(self, span: Span) -> Bool[Tensor, "batch pos"]:
         """The positions of a span."""
         return self.spans[span]
+
+    def __repr__(self) -> str:
+        lines = [f"Batch of {self.size}, {self.spans['last'].shape[1]} positions"]
+        counts = (f"{name} {span.sum(1).tolist()[:SHOWN]}" for name, span in self.spans.items())
+        lines.append(f"  tokens: {', '.join(counts)}")
+        grids = (f"{grid.rows}x{grid.cols}" if grid else "none" for grid in self.grids[:SHOWN])
+        lines.append(f"  grids: {', '.join(grids) or 'none'}")
+        lines += [f"  prompt {i}: {text[:WIDTH]!r}" for i, text in enumerate(self.prompts[:SHOWN])]
+        if self.size > SHOWN:
+            lines.append(f"  ... and {self.size - SHOWN} more examples")
+        return "\n".join(lines)
 
     @property
     def size(self) -> int:
@@ -62,7 +78,48 @@ class Batch:
         return len(self.spans["last"])
 
     def named(self, ids: Sequence[str]) -> "Batch":
-        """The same batch, whose examples have these names."""
+        """Return the batch with names for its examples."""
         if len(ids) != self.size:
             raise AttribError(f"{len(ids)} ids for {self.size} examples")
         return replace(self, ids=tuple(ids))
+
+
+def token_spans(
+    ids: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"],
+    image_token_id: int,
+    bos_id: int | None,
+    target_lengths: Sequence[int] | None = None,
+) -> dict[str, Bool[Tensor, "batch pos"]]:
+    """Return the positions of each span in padded rows of tokens.
+
+    Args:
+        ids: Token ids.
+        real: True at positions that are not padding.
+        image_token_id: Id of visual tokens.
+        bos_id: Id of the beginning-of-sequence token, if there is one.
+        target_lengths: Number of target tokens at the end of each row.
+    """
+    index = torch.arange(ids.shape[1], device=ids.device)
+    end = torch.where(real, index + 1, 0).amax(1, keepdim=True)
+    lengths = torch.tensor(target_lengths or [0] * len(ids), device=ids.device)[:, None]
+    prompt = real & (index < end - lengths)
+    visual = prompt & (ids == image_token_id)
+    words = prompt & ~visual
+    # Q-Former models put the visual tokens before the beginning-of-sequence token.
+    bos = words & (words.cumsum(1) == 1) & (ids == (-1 if bos_id is None else bos_id))
+    spans = {"visual": visual, "text": words & ~bos, "last": index == end - lengths - 1}
+    if bos.any():
+        spans["bos"] = bos
+    if target_lengths is not None:
+        spans["target"] = real & ~prompt
+    return spans
+
+
+def next_token_labels(
+    ids: Int[Tensor, "batch pos"], at: Bool[Tensor, "batch pos"]
+) -> Int[Tensor, "batch pos"]:
+    """Return each position's next token where that token is in `at`, -100 elsewhere."""
+    labels = torch.full_like(ids, -100)
+    labels[:, :-1][at[:, 1:]] = ids[at]
+    return labels

@@ -26,10 +26,10 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from attrib.environment import WEIGHTS, embedded_names
 from attrib.errors import SetupError
 from attrib.model.components import refuse_encoder_decoder
 
-WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -82,11 +82,6 @@ def read_checkpoint(
             "among them; download it again, or take it as it is with verify=False"
         )
     return model.to(place).eval().requires_grad_(False), processor
-
-
-def embedded_names() -> list[str]:
-    """Names of the models that ship with the package."""
-    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
 
 
 def _source(name: str) -> str:

@@ -20,7 +20,7 @@ from attrib.errors import AttribError, SetupError
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Components:
     """The named parts of a model.
 
     Attributes:
@@ -40,7 +40,7 @@ class Parts:
     d_model: int
 
 
-def find_parts(model: PreTrainedModel) -> Parts:
+def find_components(model: PreTrainedModel) -> Components:
     """The parts of a model.
 
     Raises:
@@ -68,7 +68,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
             f"{name}: config.image_token_id is {image_token_id!r}, expected the id of the token "
             "that stands for a visual feature"
         )
-    return Parts(decoder, layers, norms[0], head, image_token_id, d_model)
+    return Components(decoder, layers, norms[0], head, image_token_id, d_model)
 
 
 def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:

@@ -7,24 +7,25 @@
 A row without an image may stand beside rows with one: it has no visual tokens and brings no pixels.
 """
 
+import copy
 from collections.abc import Sequence
 from itertools import compress
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
 from attrib.errors import AttribError
-from attrib.model.image_placeholder import ImageStyle, blank_image, quiet, render
+from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet, render
 
 Row = dict[str, list[int]]
 
 
 def encode_rows(
     processor: Any,
-    style: ImageStyle,
+    placeholder: ImagePlaceholder,
     images: Sequence[Image.Image | None],
     prompts: Sequence[str],
     targets: Sequence[str] | None,
@@ -40,56 +41,62 @@ def encode_rows(
             raise AttribError(f"{len(given)} {name} for {len(prompts)} prompts: give one for each")
     if not prompts:
         raise AttribError("no prompts: give at least one")
-    texts = prompt_texts(processor, style, images, prompts, template)
-    rows, tensors = prompt_rows(processor, style, images, texts)
+    texts = prompt_texts(processor, placeholder, images, prompts, template)
+    rows, tensors = prompt_rows(processor, placeholder, images, texts)
     if targets is None:
         return rows, tensors, None
     pairs = zip(prompts, targets, strict=True)
     ids = [target_ids(processor.tokenizer, *pair, row) for row, pair in enumerate(pairs)]
-    rows = [append_target(row, new, style) for row, new in zip(rows, ids, strict=True)]
+    rows = [append_target(row, new, placeholder) for row, new in zip(rows, ids, strict=True)]
     return rows, tensors, [len(new) for new in ids]
 
 
 def prompt_rows(
-    processor: Any, style: ImageStyle, images: Sequence[Image.Image | None], texts: Sequence[str]
+    processor: Any,
+    placeholder: ImagePlaceholder,
+    images: Sequence[Image.Image | None],
+    texts: Sequence[str],
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """Token rows without padding, and the inputs that hold the images.
 
     Args:
         processor: The Hugging Face processor.
-        style: How it wants images announced.
+        placeholder: How it wants images announced.
         images: One per row, or None.
         texts: One per row, with the marker where there is an image (`prompt_texts`).
 
     Returns:
-        One dict per row, of lists as long as the row: `input_ids` and the style's types; and the
+        One dict per row, of lists as long as the row: `input_ids` and the target types; and the
         processor's other tensors, which hold the images in the order of their rows. If no row
         has an image, they hold one blank image, for models that cannot do without, or are empty.
     """
     # A processor that inserts tokens itself also decides what else surrounds a prompt (PaliGemma's
     # newline), so it sees rows without an image too, with a blank one that is taken out again.
-    seen = [i for i, image in enumerate(images) if image is not None or style.inserts_itself]
+    seen = [i for i, image in enumerate(images) if image is not None or placeholder.auto_inserts]
     rows: dict[int, Row] = {}
     tensors: dict[str, Tensor] = {}
     if seen:
         pictures = [[_rgb(images[i], i)] for i in seen]
-        rows_seen, tensors = _process(processor, style, pictures, [texts[i] for i in seen])
+        rows_seen, tensors = _process(processor, placeholder, pictures, [texts[i] for i in seen])
         rows |= zip(seen, rows_seen, strict=True)
     for i, image in enumerate(images):
         if image is None and i in rows:
-            keep = [token != style.image_token_id for token in rows[i]["input_ids"]]
+            keep = [token != placeholder.image_token_id for token in rows[i]["input_ids"]]
             rows[i] = {key: list(compress(value, keep)) for key, value in rows[i].items()}
         elif image is None:
             ids = processor.tokenizer(texts[i])["input_ids"]
-            rows[i] = {"input_ids": ids} | {key: [0] * len(ids) for key in style.target_types}
-    if style.inserts_itself:
+            rows[i] = {"input_ids": ids} | {key: [0] * len(ids) for key in placeholder.target_types}
+    if placeholder.auto_inserts:
         keep = [i for i, image in enumerate(images) if image is not None] or [0]
         tensors = {key: value[keep] for key, value in tensors.items()}
     return [rows[i] for i in range(len(texts))], tensors
 
 
 def _process(
-    processor: Any, style: ImageStyle, pictures: list[list[Image.Image]], texts: list[str]
+    processor: Any,
+    placeholder: ImagePlaceholder,
+    pictures: list[list[Image.Image]],
+    texts: list[str],
 ) -> tuple[list[Row], dict[str, Tensor]]:
     # On the right, because the positions of InstructBLIP's Q-Former start at the first column.
     padding = {"padding": True, "padding_side": "right"}
@@ -97,7 +104,7 @@ def _process(
         out = dict(processor(images=pictures, text=texts, return_tensors="pt", **padding))
     out.pop("labels", None)  # PaliGemma's; ours come with the targets
     real = out.pop("attention_mask").bool()
-    keys = [key for key in ("input_ids", *style.target_types) if key in out]
+    keys = [key for key in ("input_ids", *placeholder.target_types) if key in out]
     columns = {key: out.pop(key) for key in keys}
     rows = [{key: columns[key][i, real[i]].tolist() for key in keys} for i in range(len(texts))]
     return rows, out
@@ -113,7 +120,7 @@ def _rgb(image: Image.Image | None, row: int) -> Image.Image:
 
 def prompt_texts(
     processor: Any,
-    style: ImageStyle,
+    placeholder: ImagePlaceholder,
     images: Sequence[Image.Image | None],
     prompts: Sequence[str],
     template: Literal["raw", "chat"],
@@ -122,7 +129,7 @@ def prompt_texts(
     for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         if not prompt and image is None:
             raise AttribError(f"prompt {i} is empty, and there is no image: give one of them")
-        for reserved in style.reserved:
+        for reserved in placeholder.reserved:
             if reserved in prompt:
                 raise AttribError(
                     f"prompt {i} contains {reserved!r}, which stands for an image; remove it: the "
@@ -130,7 +137,7 @@ def prompt_texts(
                 )
     if template == "raw":
         return [
-            prompt if image is None else style.marker + prompt
+            prompt if image is None else placeholder.marker + prompt
             for prompt, image in zip(prompts, images, strict=True)
         ]
     if getattr(processor, "chat_template", None) is None:
@@ -168,9 +175,12 @@ def target_ids(tokenizer: Any, prompt: str, target: str, row: int = 0) -> list[i
     return both[len(before) :]
 
 
-def append_target(row: Row, target: list[int], style: ImageStyle) -> Row:
+def append_target(row: Row, target: list[int], placeholder: ImagePlaceholder) -> Row:
     """The row followed by its target."""
-    types = {key: row[key] + [style.target_types[key]] * len(target) for key in style.target_types}
+    types = {
+        key: row[key] + [placeholder.target_types[key]] * len(target)
+        for key in placeholder.target_types
+    }
     return {"input_ids": row["input_ids"] + target} | types
 
 
@@ -192,42 +202,42 @@ def pad_rows(
     return out
 
 
-def spans_of(
-    ids: Int[Tensor, "batch pos"],
-    real: Bool[Tensor, "batch pos"],
-    image_token_id: int,
-    bos_id: int | None,
-    target_lengths: Sequence[int] | None = None,
-) -> dict[str, Bool[Tensor, "batch pos"]]:
-    """Where each modality sits in padded rows of tokens.
-
-    Args:
-        ids: Token ids.
-        real: Where they are not padding.
-        image_token_id: The id that stands for a visual token.
-        bos_id: The id of a beginning-of-sequence token, if the model has one.
-        target_lengths: How many of each row's last real tokens are its target.
-    """
-    index = torch.arange(ids.shape[1], device=ids.device)
-    end = torch.where(real, index + 1, 0).amax(1, keepdim=True)
-    lengths = torch.tensor(target_lengths or [0] * len(ids), device=ids.device)[:, None]
-    prompt = real & (index < end - lengths)
-    visual = prompt & (ids == image_token_id)
-    words = prompt & ~visual
-    # Q-Former models put the visual tokens before the beginning-of-sequence token.
-    bos = words & (words.cumsum(1) == 1) & (ids == (-1 if bos_id is None else bos_id))
-    spans = {"visual": visual, "text": words & ~bos, "last": index == end - lengths - 1}
-    if bos.any():
-        spans["bos"] = bos
-    if target_lengths is not None:
-        spans["target"] = real & ~prompt
-    return spans
+def pad_left(inputs: dict[str, Any], pad_id: int) -> dict[str, Any]:
+    """Inputs whose padding on the right, if any, has moved to the left and is one column wider."""
+    real = inputs["attention_mask"].bool()
+    if real[:, -1].all():
+        return inputs
+    keys = [key for key in inputs if key == "input_ids" or key.endswith("token_type_ids")]
+    rows = [{key: inputs[key][i, mask].tolist() for key in keys} for i, mask in enumerate(real)]
+    padded = pad_rows(rows, pad_id, "left", width=real.shape[1] + 1)
+    return inputs | {key: value.to(real.device) for key, value in padded.items()}
 
 
-def next_tokens(
-    ids: Int[Tensor, "batch pos"], at: Bool[Tensor, "batch pos"]
-) -> Int[Tensor, "batch pos"]:
-    """Labels: each position's next token where that one is in `at`, elsewhere -100."""
-    labels = torch.full_like(ids, -100)
-    labels[:, :-1][at[:, 1:]] = ids[at]
-    return labels
+def new_texts(
+    tokenizer: Any, prompts: Int[Tensor, "batch pos"], generated: Int[Tensor, "batch _"]
+) -> list[str]:
+    """What was generated after each prompt, without special tokens and surrounding space."""
+    width = prompts.shape[1]
+    if torch.equal(generated[:, :width], prompts):  # not returned where embeddings go in
+        generated = generated[:, width:]
+    return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+
+
+def to_device(inputs: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs on a device, with images in the model's dtype."""
+    return {
+        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def with_pad_token(processor: Any) -> Any:
+    """Return the processor, or a copy with a pad token if its tokenizer has none."""
+    if processor.tokenizer.pad_token is not None:
+        return processor
+    padding = copy.copy(processor)
+    padding.tokenizer = tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return padding

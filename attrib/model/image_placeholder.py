@@ -19,7 +19,7 @@ from attrib.errors import SetupError
 
 
 @dataclass(frozen=True)
-class ImageStyle:
+class ImagePlaceholder:
     """How a processor wants an image announced in a prompt.
 
     Attributes:
@@ -37,12 +37,12 @@ class ImageStyle:
     target_types: dict[str, int]
 
     @property
-    def inserts_itself(self) -> bool:
+    def auto_inserts(self) -> bool:
         """Whether the processor puts the image's tokens in, so that no marker is needed."""
         return not self.marker
 
 
-def find_style(processor: Any, image_token_id: int) -> ImageStyle:
+def find_placeholder(processor: Any, image_token_id: int) -> ImagePlaceholder:
     """How `processor` wants an image announced, found by asking it.
 
     Raises:
@@ -57,7 +57,7 @@ def find_style(processor: Any, image_token_id: int) -> ImageStyle:
     for candidate in [marker] if marker else ["", f"{getattr(processor, 'image_token', token)}\n"]:
         types = _target_types(processor, candidate, image_token_id)
         if types is not None:
-            return ImageStyle(candidate, image_token_id, tuple(sorted(reserved)), types)
+            return ImagePlaceholder(candidate, image_token_id, tuple(sorted(reserved)), types)
     raise SetupError(
         f"{type(processor).__name__} puts no image token (id {image_token_id}, {token!r}) into "
         "a prompt; it does not belong to the model, or lacks a setting such as num_query_tokens"

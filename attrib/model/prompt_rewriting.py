@@ -4,11 +4,9 @@ A rewriter is consulted by `vlm.logits` and `vlm.generate`. What it returns is r
 back at the positions of the batch that was given, so that nobody who asks needs to know of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +17,7 @@ from attrib.model.encoding import pad_rows
 
 
 @dataclass(frozen=True, eq=False)
-class Rewritten:
+class RewrittenBatch:
     """What is run in place of a batch.
 
     Attributes:
@@ -31,58 +29,42 @@ class Rewritten:
     batch: Batch
     positions: Int[Tensor, "batch pos"] | None = None
 
-    def back(self, values: Float[Tensor, "batch longer axis"]) -> Float[Tensor, "batch pos axis"]:
+    def gather_back(
+        self, values: Float[Tensor, "batch longer axis"]
+    ) -> Float[Tensor, "batch pos axis"]:
         """Values of the pass, at the positions of the batch that was given."""
         if self.positions is None:
             return values
         index = self.positions.to(values.device)[..., None].expand(-1, -1, values.shape[-1])
         return values.gather(1, index)
 
-    def behind(self, earlier: "Rewritten") -> "Rewritten":
-        """This, of a batch that another rewriter returned, as one with what that one did."""
-        if earlier.positions is None:
-            return self
+    def compose(self, later: "RewrittenBatch") -> "RewrittenBatch":
+        """Combine this rewriting with one that was applied to its result."""
         if self.positions is None:
-            return Rewritten(self.batch, earlier.positions)
-        return Rewritten(self.batch, self.positions.gather(1, earlier.positions))
+            return later
+        if later.positions is None:
+            return RewrittenBatch(later.batch, self.positions)
+        return RewrittenBatch(later.batch, later.positions.gather(1, self.positions))
 
 
-Rewriter = Callable[[Batch], Rewritten]
-_REWRITERS: WeakKeyDictionary[Any, list[Rewriter]] = WeakKeyDictionary()
+Rewriter = Callable[[Batch], RewrittenBatch]
 
 
-@contextmanager
-def rewriting(vlm: Any, rewriter: Rewriter) -> Iterator[None]:
-    """Passes by `vlm.logits` and `vlm.generate` inside the context run what `rewriter` returns.
-
-    Contexts nest: a batch goes through the one entered last first, so that text in front of a
-    question ends up behind the text of the contexts around it.
-    """
-    stack = _REWRITERS.setdefault(vlm, [])
-    stack.append(rewriter)
-    try:
-        yield
-    finally:
-        stack.pop()
-
-
-def rewritten(vlm: Any, batch: Batch) -> Rewritten:
-    """What `vlm` is to run in place of a batch; passes of the rewriters' own are run as given."""
-    stack, done = _REWRITERS.get(vlm), Rewritten(batch)
-    if not stack:
-        return done
-    _REWRITERS[vlm] = []
+def apply_rewriters(rewriters: list[Rewriter], batch: Batch) -> RewrittenBatch:
+    """Apply all rewriters, the last one first; the list is empty while they run."""
+    result, stack = RewrittenBatch(batch), rewriters[:]
+    rewriters.clear()
     try:
         for rewriter in reversed(stack):
-            done = rewriter(done.batch).behind(done)
+            result = result.compose(rewriter(result.batch))
     finally:
-        _REWRITERS[vlm] = stack
-    return done
+        rewriters[:] = stack
+    return result
 
 
-def with_tokens(
+def insert_tokens(
     batch: Batch, at: Int[Tensor, " batch"], tokens: Sequence[Sequence[int]], pad_id: int
-) -> Rewritten:
+) -> RewrittenBatch:
     """A batch with tokens put in front of one position of each example.
 
     They belong to the prompt's text. Rows are padded on the side they were.
@@ -94,14 +76,14 @@ def with_tokens(
         pad_id: What to fill up shorter rows with.
     """
     if not any(tokens):
-        return Rewritten(batch)
+        return RewrittenBatch(batch)
     real = batch.inputs["attention_mask"].bool()
     before = [int(row[:i].sum()) for row, i in zip(real, at.tolist(), strict=True)]
     rows = [_row(batch, i, before[i], tokens[i]) for i in range(batch.size)]
     padded = pad_rows(rows, pad_id, "left" if bool(real[:, -1].all()) else "right")
     inputs = batch.inputs | {key: value.to(real.device) for key, value in padded.items()}
     positions = _moved(real, inputs["attention_mask"].bool(), before, list(map(len, tokens)))
-    return Rewritten(_at(batch, inputs, real, positions), positions)
+    return RewrittenBatch(_at(batch, inputs, real, positions), positions)
 
 
 def _row(batch: Batch, i: int, before: int, tokens: Sequence[int]) -> dict[str, list[int]]:

@@ -1,15 +1,16 @@
-"""A vision-language model seen as a stack of decoder layers.
+"""A Hugging Face vision-language model seen as a stack of decoder layers.
 
-    vlm = load("tiny-llava")
+    vlm = attrib.load("tiny-llava")
     batch = vlm.encode([image, None], ["What is this?", "nq question: who wrote Emma?"])
     logits = vlm.logits(batch)
 
-Any decoder-only image-text-to-text model of transformers is seen through the same face, its parts
-found by structure (`attrib.model.components`); `vlm.model` and `vlm.processor` stay what they are.
+Supports every decoder-only image-text-to-text model of transformers: its components are found by
+structure (`attrib.model.components`). `vlm.model` and `vlm.processor` are never modified.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,49 +21,65 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
-from attrib.model.active_batch import running
-from attrib.model.batch import Batch, Grid, Span
-from attrib.model.checkpoint import read_checkpoint
+from attrib.model.batch import Batch, Grid, next_token_labels, token_spans
 from attrib.model.components import (
+    Components,
     FrozenNorm,
-    Parts,
-    find_parts,
+    find_components,
     freeze_norm,
     needs_pixels,
     patch_size,
 )
-from attrib.model.encoding import encode_rows, next_tokens, pad_rows, spans_of, target_ids
-from attrib.model.generation_inputs import bos_token_id, left_padded, new_texts, placed
-from attrib.model.image_placeholder import ImageStyle, find_style, quiet
+from attrib.model.encoding import (
+    encode_rows,
+    new_texts,
+    pad_left,
+    pad_rows,
+    target_ids,
+    to_device,
+    with_pad_token,
+)
+from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
 from attrib.model.patch_grid import grid_finder
-from attrib.model.prompt_rewriting import rewritten
-
-__all__ = ["VLM", "Batch", "Grid", "Span", "load"]
+from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VLM:
-    """A Hugging Face vision-language model and its processor, with the parts named.
+    """A Hugging Face vision-language model and its processor.
 
     Attributes:
         model: The Hugging Face model.
-        processor: The Hugging Face processor; without one, only `batch` makes inputs.
-        name: What to call the model in results.
+        processor: The Hugging Face processor; without one, `batch` is the only way to make inputs.
+        name: Name of the model in results.
     """
 
     model: PreTrainedModel
     processor: Any = None
     name: str = ""
+    _active: list[Batch] = field(default_factory=list, init=False)
+    _rewriters: list[Rewriter] = field(default_factory=list, init=False)
 
     def __post_init__(self):
         if not self.name:
             object.__setattr__(self, "name", self.model.name_or_path or type(self.model).__name__)
-        _ = self.parts  # a model that cannot be handled is refused now
+        _ = self.components  # refuse unsupported models now
+
+    def __repr__(self) -> str:
+        size, dtype = patch_size(self.model), str(self.model.dtype).removeprefix("torch.")
+        visual = f"patches of {size} px" if size else "learned queries"
+        return (
+            f"VLM {self.name!r} ({type(self.model).__name__})\n"
+            f"  {self.num_layers} layers, d_model {self.d_model}, "
+            f"{self.model.num_parameters():,} parameters, {dtype} on {self.device}\n"
+            f"  visual tokens: {visual}, token id {self.components.image_token_id}\n"
+            f"  processor: {type(self.processor).__name__ if self.processor else None}"
+        )
 
     @cached_property
-    def parts(self) -> Parts:
-        """Decoder, layers, norm, head and image token id, found by structure."""
-        return find_parts(self.model)
+    def components(self) -> Components:
+        """Decoder, layers, norm, head and image token id."""
+        return find_components(self.model)
 
     @property
     def tokenizer(self) -> Any:
@@ -72,9 +89,14 @@ class VLM:
         return self.processor.tokenizer
 
     @property
+    def pad_id(self) -> int:
+        """Token id for padding; any id works where the tokenizer has none, since it is masked."""
+        return self._padding_processor.tokenizer.pad_token_id
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in order."""
-        return self.parts.layers
+        return self.components.layers
 
     @property
     def num_layers(self) -> int:
@@ -84,32 +106,37 @@ class VLM:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.parts.d_model
+        return self.components.d_model
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
+        """Device of the first decoder layer, where inputs go."""
         return next(self.layers.parameters()).device
 
+    @property
+    def active_batch(self) -> Batch | None:
+        """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
+        return self._active[-1] if self._active else None
+
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
-        """Logits of a hidden state: final norm, then the output embedding."""
-        return self.parts.head(self.parts.norm(h))
+        """Logits of a hidden state: final norm, then output embedding."""
+        return self.components.head(self.components.norm(h))
 
     def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-        """The final norm as a linear map with the statistics it has at `h`."""
-        return freeze_norm(self.parts.norm, h)
+        """Return the final norm as a linear map with its statistics at `h`."""
+        return freeze_norm(self.components.norm, h)
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits at every position of a plain forward pass."""
-        run = rewritten(self, batch)
-        with running(self, run.batch):
-            return run.back(self.model(**run.batch.inputs, use_cache=False).logits)
+        """Logits at every position, from one forward pass."""
+        run = apply_rewriters(self._rewriters, batch)
+        with _pushed(self._active, run.batch):
+            return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
-        """A batch of inputs that were processed elsewhere: tells their positions apart.
+        """Wrap model inputs that were processed elsewhere, and find their spans.
 
         Args:
-            inputs: Keyword arguments of the model's forward; `input_ids` among them.
+            inputs: Keyword arguments of the model's forward, including `input_ids`.
         """
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
         return Batch(inputs, self._spans(inputs), (None,) * len(inputs["input_ids"]))
@@ -123,85 +150,83 @@ class VLM:
         template: Literal["raw", "chat"] = "raw",
         padding_side: Literal["left", "right"] = "left",
     ) -> Batch:
-        """Prompts with their images as one batch.
+        """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt; None where a prompt has no image.
-            prompts: What is asked. The image's marker is put in front by itself.
-            targets: What follows each prompt, teacher-forced; a space is put between where there is
-                none. The batch then has `labels` and a "target" span.
-            template: "raw" for the prompt as it stands, "chat" for the model's chat template.
-            padding_side: Where shorter rows are filled up. On the left, prompts end together and
-                can be continued (`generate`), also under a `write`.
+            images: One per prompt; None for a prompt without an image.
+            prompts: The questions, without image markers: these are inserted automatically.
+            targets: Text that follows each prompt, teacher-forced, separated by a space. The batch
+                then has `labels` and a "target" span.
+            template: "raw" for the prompt as it is, "chat" for the model's chat template.
+            padding_side: "left" aligns the ends of prompts, as `generate` needs under a `write`.
 
         Raises:
-            AttribError: Lists of different lengths, an empty target, or an image token in a prompt.
+            AttribError: Lists differ in length, a target is empty, or a prompt has an image token.
         """
         given = (images, prompts, targets, template)
-        rows, tensors, lengths = encode_rows(self.processor, self._style, *given)
+        rows, tensors, lengths = encode_rows(self._padding_processor, self._placeholder, *given)
         if all(image is None for image in images) and not needs_pixels(self.model):
             tensors = {}
-        padded = pad_rows(rows, self.tokenizer.pad_token_id, padding_side)
-        inputs = placed(padded | tensors, self.device, self.model.dtype)
+        padded = pad_rows(rows, self.pad_id, padding_side)
+        inputs = to_device(padded | tensors, self.device, self.model.dtype)
         spans = self._spans(inputs, lengths)
-        labels = None if lengths is None else next_tokens(inputs["input_ids"], spans["target"])
+        labels = (
+            None if lengths is None else next_token_labels(inputs["input_ids"], spans["target"])
+        )
         grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
-        return Batch(inputs, spans, grids, labels)
+        return Batch(inputs, spans, grids, labels, prompts=tuple(prompts))
 
     def answer_token(self, text: str) -> int:
-        """The first token of `text` as it follows a prompt."""
+        """Id of the first token of `text` as the continuation of a prompt."""
         return target_ids(self.tokenizer, "a", text)[0]
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
-        """The text that continues each prompt, greedy unless told otherwise.
+        """Generate a continuation of each prompt, greedily by default.
 
-        Padding on the right is moved to the left, and one column added: a `write` that is open then
-        sees that the positions are not those of its span, and says so, instead of missing them.
+        Right padding moves to the left and grows by one column. An open `write` for the original
+        positions then raises an error instead of writing to the wrong ones.
 
         Args:
-            batch: Prompts without targets; padded on the left, if something is to be written.
-            max_new_tokens: Longest continuation.
-            settings: Passed on to the Hugging Face `generate`.
+            batch: Prompts without targets; padded on the left for use under a `write`.
+            max_new_tokens: Maximum number of new tokens.
+            settings: Further arguments of the Hugging Face `generate`.
 
         Returns:
             The new text only, without special tokens and surrounding space.
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        inputs = left_padded(rewritten(self, batch).batch.inputs, self.tokenizer.pad_token_id)
-        settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id} | settings
+        inputs = pad_left(apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id)
+        settings = {"do_sample": False, "pad_token_id": self.pad_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
-        with quiet(), running(self, self.batch(inputs)):  # sampling settings do not matter
+        with quiet(), _pushed(self._active, self.batch(inputs)):
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         return new_texts(self.tokenizer, inputs["input_ids"], out)
 
-    def verify(self) -> None:
-        """Check on a small example that the model can be read and written as promised.
+    def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:
+        """Run `rewriter(batch)` in place of each batch given to `logits` or `generate`.
 
-        Raises:
-            SetupError: It cannot; the message names the promise and the numbers.
+        Contexts nest: the innermost rewriter is applied first, so text that it puts in front of a
+        question ends up behind the text of outer contexts. Inside a rewriter, no rewriter applies.
         """
-        # Imports from above stay inside: a model is checked by the tools built on the wrapper.
-        from attrib.checks.run import verify
-
-        verify(self)
+        return _pushed(self._rewriters, rewriter)
 
     def cache(self, batch: Batch, positions: str = "last", *, attention: bool = True) -> Any:
-        """A pass as a `transformer_lens.ActivationCache`; see `attrib.bridges.cache`."""
+        """Run a batch into a `transformer_lens.ActivationCache`; see `attrib.bridges.cache`."""
         from attrib.bridges.cache import cache
 
         return cache(self, batch, positions, attention=attention)
 
     def to_bridge(self) -> Any:
-        """A `TransformerBridge` that shares the weights; see `attrib.bridges.bridge`."""
+        """Return a weight-sharing `TransformerBridge`; see `attrib.bridges.bridge`."""
         from attrib.bridges.bridge import to_bridge
 
         return to_bridge(self)
 
     @staticmethod
     def from_bridge(bridge: Any) -> "VLM":
-        """The model of a `TransformerBridge`, unbridged; see `attrib.bridges.bridge`."""
+        """Wrap the model of a `TransformerBridge`; see `attrib.bridges.bridge`."""
         from attrib.bridges.bridge import from_bridge
 
         return from_bridge(bridge)
@@ -209,49 +234,29 @@ class VLM:
     def _spans(
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
-        bos_id = bos_token_id(self.model, self.processor)
-        real, image_id = inputs["attention_mask"].bool(), self.parts.image_token_id
-        return spans_of(inputs["input_ids"], real, image_id, bos_id, target_lengths)
+        source = self.tokenizer if self.processor else self.model.config.get_text_config()
+        real, image_id = inputs["attention_mask"].bool(), self.components.image_token_id
+        ids = inputs["input_ids"]
+        return token_spans(ids, real, image_id, source.bos_token_id, target_lengths)
 
     @cached_property
     def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:
         return grid_finder(self.processor.image_processor, patch_size(self.model))
 
     @cached_property
-    def _style(self) -> ImageStyle:
-        if self.tokenizer.pad_token is None:  # to fill up rows; it is masked, so any token does
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        return find_style(self.processor, self.parts.image_token_id)
+    def _padding_processor(self) -> Any:
+        assert self.tokenizer is not None
+        return with_pad_token(self.processor)
+
+    @cached_property
+    def _placeholder(self) -> ImagePlaceholder:
+        return find_placeholder(self._padding_processor, self.components.image_token_id)
 
 
-def load(
-    name: str,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    verify: bool = True,
-) -> VLM:
-    """A model by embedded name, folder or Hugging Face id, for evaluation, without gradients.
-
-    Args:
-        name: "tiny-llava", a folder written by `save_pretrained`, or an id on the Hugging Face hub.
-        device: Where to put it; by default a GPU if there is one.
-        dtype: "float32", "bfloat16", "float16"; by default float32 on a CPU, elsewhere the
-            checkpoint's own.
-        revision: Branch, tag or commit of a Hugging Face id.
-        trust_remote_code: Run code that comes with the model; needs a pinned `revision`.
-        verify: Check that the checkpoint is complete and the model works as promised here.
-
-    Raises:
-        SetupError: There is no such model, it is not a decoder-only image-text-to-text model, its
-            weights are pickles, it needs remote code, or it does not pass the verification.
-    """
-    model, processor = read_checkpoint(
-        name, device, dtype, revision, trust_remote_code, complete=verify
-    )
-    vlm = VLM(model, processor, name)
-    if verify:
-        vlm.verify()
-    return vlm
+@contextmanager
+def _pushed(stack: list[Any], item: Any) -> Iterator[None]:
+    stack.append(item)
+    try:
+        yield
+    finally:
+        stack.pop()

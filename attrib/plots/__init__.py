@@ -8,8 +8,8 @@ from attrib.plots.curves import attention, contributions
 from attrib.plots.drawing import describe, new_axes, save, share_scale, svg
 from attrib.plots.faithfulness import faithfulness
 from attrib.plots.gate import gate_auc, gate_similarity, gate_tokens
-from attrib.plots.heat import heat_by_layer, heat_pictures
-from attrib.plots.heat_cells import heat_cells, heat_scale
+from attrib.plots.heatmap_png import heatmap_colors, heatmap_png
+from attrib.plots.heatmaps import heatmap_by_layer, heatmap_pictures
 from attrib.plots.layer_evidence import layer_evidence, layer_scores, mark_layers
 from attrib.plots.learning import learning
 from attrib.plots.overlay import overlay, query_bars
@@ -25,10 +25,10 @@ __all__ = [
     "gate_auc",
     "gate_similarity",
     "gate_tokens",
-    "heat_by_layer",
-    "heat_cells",
-    "heat_pictures",
-    "heat_scale",
+    "heatmap_by_layer",
+    "heatmap_colors",
+    "heatmap_pictures",
+    "heatmap_png",
     "layer_evidence",
     "layer_scores",
     "learning",

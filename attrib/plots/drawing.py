@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 
 INK, MUTED, GRID = "#22282e", "#5b6570", "#d9dee3"
 BLUE, VERMILION, GREY, GREEN = "#0072b2", "#c65100", "#6b7178", "#00795c"
@@ -142,7 +142,7 @@ def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:
 def save(ax: Axes, stem: str | Path) -> list[Path]:
     """Write the figure as `stem`.svg and `stem`.png; their paths."""
     drawing = write_text(f"{stem}.svg", svg(ax))
-    with replacing(f"{stem}.png") as file:
+    with atomic_write(f"{stem}.png") as file:
         file.write(figure_png(figure_of(ax)))
     return [drawing, Path(f"{stem}.png")]
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 HATCH = "///"  # where there is no cell
 
 
-def number_grid(
+def score_grid(
     ax: Axes, values: Float[np.ndarray, "row col"], *, colors: str, label: str, missing: str
 ) -> None:
     """Draw cells with their numbers, the first row at the bottom; NaN cells are hatched.

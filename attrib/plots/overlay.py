@@ -59,7 +59,7 @@ def overlay(
         _show(panels[0], image, box)
         panels[0].set_title("image", fontsize=9)
         for ax, layer, values in zip(panels[1:], layers, maps, strict=True):
-            lay_over(ax, image, values, box, shared if scale == "shared" else _scale(values))
+            draw_overlay(ax, image, values, box, shared if scale == "shared" else _scale(values))
             _name(ax, layer, values)
         if scale == "shared":
             bar = figure.colorbar(ScalarMappable(shared, COLORS), ax=panels, shrink=0.8, aspect=30)
@@ -112,7 +112,7 @@ def _scale(values: Float[np.ndarray, "*cells"], power: float = 1.0) -> PowerNorm
     return PowerNorm(power, float(np.nanmin(values)), float(np.nanmax(values)))
 
 
-def lay_over(
+def draw_overlay(
     ax: Axes,
     image: Image.Image,
     values: Float[np.ndarray, "row col"],

@@ -18,9 +18,9 @@ from markupsafe import Markup
 
 from attrib import plots
 from attrib.files import write_text
-from attrib.report.layers_content import chosen_for, content_of
-from attrib.report.layers_parts import Table
-from attrib.report.layers_study import LayerStudy
+from attrib.report.content import chosen_for, content_of
+from attrib.report.evidence import Table
+from attrib.report.layer_study import LayerStudy
 from attrib.report.page import MOST_ROWS, environment, flat, visible
 
 LAYOUT = "attrib report 1"
@@ -54,7 +54,7 @@ def render_html(study: LayerStudy, content: dict[str, Any] | None = None) -> str
         **(content or content_of(study)),
         script=Markup(script),
         script_digest=digest_of(script),
-        scale=plots.heat_scale(),
+        scale=plots.heatmap_colors(),
         place=_place,
         chosen_for=partial(chosen_for, study),
         most_rows=MOST_ROWS,

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from attrib import plots
 from attrib.files import write_text
-from attrib.report import findings
-from attrib.report.first import Study
+from attrib.report import summaries
+from attrib.report.demo_study import Study
 from attrib.results import Result
 
 LONGEST_TEXT = 400  # characters of one prompt or answer; the whole text is in the results
@@ -33,11 +33,13 @@ def render(study: Study) -> str:
         .get_template("first.html.j2")
         .render(
             study=study,
-            finding=findings.finding(results["contributions"], results["wrong_key"]),
-            certainty=findings.how_sure(results["contributions"]),
-            control=findings.about_control(results["contributions"], results["wrong_key"]),
-            attention=findings.about_attention(results["attention"]),
-            answers=findings.about_answers(results["answers"]),
+            finding=summaries.summarize_demo(results["contributions"], results["wrong_key"]),
+            contributions=summaries.summarize_contributions(
+                results["contributions"], "the answer token"
+            ),
+            control=summaries.summarize_control(results["contributions"], results["wrong_key"]),
+            attention=summaries.summarize_attention(results["attention"]),
+            answers=summaries.summarize_answers(results["answers"]),
             contribution_figures=_contribution_figures(
                 results["contributions"], results["wrong_key"]
             ),

@@ -1,20 +1,25 @@
-"""Runs: an analysis over a dataset, in a folder, that survives whatever stops it."""
+"""An analysis over a dataset: resumable runs in a folder, shard by shard."""
 
+from attrib.runs.collect import Collected, Collector, Measure, Tables, collect
 from attrib.runs.distributed import Rank
-from attrib.runs.manifest import ALWAYS_FREE, refuse_foreign
+from attrib.runs.manifest import NON_IDENTIFYING, refuse_foreign
 from attrib.runs.run import Outcome, Run, prepare
-from attrib.runs.shards import Part, Parts
-from attrib.runs.units import ROWS, Unit, split
+from attrib.runs.shards import ROWS, Shard, ShardResult, ShardStore, split
 
 __all__ = [
-    "ALWAYS_FREE",
+    "NON_IDENTIFYING",
     "ROWS",
+    "Collected",
+    "Collector",
+    "Measure",
     "Outcome",
-    "Part",
-    "Parts",
     "Rank",
     "Run",
-    "Unit",
+    "Shard",
+    "ShardResult",
+    "ShardStore",
+    "Tables",
+    "collect",
     "prepare",
     "refuse_foreign",
     "split",

@@ -1,7 +1,7 @@
-"""Ranks: processes that share a run, as torchrun, `accelerate launch` and mpirun start them.
+"""Processes that share a run, as torchrun, `accelerate launch` and mpirun start them.
 
-They take disjoint units and meet in the run's folder only: no collectives, so a rank that is slow,
-or gone, holds nobody up.
+They take disjoint shards and meet in the run's folder only. Without collectives, a slow or dead
+process does not block the others.
 """
 
 import os
@@ -13,11 +13,10 @@ from logging import getLogger
 import torch
 
 from attrib.errors import SetupError
-from attrib.runs.shards import Parts
-from attrib.runs.units import Unit
+from attrib.runs.shards import Shard, ShardStore
 
-PATIENCE_SECONDS = 60.0  # without a new part, before the first rank does the work itself
-LOOK_EVERY_SECONDS = 0.5
+TIMEOUT_SECONDS = 60.0  # without a new shard, before the first process takes over
+POLL_SECONDS = 0.5
 # What torchrun sets, then what MPI implementations set.
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -32,11 +31,11 @@ logger = getLogger("attrib")
 
 @dataclass(frozen=True)
 class Rank:
-    """One process among those that share a run.
+    """One of the processes that share a run.
 
     Attributes:
         number: of this process, from 0.
-        world: how many there are.
+        world: how many processes there are.
         local: number among those on this machine.
     """
 
@@ -46,10 +45,10 @@ class Rank:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Rank":
-        """As RANK, WORLD_SIZE and LOCAL_RANK say, or MPI's names for them; alone without them.
+        """Read RANK, WORLD_SIZE and LOCAL_RANK or MPI's equivalents; a single process by default.
 
         Raises:
-            SetupError: when they are no numbers, or the rank is not below the number of ranks.
+            SetupError: They are not numbers, or the rank is not below the world size.
         """
         number, world, local = (_first(environ, names) for names in (RANK, WORLD, LOCAL))
         if number is None or world is None:
@@ -62,42 +61,42 @@ class Rank:
             raise SetupError(f"RANK={rank.number} is not one of WORLD_SIZE={rank.world} ranks")
         return rank
 
-    def mine(self, units: Sequence[Unit]) -> list[Unit]:
-        """The units that this rank measures: every `world`-th."""
-        return list(units[self.number :: self.world])
+    def mine(self, shards: Sequence[Shard]) -> list[Shard]:
+        """The shards that this process measures: every `world`-th."""
+        return list(shards[self.number :: self.world])
 
-    def device(self, asked: str) -> str:
-        """The device to ask for: on a machine with several GPUs, one for each rank."""
-        if self.world > 1 and asked in ("auto", "cuda") and torch.cuda.is_available():
+    def device(self, requested: str) -> str:
+        """The device to use: one GPU per process where the machine has several."""
+        if self.world > 1 and requested in ("auto", "cuda") and torch.cuda.is_available():
             return f"cuda:{self.local % torch.cuda.device_count()}"
-        return asked
+        return requested
 
 
 def wait_for(
-    units: Sequence[Unit], parts: Parts, measure: Callable[[Unit], None], patience: float
+    shards: Sequence[Shard], store: ShardStore, measure: Callable[[Shard], None], timeout: float
 ) -> None:
-    """Come back when all units are committed, by other ranks or, where none delivers, by us.
+    """Block until all shards exist; compute the shards of stragglers after `timeout`.
 
     Args:
-        units: all of a run.
-        parts: where they are committed.
-        measure: commits a unit.
-        patience: seconds without a new part after which others are taken to be gone. A mistake
-            costs double work, nothing else: both write the same part.
+        shards: all of a run.
+        store: where they are committed.
+        measure: commits a shard.
+        timeout: seconds without a new shard after which the others are taken to be dead. A mistake
+            costs double work only: both processes write the same shard.
     """
-    missing = [unit for unit in units if not parts.has(unit)]
-    if missing and patience:
-        logger.info("waiting for %d units of other ranks", len(missing))
-    heard = time.monotonic()
+    missing = [shard for shard in shards if not store.has(shard)]
+    if missing and timeout:
+        logger.info("waiting for %d shards of other processes", len(missing))
+    last_change = time.monotonic()
     while missing:
-        if time.monotonic() - heard >= patience:
-            logger.info("no other rank delivers: measuring unit %d here", missing[0].index)
+        if time.monotonic() - last_change >= timeout:
+            logger.info("no other process delivers: measuring shard %d here", missing[0].index)
             measure(missing.pop(0))
         else:
-            time.sleep(LOOK_EVERY_SECONDS)
-        left = [unit for unit in missing if not parts.has(unit)]
+            time.sleep(POLL_SECONDS)
+        left = [shard for shard in missing if not store.has(shard)]
         if len(left) < len(missing):
-            missing, heard = left, time.monotonic()
+            missing, last_change = left, time.monotonic()
 
 
 def _first(environ: Mapping[str, str], names: Sequence[str]) -> str | None:

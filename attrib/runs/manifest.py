@@ -1,18 +1,17 @@
-"""The manifest of a run's folder: what its numbers are made of, and whether more may be added."""
+"""The manifest of a run's folder: how its numbers are made, and whether a run may continue it."""
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from attrib.errors import SetupError
 from attrib.files import write_text
-from attrib.runs.changes import changes
 
 MANIFEST = "manifest.json"
 LAYOUT = "attrib run 1"
-# What may differ between those who work on one folder.
-ALWAYS_FREE = frozenset(
+# Entries that do not change a number: a run may be continued with others.
+NON_IDENTIFYING = frozenset(
     {
         "invocation",
         "examples",
@@ -26,20 +25,23 @@ ALWAYS_FREE = frozenset(
     }
 )
 VERSIONS = ("attrib", "torch", "transformers")  # other versions hardly change a number
+# Options of earlier versions, and their names now.
+RENAMED = {"lead": "answer_prefix", "spare_last": "exclude_last", "max_versions": "max_copies"}
 SHOWN = 8
+LONGEST_VALUE = 40
 
 
 def refuse_foreign(out: Path) -> None:
-    """Refuse a folder that is neither new, empty nor a run's.
+    """Refuse a folder that is neither new, empty, nor a run's.
 
     Raises:
-        SetupError: naming what is there.
+        SetupError: The folder, or a file in its place, belongs to something else.
     """
     if not out.exists():
         return
     if not out.is_dir():
         raise SetupError(f"{out}: a file, not a folder; give another --out")
-    if (out / MANIFEST).is_file() and _read(out).get("layout") == LAYOUT:
+    if stored(out).get("layout") == LAYOUT:
         return
     if others := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
         raise SetupError(
@@ -48,46 +50,65 @@ def refuse_foreign(out: Path) -> None:
 
 
 def refuse_other(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:
-    """Refuse a folder whose parts were made otherwise.
+    """Refuse a folder whose shards were made with other settings.
 
     Args:
         out: the run's folder.
-        new: the manifest of what is to be done now.
+        new: the manifest of the run to start.
         free: the entries that may differ, such as "options.batch_size".
 
     Raises:
-        SetupError: naming each entry that differs, with both values.
+        SetupError: Some entries differ; the message gives both values of each.
     """
     if not (out / MANIFEST).is_file() or not any((out / "parts").glob("*.parquet")):
-        return  # Nothing was computed yet, nothing can be mixed.
-    if different := differences(_read(out), new, free):
+        return  # nothing was computed yet
+    if different := differences(stored(out), new, free):
         more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         raise SetupError(
             f"{out} was made with other settings: {'; '.join(different[:SHOWN])}{more}; give "
-            "another --out, or the settings that are there"
+            "another --out, or the same settings"
         )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str]) -> list[str]:
-    """One line for each entry in which two manifests differ, without the free ones."""
-    return changes(old, new, lambda key: _is_free(key, free))
+    """One line per entry in which two manifests differ, except those in `free`."""
+    if "options" in old:
+        options = {RENAMED.get(name, name): value for name, value in old["options"].items()}
+        old = {**old, "options": options}
+    return diff(old, new, lambda key: _is_free(key, free))
+
+
+def diff(
+    old: Mapping[str, Any], new: Mapping[str, Any], is_free: Callable[[str], bool] | None = None
+) -> list[str]:
+    """One line per entry in which two JSON records differ, such as "limit: 8 there, 9 now".
+
+    Args:
+        old: the record on disk.
+        new: the record of what is asked for.
+        is_free: whether an entry, given by its dotted name, may differ.
+    """
+    before, now = (dict(_flatten(json.loads(json.dumps(dict(m))))) for m in (old, new))
+    lines = {}  # an option and the entry that follows from it give one line
+    for key in [*now, *(key for key in before if key not in now)]:
+        there, here = before.get(key), now.get(key)
+        if there != here and not (is_free is not None and is_free(key)):
+            name = key.rpartition(".")[2]
+            lines[f"{name}: {_short(there)} there, {_short(here)} now"] = None
+    return list(lines)
 
 
 def write(out: Path, manifest: Mapping[str, Any]) -> Path:
-    """Write the manifest, whole or not at all."""
+    """Write the manifest atomically."""
     text = json.dumps({"layout": LAYOUT, **manifest}, indent=2, allow_nan=False)
     return write_text(out / MANIFEST, text + "\n")
 
 
 def stored(out: Path) -> dict[str, Any]:
-    """The manifest that is there, or nothing."""
-    return _read(out) if (out / MANIFEST).is_file() else {}
-
-
-def _read(out: Path) -> dict[str, Any]:
+    """The manifest in a folder; {} if there is none that can be read."""
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 
@@ -95,3 +116,16 @@ def _read(out: Path) -> dict[str, Any]:
 def _is_free(key: str, free: Set[str]) -> bool:
     head, _, name = key.partition(".")
     return key in free or key == "layout" or (head == "versions" and name not in VERSIONS)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

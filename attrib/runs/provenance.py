@@ -1,4 +1,4 @@
-"""What numbers are made of: model, data, options and versions, as JSON can hold it."""
+"""Provenance: model, data, options and versions that numbers were computed with."""
 
 import hashlib
 import json
@@ -13,15 +13,29 @@ from attrib.environment import versions, weights_digest
 from attrib.model.vlm import VLM
 
 if TYPE_CHECKING:
-    from attrib.runs.collecting import Collected
+    from attrib.runs.collect import Collected
 
-SAMPLED = 256  # elements of a weight that its fingerprint looks at
+SAMPLED = 256  # elements of each weight in the fingerprint
 
 
-def described(vlm: VLM, data: EditData, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Everything needed to compute the same numbers again, known before the first of them."""
+def provenance_of(
+    vlm: VLM,
+    data: EditData,
+    options: Mapping[str, Any],
+    seed: int,
+    done: "Collected | None" = None,
+) -> dict[str, Any]:
+    """Everything needed to compute the same numbers again, as JSON can hold it.
+
+    Args:
+        vlm: the model.
+        data: the dataset.
+        options: everything else that changes the numbers.
+        seed: of noise and of the intervals that are computed from the tables.
+        done: what was collected; adds the counts of used samples and quarantined rows.
+    """
     config, folder = vlm.model.config, Path(vlm.model.name_or_path or "none")
-    return {
+    made = {
         "model": {
             "name": vlm.name,
             "class": type(vlm.model).__name__,
@@ -37,28 +51,21 @@ def described(vlm: VLM, data: EditData, options: Mapping[str, Any], seed: int) -
         "seed": seed,
         "versions": versions(),
     }
-
-
-def provenance(
-    vlm: VLM, data: EditData, done: "Collected", options: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    """`described`, with how many samples the numbers rest on and how many rows were set aside."""
-    counts = {
-        "examples": len(done.used),
-        "quarantined": len(data.quarantined) + len(done.quarantined),
-    }
-    return {**described(vlm, data, options, seed), **counts}
+    if done is None:
+        return made
+    quarantined = len(data.quarantined) + len(done.quarantined)
+    return {**made, "examples": len(done.used), "quarantined": quarantined}
 
 
 def fingerprint(vlm: VLM) -> str:
-    """SHA-256 of the model's settings and of evenly spaced elements of each of its weights.
+    """SHA-256 of the model's config and of evenly spaced elements of each weight.
 
-    It tells models apart that share a name or a folder, edited ones too, at a cost that does not
-    grow with their size; the same weights have the same on every device.
+    Distinguishes models that share a name or a folder, edited ones too, at a cost independent of
+    their size. It does not depend on the device.
     """
     digest = hashlib.sha256(_settings(vlm.model.config.to_dict()).encode())
     for name, tensor in vlm.model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):  # state that some layers keep beside weights
+        if not isinstance(tensor, torch.Tensor):  # extra state of some layers
             continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if not tensor.is_meta:
@@ -68,7 +75,7 @@ def fingerprint(vlm: VLM) -> str:
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    """A configuration as text, without where it was read and by which version."""
+    """A model config as text, without its path and the version that read it."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):

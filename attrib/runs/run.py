@@ -1,10 +1,10 @@
-"""An analysis over a dataset, in a folder: as units, any number of which may be there already.
+"""An analysis over a dataset, in a folder, shard by shard.
 
     run = prepare(vlm, data, "runs/x", name="attention", options={"seed": 0})
     outcome = run.execute(measure_attention, batch_size=8)
 
-Killed at any moment and started again, with another batch size or number of ranks, it goes on with
-what is missing. Batches are formed inside units, so that no number depends on the interruptions.
+A run that was killed continues with the missing shards, also with another batch size or number of
+processes. Batches are formed inside shards, so that no number depends on interruptions.
 """
 
 import json
@@ -20,14 +20,13 @@ from attrib.data import EditData, Quarantined
 from attrib.errors import SetupError
 from attrib.model.vlm import VLM
 from attrib.runs import manifest as manifests
-from attrib.runs.collecting import Collector, Measure, file_of, nothing_left
-from attrib.runs.distributed import PATIENCE_SECONDS, Rank, wait_for
-from attrib.runs.provenance import described
-from attrib.runs.shards import Part, Parts, merged
-from attrib.runs.units import Unit, split
-from attrib.runs.working import Worker, mended
+from attrib.runs.collect import Collector, Measure, empty_message, file_of
+from attrib.runs.distributed import TIMEOUT_SECONDS, Rank, wait_for
+from attrib.runs.provenance import provenance_of
+from attrib.runs.shards import Shard, ShardResult, ShardStore, merge, split
+from attrib.runs.worker import Worker, should_retry
 
-ALONE = Rank()
+SINGLE = Rank()
 logger = getLogger("attrib")
 
 
@@ -37,9 +36,9 @@ class Outcome:
 
     Attributes:
         tables: over all samples that could be used, in the order of the dataset.
-        used: their names.
-        quarantined: the rows that could not be used, those that loading set aside first.
-        manifest: what the numbers are made of; also in `manifest.json`.
+        used: the ids of those samples.
+        quarantined: records of the rows that could not be used, in loading or in the run.
+        manifest: how the numbers were made; also in `manifest.json`.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -50,99 +49,104 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run that may begin: its folder is new, or was made with the same settings.
+    """A run whose folder is new, or was made with the same settings.
 
     Attributes:
         vlm: the model.
         data: the dataset.
         out: the run's folder.
-        units: all units of the data.
-        manifest: what the numbers are made of.
-        rank: which of the processes that share the run this is.
-        parts: what was committed.
+        shards: all shards of the data.
+        manifest: how the numbers are made.
+        rank: this process among those that share the run.
+        store: the committed shards.
     """
 
     vlm: VLM
     data: EditData
     out: Path
-    units: list[Unit]
+    shards: list[Shard]
     manifest: dict[str, Any]
-    rank: Rank = ALONE
-    parts: Parts = field(init=False)
+    rank: Rank = SINGLE
+    store: ShardStore = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "parts", Parts(self.out))
+        object.__setattr__(self, "store", ShardStore(self.out))
 
-    def committed(self) -> list[Unit]:
-        """The units that are there, by the names of their files."""
-        return [unit for unit in self.units if self.parts.has(unit)]
+    def committed(self) -> list[Shard]:
+        """The shards that exist, judged by file name."""
+        return [shard for shard in self.shards if self.store.has(shard)]
 
     def execute(self, measure: Measure, *, batch_size: int = 8) -> Outcome | None:
-        """Measure what is missing; the outcome, or None for all ranks but the first.
+        """Measure the missing shards.
 
         Args:
             measure: maps a batch and its samples to tables by name.
-            batch_size: samples per pass; a pass ends where its unit does.
+            batch_size: samples per pass; a pass ends where its shard does.
+
+        Returns:
+            The outcome over all shards; None in every process but the first.
 
         Raises:
-            SetupError: when not one sample could be used.
-            AttribError: when the measurement refused every sample.
-            OSError: when the folder cannot be written.
+            SetupError: No sample could be used.
+            AttribError: The measurement refused every sample.
+            OSError: The folder cannot be written.
         """
-        if not self.units:
-            raise SetupError(nothing_left(self.data.quarantined))
+        if not self.shards:
+            raise SetupError(empty_message(self.data.quarantined))
         collector = Collector(self.vlm, measure, batch_size)
-        known = bool(self.committed())
-        if not known:
+        started = bool(self.committed())
+        if not started:
             manifests.write(self.out, self.manifest)
-        self.parts.clean()
+        self.store.clean()
         what = "" if self.rank.number else self.manifest["command"]
-        worker = Worker(collector, self.parts, file_of(self.data), what, worked=known)
+        worker = Worker(collector, self.store, file_of(self.data), what, started)
         worker.measure(self._missing())
         return None if self.rank.number else self._finish(worker)
 
-    def _missing(self) -> list[Unit]:
-        """This rank's units that are to be measured.
+    def _missing(self) -> list[Shard]:
+        """This process's shards that are to be measured.
 
-        The first rank also takes back what the others are to measure again: it will wait for it.
+        The first process also checks the shards of the others, since it waits for them.
         """
-        looked_at = self.rank.mine(self.units) if self.rank.number else self.units
-        missing = {unit.key for unit in looked_at if not self._stands(unit)}
+        mine = self.rank.mine(self.shards)
+        looked_at = mine if self.rank.number else self.shards
+        missing = {shard.key for shard in looked_at if not self._is_valid(shard)}
         if known := len(looked_at) - len(missing):
-            logger.info("%d of %d units are there already", known, len(looked_at))
-        return [unit for unit in self.rank.mine(self.units) if unit.key in missing]
+            name = self.manifest["command"]
+            logger.info("%s: %d of %d shards exist already", name, known, len(looked_at))
+        return [shard for shard in mine if shard.key in missing]
 
-    def _stands(self, unit: Unit) -> bool:
-        part = self.parts.read(unit)
+    def _is_valid(self, shard: Shard) -> bool:
+        part = self.store.read(shard)
         if part is None:
             return False
-        samples = {sample.id: sample for sample in unit.samples}
-        if any(mended(samples[name], record) for name, record in part.failed.items()):
-            self.parts.drop(unit)
+        samples = {sample.id: sample for sample in shard.samples}
+        if any(should_retry(samples[name], record) for name, record in part.failed.items()):
+            self.store.drop(shard)
             return False
         return True
 
     def _finish(self, worker: Worker) -> Outcome:
-        parts = self._collected(worker)
+        parts = self._read_all(worker)
         used = [name for part in parts for name in part.used]
         failed = [record for part in parts for record in part.failed.values()]
         if not used:
-            raise SetupError(nothing_left(failed))
+            raise SetupError(empty_message(failed))
         quarantined = [*self.data.quarantined, *failed]
         counts = {"examples": len(used), "quarantined": len(quarantined)}
-        # The command that made the folder stays the one that is named.
+        # The command that made the folder remains the one that the manifest names.
         first = manifests.stored(self.out).get("invocation", self.manifest["invocation"])
         made = {**self.manifest, "invocation": first, **counts}
         manifests.write(self.out, made)
-        return Outcome(merged(parts), used, quarantined, made)
+        return Outcome(merge(parts), used, quarantined, made)
 
-    def _collected(self, worker: Worker) -> list[Part]:
-        """The parts of all units, in order, also those that other ranks commit."""
-        patience = max(PATIENCE_SECONDS, 3 * worker.slowest) if self.rank.world > 1 else 0.0
+    def _read_all(self, worker: Worker) -> list[ShardResult]:
+        """All shards, in order, including those that other processes commit."""
+        timeout = max(TIMEOUT_SECONDS, 3 * worker.slowest) if self.rank.world > 1 else 0.0
         while True:
-            wait_for(self.units, self.parts, lambda unit: worker.measure([unit]), patience)
-            parts = [self.parts.read(unit) for unit in self.units]
-            if None not in parts:  # A part may turn out damaged while it is read.
+            wait_for(self.shards, self.store, lambda shard: worker.measure([shard]), timeout)
+            parts = [self.store.read(shard) for shard in self.shards]
+            if None not in parts:  # a shard may prove damaged when it is read
                 return [part for part in parts if part]
 
 
@@ -154,11 +158,11 @@ def prepare(
     name: str,
     options: Mapping[str, Any],
     seed: int = 0,
-    free: Set[str] = manifests.ALWAYS_FREE,
-    rank: Rank = ALONE,
+    free: Set[str] = manifests.NON_IDENTIFYING,
+    rank: Rank = SINGLE,
     invocation: str = "",
 ) -> Run:
-    """A run that may begin; nothing is written yet.
+    """Check that a run may start or continue in a folder. Writes nothing.
 
     Args:
         vlm: the model.
@@ -168,16 +172,17 @@ def prepare(
         options: everything that changes the numbers, as JSON can hold it.
         seed: of the intervals that are computed from the tables.
         free: entries of the manifest in which a resumption may differ.
-        rank: which of the processes that share the run this is.
+        rank: this process among those that share the run.
         invocation: the command line, for the manifest.
 
     Raises:
-        SetupError: for a folder that is not a run's, or is one with other settings.
-        AttribError: for two samples of one name.
+        SetupError: The folder is not a run's, or of a run with other settings.
+        AttribError: Two samples have the same id.
     """
     out = Path(out)
     manifests.refuse_foreign(out)
     head = {"command": name, "invocation": invocation}
-    made = json.loads(json.dumps({**head, **described(vlm, data, options, seed)}, allow_nan=False))
+    made = {**head, **provenance_of(vlm, data, options, seed)}
+    made = json.loads(json.dumps(made, allow_nan=False))
     manifests.refuse_other(out, made, free)
     return Run(vlm, data, out, split(data), made, rank)

@@ -1,15 +1,18 @@
-"""Parts of a run on disk: per unit one Parquet file a table, and one that says how each row went.
+"""Shards of a run: fixed slices of a dataset's rows, and their tables on disk.
 
-The file about the rows is written last and commits the unit. It holds the digests of the others:
-a part that was cut off, changed or mixed up is put aside and measured again.
+A shard is one Parquet file per table and one, written last, about the status of its rows. That file
+commits the shard and holds the digests of the others: a shard that is incomplete, changed or
+mixed up is renamed and measured again.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -18,30 +21,75 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attrib.data import Quarantined
-from attrib.files import replacing
-from attrib.runs.collecting import MEMORY, NOT_FINITE, Collected
-from attrib.runs.units import Unit
+from attrib.data import EditSample, Quarantined
+from attrib.errors import AttribError
+from attrib.files import atomic_write
+from attrib.runs.collect import MEMORY, NOT_FINITE, Collected
 
+ROWS = 16  # per shard: an interruption costs little, and a pass can still be full
 ROWS_TABLE = "rows"
+ROWS_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("example", "status", "file", "row", "field", "reason")]
+)
 KEY = b"attrib"
 STATUS = {NOT_FINITE: "nonfinite", MEMORY: "out of memory"}
-STALE_SECONDS = 600.0  # no writer holds its temporary file open for so long
+STALE_SECONDS = 600.0  # no writer keeps its temporary file open for that long
 logger = getLogger("attrib")
 
 
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The usable samples among `ROWS` neighbouring rows.
+
+    Attributes:
+        index: position among the slices of the rows.
+        samples: in the order of the rows.
+    """
+
+    index: int
+    samples: tuple[EditSample, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the shard's files: its position and a digest of its samples' ids."""
+        ids = "\n".join(sample.id for sample in self.samples)
+        return f"{self.index:06d}-{hashlib.sha256(ids.encode()).hexdigest()[:8]}"
+
+
+def split(samples: Sequence[EditSample]) -> list[Shard]:
+    """The shards of a dataset, in order.
+
+    Rows are cut by their number where samples have one: a row that becomes unusable, or usable,
+    changes its own shard only.
+
+    Raises:
+        AttribError: Two samples have the same id.
+    """
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise AttribError(f"two samples have the id {sample.id!r}: ids must be unique")
+        seen.add(sample.id)
+    rows = [sample.meta.get("row") for sample in samples]
+    numbers = [row for row in rows if isinstance(row, int)]
+    if len(numbers) < len(rows) or numbers != sorted(numbers):
+        numbers = list(range(len(samples)))
+    slices = groupby(zip(numbers, samples, strict=True), key=lambda pair: pair[0] // ROWS)
+    return [Shard(index, tuple(sample for _, sample in pairs)) for index, pairs in slices]
+
+
 class Damaged(Exception):
-    """A part that is not what was written."""
+    """A shard's file differs from what was written."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """What one unit gave.
+class ShardResult:
+    """The content of a committed shard.
 
     Attributes:
         tables: of the samples that could be used.
-        used: their names, in order.
-        failed: name -> what was wrong with it.
+        used: their ids, in order.
+        failed: id -> quarantine record of the others.
     """
 
     tables: dict[str, pa.Table]
@@ -49,45 +97,45 @@ class Part:
     failed: dict[str, Quarantined]
 
 
-class Parts:
-    """The parts of a run, in the folder `parts` of the run's folder."""
+class ShardStore:
+    """The committed shards of a run, in the folder `parts` of the run's folder."""
 
     def __init__(self, out: Path):
         self.folder = out / "parts"
 
-    def path(self, unit: Unit, table: str = ROWS_TABLE) -> Path:
-        """Where the unit's part of a table is, or will be."""
-        return self.folder / f"{unit.key}.{table}.parquet"
+    def path(self, shard: Shard, table: str = ROWS_TABLE) -> Path:
+        """Path of a shard's table, whether it exists or not."""
+        return self.folder / f"{shard.key}.{table}.parquet"
 
-    def has(self, unit: Unit) -> bool:
-        """Whether the unit was committed."""
-        return self.path(unit).is_file()
+    def has(self, shard: Shard) -> bool:
+        """Whether the shard was committed."""
+        return self.path(shard).is_file()
 
-    def write(self, unit: Unit, done: Collected) -> None:
-        """Commit a unit: afterwards it is there whole, also if the power fails on the way."""
+    def write(self, shard: Shard, done: Collected) -> None:
+        """Commit a shard; it is complete on disk afterwards, even if the power fails."""
         digests = {}
         for name, frame in done.tables.items():
-            assert name != ROWS_TABLE, f"{ROWS_TABLE} is the name of the table about the rows"
+            assert name != ROWS_TABLE, f"the table name {ROWS_TABLE} is reserved"
             table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-            digests[name] = _write(self.path(unit, name), table)
-        table = pa.Table.from_pylist(_rows(unit, done), schema=ROWS_SCHEMA)
+            digests[name] = _write(self.path(shard, name), table)
+        table = pa.Table.from_pylist(_status_rows(shard, done), schema=ROWS_SCHEMA)
         head = json.dumps({"tables": digests}).encode()
-        _write(self.path(unit), table.replace_schema_metadata({KEY: head}))
+        _write(self.path(shard), table.replace_schema_metadata({KEY: head}))
 
-    def read(self, unit: Unit) -> Part | None:
-        """What the unit gave; None if it is not there, or was damaged and is now put aside."""
-        if not self.has(unit):
+    def read(self, shard: Shard) -> ShardResult | None:
+        """The shard's content; None if it does not exist or is damaged (it is then renamed)."""
+        if not self.has(shard):
             return None
         try:
-            return self._read(unit)
+            return self._read(shard)
         except Damaged as error:
             logger.warning("%s; its rows are measured again", error)
-            self.drop(unit)
+            self.drop(shard)
             return None
 
-    def drop(self, unit: Unit) -> None:
-        """Take a unit's commit back, so that it is measured again."""
-        self.path(unit).unlink(missing_ok=True)
+    def drop(self, shard: Shard) -> None:
+        """Remove a shard's commit, so that it is measured again."""
+        self.path(shard).unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Remove the temporary files of writers that were killed."""
@@ -95,52 +143,46 @@ class Parts:
             try:
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
-            except FileNotFoundError:  # another rank was faster
+            except FileNotFoundError:  # another process removed it first
                 continue
 
-    def _read(self, unit: Unit) -> Part:
-        rows = self._table(self.path(unit), None)
+    def _read(self, shard: Shard) -> ShardResult:
+        rows = self._table(self.path(shard), None)
         try:
             head = json.loads((rows.schema.metadata or {})[KEY])
             records = rows.to_pylist()
             failed = {r["example"]: _record(r) for r in records if r["status"] != "ok"}
-            used = [r["example"] for r in records if r["status"] == "ok"]
         except (KeyError, ValueError) as error:
-            raise self._aside(self.path(unit), str(error)) from error
-        if [r["example"] for r in records] != [sample.id for sample in unit.samples]:
-            raise self._aside(self.path(unit), "it is about other rows")
+            raise self._damaged(self.path(shard), str(error)) from error
+        if [r["example"] for r in records] != [sample.id for sample in shard.samples]:
+            raise self._damaged(self.path(shard), "it is about other rows")
+        used = [r["example"] for r in records if r["status"] == "ok"]
         tables = {
-            name: self._table(self.path(unit, name), digest)
+            name: self._table(self.path(shard, name), digest)
             for name, digest in head["tables"].items()
         }
-        return Part(tables, used, failed)
+        return ShardResult(tables, used, failed)
 
     def _table(self, path: Path, digest: str | None) -> pa.Table:
         try:
             data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise self._aside(path, "is missing") from error
-        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-            raise self._aside(path, "its bytes are not those that were written")
-        try:
+            if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+                raise self._damaged(path, "its bytes are not those that were written")
             return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        except FileNotFoundError as error:
+            raise self._damaged(path, "is missing") from error
         except (pa.ArrowException, OSError) as error:
-            raise self._aside(path, str(error)) from error
+            raise self._damaged(path, str(error)) from error
 
-    def _aside(self, path: Path, reason: str) -> Damaged:
-        """Rename a part out of the way; the error that names it."""
-        if path.is_file():
+    def _damaged(self, path: Path, reason: str) -> Damaged:
+        """Rename a damaged file, which another process may have done first; the error to raise."""
+        with contextlib.suppress(FileNotFoundError):
             path.replace(path.with_suffix(".damaged"))
-        return Damaged(f"{path}: damaged part put aside: {' '.join(reason.split())}")
+        return Damaged(f"{path}: damaged part renamed: {' '.join(reason.split())}")
 
 
-ROWS_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("example", "status", "file", "row", "field", "reason")]
-)
-
-
-def merged(parts: list[Part]) -> dict[str, pd.DataFrame]:
-    """The tables over all parts, in their order."""
+def merge(parts: Sequence[ShardResult]) -> dict[str, pd.DataFrame]:
+    """The tables over all shards, in their order."""
     names = dict.fromkeys(name for part in parts for name in part.tables)
     return {
         name: pa.concat_tables(
@@ -151,17 +193,17 @@ def merged(parts: list[Part]) -> dict[str, pd.DataFrame]:
     }
 
 
-def _rows(unit: Unit, done: Collected) -> list[dict[str, Any]]:
+def _status_rows(shard: Shard, done: Collected) -> list[dict[str, Any]]:
     failed = {sample.id: record for sample, record in done.failed}
-    return [_row(sample.id, failed.get(sample.id)) for sample in unit.samples]
+    return [_status_row(sample.id, failed.get(sample.id)) for sample in shard.samples]
 
 
-def _row(example: str, record: Quarantined | None) -> dict[str, Any]:
+def _status_row(example: str, record: Quarantined | None) -> dict[str, Any]:
     if record is None:
         return {"example": example, "status": "ok"}
-    # As JSON, since a row may be named by a number or by a word.
-    said = {**asdict(record), "row": json.dumps(record.row)}
-    return {"example": example, "status": STATUS.get(record.field, "bad row"), **said}
+    # As JSON: a row may be named by a number or by a word.
+    fields = {**asdict(record), "row": json.dumps(record.row)}
+    return {"example": example, "status": STATUS.get(record.field, "bad row"), **fields}
 
 
 def _record(row: Mapping[str, Any]) -> Quarantined:
@@ -169,9 +211,9 @@ def _record(row: Mapping[str, Any]) -> Quarantined:
 
 
 def _write(path: Path, table: pa.Table) -> str:
-    """Write a Parquet file, whole or not at all; the SHA-256 of its bytes."""
+    """Write a Parquet file atomically; the SHA-256 of its bytes."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()

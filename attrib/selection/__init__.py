@@ -14,27 +14,27 @@ from attrib.selection.evaluate import (
     regret,
 )
 from attrib.selection.evidence import Evidence, evidence_table, gather
+from attrib.selection.multi_token import combine_words, summarize_words
 from attrib.selection.report import Choice, LayerReport
-from attrib.selection.rules import MODALITIES, RULES, VOTERS, Modality, RuleName
+from attrib.selection.rules import CONSENSUS_RULES, MODALITIES, RULES, Modality, RuleName
 from attrib.selection.select import select_layers
-from attrib.selection.words import about_words, for_all_words
 
 __all__ = [
+    "CONSENSUS_RULES",
     "MODALITIES",
     "RULES",
-    "VOTERS",
     "Choice",
     "Evidence",
     "LayerReport",
     "Modality",
     "RuleName",
-    "about_words",
+    "combine_words",
     "evidence_table",
     "fixed_picks",
-    "for_all_words",
     "gather",
     "picks_of",
     "rank_correlations",
     "regret",
     "select_layers",
+    "summarize_words",
 ]

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from attrib.errors import AttribError
 from attrib.selection.report import LayerReport
 from attrib.selection.rules import MODALITIES
+from attrib.stats import spearman
 
 Pick = tuple[int | None, int | None]  # text layer, visual layer
 NONE = -1
@@ -23,7 +24,6 @@ SHOWN = 9
 UNKNOWN = (
     "score", "best_text", "best_visual", "best", "regret", "low", "high", "seeds", "held_out",
 )  # fmt: skip
-FEWEST = 3  # layers that a rank correlation is worth naming for
 
 
 class Cells(NamedTuple):
@@ -99,14 +99,6 @@ def rank_correlations(grid: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns)
     order = ["modality", "correlation"]
     return table.sort_values(order, ascending=[True, False], kind="stable", ignore_index=True)
-
-
-def spearman(one: Float[np.ndarray, " layer"], other: Float[np.ndarray, " layer"]) -> float:
-    """Rank correlation, equal values sharing their rank; NaN for fewer than three or no spread."""
-    if len(one) < FEWEST or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    ranks = [np.asarray(pd.Series(values).rank(), float) for values in (one, other)]
-    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def layer_scores(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from attrib.errors import AttribError
 from attrib.results import Result, tidy
-from attrib.selection.same_source import one_origin
+from attrib.selection.same_source import shared_source
 
 Curve = Float[np.ndarray, "example layer"]
 # By the first word of a curve's name, the command that makes it.
@@ -64,7 +64,7 @@ def gather(results: Iterable[Result] | Mapping[str, Result]) -> Evidence:
             "--modality text --spare-last`, `attrib sweep --modality visual` and `attrib patching` "
             "on the same model and data, or all at once with `attrib select --model NAME`"
         )
-    origin = one_origin(used)
+    origin = shared_source(used)
     num_layers = origin["model"].get("layers") or _layers_seen(used)
     examples = tuple(sorted({str(name) for table in used for name in table.frame["example"]}))
     curves = {

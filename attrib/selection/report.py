@@ -127,6 +127,9 @@ class LayerReport:
                 modality: {rule: _choice(values) for rule, values in rules.items()}
                 for modality, rules in plain["choices"].items()
             }
+            for agreement in plain["agreement"].values():
+                if "apart" in agreement:  # the name of older files
+                    agreement["spread"] = agreement.pop("apart")
             return cls(**plain)
         except OSError as error:
             raise AttribError(f"{path}: {error.strerror}; `attrib select` writes one") from error

@@ -29,19 +29,19 @@ class Rule:
     """One way to score layers.
 
     Attributes:
-        says: what a score is, in words.
+        description: what a score is, in words.
         curves: per modality, the curves it looks at.
         score: maps them, in this order, to scores.
         votes: whether it has a say in the consensus.
     """
 
-    says: str
+    description: str
     curves: Mapping[Modality, tuple[str, ...]]
     score: Callable[..., Draws]
     votes: bool = False
 
 
-def rise(curve: Draws) -> Draws:
+def step_score(curve: Draws) -> Draws:
     """How well a step up right behind layer l describes a curve: in [-1, 1], negative for a fall.
 
     The share of the curve's variance over the layers that two means explain, one of layers 0 to l
@@ -61,7 +61,7 @@ def rise(curve: Draws) -> Draws:
     return _but_last(share)
 
 
-def here(curve: Draws) -> Draws:
+def same_layer(curve: Draws) -> Draws:
     """The curve itself: it came from writing at the output of layer l."""
     return _but_last(curve[:, :-1])
 
@@ -71,7 +71,7 @@ def next_layer(curve: Draws) -> Draws:
     return _but_last(curve[:, 1:])
 
 
-def passing(holds: Draws, gone: Draws) -> Draws:
+def crossover(holds: Draws, gone: Draws) -> Draws:
     """The share for which it holds at layer l, times the share for which it is gone at l + 1.
 
     Highest where the two curves cross: with a step it is 1 at the last layer before it and 0
@@ -84,38 +84,38 @@ RULES: dict[RuleName, Rule] = {
     "onset": Rule(
         "how well a step up of attention's and MLP's contributions behind the layer fits (VisEdit)",
         {"text": ("contributions",), "visual": ("contributions",)},
-        rise,
+        step_score,
         votes=True,
     ),
     "sensitivity": Rule(
         "KL divergence of the output under noise on the modality in the layer, mean over the "
         "sizes of noise (DualEdit)",
         {"text": ("noise text",), "visual": ("noise visual",)},
-        here,
+        same_layer,
         votes=True,
     ),
     "patching": Rule(
         "whether the answer passes between the layer and the next: away from the visual tokens, "
         "or for text into the last prompt token",
         {"text": ("stays last", "follows last"), "visual": ("follows visual", "stays visual")},
-        passing,
+        crossover,
         votes=True,
     ),
     "onset-attn": Rule(
         "onset of attention's contributions alone",
         {"text": ("contributions attn",), "visual": ("contributions attn",)},
-        rise,
+        step_score,
     ),
     "onset-mlp": Rule(
         "onset of MLP's contributions alone",
         {"text": ("contributions mlp",), "visual": ("contributions mlp",)},
-        rise,
+        step_score,
     ),
     "reach": Rule(
         "how often the answer can still be changed there: it follows another image's visual "
         "states, or for text is not yet in the last prompt token",
         {"text": ("stays last",), "visual": ("follows visual",)},
-        here,
+        same_layer,
     ),
     "attention": Rule(
         "attention of the last prompt token to the modality in the next layer (DualEdit, Fig. 1)",
@@ -128,7 +128,7 @@ RULES: dict[RuleName, Rule] = {
         next_layer,
     ),
 }
-VOTERS: tuple[RuleName, ...] = tuple(name for name, rule in RULES.items() if rule.votes)
+CONSENSUS_RULES: tuple[RuleName, ...] = tuple(name for name, rule in RULES.items() if rule.votes)
 CONSENSUS = (
     "weighted geometric mean of the voting rules' scores, each divided by its highest (a "
     "thousandth at least). A product, because a good layer is good by every rule: ranks of rules "

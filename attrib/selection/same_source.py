@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from attrib.data import EditData
 from attrib.errors import AttribError
 from attrib.results import Result
-from attrib.runs.provenance import described
+from attrib.runs.provenance import provenance_of
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
@@ -15,7 +15,7 @@ SHORT = 8  # digits of a digest that are shown
 NO_DATA = EditData("", "", [])
 
 
-def one_origin(results: Sequence[Result]) -> dict[str, Any]:
+def shared_source(results: Sequence[Result]) -> dict[str, Any]:
     """Model, data and versions that all results share, and what was asked of each table.
 
     Raises:
@@ -40,7 +40,7 @@ def one_origin(results: Sequence[Result]) -> dict[str, Any]:
 
 def model_of(vlm: "VLM") -> dict[str, Any]:
     """A model as provenance describes it: name, class, layers, digests."""
-    return described(vlm, NO_DATA, {}, 0)["model"]
+    return provenance_of(vlm, NO_DATA, {}, 0)["model"]
 
 
 def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -13,15 +13,15 @@ from attrib.selection.evidence import Evidence, command_for, gather
 from attrib.selection.report import Choice, LayerReport
 from attrib.selection.rules import (
     CONSENSUS,
+    CONSENSUS_RULES,
     MODALITIES,
     RULES,
-    VOTERS,
     Draws,
     Modality,
     RuleName,
     consensus,
 )
-from attrib.stats import RESAMPLES
+from attrib.stats import RESAMPLES, bootstrap_weights, weighted_means
 
 ENDS = (0.025, 0.975)
 DIGITS = 10
@@ -55,12 +55,12 @@ def select_layers(
             "one layer"
         )
     evidence = gather(results)
-    lots = draws_of(len(evidence.examples), resamples, seed)
+    weights = bootstrap_weights(len(evidence.examples), resamples=resamples, seed=seed)
     choices: dict[str, dict[str, Choice]] = {}
     left_out: list[str] = []
     for modality in MODALITIES:
-        choices[modality], unsaid = _choices(evidence, modality, lots)
-        left_out += [line for name, line in unsaid.items() if name in (rule, *VOTERS)]
+        choices[modality], skipped = _choices(evidence, modality, weights)
+        left_out += [line for name, line in skipped.items() if name in (rule, *CONSENSUS_RULES)]
     if not any(rule in chosen for chosen in choices.values()):
         raise AttribError(f"no layer can be selected by {rule}: {'; '.join(left_out)}")
     layers = {
@@ -71,22 +71,6 @@ def select_layers(
     return LayerReport(
         layers, rule, choices, agreement, left_out, evidence.num_layers, _meanings(), provenance
     )
-
-
-def draws_of(examples: int, resamples: int, seed: int) -> Float[np.ndarray, "draw example"]:
-    """How often each example is drawn: once each in the first draw, then with replacement."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(examples, np.full(examples, 1 / examples), size=resamples)
-    return np.concatenate([np.ones((1, examples)), drawn])
-
-
-def mean_curves(
-    values: Float[np.ndarray, "example layer"], lots: Float[np.ndarray, "draw example"]
-) -> Draws:
-    """Mean curve of each draw; NaN where a draw has no value."""
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return lots @ np.where(there, values, 0.0) / (lots @ there)
 
 
 def chosen(scores: Draws, examples: int, weights: Mapping[str, float] | None = None) -> Choice:
@@ -112,50 +96,50 @@ def chosen(scores: Draws, examples: int, weights: Mapping[str, float] | None = N
 def agreement_of(choices: Mapping[str, Choice]) -> dict[str, Any]:
     """How far apart the voting rules are.
 
-    `picks` of each; `apart`: layers between the lowest and the highest of them; `correlation`: mean
-    rank correlation over layers of their scores, None with fewer than two rules.
+    `picks` of each; `spread`: layers between the lowest and the highest of them; `correlation`:
+    mean rank correlation over layers of their scores, None with fewer than two rules.
     """
-    voters = {name: choices[name] for name in VOTERS if name in choices}
+    voters = {name: choices[name] for name in CONSENSUS_RULES if name in choices}
     picks = {name: choice.layer for name, choice in voters.items()}
     table = pd.DataFrame({n: pd.Series(c.scores, dtype=float).rank() for n, c in voters.items()})
-    apart = max(picks.values()) - min(picks.values()) if picks else None
+    spread = max(picks.values()) - min(picks.values()) if picks else None
     pairs = table.corr().to_numpy()[np.triu_indices(len(picks), 1)] if len(picks) > 1 else []
     known = [float(value) for value in pairs if np.isfinite(value)]
     return {
         "picks": picks,
-        "apart": apart,
+        "spread": spread,
         "correlation": round(float(np.mean(known)), 4) if known else None,
     }
 
 
 def _choices(
-    evidence: Evidence, modality: Modality, lots: Float[np.ndarray, "draw example"]
+    evidence: Evidence, modality: Modality, weights: Float[np.ndarray, "draw example"]
 ) -> tuple[dict[str, Choice], dict[str, str]]:
     """What each rule chooses; and by name, why others choose nothing."""
     found: dict[str, Choice] = {}
     votes: dict[str, Draws] = {}
-    unsaid: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for name, rule in RULES.items():
         needs = rule.curves.get(modality, ())
         missing = [curve for curve in needs if not _known(evidence, curve)]
         if not needs or missing:
-            unsaid[name] = f"{name} of {modality} left out: {_reason(evidence, missing)}"
+            skipped[name] = f"{name} of {modality} left out: {_reason(evidence, missing)}"
             continue
-        scores = rule.score(*(mean_curves(evidence.curves[c], lots) for c in needs))
+        scores = rule.score(*(weighted_means(evidence.curves[c], weights) for c in needs))
         if not np.nanmax(scores[0], initial=0) > 0:
-            unsaid[name] = f"{name} of {modality} left out: nothing speaks for any layer"
+            skipped[name] = f"{name} of {modality} left out: nothing speaks for any layer"
             continue
         counts = (int(np.isfinite(evidence.curves[c]).any(1).sum()) for c in needs)
         found[name] = chosen(scores, min(counts))
         if rule.votes:
             votes[name] = scores
     if votes:
-        combined, weights = consensus(votes)
+        combined, rule_weights = consensus(votes)
         examples = min(found[name].examples for name in votes)
-        found["consensus"] = chosen(combined, examples, weights)
+        found["consensus"] = chosen(combined, examples, rule_weights)
     else:
-        unsaid["consensus"] = f"consensus of {modality} left out: no rule has a say"
-    return found, unsaid
+        skipped["consensus"] = f"consensus of {modality} left out: no rule has a say"
+    return found, skipped
 
 
 def _known(evidence: Evidence, curve: str) -> bool:
@@ -189,4 +173,4 @@ def _winners(scores: Draws) -> Bool[np.ndarray, "draw layer"]:
 
 
 def _meanings() -> dict[str, str]:
-    return {name: rule.says for name, rule in RULES.items()} | {"consensus": CONSENSUS}
+    return {name: rule.description for name, rule in RULES.items()} | {"consensus": CONSENSUS}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from attrib.model.checkpoint import WEIGHTS
+from attrib.environment import WEIGHTS
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, NUM_LAYERS
 from attrib.zoo.training.card import write_card

@@ -8,7 +8,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
-from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate, MemoryEntry, Site, signals_of
@@ -32,7 +31,7 @@ class Serving:
         """What keeps a layer's output; with the last one that the gate reads, it decides."""
 
         def listen(h: Tensor) -> None:
-            batch = running_batch(self.vlm)
+            batch = self.vlm.active_batch
             if batch is None:
                 raise AttribError(
                     "an edit holds for passes by vlm.logits(batch) and vlm.generate(batch): only "

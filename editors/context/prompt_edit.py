@@ -19,7 +19,7 @@ from torch import Tensor
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
-from attrib.model.prompt_rewriting import Rewritten, rewriting, with_tokens
+from attrib.model.prompt_rewriting import RewrittenBatch, insert_tokens
 from attrib.model.vlm import VLM
 
 PROBES = "ab"  # two prompts of which each is a token of its own
@@ -73,11 +73,11 @@ class PromptEdit:
         starts = Starts.of(vlm)
         ids = cache(lambda number: () if number == NO_TEXT else front(vlm, self.texts[number]))
 
-        def rewrite(batch: Batch) -> Rewritten:
+        def rewrite(batch: Batch) -> RewrittenBatch:
             numbers = self.choose(vlm, batch, starts) if self.choose else [0] * batch.size
             return in_front(vlm, batch, starts, [ids(number) for number in numbers])
 
-        with rewriting(vlm, rewrite):
+        with vlm.rewrite_prompts(rewrite):
             yield
 
 
@@ -119,13 +119,15 @@ class Starts:
         return [text.strip() for text in vlm.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
-def in_front(vlm: VLM, batch: Batch, starts: Starts, tokens: Sequence[Sequence[int]]) -> Rewritten:
+def in_front(
+    vlm: VLM, batch: Batch, starts: Starts, tokens: Sequence[Sequence[int]]
+) -> RewrittenBatch:
     """A batch with tokens in front of the words of each prompt.
 
     Raises:
         AttribError: The model has fewer positions than that.
     """
-    run = with_tokens(batch, starts.of_prompts(batch), tokens, vlm.tokenizer.pad_token_id)
+    run = insert_tokens(batch, starts.of_prompts(batch), tokens, vlm.pad_id)
     length, most = run.batch["last"].shape[1], num_positions(vlm)
     if most is not None and length > most:
         raise AttribError(

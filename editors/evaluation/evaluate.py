@@ -20,8 +20,8 @@ from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import Result
-from attrib.runs.collecting import Tables, collect
-from attrib.runs.provenance import provenance
+from attrib.runs.collect import Tables, collect
+from attrib.runs.provenance import provenance_of
 from editors.base import Edit
 from editors.evaluation.latency import timed
 from editors.evaluation.metrics import COLUMNS, NO_GATE, UNEDITED, cost_rows, score_rows
@@ -92,7 +92,7 @@ def evaluate(
     unedited.require_restored(measure.label, "an earlier run")
     done = collect(vlm, samples, measure, batch_size=1, what=f"edits of {measure.label}")
     data = samples if isinstance(samples, EditData) else EditData("samples", "", list(samples))
-    made = provenance(vlm, data, done, measure.described(), seed)
+    made = provenance_of(vlm, data, measure.described(), seed, done)
     named = {"quarantined_rows": [str(row) for row in (*data.quarantined, *done.quarantined)]}
     return Result(SCORES, done.tables[SCORES], made | named)
 

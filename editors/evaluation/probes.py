@@ -127,7 +127,7 @@ def without_target(vlm: VLM, batch: Batch) -> Batch:
     def moved(name: str, value: Any) -> Any:
         if name not in ("input_ids", "attention_mask") and not name.endswith("token_type_ids"):
             return value
-        fill = vlm.tokenizer.pad_token_id if name == "input_ids" else 0
+        fill = vlm.pad_id if name == "input_ids" else 0
         return torch.where(there, value.gather(1, index), fill)
 
     return vlm.batch({name: moved(name, value) for name, value in batch.inputs.items()})

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 from attrib.errors import SetupError
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from editors.gating.gates import CosineGate, LearnedGate, gate_from_config
 
 CONFIG, TENSORS = "gate.json", "gate.safetensors"
@@ -16,7 +16,7 @@ def save_gate(path: str | Path, gate: CosineGate | LearnedGate) -> Path:
     """Write a gate into the folder `path`; its file of settings last, so that it is there whole."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with replacing(path / TENSORS) as file:
+    with atomic_write(path / TENSORS) as file:
         file.write(save(gate.tensors()))
     write_text(path / CONFIG, json.dumps(gate.config(), indent=1))
     return path

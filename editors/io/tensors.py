@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from attrib.files import replacing
+from attrib.files import atomic_write
 
 
 def save_tensors(
@@ -16,7 +16,7 @@ def save_tensors(
 ) -> None:
     """Write tensors as safetensors, whole or not at all."""
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(save(kept, metadata))
 
 

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.model.prompt_rewriting import rewriting
 from attrib.model.vlm import VLM
 from editors.context.prompt_edit import Starts, fact_of, front, in_front
 from editors.methods.adapter_objective import AdapterObjective, Tokens
@@ -102,7 +101,7 @@ class LTEObjective(AdapterObjective):
         vlm, requests = self.vlm, [one.request for one in asked]
         batch = encoded(vlm, requests, padding_side="right")
         tokens = [front(vlm, one.text) for one in asked]
-        with rewriting(vlm, lambda given: in_front(vlm, given, self.starts, tokens)):
+        with vlm.rewrite_prompts(lambda given: in_front(vlm, given, self.starts, tokens)):
             logits = self.module.run(vlm, lambda: vlm.logits(batch))
         with torch.no_grad():
             clean = vlm.unembed(torch.cat([one.final for one in asked]))

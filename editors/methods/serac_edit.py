@@ -11,7 +11,6 @@ from torch import Tensor
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input, on_output
-from attrib.model.active_batch import running_batch
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import pad_states
@@ -113,7 +112,7 @@ class Question:
         return states, places, torch.cat([real, later], 1)
 
     def _batch(self) -> Batch:
-        batch = running_batch(self.vlm)
+        batch = self.vlm.active_batch
         if batch is None:
             raise AttribError(
                 "an edit holds for passes by vlm.logits(batch) and vlm.generate(batch): only they "

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.runs.changes import changes
+from attrib.runs.manifest import diff
 from editors.io.tensors import save_tensors
 from editors.training.checkpoint import load_checkpoint, read_checkpoint_record, save_checkpoint
 from editors.training.config import TrainingConfig, current_names
@@ -225,7 +225,7 @@ class Trainer:
         if "weights" in before:  # earlier versions wrote those of the mapper for every editor
             weights = self.identity["weights"]
             before["weights"] = {k: v for k, v in before["weights"].items() if k in weights}
-        if changed := changes(before, self.identity):
+        if changed := diff(before, self.identity):
             raise AttribError(
                 f"{self.out} holds another training: {'; '.join(changed)}; choose another folder, "
                 "or the same settings to resume it"

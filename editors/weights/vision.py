@@ -56,10 +56,10 @@ def _in_front(vlm: VLM, module: nn.Module, path: str) -> Iterator[tuple[str, nn.
     """The modules beside the language model, however deep both are wrapped."""
     for name, child in module.named_children():
         here = f"{path}{name}"
-        holds_decoder = any(part is vlm.parts.decoder for part in child.modules())
+        holds_decoder = any(part is vlm.components.decoder for part in child.modules())
         if holds_decoder and _has(child, CONVOLUTIONS):
             yield from _in_front(vlm, child, f"{here}.")
-        elif not holds_decoder and child is not vlm.parts.head and _any_parameter(child):
+        elif not holds_decoder and child is not vlm.components.head and _any_parameter(child):
             yield here, child
 
 

@@ -41,7 +41,7 @@ def assembled(root, out, **changes):
 def test_every_weight_is_its_parts(parts, tmp_path):
     root, llm, blip2, linear = parts
     vlm = attrib.load(str(assembled(root, tmp_path / "minigpt4")))
-    assert vlm.parts.image_token_id == 259
+    assert vlm.components.image_token_id == 259
     assert vlm.model.get_input_embeddings().weight.shape == (260, 64)
     ours = vlm.model.state_dict()
     for name, value in llm.state_dict().items():

@@ -16,7 +16,7 @@ from attrib.cli.command import exit_code, resolve
 from attrib.cli.options import ContributionOptions
 from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
 from attrib.data import Quarantined
-from attrib.data.scenes.export import Made
+from attrib.data.scenes.export import ExportResult
 from attrib.errors import AttribError, SetupError
 from attrib.results import Result
 
@@ -264,10 +264,10 @@ def test_models_assemble_names_the_part_that_is_missing(run, tmp_path):
 
 
 def test_data_make_says_what_it_wrote(run, monkeypatch, tmp_path):
-    def make_folder(out, seed):
-        return Made(out, {"vqa-train": 2000 + seed}, written=3, kept=1)
+    def export_folder(out, seed):
+        return ExportResult(out, {"vqa-train": 2000 + seed}, written=3, kept=1)
 
-    monkeypatch.setattr("attrib.data.scenes.export.make_folder", make_folder)
+    monkeypatch.setattr("attrib.data.scenes.export.export_folder", export_folder)
     code, out, _ = run("data", "make", "scenes", "--out", tmp_path / "s", "--seed", 7)
     assert code == 0 and "vqa-train: 2007 edits" in out and "3 pictures written" in out
 

@@ -1,4 +1,4 @@
-"""Every claim holds on every architecture, and each notices a wrapper that breaks it."""
+"""Every check passes on every architecture, and each one notices a wrapper that breaks it."""
 
 from contextlib import contextmanager
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import tiny_vlm
 
-from attrib.checks import claims
-from attrib.checks import run as conformance
+import attrib
+from attrib.checks import checks
+from attrib.checks.run import CHECKS, check, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import read, resume, write
@@ -19,28 +20,32 @@ from attrib.model.components import FrozenNorm
 from attrib.model.vlm import VLM
 
 
-def test_every_claim_holds(any_vlm):
-    assert [result for result in conformance.check(any_vlm) if not result.passed] == []
+def test_every_check_passes(any_vlm):
+    assert check(any_vlm).failed == ()
 
 
-def test_a_result_says_what_was_measured():
-    results = conformance.check(tiny_vlm("llava"))
-    assert len(results) == len(conformance.CHECKS)
-    assert results[1].claim == "hooked logits equal plain ones"
-    assert results[1].detail.startswith("logits differ by ")
+def test_a_report_is_a_table_of_what_was_measured():
+    report = attrib.check(tiny_vlm("llava"))
+    frame = report.to_frame()
+    assert frame.columns.tolist() == ["check", "passed", "detail"]
+    assert len(frame) == len(CHECKS) and report.passed and frame["passed"].all()
+    assert frame["check"][1] == "hooked logits equal plain ones"
+    assert frame["detail"][1].startswith("logits differ by ")
+    assert repr(report) == "llava: 14 of 14 checks passed"
+    assert "<td>hooked logits equal plain ones</td>" in report._repr_html_()
 
 
-# What goes wrong, and the claim that says so. `p` patches an attribute for the test.
+# What goes wrong, and the check that fails. `p` patches an attribute for the test.
 
 
 def _text_is_everything(p):
-    spans_of = wrapper.spans_of
+    token_spans = wrapper.token_spans
 
     def broken(*args):
-        spans = spans_of(*args)
+        spans = token_spans(*args)
         return spans | {"text": spans["text"] | spans["visual"]}
 
-    p.setattr(wrapper, "spans_of", broken)
+    p.setattr(wrapper, "token_spans", broken)
 
 
 @contextmanager
@@ -87,63 +92,67 @@ def _unnormed_share(p):
 
 BREAKS = {
     "spans partition the prompt": _text_is_everything,
-    "hooked logits equal plain ones": lambda p: p.setattr(claims, "read", _disturbing),
+    "hooked logits equal plain ones": lambda p: p.setattr(checks, "read", _disturbing),
     "unembedded last output is the logits": lambda p: p.setattr(
-        VLM, "unembed", lambda self, h: self.parts.head(h)
+        VLM, "unembed", lambda self, h: self.components.head(h)
     ),
-    "residual writes add up": lambda p: p.setattr(ResidualWrites, "extra", property(lambda _s: 0)),
+    "residual writes add up": lambda p: p.setattr(
+        ResidualWrites, "between_layers", property(lambda _s: 0)
+    ),
     "frozen contributions add up to the logit": _unnormed_share,
-    "write is confined to its span": lambda p: p.setattr(claims, "write", write_anywhere),
-    "hooks are gone after an error": lambda p: p.setattr(claims, "read", _staying),
+    "write is confined to its span": lambda p: p.setattr(checks, "write", write_anywhere),
+    "hooks are gone after an error": lambda p: p.setattr(checks, "read", _staying),
     "attention rows are the models": lambda p: p.setattr(
         AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
     ),
     "resume is bit equal": lambda p: p.setattr(
-        claims, "resume", lambda vlm, c, layer, h: resume(vlm, c, layer, h * 1.000001)
+        checks, "resume", lambda vlm, c, layer, h: resume(vlm, c, layer, h * 1.000001)
     ),
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,
     "generation does not depend on the batch": lambda p: p.setattr(
-        wrapper, "left_padded", lambda inputs, _pad_id: inputs
+        wrapper, "pad_left", lambda inputs, _pad_id: inputs
     ),
-    "generation writes the prompt once": lambda p: p.setattr(claims, "write", _twice),
+    "generation writes the prompt once": lambda p: p.setattr(checks, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(
         wrapper, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
     ),
 }
 
 
-@pytest.mark.parametrize("claim", BREAKS)
-def test_every_claim_notices_when_it_is_broken(claim, monkeypatch):
+@pytest.mark.parametrize("name", BREAKS)
+def test_every_check_fails_when_its_promise_is_broken(name, monkeypatch):
     shared = tiny_vlm("qwen3_vl")
     vlm = VLM(shared.model, shared.processor)
     hooks = [(m, dict(m._forward_hooks)) for m in vlm.model.modules()]
-    check = next(c for c in conformance.CHECKS if c.__name__ == claim.replace(" ", "_"))
-    assert conformance.check(vlm, (check,))[0].passed
-    BREAKS[claim](monkeypatch)
+    selected = [one for one in CHECKS if one.__name__ == name.replace(" ", "_")]
+    assert check(vlm, selected).passed
+    BREAKS[name](monkeypatch)
     broken = VLM(shared.model, shared.processor)
-    result = conformance.check(broken, (check,))[0]
+    report = check(broken, selected)
     for module, before in hooks:
         module._forward_hooks.clear()
         module._forward_hooks.update(before)
-    assert (result.claim, result.passed) == (claim, False)
+    assert [result.check for result in report.failed] == [name]
 
 
-def test_every_claim_has_been_broken():
-    assert set(BREAKS) == {check.__name__.replace("_", " ") for check in conformance.CHECKS}
+def test_every_check_has_been_broken():
+    assert set(BREAKS) == {one.__name__.replace("_", " ") for one in CHECKS}
 
 
-def test_verification_refuses_with_the_claim_and_the_number(monkeypatch):
+def test_verification_names_the_check_and_the_number(monkeypatch):
     vlm = VLM(tiny_vlm("llava").model, tiny_vlm("llava").processor, "my-model")
-    vlm.verify()
+    verify(vlm)
     BREAKS["unembedded last output is the logits"](monkeypatch)
     with pytest.raises(
         SetupError, match=r"my-model cannot be used: unembedded .* logits differ by"
     ):
-        vlm.verify()
+        verify(vlm)
+    assert "  failed: unembedded last output is the logits: logits" in repr(check(vlm))
 
 
-def test_an_error_in_a_check_is_a_finding():
-    results = conformance.check(VLM(tiny_vlm("llava").model, name="bare"))
-    assert not any(result.passed for result in results)
-    assert results[0].detail == "bare has no processor: give one, VLM(model, processor)"
+def test_an_error_in_a_check_is_a_failed_check():
+    report = check(VLM(tiny_vlm("llava").model, name="bare"))
+    assert len(report.failed) == len(CHECKS) and not report.passed
+    assert report.failed[0].detail == "bare has no processor: give one, VLM(model, processor)"
+    assert len(repr(report).splitlines()) <= 10

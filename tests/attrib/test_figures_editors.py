@@ -22,7 +22,7 @@ from figures.editor_reading import acts, sizes, structure
 from figures.estimates import all_hold, estimate, proportion
 from figures.gate_values import separations
 from figures.rows import numbers, where, words
-from figures.scene_objects import Objects, told_by
+from figures.scene_objects import Objects, truth_scores
 from figures.trained import found_above, load_editor
 from figures.visedit_figure_4 import moved
 
@@ -206,12 +206,12 @@ def test_cells_are_shown_behind_the_gate_where_there_is_one():
 def test_a_map_on_the_object_asked_about_tells_it():
     on = np.zeros((2, 9), bool)
     on[0, :2], on[1, 2:4] = True, True
-    found = told_by(np.where(on[0], 1.0, 0.0), Objects(on, 0))
+    found = truth_scores(np.where(on[0], 1.0, 0.0), Objects(on, 0))
     assert found == {"on_asked": 1, "on_others": 0, "elsewhere": 0, "auc": 1, "auc_objects": 1,
                      "mass": 1}  # fmt: skip
-    other = told_by(np.where(on[1], 1.0, 0.0), Objects(on, 0))
+    other = truth_scores(np.where(on[1], 1.0, 0.0), Objects(on, 0))
     assert other["auc_objects"] == 0 and other["mass"] == 0
-    assert all(np.isnan(value) for value in told_by(np.ones(9), None).values())
+    assert all(np.isnan(value) for value in truth_scores(np.ones(9), None).values())
 
 
 MAPS = ("request", "other picture", "unrelated image", "other question")

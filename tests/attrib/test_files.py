@@ -5,17 +5,17 @@ import logging
 import pytest
 
 from attrib.environment import sha256, versions, weights_digest
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from attrib.progress import progress
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = write_text(tmp_path / "new" / "a.txt", "old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
         file.write(b"half")
         raise ZeroDivisionError
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
     assert path.read_text() == "new"
 

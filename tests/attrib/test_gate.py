@@ -17,7 +17,7 @@ from attrib.cli.gate import GateOptions, _plan
 from attrib.cli.outputs import default_folder
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.report.findings_gate import about_gate, gate_lines
+from attrib.report.gate_summary import gate_auc_table, summarize_gate
 from attrib.results import Result
 
 RELATIONS = {
@@ -113,19 +113,19 @@ def test_a_sample_without_inputs_is_refused(tiny):
 
 def test_the_finding_names_the_layer_the_hardest_inputs_and_the_leak(study):
     result, table = study
-    said = about_gate(result, table, "prompt_last")
-    assert "In planted, the last prompt token of layer" in said
+    said = summarize_gate(result, table, "prompt_last")
+    assert "planted: a gate on the last prompt token of layer" in said
     layer = int(said.split("of layer ")[1].split()[0])
-    assert layer >= 2 and "Hardest to tell is same_image_same_kind: 0." in said
-    assert "Threshold and layer were chosen on these examples" in said
+    assert layer >= 2 and "Hardest: same_image_same_kind, AUC 0." in said
+    assert "Threshold and layer tuned on these" in said
     assert "which leaks the gold answer" in said
-    leaking = about_gate(result, table, "target_last", 1)
+    leaking = summarize_gate(result, table, "target_last", 1)
     assert "last target token of layer 1" in leaking and "This token leaks" in leaking
-    assert "The threshold was chosen" in leaking
+    assert "The threshold tuned on" in leaking
 
 
 def test_lines_have_a_column_per_token_and_a_row_per_kind(study):
-    lines = gate_lines(study[1], 3).splitlines()
+    lines = gate_auc_table(study[1], 3).splitlines()
     assert "target_last (leaks)" in lines[0] and lines[-1].startswith(ANY)
     (alone,) = [line for line in lines if line.startswith("text_locality")]
     assert alone.split()[1] == "-"  # text alone has no visual tokens
@@ -173,7 +173,10 @@ def test_attrib_gate_leaves_tables_figures_and_a_finding(monkeypatch, capsys, tm
 
     code, out, err = run("--layer", 2, "--token", "text_mean")
     assert code == 0, err
-    assert "the mean of the words of layer 2 tells generality" in out and "ROC-AUC, layer" in out
+    assert (
+        "the mean of the text tokens of layer 2 separates generality" in out
+        and "ROC-AUC, layer" in out
+    )
     names = {path.name for path in (tmp_path / "o").iterdir()}
     figures = {"gate.png", "gate-tokens.svg", *(f"similarity-{token}.png" for token in TOKENS)}
     assert figures | {"result.parquet", "separation.csv", "manifest.json"} <= names

@@ -46,7 +46,7 @@ def test_read_gives_the_models_own_hidden_states(vlm, batch):
     for layer in range(vlm.num_layers - 1):
         assert torch.equal(hidden[layer], theirs[layer + 1])
     # The last of theirs has been through the final norm; the last layer's output has not.
-    assert_close(vlm.parts.norm(hidden[vlm.num_layers - 1]), theirs[-1])
+    assert_close(vlm.components.norm(hidden[vlm.num_layers - 1]), theirs[-1])
 
 
 @pytest.mark.parametrize("span", SPANS)
@@ -233,7 +233,7 @@ def test_writes_between_layers_are_seen_where_they_are():
     for span, expected in (("visual", [True, True, False, False]), ("last", [False] * 4)):
         with residual_writes(vlm, batch[span].int().argmax(1)) as writes:
             vlm.logits(batch)
-        assert writes.extra.abs().amax((0, 2)).bool().tolist() == expected
+        assert writes.between_layers.abs().amax((0, 2)).bool().tolist() == expected
 
 
 def test_a_layer_with_another_wiring_is_named(vlm, batch):

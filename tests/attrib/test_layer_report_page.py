@@ -14,11 +14,11 @@ from planted_layer_report import EVIL
 from test_report import Parsed
 
 from attrib.errors import AttribError
-from attrib.report.layers_content import content_of
-from attrib.report.layers_limits import caveats
+from attrib.report.caveats import caveats
+from attrib.report.content import content_of
 from attrib.report.layers_page import render_html, render_json, render_markdown, write_layer_report
-from attrib.report.layers_said import grid_in_short, headline, partial_of, sureness
-from attrib.report.layers_why import why
+from attrib.report.rationale import why
+from attrib.report.summary import grid_in_short, headline, partial_of, sureness
 
 
 def no_figure(*_given, **_options):

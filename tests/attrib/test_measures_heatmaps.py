@@ -14,7 +14,7 @@ from attrib.analyses.tables import measure_faithfulness, measure_heatmaps
 from attrib.data import EditRequest, EditSample, load
 from attrib.data.scenes.ground_truth import ground_truths
 from attrib.errors import AttribError
-from attrib.runs.collecting import collect
+from attrib.runs.collect import collect
 
 
 def made(vlm, sizes=((60, 40), (40, 60))):
@@ -107,7 +107,7 @@ def test_every_question_about_one_object_is_scored_by_every_method(name, scenes)
     tables = pointed(name, scenes, again=Perturbation(noise=0.7, unit="abs"))
     table, all_layers = tables["faithfulness"], tables["all_layers"]
     assert len(all_layers) * 4 == len(table) and "layer" not in all_layers
-    about_one = {i for i, truth in scenes[1].items() if truth.asked() is not None}
+    about_one = {i for i, truth in scenes[1].items() if truth.target_object() is not None}
     assert set(table["example"]) == about_one and 0 < len(about_one) < 12
     assert set(table["method"]) == {"heatmap", "again", "attention", "gradient"}
     assert len(table) == len(about_one) * 4 * 4 * 4
@@ -118,7 +118,7 @@ def test_every_question_about_one_object_is_scored_by_every_method(name, scenes)
 
 
 def test_questions_about_no_single_object_leave_an_empty_table(scenes):
-    counts = [i for i, s in enumerate(scenes[0]) if scenes[1][s.id].asked() is None]
+    counts = [i for i, s in enumerate(scenes[0]) if scenes[1][s.id].target_object() is None]
     tables = pointed("llava", scenes, slice(counts[0], counts[0] + 1))
     for name, full in pointed("llava", scenes).items():
         assert tables[name].empty and list(tables[name].columns) == list(full.columns)
@@ -132,10 +132,10 @@ def test_a_planted_map_points(monkeypatch, scenes):
 
     data, truths = scenes
     vlm = tiny_vlm("llava")
-    sample = next(s for s in data if truths[s.id].asked() is not None)
+    sample = next(s for s in data if truths[s.id].target_object() is not None)
     truth = truths[sample.id]
     batch = vlm.encode([sample.request.image], [sample.request.prompt])
-    on = on_cells(truth.masks(), batch.grids[0])[truth.asked()]
+    on = on_cells(truth.masks(), batch.grids[0])[truth.target_object()]
     rows = torch.zeros(1, vlm.num_layers, batch["last"].shape[1])
     rows[0, :, batch["visual"][0]] = torch.as_tensor(on, dtype=torch.float32)
     monkeypatch.setattr(module, "head_mean", lambda *_: rows)

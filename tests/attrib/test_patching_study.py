@@ -16,9 +16,9 @@ from attrib.analyses.tables import measure_patching
 from attrib.cli.patching import _plan
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.report.findings_patching import about_patching
+from attrib.report.summaries import summarize_patching
 from attrib.results import Result, tidy
-from attrib.runs.collecting import collect
+from attrib.runs.collect import collect
 
 COLORS = ("red", "blue", "white", "black", "lime", "yellow")
 WORDS = {"visual": "visual tokens", "last": "last prompt token"}
@@ -118,26 +118,32 @@ def test_samples_that_cannot_be_patched_are_refused(tiny):
 
 
 def test_the_finding_says_where_the_answer_passes():
-    said = about_patching(planted())
-    assert said.startswith("20 pairs of images to which planted gives different answers.")
-    assert "4 pairs with the same answer to both say nothing." in said
-    assert "in 100% of them at layer 0, in under half from layer 6 on" in said
-    assert "in 0% of them at layer 0, in half or more from layer 6 on" in said
-    assert "From layer 6 on the last token carries more" in said
-    assert "(95% interval: layer 6 to 6)" in said
+    said = summarize_patching(planted())
+    assert said.startswith("planted: 20 pairs of images with different answers.")
+    assert "4 pairs excluded (same answer to both images)." in said
+    assert (
+        "visual tokens flips 100 % of answers at layer 0 and fewer than half from layer 6 on"
+        in said
+    )
+    assert (
+        "last prompt token flips 0 % of answers at layer 0 and at least half from layer 6 on"
+        in said
+    )
+    assert "From layer 6 on, patching the last token flips more answers" in said
+    assert "(95 % CI: layers 6-6)" in said
 
 
 def test_the_finding_of_one_span_and_of_pairs_that_say_nothing():
     result = planted()
-    alone = about_patching(result.where(span="last"))
-    assert "carries more" not in alone and "visual" not in alone
+    alone = summarize_patching(result.where(span="last"))
+    assert "more answers" not in alone and "visual" not in alone
     none = result.frame.assign(value=result.frame["value"].where(result.frame["example"] > "e2"))
     only = Result("patching", pd.DataFrame(none[none["example"] == "e21"]), {})
-    assert "gives the same answer to both images of every pair" in about_patching(only)
+    assert "no pair of images has two different answers" in summarize_patching(only)
     never = result.frame.assign(value=result.frame["value"].where(
         result.frame["statistic"] != "follows", 0.0))  # fmt: skip
-    said = about_patching(Result("patching", never, {}))
-    assert "in 0% to 0% of them at every layer" in said and "never carries more" in said
+    said = summarize_patching(Result("patching", never, {}))
+    assert "flips 0 % of answers at every layer" in said and "never flips more" in said
 
 
 def test_curves_are_the_shares_of_the_pairs():

@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from attrib import plots
-from attrib.report.findings_heat import about_faithfulness, about_heatmaps
+from attrib.report.heatmap_summary import (
+    faithfulness_table,
+    summarize_faithfulness,
+    summarize_heatmaps,
+)
 from attrib.results import Result
 
 IMAGE = Image.new("RGB", (60, 40), "teal")
@@ -89,14 +93,14 @@ GRID = pd.Series({"rows": 2, "cols": 3, "left": 0.0, "top": 0.0, "right": 60.0, 
 
 
 def test_pictures_take_the_cells_of_the_grid_and_leave_out_the_others():
-    ((kind, ax),) = plots.heat_pictures(IMAGE, table(first=4), None, GRID).items()
+    ((kind, ax),) = plots.heatmap_pictures(IMAGE, table(first=4), None, GRID).items()
     assert kind == "heatmap"
     values = heat_of(panels(ax)[1]).get_array()
     assert np.allclose(values, np.arange(4, 10).reshape(2, 3) / 100)
 
 
 def test_q_formers_get_bars_and_a_picture_that_is_labelled():
-    drawn = plots.heat_pictures(IMAGE, table(), table(name="patch"), GRID)
+    drawn = plots.heatmap_pictures(IMAGE, table(), table(name="patch"), GRID)
     assert set(drawn) == {"queries", "picture"}
     assert "cross-attention" in plots.describe(drawn["picture"])
 
@@ -104,12 +108,12 @@ def test_q_formers_get_bars_and_a_picture_that_is_labelled():
 def test_without_a_grid_there_are_bars():
     grid = GRID * np.nan
     grid["rows"] = grid["cols"] = 0
-    ((kind, ax),) = plots.heat_pictures(IMAGE, table(), None, grid).items()
+    ((kind, ax),) = plots.heatmap_pictures(IMAGE, table(), None, grid).items()
     assert kind == "heatmap" and not panels(ax)
 
 
 def test_many_layers_are_thinned_out_from_the_first_to_the_last():
-    ax = plots.heat_pictures(IMAGE, table(layers=40), None, GRID)["heatmap"]
+    ax = plots.heatmap_pictures(IMAGE, table(layers=40), None, GRID)["heatmap"]
     titles = [a.get_title(loc="left") for a in panels(ax)[1:]]
     assert len(titles) == 15 and titles[0] == "layer 0" and titles[-1] == "layer 39"
 
@@ -124,16 +128,16 @@ def heat():
 
 
 def test_the_curve_is_the_mean_over_tokens_and_the_sentence_names_the_layer(heat):
-    (line,) = plots.heat_by_layer(heat).get_lines()
+    (line,) = plots.heatmap_by_layer(heat).get_lines()
     assert np.allclose(line.get_ydata(), [0.01, 1.4 / 6, 0.01])
-    said = about_heatmaps(heat)
-    assert "most in layer 1" in said and "lies on 17% of the visual tokens" in said
-    assert "in 100% of the cases" in said and re.search(r"by 0\.23 on average", said)
+    said = summarize_heatmaps(heat)
+    assert "layer 1's attention output most" in said and "lies on 17 % of the visual tokens" in said
+    assert "first in 100 % of bootstrap samples" in said and re.search(r"by 0\.23 on average", said)
 
 
 def test_no_heat_at_all_is_said(heat):
     cold = Result("heatmap", heat.frame.assign(value=0.0), heat.provenance)
-    assert "in no layer" in about_heatmaps(cold)
+    assert "in no layer" in summarize_heatmaps(cold)
 
 
 @pytest.fixture
@@ -162,10 +166,14 @@ def test_faithfulness_has_a_curve_a_method_and_a_line_of_chance(pointing):
     assert np.argmax(lines["heatmap"].get_ydata()) == 2
 
 
-def test_the_sentence_names_the_best_layer_of_each_method(pointing):
+def test_faithfulness_has_a_row_a_method_and_a_sentence_about_the_best(pointing):
     frame = pointing.frame.drop(columns="layer").assign(value=0.5)
-    said = about_faithfulness(pointing, Result("all_layers", frame, {}))
-    assert "all layers together: heatmap in 50%, attention in 50%, gradient in 50%." in said
-    assert "by chance in 10% of the cases" in said and "75% of its next tokens" in said
-    for part in ("heatmap in", "at its best layer, 2,", "at its best layer, 0,", "AUC of 0.85"):
-        assert part in said
+    all_layers = Result("all_layers", frame, {})
+    table = faithfulness_table(pointing, all_layers).set_index("method")
+    assert table["best layer"].to_dict() == {"heatmap": 2, "attention": 0, "gradient": 1}
+    assert (table["all layers"] == 0.5).all() and np.allclose(table["AUC"], 0.85)
+    assert ((table["low"] < table["hit"]) & (table["hit"] < table["high"] + 1e-9)).all()
+    said = summarize_faithfulness(pointing, all_layers)
+    best = table["hit"].idxmax()
+    assert f"the hottest patch of the {best} map of layer {table.loc[best, 'best layer']}" in said
+    assert "chance 10 %" in said and "answers 75 % of them correctly" in said

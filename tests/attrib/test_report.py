@@ -7,8 +7,15 @@ import numpy as np
 import planted
 import pytest
 
-from attrib.report import findings, write_page
+from attrib.report import write_page
 from attrib.report.page import LONGEST_TEXT, render, shown
+from attrib.report.summaries import (
+    summarize_answers,
+    summarize_attention,
+    summarize_contributions,
+    summarize_control,
+    summarize_demo,
+)
 from attrib.results import Result
 
 LATE = np.linspace(0, 1, 12) ** 2
@@ -107,7 +114,7 @@ def test_invisible_and_endless_text_is_shown_for_what_it_is():
 
 def test_the_first_sentence_is_the_finding(page):
     text = " ".join(page.text)
-    assert text.index("writes the answer late") < text.index("What each layer adds")
+    assert text.index("contribution to the answer token") < text.index("What each layer adds")
 
 
 def test_figures_numbers_pictures_versions_and_commands_are_there(page):
@@ -142,61 +149,63 @@ def test_the_same_study_is_the_same_page(html):
     assert render(planted.study()) == html
 
 
-def test_a_late_curve_is_called_late_and_an_early_one_early():
-    late = findings.about_contributions(planted.contributions(LATE))
-    early = findings.about_contributions(planted.contributions(LATE[::-1]))
-    flat = findings.about_contributions(planted.contributions(np.full(12, 0.5)))
-    assert "writes the key token late:" in late and "most of all from layer 11" in late
-    assert "writes the key token early:" in early and "most of all from layer 0" in early
-    assert "early and late alike" in flat
-    (share,) = re.findall(r"late: (\d+)%", late)
-    assert abs(int(share) / 100 - LATE[6:].sum() / LATE.sum()) < 0.02
+def test_contributions_name_the_half_with_the_larger_share_and_the_peak():
+    late = summarize_contributions(planted.contributions(LATE))
+    early = summarize_contributions(planted.contributions(LATE[::-1]))
+    assert "comes from layers 6-11 (95 % CI" in late and "that of layer 11 " in late
+    assert "comes from layers 0-5 (95 % CI" in early and "that of layer 0 " in early
+    for sentence in (late, early):
+        (share,) = re.findall(r"(\d+) % of the contribution", sentence)
+        assert abs(int(share) / 100 - LATE[6:].sum() / LATE.sum()) < 0.02
 
 
-def test_contributions_against_the_token_are_not_called_contributions_for_it():
-    assert "no layer speaks" in findings.about_contributions(planted.contributions(-LATE - 1))
+def test_negative_contributions_have_no_share():
+    assert "no layer contributes" in summarize_contributions(planted.contributions(-LATE - 1))
 
 
-def test_how_sure_depends_on_the_spread():
-    assert "in 100% of the cases" in findings.how_sure(planted.contributions(LATE, noise=0.01))
-    loose = findings.how_sure(planted.contributions(np.full(12, 0.5), noise=1.0))
-    assert "in 100%" not in loose
-    assert "one example" in findings.how_sure(planted.contributions(LATE, examples=1))
+def test_the_stability_of_the_peak_depends_on_the_spread():
+    stable = summarize_contributions(planted.contributions(LATE, noise=0.01))
+    loose = summarize_contributions(planted.contributions(np.full(12, 0.5), noise=1.0))
+    assert "highest in 100 % of bootstrap samples" in stable and "in 100 %" not in loose
+    alone = summarize_contributions(planted.contributions(LATE, examples=1))
+    assert "one example: no confidence interval" in alone and "CI" not in alone
 
 
-def test_the_control_is_believed_only_when_it_falls():
+def test_a_control_that_keeps_most_of_the_effect_is_reported():
     right = planted.contributions(LATE)
-    falls = findings.about_control(right, planted.contributions(0.05 * LATE, noise=0.001))
-    stays = findings.about_control(right, planted.contributions(0.9 * LATE))
-    assert "about this answer" in falls and "no clear difference" in stays
-
-
-def test_the_first_sentence_is_taken_back_where_the_control_fails():
-    right = planted.contributions(LATE)
-    assert "But" not in findings.finding(right, planted.contributions(0.05 * LATE, noise=0.001))
-    assert "But a wrong answer" in findings.finding(right, planted.contributions(0.9 * LATE))
+    falls, stays = (
+        planted.contributions(0.05 * LATE, noise=0.001),
+        planted.contributions(0.9 * LATE),
+    )
+    assert "is specific to this answer" in summarize_control(right, falls)
+    assert "is not specific" in summarize_control(right, stays)
+    assert "do not rely" not in summarize_demo(right, falls)
+    assert "do not rely on this curve" in summarize_demo(right, stays)
 
 
 def test_the_control_compares_the_examples_that_have_one():
     right, wrong = planted.contributions(LATE), planted.contributions(0.1 * LATE, noise=0.001)
     few = wrong.frame[wrong.frame["example"].isin(["e1", "e2", "e3"])]
-    some = findings.about_control(right, Result("wrong_key", few, {}))
-    none = findings.about_control(right, Result("wrong_key", few[:0], {}))
-    assert "3 examples" in some and "No example has a wrong answer" in none
+    some = summarize_control(right, Result("wrong_key", few, {}))
+    none = summarize_control(right, Result("wrong_key", few[:0], {}))
+    assert "3 examples" in some and "no example has a wrong answer" in none
 
 
 def test_attention_names_the_layers_of_most_and_least():
-    sentence = findings.about_attention(planted.attention([0.1, 0.6, 0.3, 0.05]))
-    assert "most attention in layer 1 (60%" in sentence and "least in layer 3 (5%" in sentence
-    assert "more than the image in 3 of 4 layers" in sentence  # 0.6 / 16 > 0.1 / 10 in layer 1
+    sentence = summarize_attention(planted.attention([0.1, 0.6, 0.3, 0.05]))
+    assert "most to the image in layer 1 (60 %" in sentence
+    assert "least in layer 3 (5 %" in sentence
+    assert "average visual token in 3 of 4 layers" in sentence  # 0.6 / 16 > 0.1 / 10 in layer 1
 
 
 def test_attention_without_an_image_says_so():
     result = planted.attention([0.1, 0.6])
     frame = result.frame.copy()
     frame.loc[frame["statistic"].str.startswith("visual"), "value"] = np.nan
-    assert "no visual tokens" in findings.about_attention(Result("attention", frame, {}))
+    assert "no visual tokens" in summarize_attention(Result("attention", frame, {}))
 
 
 def test_right_answers_are_counted():
-    assert "20 of 24 prompts right" in findings.about_answers(planted.answers(24, 20))
+    assert "20 of 24 prompts correctly (95 % CI 64-93 %" in summarize_answers(
+        planted.answers(24, 20)
+    )

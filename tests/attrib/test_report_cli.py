@@ -103,7 +103,7 @@ def test_what_is_missing_is_made_read_again_and_read_in_part(report, folder, tmp
 
 
 def test_a_damaged_part_counts_as_not_done(folder, tmp_path):
-    from attrib.report.layers_reading import read_run
+    from attrib.report.run_reader import read_run
 
     made = tmp_path / "attention"
     (made / "parts").mkdir(parents=True)

@@ -7,7 +7,7 @@ import pytest
 from attrib.errors import AttribError
 from attrib.results import Result
 from attrib.selection import evidence_table, gather, select_layers
-from attrib.selection.rules import rise
+from attrib.selection.rules import step_score
 
 STEP, LOUD, PASSES, READ = planted.STEP, planted.LOUD, planted.PASSES, planted.READ
 
@@ -23,7 +23,7 @@ def test_every_rule_finds_what_was_planted():
             choice = choices[name]
             assert choice.share > 0.99 and (choice.low, choice.high) == (choice.layer,) * 2
             assert choice.ranking[0] == choice.layer and np.isclose(sum(choice.shares), 1)
-        assert report.agreement[modality]["apart"] == STEP - 1 - LOUD
+        assert report.agreement[modality]["spread"] == STEP - 1 - LOUD
     assert report.layers == {m: [report.choices[m]["consensus"].layer] for m in report.layers}
     assert not report.left_out
 
@@ -38,7 +38,7 @@ def test_agreeing_rules_make_the_consensus_and_the_last_layer_is_never_chosen():
     same = [planted.contributions(), planted.sweep("text", np.eye(planted.LAYERS)[STEP - 1]),
             planted.patching(last=STEP)]  # fmt: skip
     report = select_layers(same)
-    assert report.layers["text"] == [STEP - 1] and report.agreement["text"]["apart"] == 0
+    assert report.layers["text"] == [STEP - 1] and report.agreement["text"]["spread"] == 0
     everywhere = planted.sweep("visual", np.arange(planted.LAYERS))
     assert select_layers([everywhere], "sensitivity").layers["visual"] == [planted.LAYERS - 2]
 
@@ -174,7 +174,7 @@ def test_evidence_is_tabled_with_intervals():
 def test_scores_are_those_of_the_curves():
     report = select_layers(planted.evidence())
     mean = gather(planted.evidence()).curves["contributions"].mean(0)
-    assert np.allclose(report.choices["text"]["onset"].scores[:-1], rise(mean[None])[0, :-1])
+    assert np.allclose(report.choices["text"]["onset"].scores[:-1], step_score(mean[None])[0, :-1])
     table = report.scores()
     rows = table[(table["modality"] == "text") & (table["evidence"] == "onset")]
     assert rows["value"].tolist() == list(report.choices["text"]["onset"].scores[:-1])

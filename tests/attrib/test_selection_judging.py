@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from attrib.errors import AttribError
 from attrib.selection import fixed_picks, picks_of, rank_correlations, regret, select_layers
-from attrib.selection.evaluate import spearman
+from attrib.stats import spearman
 
 BEST = (2, 4)
 

@@ -12,7 +12,7 @@ from conftest import tiny_vlm
 import attrib
 from attrib import plots
 from attrib.errors import AttribError
-from attrib.report.findings_selection import about_regret, about_selection
+from attrib.report.selection_summary import summarize_regret, summarize_selection
 from attrib.selection import LayerReport, evidence_table, gather, select_layers
 from attrib.selection.same_source import model_of, same_model
 
@@ -104,7 +104,7 @@ def test_the_text_shows_every_rule(report):
 
 
 def test_the_sentences_say_layer_certainty_and_rules(report):
-    visual, text = about_selection(report).split("\n")
+    visual, text = summarize_selection(report).split("\n")
     layer = report.layers["visual"][0]
     assert visual.startswith(f"Edit the visual tokens at the output of layer {layer}, by consensus")
     assert "(of 20)" in visual and "95% interval: layer" in visual
@@ -115,11 +115,11 @@ def test_the_sentences_say_layer_certainty_and_rules(report):
 def test_the_sentences_take_back_what_is_not_known():
     flat = np.full(planted.LAYERS, 0.3)
     unsure = select_layers([planted.sweep("text", flat, noise=0.1)], "sensitivity")
-    told = about_selection(unsure)
+    told = summarize_selection(unsure)
     assert "That is no clear choice: " in told and "No layer can be selected for the visual" in told
     assert "(sensitivity of visual left out: no evidence 'noise visual'" in told
     one = select_layers([planted.contributions(examples=1)])
-    assert "This is one example: nothing is known about others." in about_selection(one)
+    assert "This is one example: nothing is known about others." in summarize_selection(one)
 
 
 def test_regret_is_told_beside_the_fixed_choices():
@@ -127,9 +127,9 @@ def test_regret_is_told_beside_the_fixed_choices():
            "regret": 2.0, "low": 1.5, "high": 2.5, "seeds": 3}  # fmt: skip
     fixed = row | {"regret": 7.0}
     judged = pd.DataFrame([{"pick": "consensus", **row}, {"pick": "middle layer", **fixed}])
-    told = about_regret(judged, "consensus")
+    told = summarize_regret(judged, "consensus")
     assert "regret 2.00 (3 seed(s), 1.50 to 2.50)" in told and "middle layer 7.00" in told
-    assert "cannot be judged" in about_regret(judged, "pointing")
+    assert "cannot be judged" in summarize_regret(judged, "pointing")
 
 
 def test_the_picture_marks_the_chosen_layers(report):

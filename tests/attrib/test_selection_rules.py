@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from attrib.selection.rules import FLOOR, RULES, consensus, passing, relative, reliability, rise
+from attrib.selection.rules import (
+    FLOOR,
+    RULES,
+    consensus,
+    crossover,
+    relative,
+    reliability,
+    step_score,
+)
 
 curves = arrays(float, (3, 8), elements=st.floats(-4, 4, width=16))
 
@@ -24,7 +32,7 @@ def brute_force(curve):
 
 @given(curves)
 def test_the_rise_is_the_least_squares_change_point_of_two_means(draws):
-    found = rise(draws)
+    found = step_score(draws)
     assert np.isnan(found[:, -1]).all()
     for curve, scores in zip(draws, found, strict=True):
         assert np.allclose(scores[:-1], brute_force(curve), atol=1e-6)
@@ -33,16 +41,16 @@ def test_the_rise_is_the_least_squares_change_point_of_two_means(draws):
 @pytest.mark.parametrize("at", range(1, 8))
 def test_a_step_is_found_right_before_it_and_a_fall_speaks_for_no_layer(at):
     step = (np.arange(8) >= at).astype(float)[None]
-    assert np.nanargmax(rise(step)) == at - 1 and np.isclose(np.nanmax(rise(step)), 1)
-    assert np.nanmax(rise(-step)) < 0
-    assert np.nanmax(rise(0 * step + 0.3)) == 0
+    assert np.nanargmax(step_score(step)) == at - 1 and np.isclose(np.nanmax(step_score(step)), 1)
+    assert np.nanmax(step_score(-step)) < 0
+    assert np.nanmax(step_score(0 * step + 0.3)) == 0
 
 
 def test_passing_is_highest_where_the_curves_cross():
     holds = np.array([[1, 1, 1, 0, 0, 0.0]])
-    assert passing(holds, 1 - holds)[0, :-1].tolist() == [0, 0, 1, 0, 0]
+    assert crossover(holds, 1 - holds)[0, :-1].tolist() == [0, 0, 1, 0, 0]
     slow = np.linspace(1, 0, 11)[None]
-    assert np.nanargmax(passing(slow, 1 - slow)) in (4, 5)
+    assert np.nanargmax(crossover(slow, 1 - slow)) in (4, 5)
 
 
 def test_the_consensus_of_one_rule_is_that_rule():

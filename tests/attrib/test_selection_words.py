@@ -4,7 +4,7 @@ import planted_layers as planted
 import pytest
 
 from attrib.errors import AttribError
-from attrib.selection import LayerReport, about_words, for_all_words, select_layers
+from attrib.selection import LayerReport, combine_words, select_layers, summarize_words
 
 
 def word(visual, last, **more):
@@ -17,11 +17,11 @@ def test_the_earliest_layer_that_a_word_asks_for_is_chosen_for_each_modality():
     assert [one.layers for one in reports] == [
         {"text": [5], "visual": [7]}, {"text": [8], "visual": [2]}, {"text": [6], "visual": [6]}
     ]  # fmt: skip
-    whole = for_all_words(reports)
+    whole = combine_words(reports)
     assert whole.layers == {"text": [5], "visual": [2]}
     assert whole.choices["text"] == reports[0].choices["text"]
     assert whole.choices["visual"] == reports[1].choices["visual"]
-    assert about_words(whole).splitlines() == [
+    assert summarize_words(whole).splitlines() == [
         "Word 1 asks for text 5, visual 7",
         "Word 2 asks for text 8, visual 2",
         "Word 3 asks for text 6, visual 6",
@@ -31,25 +31,25 @@ def test_the_earliest_layer_that_a_word_asks_for_is_chosen_for_each_modality():
 
 def test_the_order_of_words_does_not_matter():
     reports = [word(8, 6), word(3, 9)]
-    assert for_all_words(reports).layers == for_all_words(reports[::-1]).layers
+    assert combine_words(reports).layers == combine_words(reports[::-1]).layers
 
 
 def test_one_word_is_what_it_was_and_none_is_refused():
     one = word(8, 6)
-    assert for_all_words([one]) == one and about_words(one) == ""
+    assert combine_words([one]) == one and summarize_words(one) == ""
     with pytest.raises(AttribError, match="no report of any word"):
-        for_all_words([])
+        combine_words([])
 
 
 def test_a_word_that_says_nothing_of_a_modality_does_not_choose_for_it():
     silent = select_layers([planted.sweep("text")], "sensitivity")
     spoken = select_layers([planted.sweep("text"), planted.sweep("visual")], "sensitivity")
     assert not silent.layers["visual"]
-    assert for_all_words([silent, spoken]).layers["visual"] == spoken.layers["visual"]
-    assert for_all_words([silent, silent]).layers["visual"] == []
+    assert combine_words([silent, spoken]).layers["visual"] == spoken.layers["visual"]
+    assert combine_words([silent, silent]).layers["visual"] == []
 
 
 def test_a_report_of_several_words_comes_back_from_its_file(tmp_path):
-    whole = for_all_words([word(8, 6), word(3, 9)])
+    whole = combine_words([word(8, 6), word(3, 9)])
     back = LayerReport.load(whole.save(tmp_path / "layers.json"))
-    assert back.layers == whole.layers and about_words(back) == about_words(whole)
+    assert back.layers == whole.layers and summarize_words(back) == summarize_words(whole)

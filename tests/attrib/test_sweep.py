@@ -19,9 +19,9 @@ from attrib.cli.sweep import SweepOptions
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from attrib.report.findings_sweep import about_sweep
+from attrib.report.summaries import summarize_sensitivity
 from attrib.results import Result, tidy
-from attrib.runs.collecting import collect
+from attrib.runs.collect import collect
 
 FULL = {"unit": "std", "draws": 1, "seed": 0}
 
@@ -110,23 +110,25 @@ def test_a_logarithmic_figure_leaves_zeros_out_and_says_what_it_shows():
 
 
 def test_the_finding_names_the_planted_layer_and_how_sure_it_is():
-    told = about_sweep(planted([0.2, 0.1, 0.9, 0.3], unit="std"))
+    told = summarize_sensitivity(planted([0.2, 0.1, 0.9, 0.3], unit="std"))
     assert "planted is most sensitive to noise on its text tokens in layer 2" in told
-    assert "noise of 1 times their deviation" in told and "95% interval 0.8" in told
-    assert "layer 2 would be the highest in 100% of the cases" in told
-    assert "the highest for 2 of 2 sizes of noise" in told and "--spare-last" not in told
+    assert "noise of 1 standard deviations there" in told and "95 % CI 0.8" in told
+    assert "(the highest in 100 % of bootstrap samples)" in told
+    assert "the highest at 2 of 2 noise levels" in told and "--spare-last" not in told
 
 
 def test_the_last_layer_is_named_with_its_caution_and_one_example_with_its():
-    told = about_sweep(planted([0.2, 0.1, 0.9], examples=1, unit="abs"))
-    assert "noise of sigma 1 there" in told and "This is one example" in told
+    told = summarize_sensitivity(planted([0.2, 0.1, 0.9], examples=1, unit="abs"))
+    assert "noise of 1 there" in told and "one example" in told
     assert "compare with --spare-last" in told
     for options in ({"spare_last": True}, {"modality": "visual"}):
-        assert "--spare-last" not in about_sweep(planted([0.2, 0.1, 0.9], **options))
+        assert "--spare-last" not in summarize_sensitivity(planted([0.2, 0.1, 0.9], **options))
 
 
 def test_noise_that_moves_nothing_is_said_to():
-    assert "does not move the output" in about_sweep(planted([0.0, 0.0], modality="visual"))
+    assert "does not change the output" in summarize_sensitivity(
+        planted([0.0, 0.0], modality="visual")
+    )
 
 
 # --- the command

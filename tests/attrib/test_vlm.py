@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import capture, write
-from attrib.model.components import find_parts, freeze_norm
+from attrib.model.components import find_components, freeze_norm
 from attrib.model.encoding import target_ids
 from attrib.model.patch_grid import find_grid
 from attrib.model.vlm import VLM
@@ -34,7 +34,7 @@ def test_the_spans_hold_what_they_say(vlm):
     assert words(batch, "text", 1, vlm) == "nq"
     assert words(batch, "last", 0, vlm) == "?"
     assert words(batch, "bos", 1, vlm) == vlm.tokenizer.bos_token
-    image_token = vlm.parts.image_token_id
+    image_token = vlm.components.image_token_id
     assert torch.equal(batch["visual"], batch.inputs["input_ids"] == image_token)
     assert batch["visual"].sum(1).tolist() == [{"llava": 4}.get(vlm.name, 6), 0]
     assert batch.size == 2
@@ -103,7 +103,7 @@ def test_the_chat_template_is_used_on_demand():
 
 
 def test_markers_come_from_the_processor():
-    markers = {name: tiny_vlm(name)._style.marker for name in tiny_models.BUILDERS}
+    markers = {name: tiny_vlm(name)._placeholder.marker for name in tiny_models.BUILDERS}
     assert markers["llava"] == "<image>\n"  # from its chat template
     assert markers["llava_next"] == "<image>\n"  # it has none: token and newline
     assert markers["qwen2_vl"] == "<start_of_image><image><end_of_image>"
@@ -285,7 +285,7 @@ def test_a_cell_of_the_grid_is_what_its_token_sees(name):
 def test_parts_are_the_models_own(any_vlm):
     assert any_vlm.num_layers == len(any_vlm.layers) == 4
     assert any_vlm.d_model == 64
-    assert any_vlm.parts.head is any_vlm.model.get_output_embeddings()
+    assert any_vlm.components.head is any_vlm.model.get_output_embeddings()
     assert any_vlm.tokenizer is any_vlm.processor.tokenizer
 
 
@@ -297,13 +297,13 @@ def test_models_without_the_parts_are_refused():
     parts = tiny_models._blip_parts(50)
     t5 = tr.Blip2ForConditionalGeneration(tr.Blip2Config(**parts, text_config=text.to_dict()))
     with pytest.raises(SetupError, match="encoder-decoder"):
-        find_parts(t5)
+        find_components(t5)
     model = copy.deepcopy(tiny_vlm("llava").model)
     with pytest.raises(SetupError, match="no linear output embedding"):
-        find_parts(model.model)
+        find_components(model.model)
     model.config.image_token_id = None
     with pytest.raises(SetupError, match="image_token_id is None"):
-        find_parts(model)
+        find_components(model)
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2_opt", "gemma3"])
@@ -315,7 +315,7 @@ def test_a_frozen_norm_is_linear_and_equals_the_norm_where_it_was_frozen(name):
     parts[:, -1] = h - parts[:, :-1].sum(1)
     shares = frozen(parts)
     assert shares.shape == (3, 7, 64)
-    assert_close(shares.sum(1) + frozen.constant, vlm.parts.norm(h), atol=1e-5, rtol=1e-5)
+    assert_close(shares.sum(1) + frozen.constant, vlm.components.norm(h), atol=1e-5, rtol=1e-5)
     assert_close(frozen(2 * parts[:, 0]), 2 * frozen(parts[:, 0]))
     assert frozen.centred == (name == "blip2_opt")  # OPT's LayerNorm has a bias too
     assert bool(frozen.constant.any()) == (name == "blip2_opt")

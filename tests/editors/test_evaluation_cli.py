@@ -66,7 +66,7 @@ def run(there, monkeypatch, capsys, tmp_path):
     """
     monkeypatch.setattr("attrib.model.vlm.VLM.verify", lambda _: None)
     monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
-    monkeypatch.setattr("attrib.runs.units.ROWS", 2)
+    monkeypatch.setattr("attrib.runs.shards.ROWS", 2)
 
     def run(*arguments, **changed):
         on = {"model": there / "model", "data": there / "data", "split": "vqa-eval", "out": "o",

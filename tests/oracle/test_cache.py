@@ -68,7 +68,7 @@ def test_the_logit_lens_ends_at_the_models_logits(cached):
 def test_the_final_scale_is_the_root_mean_square_of_the_final_state(cached):
     vlm, _, cache = cached
     final = cache["resid_post", -1].float()
-    if freeze_norm(vlm.parts.norm, final[:, 0]).centred:
+    if freeze_norm(vlm.components.norm, final[:, 0]).centred:
         final = final - final.mean(-1, keepdim=True)
     root_mean_square = final.square().mean(-1, keepdim=True).sqrt()
     assert_near(cache["ln_final.hook_scale"], root_mean_square, 1e-4)  # but for its epsilon
@@ -147,10 +147,10 @@ def test_what_is_written_between_layers_has_a_name_of_its_own():
 def test_the_weights_are_the_models_own():
     vlm = tiny_vlm("llava")
     model = vlm.cache(batch_of("llava")).model
-    head = vlm.parts.head.weight
+    head = vlm.components.head.weight
     assert model.W_U.data_ptr() == head.data_ptr()
     assert model.blocks[1].attn.W_O.data_ptr() == vlm.layers[1].self_attn.o_proj.weight.data_ptr()
-    assert model.ln_final is vlm.parts.norm
+    assert model.ln_final is vlm.components.norm
 
 
 def test_one_example_may_lose_its_batch_dimension():

@@ -17,7 +17,7 @@ from PIL import Image
 from attrib.data.rows import Task, image_names
 from attrib.data.tables import FILES
 from attrib.errors import AttribError
-from attrib.files import replacing, write_text
+from attrib.files import atomic_write, write_text
 from attrib.progress import progress
 
 NOTE = "made.json"
@@ -28,8 +28,8 @@ TASKS: dict[str, Task] = {"vqa": "vqa", "caption": "captions"}
 
 
 @dataclass(frozen=True)
-class Made:
-    """What `make_folder` did.
+class ExportResult:
+    """What `export_folder` did.
 
     Attributes:
         folder: where everything is.
@@ -44,13 +44,13 @@ class Made:
     kept: int
 
 
-def make_folder(
+def export_folder(
     out: str | Path,
     *,
     seed: int = 0,
     rows: Callable[[Task, str, int], list[dict[str, Any]]] | None = None,
     open_image: Callable[[str], Image.Image] | None = None,
-) -> Made:
+) -> ExportResult:
     """The folder `out`, holding every split of the scenes in the E-VQA and E-IC layout.
 
     Args:
@@ -76,12 +76,12 @@ def make_folder(
     names = {name for table in tables.values() for row in table for _, name in image_names(row)}
     missing = [name for name in sorted(names) if not (out / IMAGES / name).exists()]
     for name in progress(missing, "pictures"):
-        with replacing(out / IMAGES / name) as file:
+        with atomic_write(out / IMAGES / name) as file:
             open_image(name).save(file, format="PNG")
     for split, text in texts.items():
         write_text(out / FILES[split], text)
     counts = {split: len(table) for split, table in tables.items()}
-    return Made(out, counts, len(missing), len(names) - len(missing))
+    return ExportResult(out, counts, len(missing), len(names) - len(missing))
 
 
 def _claim(out: Path, seed: int, texts: Mapping[str, str]) -> None:

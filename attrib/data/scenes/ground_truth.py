@@ -51,7 +51,7 @@ class GroundTruth:
         """The pixels of each object of the scene."""
         return render(self.scene, self.render_seed)[1]
 
-    def asked(self) -> int | None:
+    def target_object(self) -> int | None:
         """Which object of the scene is asked about; None where it is not a single one."""
         target = self.question.target
         return None if target is None else self.scene.objects.index(target)

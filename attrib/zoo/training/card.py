@@ -27,8 +27,8 @@ nothing about photographs and must not be used for anything else.
 - training scenes: split "backbone" of the generator; no scene of the splits train, validation or
   test was seen
 - channel 0 of the residual stream is large and nearly constant, as single channels of large
-  models are: it was planted (`attrib/zoo/training/rogue.py`), and noise in standard deviations
-  counts it
+  models are: it was planted (`attrib/zoo/training/outlier_channel.py`), and noise in standard
+  deviations counts it
 
 ## Scores
 

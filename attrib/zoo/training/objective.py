@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from attrib.zoo.models import Backbone, language_model, output_embedding, visual_tokens
-from attrib.zoo.training.lessons import Teacher
+from attrib.zoo.training.curriculum import CurriculumSampler
 from attrib.zoo.training.packing import Packed
 
 
-def make_teacher(model: Backbone, processor) -> tuple[Teacher, list[int]]:
+def build_sampler(model: Backbone, processor) -> tuple[CurriculumSampler, list[int]]:
     """The teacher for a model's tokenizer, and the token ids of the picture's prefix."""
     tokenizer = processor.tokenizer
     image, bos = model.config.image_token_id, tokenizer.bos_token_id
@@ -19,7 +19,7 @@ def make_teacher(model: Backbone, processor) -> tuple[Teacher, list[int]]:
         prefix, before = [image] * processor.num_query_tokens, [bos]
     else:
         prefix, before = [bos] + [image] * model.config.image_seq_length, encode("\n")
-    return Teacher(encode, before, [bos], tokenizer.eos_token_id), prefix
+    return CurriculumSampler(encode, before, [bos], tokenizer.eos_token_id), prefix
 
 
 def lesson_loss(

@@ -1,6 +1,6 @@
 """Training of an embedded backbone: seeded, resumable, advancing on measured accuracy.
 
-1. The eyes (`align`): shapes, colours and places of every visual token.
+1. The eyes (`pretrain_vision`): shapes, colours and places of every visual token.
 2. The lessons (`lessons`): packed questions, captions and facts; a stage of the curriculum begins
    when every kind of question of the stage before is answered well on fresh scenes. Before the
    last stage the model grows to its full depth (`growth`).
@@ -23,16 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attrib.data.scenes import Scene, make_scene, scene_seeds
-from attrib.model.checkpoint import WEIGHTS
+from attrib.environment import WEIGHTS
 from attrib.zoo.models import Backbone, build, language_model, output_embedding
 from attrib.zoo.training import attention
-from attrib.zoo.training.align import align, pixels_of
-from attrib.zoo.training.growth import grow, keep_lower_half
-from attrib.zoo.training.lessons import STAGES, Depth
-from attrib.zoo.training.objective import lesson_loss, make_optimizers, make_teacher
+from attrib.zoo.training.curriculum import STAGES, Depth
+from attrib.zoo.training.depth_growth import grow_depth, keep_lower_half
+from attrib.zoo.training.objective import build_sampler, lesson_loss, make_optimizers
+from attrib.zoo.training.outlier_channel import add_outlier_channel
 from attrib.zoo.training.packing import pack
-from attrib.zoo.training.rogue import plant_rogue_channel
 from attrib.zoo.training.scores import questions_about
+from attrib.zoo.training.vision_pretraining import pixels_of, pretrain_vision
 
 Say = Callable[[str], None]
 
@@ -85,7 +85,7 @@ class Run:
         self.progress.stage = len(STAGES) - 1 if recipe.language_from is not None else 0
         model, self.processor = build(name, recipe.seed)
         self._use(model)
-        self.teacher, self.prefix = make_teacher(self.model, self.processor)
+        self.teacher, self.prefix = build_sampler(self.model, self.processor)
 
     def _use(self, model: Backbone) -> None:
         """Make `model` the one that is trained; its optimizers start anew."""
@@ -109,11 +109,11 @@ class Run:
     def _grow(self) -> None:
         """Twice the depth, and the channel that large models have (see `growth`, `rogue`)."""
         self.model.set_attn_implementation({"text_config": "sdpa"})
-        model = grow(self.model, self.name, self.recipe.seed + 1)
+        model = grow_depth(self.model, self.name, self.recipe.seed + 1)
         rng = random.Random(self.recipe.seed)
         scenes = _fresh_scenes(rng, self.recipe.rows)
         prompts = [prompt for _, _, prompt in questions_about(scenes, rng)]
-        plant_rogue_channel(model, self.processor, scenes, prompts)
+        add_outlier_channel(model, self.processor, scenes, prompts)
         self._use(model)
 
     def train(self, say: Say = print, save_every: int = 100) -> Backbone:
@@ -139,10 +139,10 @@ class Run:
         r = self.recipe
         if r.language_from is not None:
             _take_language(self.model, WEIGHTS / r.language_from)
-        for scores in align(
+        for scores in pretrain_vision(
             self.model, self.processor.tokenizer, r.align_steps, r.seed, self.device
         ):
-            say("align " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+            say("vision " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
     def _rate(self) -> float:
         p, r = self.progress, self.recipe

@@ -32,11 +32,11 @@ def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(run, model, tmp_p
     on = ("--model", model, "--data", data, "--split", "vqa-train", "--out", "o")
     code, out, _ = run("contributions", *on, "--dry-run")
     assert code == 0 and [path.name for path in tmp_path.iterdir()] == ["data"]
-    assert "rows: 39 usable, 1 quarantined" in out and "units: 3, 0 of them done" in out
+    assert "rows: 39 usable, 1 quarantined" in out and "shards: 3, 0 of them done" in out
     assert "batch size: 8; passes left: 5, over 1 process(es)" in out and "float32 on cpu" in out
     assert run("contributions", *on)[0] == 0
     _, out, _ = run("contributions", *on, "--dry-run", "--batch-size", 1)
-    assert "units: 3, 3 of them done" in out and "passes left: 0" in out
+    assert "shards: 3, 3 of them done" in out and "passes left: 0" in out
 
 
 def test_a_command_adds_its_own_lines_to_a_dry_run(model, capsys):
@@ -54,7 +54,7 @@ def test_a_finished_run_is_not_computed_again(run, model, monkeypatch):
     code, first, _ = run("attention", "--model", model, *TEXT)
     monkeypatch.setattr("attrib.analyses.tables.measure_attention", pytest.fail)
     again = run("attention", "--model", model, *TEXT, "--batch-size", 3)
-    assert again[:2] == (code, first) == (0, first) and "1 of 1 units are there" in again[2]
+    assert again[:2] == (code, first) == (0, first) and "1 of 1 shards are there" in again[2]
 
 
 def test_another_photo_under_the_same_name_is_another_run(run, model, tmp_path):
@@ -176,4 +176,4 @@ def test_an_interruption_is_resumed_by_the_command_it_names(run, model, monkeypa
     code, _, err = run("attention", *on)
     assert code == 130 and f"to go on: attrib attention --model {model} --data {data}" in err
     code, out, err = run("attention", *on)
-    assert code == 0 and "1 of 3 units are there already" in err and "samples used: 40" in out
+    assert code == 0 and "1 of 3 shards are there already" in err and "samples used: 40" in out

@@ -11,7 +11,7 @@ from benchmarks.kill_sweep import different, kill_and_resume, start
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """`attrib contributions` on six units, one row of which has no picture."""
+    """`attrib contributions` on six shards, one row of which has no picture."""
     folder = tmp_path_factory.mktemp("small")
     data = write_data(folder / "data", rows=90, row_20={"image": "none.png"})
     model = save_tiny(folder / "model")
@@ -28,7 +28,7 @@ def killed(command, tmp_path_factory):
 
 def test_killed_at_any_moment_and_resumed_the_tables_are_those_of_one_run(killed):
     found, _ = killed
-    assert len(found.committed) == 5 and found.units == 6
+    assert len(found.committed) == 5 and found.shards == 6
     assert found.finished >= 1 and not found.different
 
 

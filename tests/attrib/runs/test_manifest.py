@@ -3,7 +3,7 @@
 import pytest
 
 from attrib.errors import SetupError
-from attrib.runs import ALWAYS_FREE, refuse_foreign
+from attrib.runs import NON_IDENTIFYING, refuse_foreign
 from attrib.runs.manifest import differences, refuse_other, stored, write
 
 ONE = {
@@ -32,7 +32,7 @@ def changed(part, **values):
     ],
 )
 def test_what_changes_no_number_may_differ(new):
-    assert differences(ONE, new, ALWAYS_FREE) == []
+    assert differences(ONE, new, NON_IDENTIFYING) == []
 
 
 @pytest.mark.parametrize(
@@ -48,24 +48,24 @@ def test_what_changes_no_number_may_differ(new):
     ],
 )
 def test_what_changes_a_number_is_told_with_both_values(new, told):
-    assert differences(ONE, new, ALWAYS_FREE) == [told]
+    assert differences(ONE, new, NON_IDENTIFYING) == [told]
 
 
 def test_an_option_and_what_it_led_to_are_told_once():
     new = {**changed("options", limit=9), "data": {**ONE["data"], "limit": 9}}
-    assert differences(ONE, new, ALWAYS_FREE) == ["limit: 8 there, 9 now"]
+    assert differences(ONE, new, NON_IDENTIFYING) == ["limit: 8 there, 9 now"]
 
 
 def test_only_computed_parts_are_protected(tmp_path):
     write(tmp_path, ONE)
     new = changed("options", norm="final")
-    refuse_other(tmp_path, new, ALWAYS_FREE)
+    refuse_other(tmp_path, new, NON_IDENTIFYING)
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "000000-x.rows.parquet").touch()
-    refuse_other(tmp_path, ONE, ALWAYS_FREE)
+    refuse_other(tmp_path, ONE, NON_IDENTIFYING)
     with pytest.raises(SetupError, match=r'norm: "none" there, "final" now; give another --out'):
-        refuse_other(tmp_path, new, ALWAYS_FREE)
-    refuse_other(tmp_path, new, ALWAYS_FREE | {"options.norm"})
+        refuse_other(tmp_path, new, NON_IDENTIFYING)
+    refuse_other(tmp_path, new, NON_IDENTIFYING | {"options.norm"})
 
 
 def test_many_differences_are_counted(tmp_path):

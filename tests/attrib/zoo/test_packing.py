@@ -5,10 +5,10 @@ import torch
 
 from attrib.data.scenes import make_scene
 from attrib.zoo.models import BUILDERS, build, language_model, visual_tokens
-from attrib.zoo.training.align import pixels_of
-from attrib.zoo.training.lessons import STAGES
-from attrib.zoo.training.objective import make_teacher
+from attrib.zoo.training.curriculum import STAGES
+from attrib.zoo.training.objective import build_sampler
 from attrib.zoo.training.packing import Segment, pack
+from attrib.zoo.training.vision_pretraining import pixels_of
 
 
 def last_hidden(model, batch, pixels):
@@ -25,7 +25,7 @@ def last_hidden(model, batch, pixels):
 def test_a_packed_row_equals_its_segments_run_one_by_one_by_the_model_itself(name):
     model, processor = build(name, seed=0)
     model.eval()
-    teacher, prefix = make_teacher(model, processor)
+    teacher, prefix = build_sampler(model, processor)
     pad = processor.tokenizer.pad_token_id
     scene = make_scene(3)
     lesson = teacher.lesson(scene, STAGES[-1], random.Random(0))[:6]

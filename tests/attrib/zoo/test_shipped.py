@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from attrib.model.checkpoint import WEIGHTS
-from attrib.model.vlm import load
+from attrib.environment import WEIGHTS
+from attrib.loading import load
 from attrib.zoo.models import BUILDERS
 from attrib.zoo.training.card import wilson
 from attrib.zoo.training.scores import score

@@ -5,7 +5,7 @@ import torch
 
 from attrib.model.vlm import VLM
 from attrib.zoo.models import NUM_LAYERS
-from attrib.zoo.training.lessons import STAGES
+from attrib.zoo.training.curriculum import STAGES
 from attrib.zoo.training.train import Recipe, Run
 
 RECIPE = Recipe(align_steps=1, rows=2, length=160, warmup=2)

@@ -5,7 +5,7 @@ import torch
 from conftest import examples, tiny_vlm
 
 from attrib.errors import AttribError
-from attrib.model.prompt_rewriting import Rewritten, rewriting
+from attrib.model.prompt_rewriting import RewrittenBatch
 from editors.context.prompt_edit import NO_TEXT, PromptEdit, front
 from editors.evaluation.probes import without_target
 
@@ -106,7 +106,7 @@ def test_an_error_inside_leaves_nothing_behind(vlm):
 
     with pytest.raises(RuntimeError, match="planted"), PromptEdit((TEXT,)).applied(vlm):
         vlm.logits(batch)
-        with rewriting(vlm, fails):
+        with vlm.rewrite_prompts(fails):
             vlm.logits(batch)
     assert torch.equal(vlm.logits(batch), plain)
 
@@ -118,9 +118,9 @@ def test_what_a_rewriter_runs_itself_is_run_as_given(vlm):
 
     def looks(given):
         seen.append(vlm.logits(given))
-        return Rewritten(given)
+        return RewrittenBatch(given)
 
-    with PromptEdit((TEXT,)).applied(vlm), rewriting(vlm, looks):
+    with PromptEdit((TEXT,)).applied(vlm), vlm.rewrite_prompts(looks):
         vlm.logits(batch)
     assert torch.equal(seen[0], plain)
 
@@ -128,7 +128,7 @@ def test_what_a_rewriter_runs_itself_is_run_as_given(vlm):
 def test_spans_and_labels_move_with_their_tokens(any_vlm):
     batch, wanted = encoded(any_vlm), encoded(any_vlm, (TEXT,) * 3)
     ran = []
-    with rewriting(any_vlm, lambda b: ran.append(b) or Rewritten(b)), \
+    with any_vlm.rewrite_prompts(lambda b: ran.append(b) or RewrittenBatch(b)), \
             PromptEdit((TEXT,)).applied(any_vlm):  # fmt: skip
         answers(any_vlm, batch)
     (run,) = ran

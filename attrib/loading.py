@@ -1,0 +1,38 @@
+"""Load a model: read the checkpoint, wrap it, verify it."""
+
+from attrib.checks.run import verify as verify_model
+from attrib.model.checkpoint import read_checkpoint
+from attrib.model.vlm import VLM
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    verify: bool = True,
+) -> VLM:
+    """Load a model by embedded name, folder or Hugging Face id, in evaluation mode, frozen.
+
+    Args:
+        name: "tiny-llava", a folder written by `save_pretrained`, or an id on the Hugging Face hub.
+        device: Device of the weights; "auto" takes a GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is float32 on a CPU and the checkpoint's
+            dtype elsewhere.
+        revision: Branch, tag or commit of a Hugging Face id.
+        trust_remote_code: Run code that comes with the model; needs a pinned `revision`.
+        verify: Require a complete checkpoint, and run the quick checks of `attrib.check`.
+
+    Raises:
+        SetupError: There is no such model, it is not a decoder-only image-text-to-text model, its
+            weights are pickles, it needs remote code, or a check fails.
+    """
+    model, processor = read_checkpoint(
+        name, device, dtype, revision, trust_remote_code, complete=verify
+    )
+    vlm = VLM(model, processor, name)
+    if verify:
+        verify_model(vlm)
+    return vlm

@@ -1,0 +1,73 @@
+"""The first words of an answer go behind the prompt; what they were is still said."""
+
+import pytest
+
+from attrib import data
+from attrib.cli.analyse import load_data
+from attrib.cli.evaluate import EvaluateOptions
+from attrib.cli.options import ContributionOptions
+from attrib.data import EditData, EditRequest, EditSample
+from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
+
+
+def captions(*targets):
+    samples = [
+        EditSample(f"c-{i}", EditRequest(None, "a photo of", target), meta={"row": i})
+        for i, target in enumerate(targets)
+    ]
+    return EditData("captions", "test", samples)
+
+
+@pytest.mark.parametrize(("words", "prompt", "target"), [
+    (0, "a photo of", "a red  star"),
+    (1, "a photo of a", "red  star"),
+    (2, "a photo of a red", "star"),
+])  # fmt: skip
+def test_words_move_from_the_answer_to_the_prompt(words, prompt, target):
+    (sample,) = add_answer_prefix(captions("a red  star"), words)
+    assert (sample.request.prompt, sample.request.target) == (prompt, target)
+    assert sample.id == "c-0"
+
+
+def test_answers_that_are_too_short_are_set_aside_by_name():
+    made = add_answer_prefix(captions("a star", "star", ""), 1)
+    assert [s.request.target for s in made] == ["star"]
+    assert [q.row for q in made.quarantined] == [1, 2]
+    assert "'star' has no word behind the first 1" in str(made.quarantined[0])
+    assert made.provenance["answer_prefix"] == 1
+
+
+def test_scenes_are_led_from_the_command_line():
+    options = ContributionOptions(data="scenes-captions", split="test", limit=2, lead=1)
+    plain = data.load("scenes-captions", split="test", limit=2)
+    for led, sample in zip(load_data(options), plain, strict=True):
+        whole = f"{sample.request.prompt} {sample.request.target}"
+        assert f"{led.request.prompt} {led.request.target}" == whole
+        assert led.request.prompt != sample.request.prompt
+        assert led.request.image.tobytes() == sample.request.image.tobytes()
+
+
+def test_an_edit_is_judged_by_its_whole_answer():
+    with pytest.raises(ValueError, match="lead"):
+        EvaluateOptions(lead=1)
+
+
+@pytest.mark.parametrize(("targets", "words"), [
+    (["a red star", "a blue ring"] * 5 + ["an orange ring"], 1),
+    (["a red star", "a red ring"] * 5, 2),
+    (["a red star", "the blue ring"] * 5, 0),  # half is not most
+    (["yes"] * 9 + ["no"], 0),  # the word is the answer
+    (["a red star"] * 9, 0),  # too few to tell
+    ([], 0),
+])  # fmt: skip
+def test_words_that_most_answers_share_are_given(targets, words):
+    assert shared_prefix_length(captions(*targets)) == words
+
+
+def test_analyses_of_captions_look_at_the_word_behind_the_article_unless_told_otherwise():
+    options = {"data": "scenes-captions", "split": "test", "limit": 12}
+    told = load_data(ContributionOptions(**options, lead=0))
+    led, plain = (next(iter(some)) for some in (load_data(ContributionOptions(**options)), told))
+    assert led.request.prompt == f"{plain.request.prompt} {plain.request.target.split()[0]}"
+    answers = load_data(ContributionOptions(**{**options, "data": "scenes-vqa"}))
+    assert "answer_prefix" not in answers.provenance
