@@ -25,12 +25,12 @@ import attrib
 from attrib.data.samples import EditSample
 from attrib.environment import versions
 from attrib.forward.hooks import write
-from attrib.model.batch import Batch
+from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from benchmarks.timing import compare, ratio
 from editors.methods.adapter_objective import AdapterObjective
 from editors.prefix.cached_dataset import CachedDataset, cache_dataset, requests_of
-from editors.prefix.states import EMBED, IGNORED
+from editors.prefix.states import EMBED
 from editors.training.config import preset_for
 from editors.training.losses import answer_losses, asked_roles
 
@@ -75,7 +75,7 @@ class Step:
         o, batch = self.objective, self.batch
         rows = o.data.of(range(EDITS), o.roles)
         assert batch.labels is not None
-        asked = batch.labels != IGNORED
+        asked = batch.labels != IGNORE_INDEX
         with ExitStack() as stack:
             for site in o.sites:
                 signals = o.signals(site, o.data.edits, rows.edit_of)
@@ -83,7 +83,7 @@ class Step:
                 move = partial(site.adapter, edit=signals)
                 stack.enter_context(write(self.vlm, site.layer, move, at))
             logits = self.vlm.logits(batch)[asked]
-        clean = self.vlm.unembed(torch.cat([q.final for q in rows.queries])).detach()
+        clean = self.vlm.unembed(torch.cat([q.final for q in rows.inputs])).detach()
         roles = asked_roles(batch.labels, rows.role_of)
         return self._back(answer_losses(logits, clean, batch.labels[asked], roles, o.weights))
 

@@ -24,7 +24,7 @@ from attrib.data.samples import EditSample
 from attrib.environment import versions
 from attrib.model.vlm import VLM
 from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
-from editors.adapters.edit_signal import layers_of_signals
+from editors.adapters.edit_signal import signal_layers
 from editors.methods.adapter_objective import AdapterObjective, trained_roles
 from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.config import PRESETS
@@ -49,7 +49,7 @@ class Bench:
         preset = PRESETS["published"].changed(steps=WARMUP, validate_every=10**9, save_every=10**9)
         adapters = preset.adapters_at({"text": [self.text], "visual": [self.visual]})
         sites = adapters.build(self.vlm, seed=0)
-        needed = layers_of_signals(adapters.signal, [self.text, self.visual])
+        needed = signal_layers(adapters.signal, [self.text, self.visual])
         reset_peak(self.vlm)
         began = time.perf_counter()
         data, held = cached_or_streamed(

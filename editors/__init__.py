@@ -1,8 +1,9 @@
 """Edits of vision-language models at the layers that `attrib` picked."""
 
-from editors.base import Edit, Editor, HiddenEdit, WeightEdit
+from editors.adapters.router import HiddenEdit
+from editors.base import Edit, Editor, WeightEdit
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.reference_model import Unedited
+from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.tables import summary
 from editors.methods.dualedit import DualEdit
 from editors.methods.finetune import FTL, FTV
@@ -40,8 +41,8 @@ __all__ = [
     "Edit",
     "Editor",
     "HiddenEdit",
+    "ReferenceModel",
     "TransformerPatcher",
-    "Unedited",
     "VisEdit",
     "WeightEdit",
     "evaluate",

@@ -1,115 +1,74 @@
-"""What an editor makes: edits that hold while a context is open, and leave the model as it was."""
+"""Interfaces of edits and editors, edits of weights, and the encoding of edit requests."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.forward.hooks import on_output, write
+from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from editors.adapters.router import Serving
-from editors.adapters.sites import Gate, MemoryEntry, Site
 
-__all__ = ["Edit", "Editor", "HiddenEdit", "WeightEdit"]
+__all__ = ["Edit", "Editor", "WeightEdit", "encode_requests"]
 
 
 @runtime_checkable
 class Edit(Protocol):
-    """One fact, or several, installed in a model for as long as a context is open."""
+    """One or several edited facts, active while the context of `applied` is open."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are kept for it."""
+        """Bytes stored for the edit."""
         ...
 
     def applied(self, vlm: VLM) -> AbstractContextManager[None]:
-        """Install it; on leaving, also on an error, the model is what it was, bit for bit."""
+        """Apply the edit inside the context; restore the model bit for bit on exit or error."""
         ...
 
 
 @runtime_checkable
 class Editor(Protocol):
-    """Makes edits of a model; trained for it, or not in need of training."""
+    """Makes edits of one model, with or without training."""
 
     name: ClassVar[str]
-    needs_layers: ClassVar[bool]  # whether it must be told at which layers to edit
-    is_trained: ClassVar[bool]  # whether it learns before its first edit, so that seeds differ
+    needs_layers: ClassVar[bool]  # whether `train` needs the layers to edit
+    is_trained: ClassVar[bool]  # whether it has trained parameters, so that seeds differ
 
     @classmethod
     def train(
         cls, vlm: VLM, samples: Sequence[EditSample], *, out: str | Path, **options: Any
     ) -> "Editor":
-        """Trained on `samples`, with checkpoints in the folder `out`, from where it is resumed."""
+        """Train on `samples`; resume from the checkpoints in the folder `out`."""
         ...
 
     @classmethod
     def load(cls, path: str | Path, vlm: VLM) -> "Editor":
-        """What was saved in the folder `path`, if for this model."""
+        """Load the editor from the folder `path`; refuse one of another model."""
         ...
 
     def save(self, path: str | Path) -> None:
-        """Write the editor into the folder `path`, as safetensors and JSON."""
+        """Write the editor into the folder `path` as safetensors and JSON."""
         ...
 
     def edit(self, vlm: VLM, request: EditRequest) -> Edit:
-        """The edit that installs a request."""
+        """Return the edit that installs a request."""
         ...
 
     def merge(self, edits: Sequence[Edit]) -> Edit:
-        """Several of its edits as one."""
+        """Combine several of its edits into one."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class HiddenEdit:
-    """Edits served by adapters: each input by the nearest edit that the gate lets it have.
-
-    Attributes:
-        sites: The adapters, in the order of their layers.
-        memories: The edits.
-        gate: Decides; None serves every input with the one edit there is.
-    """
-
-    sites: Sequence[Site]
-    memories: Sequence[MemoryEntry]
-    gate: Gate | None = None
-
-    def __post_init__(self):
-        if self.gate is None and len(self.memories) != 1:
-            raise AttribError(
-                f"{len(self.memories)} edits together need a gate that tells which one an input is "
-                "served; edit with a gate, or apply one edit at a time"
-            )
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes kept of the edits; the adapters serve any number of them."""
-        return sum(memory.num_bytes for memory in self.memories)
-
-    @contextmanager
-    def applied(self, vlm: VLM) -> Iterator[None]:
-        """The edits hold for passes by `vlm.logits` and `vlm.generate`."""
-        serving = Serving(vlm, self.memories, self.gate)
-        with ExitStack() as stack:
-            for layer in () if self.gate is None else self.gate.layers:
-                stack.enter_context(on_output(vlm.layers[layer], serving.listener(layer)))
-            for site in self.sites:
-                into = serving.writer(site)
-                stack.enter_context(write(vlm, site.layer, into, at=serving.positions(site)))
-            yield
 
 
 @dataclass(frozen=True, eq=False)
 class WeightEdit:
-    """Other values for some of the model's parameters.
+    """Edited values of some parameters.
 
     Attributes:
-        weights: By the parameter's name in `vlm.model`, its edited values.
+        weights: The edited values, by parameter name in `vlm.model`.
     """
 
     weights: Mapping[str, Tensor]
@@ -121,7 +80,7 @@ class WeightEdit:
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
-        """The parameters have the edited values; the very tensors they had come back."""
+        """Replace the parameters' data inside the context; the original tensors come back."""
         parameters = dict(vlm.model.named_parameters())
         if unknown := sorted(set(self.weights) - set(parameters)):
             raise AttribError(
@@ -135,3 +94,22 @@ class WeightEdit:
         finally:
             for name, value in before.items():
                 parameters[name].data = value
+
+    def __repr__(self) -> str:
+        return f"WeightEdit({len(self.weights)} parameters, {self.num_bytes:,} bytes)"
+
+
+def encode_requests(
+    vlm: VLM,
+    requests: Sequence[EditRequest],
+    *,
+    targets: bool = True,
+    padding_side: Literal["left", "right"] = "left",
+) -> Batch:
+    """Encode the images, prompts and, with `targets`, the targets of requests as one batch."""
+    return vlm.encode(
+        [request.image for request in requests],
+        [request.prompt for request in requests],
+        [request.target for request in requests] if targets else None,
+        padding_side=padding_side,
+    )

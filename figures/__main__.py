@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typer import Argument, Option
 
 from attrib.cli.command import ExitCode, add_command, exit_code
-from attrib.cli.outputs import refuse_unwritable, say
+from attrib.cli.outputs import log, refuse_unwritable
 
 if TYPE_CHECKING:
     from figures import Figure, Setting
@@ -93,7 +93,7 @@ def figures(options: FiguresOptions) -> int:
 
 def _measure(chosen: "Sequence[Figure]", setting: "Setting", results: Path) -> None:
     for figure in chosen:
-        say(f"figures: measuring {figure.name}: {setting.model} on {setting.data}")
+        log(f"figures: measuring {figure.name}: {setting.model} on {setting.data}")
         figure.measure(setting).save(results / figure.name)
 
 

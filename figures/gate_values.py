@@ -109,9 +109,9 @@ def _row(name: str, draws: Float[np.ndarray, " draw"]) -> dict[str, float]:
 
 def _learned(vlm: "VLM", data: "EditData", gate: Any) -> pd.DataFrame:
     """The learned gate's log-odds for prompts alone, in a column of its own."""
-    from editors.gating.threshold import own_scores
+    from editors.gating.threshold import gate_scores
 
-    scores = own_scores(vlm, list(data), gate, forced=False)
+    scores = gate_scores(vlm, list(data), gate, forced=False)
     item = scores.groupby(["example", "relation"]).cumcount()
     return scores.rename(columns={"value": LEARNED}).assign(item=item)
 

@@ -37,11 +37,11 @@ EDITORS_ROOMS = (
     "editors.base",
     "editors.adapters",
     "editors.gating",
-    "editors.io",
     "editors.context",
     "editors.weights",
-    "editors.prefix",
+    "editors.io",
     "editors.training",
+    "editors.prefix",
     "editors.methods",
     "editors.evaluation",
 )

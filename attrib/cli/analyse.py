@@ -13,9 +13,9 @@ from attrib.cli.options import AnalysisOptions, AttentionOptions, ContributionOp
 from attrib.cli.outputs import (
     digests,
     exit_code_for,
+    log,
     refuse_unwritable,
     results_folder,
-    say,
     write_quarantined,
 )
 from attrib.cli.plan import planned
@@ -121,7 +121,7 @@ def _prepared(name: str, options: AnalysisOptions) -> "Run":
     runs.refuse_foreign(out)  # before minutes go into reading a model
     refuse_unwritable(out)
     which = f" (rank {rank.number} of {rank.world})" if rank.world > 1 else ""
-    say(f"{name}: {options.model} on {_source(options)}, results in {out}{which}")
+    log(f"{name}: {options.model} on {_source(options)}, results in {out}{which}")
     data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     return runs.prepare(

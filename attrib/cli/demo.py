@@ -8,7 +8,7 @@ import typer
 from attrib.cli.command import add_command
 from attrib.cli.models import load_model
 from attrib.cli.options import DemoOptions
-from attrib.cli.outputs import say, write_manifest, write_quarantined
+from attrib.cli.outputs import log, write_manifest, write_quarantined
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def demo(options: DemoOptions) -> int:
     from attrib.report import study, write_page
     from attrib.report.summaries import summarize_demo
 
-    say(f"demo: {options.model} on {options.limit} samples of {options.data} {options.split}")
+    log(f"demo: {options.model} on {options.limit} samples of {options.data} {options.split}")
     data = load_data(options.data, options.split, limit=options.limit)
     vlm = load_model(options)
     chosen = options.model_dump(mode="json")

@@ -12,12 +12,12 @@ from pydantic import Field, field_validator
 from typer import Option
 
 from attrib.cli.analyse import load_data
+from attrib.cli.caching import cached
 from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.models import load_model
 from attrib.cli.options import AnalysisOptions
-from attrib.cli.outputs import default_folder, exit_code_for, say, write_quarantined
+from attrib.cli.outputs import default_folder, exit_code_for, log, write_quarantined
 from attrib.cli.plan import planned
-from attrib.cli.sharing import once
 from attrib.errors import AttribError, SetupError
 
 if TYPE_CHECKING:
@@ -154,14 +154,14 @@ def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tu
     from attrib import runs
     from editors.evaluation.evaluate import Scoring
     from editors.evaluation.multi_edit import Groups
-    from editors.evaluation.reference_model import Unedited
+    from editors.evaluation.reference_model import ReferenceModel
 
     rank = runs.Rank.from_environment()
     numbers = [int(n) for n in (options.sequential or "1").split(",")]
     folders = {n: out / f"at-once-{n}" if options.sequential else out for n in numbers}
     for place in folders.values():
         runs.refuse_foreign(place)  # before minutes go into reading a model
-    say(f"evaluate: {folder} on {options.model}, {options.data}, results in {out}")
+    log(f"evaluate: {folder} on {options.model}, {options.data}, results in {out}")
     data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
@@ -169,11 +169,11 @@ def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tu
     if options.gate is not None:
         editor, files = gated(editor, options.gate), files + _files(options.gate)
     asked = (vlm, protocols, options.batch_size)
-    unedited = once("unedited", asked, lambda: Unedited(*asked))
+    reference = cached("unedited", asked, lambda: ReferenceModel(*asked))
     made = options.model_dump(mode="json", exclude={"dry_run", "sequential"})
     for number, place in folders.items():
         groups = Groups(list(data), number) if options.sequential else None
-        scoring = Scoring.of(vlm, editor, unedited, protocols, options.label, groups)
+        scoring = Scoring.of(vlm, editor, reference, protocols, options.label, groups)
         told = {"gate": scoring.gate, "label": scoring.label, "files": _digest(files)}
         run = runs.prepare(
             vlm,

@@ -9,7 +9,7 @@ from typer import Option
 
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
-from attrib.cli.outputs import say
+from attrib.cli.outputs import log
 from attrib.cli.train import PICTURES, TrainOptions, changes_of, training_data
 from attrib.errors import AttribError
 
@@ -84,9 +84,9 @@ def grid(options: GridOptions) -> int:
         need=PICTURES,
     )
     steps = preset.training.steps
-    say(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
+    log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
     gate = options.gate or "none"
-    frame = run(editor, vlm, samples, test, wanted, out, preset, say, gate)
+    frame = run(editor, vlm, samples, test, wanted, out, preset, log, gate)
     print(_table(frame))
     print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
     judged = (frame["metric"] == "avg") & (frame["gate"] == gate)

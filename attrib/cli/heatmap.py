@@ -11,7 +11,7 @@ from attrib.cli.analyse import analyse, load_data
 from attrib.cli.command import add_command
 from attrib.cli.layers import LayerOptions
 from attrib.cli.options import PANEL
-from attrib.cli.outputs import results_folder, say
+from attrib.cli.outputs import log, results_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +105,7 @@ def heatmap(options: HeatmapOptions) -> int:
 def say_noise(command: str, options: NoiseOptions) -> "Perturbation":
     """The noise asked for, once it is said on standard error what that is."""
     how = options.perturbation()
-    say(f"{command}: noise {how.noise:g} {how.unit}, radius {how.radius}, draws {how.draws}, at "
+    log(f"{command}: noise {how.noise:g} {how.unit}, radius {how.radius}, draws {how.draws}, at "
         f"the {how.site}'s input, seed {how.seed}")  # fmt: skip
     return how
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from attrib.cli.caching import cached
 from attrib.cli.command import ExitCode
 from attrib.cli.options import ModelOptions
-from attrib.cli.sharing import once
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def load_model(options: ModelOptions) -> "VLM":
-    """The model that the options name; quiet where nobody watches. See `attrib.cli.sharing`."""
+    """The model that the options name; quiet where nobody watches. See `attrib.cli.caching`."""
     from transformers.utils.logging import disable_progress_bar
 
     from attrib.loading import load
@@ -39,7 +39,7 @@ def load_model(options: ModelOptions) -> "VLM":
         "trust_remote_code": options.trust_remote_code,
     }
     key = (options.model, *named.values())
-    return once("model", key, lambda: load(options.model, **named))
+    return cached("model", key, lambda: load(options.model, **named))
 
 
 def list_models() -> None:

@@ -24,7 +24,7 @@ LONGEST_NAME = 40
 SHOWN = 5
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """A line about the run, on standard error: standard output is for results."""
     sys.stderr.write(f"{line}\n")  # at once: other processes may be writing theirs
 
@@ -77,9 +77,9 @@ def write_quarantined(out: Path, quarantined: Sequence["Quarantined"]) -> list[P
         path.unlink(missing_ok=True)  # of an earlier run into the same folder
         return []
     for row in quarantined[:SHOWN]:
-        say(f"quarantined: {row}")
+        log(f"quarantined: {row}")
     if len(quarantined) > SHOWN:
-        say(f"quarantined: and {len(quarantined) - SHOWN} more, see {path}")
+        log(f"quarantined: and {len(quarantined) - SHOWN} more, see {path}")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", "row", "field", "reason"])
@@ -91,7 +91,7 @@ def write_quarantined(out: Path, quarantined: Sequence["Quarantined"]) -> list[P
 def exit_code_for(quarantined: Sequence["Quarantined"], max_failures: int | None) -> int:
     """Done, or too many failures, where a limit was given."""
     if max_failures is not None and len(quarantined) > max_failures:
-        say(f"{len(quarantined)} rows quarantined, more than --max-failures {max_failures}")
+        log(f"{len(quarantined)} rows quarantined, more than --max-failures {max_failures}")
         return ExitCode.TOO_MANY_FAILURES
     return ExitCode.DONE
 

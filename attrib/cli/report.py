@@ -11,15 +11,15 @@ from pydantic import Field
 from typer import Option
 
 from attrib.cli.analyse import load_data
+from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.faithfulness import FaithfulnessOptions, faithfulness
 from attrib.cli.heatmap import HeatmapOptions, heatmap
 from attrib.cli.options import NAMED_SPLITS, PANEL, AnalysisOptions
-from attrib.cli.outputs import exit_code_for, refuse_unwritable, results_folder, say
+from attrib.cli.outputs import exit_code_for, log, refuse_unwritable, results_folder
 from attrib.cli.report_commands import commands_of
 from attrib.cli.select import SelectOptions
 from attrib.cli.select_runs import make_evidence
-from attrib.cli.sharing import sharing
 from attrib.errors import AttribError, SetupError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def report(options: ReportOptions) -> int:
     grid = None if options.against is None else (str(options.against), _grid(options.against))
     out = _folder(options)
     refuse_unwritable(out)
-    with sharing():  # the model is read once for all analyses
+    with caching():  # the model is read once for all analyses
         made = bool(options.runs) or _made(options, out)
     if not made:
         return ExitCode.DONE  # a dry run, or another process writes the report
@@ -120,7 +120,7 @@ def _also(command: Any, options: AnalysisOptions) -> None:
         with redirect_stdout(sys.stderr):
             command(options)
     except (AttribError, SetupError) as error:
-        say(f"report: left out: {error}")
+        log(f"report: left out: {error}")
 
 
 def _study(
@@ -143,7 +143,7 @@ def _study(
     study = layer_study(runs, **settings, grid=grid, samples=_samples, pictures=options.pictures)
     chosen = study.report
     if saved is not None and saved.layers != chosen.layers and saved.rule == chosen.rule:
-        say(f"report: the layers are {dict(chosen.layers)}; layers.json, of other results, says "
+        log(f"report: the layers are {dict(chosen.layers)}; layers.json, of other results, says "
             f"{dict(saved.layers)}")  # fmt: skip
     made = replace(chosen, provenance={**chosen.provenance, "invocation": invocation()})
     return replace(
@@ -177,10 +177,10 @@ def _samples(run: "RunRead") -> "Mapping[str, EditSample]":
     try:
         data = load_data(AnalysisOptions.model_validate(there))
     except (AttribError, ValueError, OSError) as error:
-        say(f"report: the samples of {run.folder} cannot be read: {error}")
+        log(f"report: the samples of {run.folder} cannot be read: {error}")
         return {}
     if digest and data.provenance.get("sha256", digest) != digest:
-        say(f"report: the data of {run.folder} has changed since: its samples are not shown")
+        log(f"report: the data of {run.folder} has changed since: its samples are not shown")
         return {}
     return {sample.id: sample for sample in data}
 

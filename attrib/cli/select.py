@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 from typer import Option
 
 from attrib.cli.analyse import first_word
+from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.options import NAMED_SPLITS, PANEL, AnalysisOptions
-from attrib.cli.outputs import exit_code_for, results_folder, say
+from attrib.cli.outputs import exit_code_for, log, results_folder
 from attrib.cli.select_runs import make_evidence
-from attrib.cli.sharing import sharing
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def select(options: SelectOptions) -> int:
     out = results_folder("select", options)
     grid = None if options.against is None else _read_grid(options.against)
     reports, files, quarantined = [], [], []
-    with sharing():  # the model is read once for all words
+    with caching():  # the model is read once for all words
         for given, folder in _words(options, out):
             made = _evidence(given, folder)
             if made is not None:
@@ -106,7 +106,7 @@ def select(options: SelectOptions) -> int:
     report = combine_words(reports)
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
-        say(f"select: of one word at a time: attrib report --from {out / 'word-1'}")
+        log(f"select: of one word at a time: attrib report --from {out / 'word-1'}")
     print(_said(report))
     if grid is not None:
         files += _judge(report, grid, out)
@@ -192,7 +192,7 @@ def _results(folder: Path) -> "Iterator[Result]":
             "as the --out of `attrib contributions`"
         )
     for file in files:
-        say(f"select: {file}")
+        log(f"select: {file}")
         try:
             yield Result.load(file)
         except ValueError as error:

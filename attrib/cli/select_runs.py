@@ -9,7 +9,7 @@ from attrib.cli.analyse import load_data
 from attrib.cli.command import invocation
 from attrib.cli.models import load_model
 from attrib.cli.options import AnalysisOptions, AttentionOptions, ContributionOptions
-from attrib.cli.outputs import say, write_quarantined
+from attrib.cli.outputs import log, write_quarantined
 from attrib.cli.patching import PatchingOptions
 from attrib.cli.plan import planned
 from attrib.cli.sweep import SweepOptions
@@ -49,7 +49,7 @@ def make_evidence(
     analyses = list(_analyses(options))
     for analysis in analyses:
         runs.refuse_foreign(out / analysis.folder)  # before minutes go into reading a model
-    say(f"select: {options.model} on {options.data} {options.split or ''}, results in {out}")
+    log(f"select: {options.model} on {options.data} {options.split or ''}, results in {out}")
     data = load_data(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     prepared = [_prepare(vlm, data, out, analysis, rank) for analysis in analyses]
@@ -112,7 +112,7 @@ def _executed(
         try:
             outcome = run.execute(analysis.measure, batch_size=batch_size)
         except AttribError as error:
-            say(f"select: {analysis.folder} left out: {error}")
+            log(f"select: {analysis.folder} left out: {error}")
             continue
         if outcome is None:
             continue

@@ -12,7 +12,7 @@ from attrib.cli.analyse import analyse
 from attrib.cli.command import add_command
 from attrib.cli.layers import LayerOptions
 from attrib.cli.options import PANEL
-from attrib.cli.outputs import say
+from attrib.cli.outputs import log
 from attrib.cli.sweep_plan import planned_sweep
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def sweep(options: SweepOptions) -> int:
         }
 
     if taken := _defaults(options):
-        say(f"sweep: nothing else said, so {taken}")
+        log(f"sweep: nothing else said, so {taken}")
     arguments = options.arguments()
     measure = partial(measure_sensitivity, **arguments, unit=options.unit, seed=options.seed)
     plan = partial(planned_sweep, arguments, options.batch_size)

@@ -9,11 +9,11 @@ import typer
 from pydantic import Field
 from typer import Option
 
+from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command
+from attrib.cli.cpu_time import cpu_seconds, cpu_time
 from attrib.cli.options import ModelOptions
-from attrib.cli.outputs import invocation, say
-from attrib.cli.sharing import sharing
-from attrib.cli.spending import spending, spent
+from attrib.cli.outputs import invocation, log
 from attrib.cli.table_jobs import Job, done, place
 from attrib.cli.table_layers import selected
 from attrib.errors import AttribError, SetupError
@@ -73,15 +73,15 @@ def table(options: TableOptions) -> int:
     jobs = list(jobs_of(options))
     _settle(options)
     missing = [job for job in jobs if not job.scores(options.out).exists()]
-    say(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {options.out}")
-    with sharing():
+    log(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {options.out}")
+    with caching():
         for number, job in enumerate(missing, 1):
             named = f"{job.editor} on {job.backbone}, {job.data}, seed {job.seed}"
-            say(f"{number} of {len(missing)}: {named}")
+            log(f"{number} of {len(missing)}: {named}")
             bill = job.folder(options.out) / SPENT
-            with spending(bill, "training"):
+            with cpu_time(bill, "training"):
                 _train(job, options)
-            with spending(bill, "scoring"):
+            with cpu_time(bill, "scoring"):
                 _evaluate(job, options)
     for backbone, data in dict.fromkeys((job.backbone, job.data) for job in jobs):
         for path in _written(backbone, data, options):
@@ -195,7 +195,7 @@ def _written(backbone: str, data: str, options: TableOptions) -> list[Path]:
     trainings = [_trained(job, options.out) for job in jobs if _is_trained(job.editor)]
     cpu: dict[str, float] = {}
     for job in jobs:
-        if bill := spent(job.folder(options.out) / SPENT):
+        if bill := cpu_seconds(job.folder(options.out) / SPENT):
             cpu[job.editor] = cpu.get(job.editor, 0.0) + sum(bill.values())
     made = Comparison(backbone, data, results, trainings, invocation(), cpu)
     folder = place(options.out, backbone, data)

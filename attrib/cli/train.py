@@ -13,7 +13,7 @@ from typer import Option
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
 from attrib.cli.options import ModelOptions
-from attrib.cli.outputs import say
+from attrib.cli.outputs import log
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ def train(options: TrainOptions) -> int:
     layers = None if own else layers_of(options.layers, vlm)
     data = training_data(options)
     if rank.number == 0:
-        say(f"train: {options.editor} of {vlm.name}{_where(layers)}, {len(data)} edits, into {out}")
+        log(f"train: {options.editor} of {vlm.name}{_where(layers)}, {len(data)} edits, into {out}")
         if data.quarantined:
-            say(data.summary())
+            log(data.summary())
     editor = kind.train(
         vlm,
         data,

@@ -11,6 +11,7 @@ from torch import Tensor
 from attrib.errors import AttribError
 
 Span = Literal["visual", "text", "last", "bos", "target"]
+IGNORE_INDEX = -100  # label of positions whose next token is not part of the target
 SHOWN = 3  # prompts in a repr
 WIDTH = 60  # characters of each
 

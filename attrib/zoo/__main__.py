@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     run = Run(options.name, options.runs / options.name, RECIPES[options.name], options.device)
-    model = run.train(say=lambda line: print(line, flush=True))  # noqa: T201 - a script
+    model = run.train(log=lambda line: print(line, flush=True))  # noqa: T201 - a script
     folder = WEIGHTS / options.name
     shutil.rmtree(folder, ignore_errors=True)
     model.set_attn_implementation({"text_config": "sdpa"})

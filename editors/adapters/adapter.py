@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from editors.adapters.edit_signal import Signals
-from editors.adapters.standardize import Units
+from editors.adapters.edit_signal import EditSignalBatch
+from editors.adapters.standardize import ChannelStandardizer
 
 Init = Literal["identity", "published"]
 
@@ -49,7 +49,7 @@ class EditAdapter(nn.Module):
             raise ValueError(f"{num_heads} heads do not divide an adapter width of {d_adapter}")
         self.num_heads = num_heads
         d_signal = d_signal or d_model
-        self.units, self.units_edit = Units(d_model), Units(d_signal)
+        self.units, self.units_edit = ChannelStandardizer(d_model), ChannelStandardizer(d_signal)
         self.norm, self.norm_edit = nn.LayerNorm(d_model), nn.LayerNorm(d_signal)
         self.down = nn.Linear(d_model, d_adapter)
         self.query = nn.Linear(d_adapter, d_adapter)
@@ -62,7 +62,7 @@ class EditAdapter(nn.Module):
             nn.init.zeros_(self.up.bias)
 
     def forward(
-        self, h: Float[Tensor, "batch pos d_model"], edit: Signals
+        self, h: Float[Tensor, "batch pos d_model"], edit: EditSignalBatch
     ) -> Float[Tensor, "batch pos d_model"]:
         """The moved states, each example's by its own edit."""
         x = self.units(h.float())

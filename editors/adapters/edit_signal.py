@@ -14,7 +14,7 @@ SignalSpan = Literal["all", "answer"]
 
 
 @dataclass(frozen=True, eq=False)
-class Signal:
+class EditSignal:
     """What the adapter at one layer sees of one edit.
 
     Attributes:
@@ -33,7 +33,7 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Signals:
+class EditSignalBatch:
     """The signals of one edit per example, padded on the right.
 
     Attributes:
@@ -49,17 +49,17 @@ class Signals:
     def rows(self, rows: Int[Tensor, " rows"]) -> "Signals":
         """Those of some examples, in this order."""
         rows = rows.to(self.real.device)
-        return Signals(self.states[rows], self.real[rows], self.last[rows])
+        return EditSignalBatch(self.states[rows], self.real[rows], self.last[rows])
 
 
-def signal_of(
+def edit_signal(
     kind: SignalKind,
     span: SignalSpan,
     layer: int,
     hidden: Mapping[int, Float[Tensor, "pos d_model"]],
     last: int,
     window: int = 1,
-) -> Signal:
+) -> EditSignal:
     """What the adapter at a layer sees of an edit.
 
     Args:
@@ -73,7 +73,7 @@ def signal_of(
     start = last if span == "answer" else 0
     shown = {"embed": [EMBED], "both": [EMBED, layer]}.get(kind, [layer])
     states = windows(torch.cat([hidden[at][start:] for at in shown], -1), window)
-    return Signal(torch.zeros_like(states) if kind == "none" else states, hidden[layer][last])
+    return EditSignal(torch.zeros_like(states) if kind == "none" else states, hidden[layer][last])
 
 
 def windows(
@@ -88,10 +88,10 @@ def windows(
     return torch.cat([some[: len(states)] for some in shifted], -1)
 
 
-def pad_signals(signals: Sequence[Signal]) -> Signals:
+def pad_signals(signals: Sequence[EditSignal]) -> EditSignalBatch:
     """The signals of several edits side by side."""
     padded, real = pad_states([s.states for s in signals])
-    return Signals(padded, real, torch.stack([s.last for s in signals]))
+    return EditSignalBatch(padded, real, torch.stack([s.last for s in signals]))
 
 
 def pad_states(
@@ -104,11 +104,11 @@ def pad_states(
     return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
-def width_of_signals(kind: SignalKind, d_model: int, window: int = 1) -> int:
+def signal_width(kind: SignalKind, d_model: int, window: int = 1) -> int:
     """How wide the states are that adapters attend to."""
     return window * (2 * d_model if kind == "both" else d_model)
 
 
-def layers_of_signals(kind: SignalKind, layers: Iterable[int]) -> list[int]:
+def signal_layers(kind: SignalKind, layers: Iterable[int]) -> list[int]:
     """Where states of an edit are needed for adapters at `layers`."""
     return sorted({*layers, *([EMBED] if kind in ("embed", "both") else [])})

@@ -1,6 +1,7 @@
-"""Serving edits: which one each example of a pass gets, and how its states are moved."""
+"""Edits of hidden states: which edit, if any, applies to an input, and the writes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -8,17 +9,68 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
+from attrib.forward.hooks import on_output, write
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from editors.adapters.sites import Gate, MemoryEntry, Site, signals_of
+from editors.adapters.sites import Gate, MemoryEntry, Site, select_signals
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenEdit:
+    """Edits applied by adapters: the gate picks the nearest edit for each input, or none.
+
+    Attributes:
+        sites: The adapters, in layer order.
+        memories: The encoded edits.
+        gate: Decides which edit applies; None applies the only edit to every input.
+    """
+
+    sites: Sequence[Site]
+    memories: Sequence[MemoryEntry]
+    gate: Gate | None = None
+
+    def __post_init__(self):
+        if self.gate is None and len(self.memories) != 1:
+            raise AttribError(
+                f"{len(self.memories)} edits together need a gate that picks one per input; "
+                "edit with a gate, or apply one edit at a time"
+            )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the encoded edits; the adapters are shared by any number of them."""
+        return sum(memory.num_bytes for memory in self.memories)
+
+    @contextmanager
+    def applied(self, vlm: VLM) -> Iterator[None]:
+        """Apply the edits to passes of `vlm.logits` and `vlm.generate`."""
+        router = Router(vlm, self.memories, self.gate)
+        with ExitStack() as stack:
+            for layer in () if self.gate is None else self.gate.layers:
+                stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
+            for site in self.sites:
+                fn = router.intervention(site)
+                stack.enter_context(write(vlm, site.layer, fn, at=router.positions(site)))
+            yield
+
+    def __repr__(self) -> str:
+        gate = "no gate" if self.gate is None else repr(self.gate)
+        sites = ", ".join(site.key for site in self.sites)
+        shown = [f"  {m.request.prompt!r} -> {m.request.target!r}" for m in self.memories[:5]]
+        more = len(self.memories) - len(shown)
+        head = (
+            f"HiddenEdit({len(self.memories)} edits, {self.num_bytes:,} bytes, at {sites}, {gate})"
+        )
+        return "\n".join([head, *shown, *([f"  and {more} more"] if more else [])])
 
 
 @dataclass(eq=False)
-class Serving:
-    """The decision of the pass that is under way; it is taken once, on the prompt.
+class Router:
+    """The gate's decision for the current pass, taken once, on the prompt.
 
     Attributes:
-        chosen: Which edit each example is served, -1 for none; None before it is decided.
+        chosen: Index of the edit that applies to each example, -1 for none; None before the gate
+            has decided.
     """
 
     vlm: VLM
@@ -27,65 +79,57 @@ class Serving:
     chosen: Int[Tensor, " batch"] | None = None
     _hidden: dict[int, Tensor] = field(default_factory=dict)
 
-    def listener(self, layer: int) -> Callable[[Tensor], None]:
-        """What keeps a layer's output; with the last one that the gate reads, it decides."""
+    def capture_hook(self, layer: int) -> Callable[[Tensor], None]:
+        """Return a hook that captures a layer's output; the last captured layer decides."""
 
-        def listen(h: Tensor) -> None:
+        def capture(h: Tensor) -> None:
+            assert self.gate is not None
             batch = self.vlm.active_batch
             if batch is None:
                 raise AttribError(
-                    "an edit holds for passes by vlm.logits(batch) and vlm.generate(batch): only "
-                    "they tell where images and prompts stand"
+                    "a gated edit needs the positions of images and prompts: run the model by "
+                    "vlm.logits(batch) or vlm.generate(batch)"
                 )
             if h.shape[1] != batch["last"].shape[1]:
-                return  # a later step of generating
+                return  # a later step of generation
             self._hidden[layer] = h.detach()
-            if len(self._hidden) == len(self._gate.layers):
-                self.chosen = self._decide(batch)
+            if len(self._hidden) == len(self.gate.layers):
+                self.chosen = self._choose(self.gate, batch)
                 self._hidden.clear()
 
-        return listen
+        return capture
 
     def positions(self, site: Site) -> Callable[[Batch], Bool[Tensor, "batch pos"]]:
-        """What tells where a site writes in a batch: nowhere in examples that are not served."""
+        """Return a function from a batch to the positions that a site writes."""
 
         def at(batch: Batch) -> Bool[Tensor, "batch pos"]:
             span = site.positions(batch.spans)
-            return (
-                span if self.gate is None else span & (self._chosen >= 0).to(span.device)[:, None]
-            )
+            return span & (self._edit_index(batch.size) >= 0).to(span.device)[:, None]
 
         return at
 
-    def writer(self, site: Site) -> Callable[[Tensor], Tensor]:
-        """What moves the states of the examples that are served, each by its own edit."""
+    def intervention(self, site: Site) -> Callable[[Tensor], Tensor]:
+        """Return a function that applies each example's own edit to a layer's output."""
 
         @torch.no_grad()
-        def move(h: Tensor) -> Tensor:
-            chosen = (
-                self._chosen if self.gate is not None else torch.zeros(len(h), dtype=torch.long)
-            )
-            served = (chosen >= 0).nonzero()[:, 0].to(h.device)
-            if not len(served):
+        def apply(h: Tensor) -> Tensor:
+            chosen = self._edit_index(len(h))
+            rows = (chosen >= 0).nonzero()[:, 0].to(h.device)
+            if not len(rows):
                 return h
-            edit = signals_of(self.memories, site.key, chosen[chosen >= 0])
-            return h.index_copy(0, served, site.adapter(h[served], edit).to(h.dtype))
+            edit = select_signals(self.memories, site.key, chosen[chosen >= 0])
+            return h.index_copy(0, rows, site.adapter(h[rows], edit).to(h.dtype))
 
-        return move
+        return apply
 
-    @property
-    def _gate(self) -> Gate:
-        assert self.gate is not None
-        return self.gate
-
-    @property
-    def _chosen(self) -> Int[Tensor, " batch"]:
-        assert self.chosen is not None, "the gate reads a layer behind the first write"
+    def _edit_index(self, num: int) -> Int[Tensor, " batch"]:
+        if self.gate is None:
+            return torch.zeros(num, dtype=torch.long)
+        assert self.chosen is not None, "the gate reads a layer after the first write"
         return self.chosen
 
     @torch.no_grad()
-    def _decide(self, batch: Batch) -> Int[Tensor, " batch"]:
-        queries = self._gate.states(self._hidden, batch)
-        scores = self._gate.scores(queries, [memory.gate for memory in self.memories])
-        best, nearest = scores.max(1)
-        return torch.where(best >= self._gate.threshold, nearest, -1)
+    def _choose(self, gate: Gate, batch: Batch) -> Int[Tensor, " batch"]:
+        queries = gate.states(self._hidden, batch)
+        best, nearest = gate.scores(queries, [memory.gate for memory in self.memories]).max(1)
+        return torch.where(best >= gate.threshold, nearest, -1)

@@ -1,32 +1,45 @@
-"""Where adapters write, what is kept of an edit, and what a gate must tell."""
+"""Sites: the layers and positions that adapters write, their configuration, and encoded edits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.data.samples import EditRequest
+from attrib.errors import AttribError
 from attrib.model.batch import Batch
-from editors.adapters.adapter import EditAdapter
-from editors.adapters.edit_signal import Signal, Signals, pad_signals
+from attrib.model.vlm import VLM
+from editors.adapters.adapter import EditAdapter, Init
+from editors.adapters.edit_signal import (
+    EditSignal,
+    EditSignalBatch,
+    SignalKind,
+    SignalSpan,
+    edit_signal,
+    pad_signals,
+    signal_width,
+)
 
 Modality = Literal["text", "visual"]
+Target = Literal["paper", "published", "gentle"]
+Layers = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryEntry:
-    """What is kept of one edit that is served from hidden states.
+    """One encoded edit.
 
     Attributes:
-        request: What is installed.
-        signals: By the key of a site, what its adapter sees of the edit.
+        request: The edit request.
+        signals: What each site's adapter attends to, by the site's key.
         gate: What the gate compares inputs with.
     """
 
     request: EditRequest
-    signals: dict[str, Signal]
+    signals: dict[str, EditSignal]
     gate: dict[str, Tensor]
 
     @property
@@ -38,46 +51,46 @@ class MemoryEntry:
 
 @runtime_checkable
 class Gate(Protocol):
-    """Decides which edit, if any, an input is served.
+    """Decides which edit, if any, applies to an input.
 
-    It reads the layers in `layers`, of which none lies behind the first site that writes.
+    None of its `layers` may lie after the first layer that is written.
     """
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Whose outputs it reads."""
+        """Layers whose outputs it reads."""
         ...
 
     @property
     def threshold(self) -> float:
-        """The score from which on it opens."""
+        """Lowest score at which it opens."""
         ...
 
     def states(self, hidden: dict[int, Tensor], batch: Batch) -> list[dict[str, Tensor]]:
-        """What it keeps of each example: of the inputs of a pass, and of an edit.
+        """Features of each example, of inputs and of edits alike.
 
         Args:
-            hidden: Per layer of `layers` its output, "batch pos d_model", before any write.
-            batch: What is run; an edit's comes with its target.
+            hidden: The output of each of `layers`, "batch pos d_model", before any write.
+            batch: The batch that is run; an edit's includes its target.
         """
         ...
 
     def scores(
         self, queries: Sequence[dict[str, Tensor]], edits: Sequence[dict[str, Tensor]]
     ) -> Float[Tensor, "query edit"]:
-        """How much each input looks like one that each edit is about; higher is more alike."""
+        """Similarity of each input to each edit; higher is more similar."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where an adapter writes: the output of a layer, at the positions of a modality.
+    """Where an adapter writes: the output of a layer at the positions of one modality.
 
     Attributes:
         layer: Counted from 0.
         modality: "visual" for the visual tokens, "text" for the other prompt tokens.
-        adapter: What it does there.
-        write_last: Whether text includes the last prompt token; the papers leave it out.
+        adapter: The adapter.
+        write_last: Whether "text" includes the last prompt token; not in the papers.
     """
 
     layer: int
@@ -87,16 +100,107 @@ class Site:
 
     @property
     def key(self) -> str:
-        """A name of the site, such as "text-4"."""
+        """Name of the site, such as "text-4"."""
         return f"{self.modality}-{self.layer}"
 
     def positions(self, spans: dict[str, Bool[Tensor, "batch pos"]]) -> Bool[Tensor, "batch pos"]:
-        """Where it writes."""
+        """Positions that the site writes."""
         if self.modality == "visual" or self.write_last:
             return spans[self.modality]
         return spans["text"] & ~spans["last"]
 
 
-def signals_of(memories: Sequence[MemoryEntry], key: str, chosen: Int[Tensor, " batch"]) -> Signals:
-    """Per example the signal at a site of the edit that is `chosen` for it."""
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Where adapters write, their sizes, and what they attend to.
+
+    Attributes:
+        layers: The layers whose output is written, by modality, counted from 0.
+        d_adapter: Width inside an adapter (both papers: 1024).
+        num_heads: Attention heads of an adapter (both papers: 8).
+        init: "identity" starts without effect; "published" as in the published code.
+        signal: What the adapters attend to: the edit's states at the "site" (the papers), its
+            input embeddings ("embed"), "both", or "none" (VisEdit's ablation without
+            cross-attention).
+        signal_span: Positions of the edit they attend to: "all" (the papers), or "answer", the
+            last prompt token and the target.
+        signal_window: Number of consecutive positions concatenated into each attended state (the
+            papers: 1). Answers of many words need more: see `edit_signal.windows`.
+        write_last: Whether text adapters also write the last prompt token; not in the papers.
+        mapper: Whether visual adapters have an influence mapper (VisEdit).
+        mapper_target: Noise of the heatmaps that supervise the mapper: 3 standard deviations of a
+            layer's input ("paper"), 0.7 after its norm ("published", the published code), or 0.1
+            standard deviations ("gentle").
+        own_units: Whether adapters standardise every channel over the training edits; the papers
+            do not. The name is that of saved settings.
+    """
+
+    layers: dict[str, list[int]]
+    d_adapter: int = 1024
+    num_heads: int = 8
+    init: Init = "identity"
+    signal: SignalKind = "site"
+    signal_span: SignalSpan = "all"
+    signal_window: int = 1
+    write_last: bool = False
+    mapper: bool = False
+    mapper_target: Target = "paper"
+    own_units: bool = False
+
+    def build(self, vlm: VLM, seed: int) -> list[Site]:
+        """Return the sites with freshly initialised adapters, in the order in which they write.
+
+        Raises:
+            AttribError: A layer that the model does not have, an unknown modality, no layer, or a
+                window below 1.
+        """
+        if self.signal_window < 1:
+            raise AttribError(f"signal_window: no {self.signal_window}; expected 1 or more")
+        check_layers(vlm, self.layers)
+        pairs = [(layer, m) for m, layers in self.layers.items() for layer in layers]
+        # Of two adapters at one layer, the visual one writes first, as published.
+        pairs.sort(key=lambda pair: (pair[0], pair[1] == "text"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return [self._site(vlm, *pair) for pair in pairs]
+
+    def signal_at(
+        self, layer: int, hidden: Mapping[int, Float[Tensor, "pos d_model"]], last: int
+    ) -> EditSignal:
+        """Return what the adapter at `layer` attends to, given the edit's hidden states."""
+        what = (self.signal, self.signal_span, layer)
+        return edit_signal(*what, hidden, last, self.signal_window)
+
+    def _site(self, vlm: VLM, layer: int, modality: Any) -> Site:
+        adapter = EditAdapter(
+            vlm.d_model,
+            self.d_adapter,
+            self.num_heads,
+            self.init,
+            self.mapper and modality == "visual",
+            signal_width(self.signal, vlm.d_model, self.signal_window),
+        )
+        adapter.to(next(vlm.layers[layer].parameters()).device)
+        return Site(layer, modality, adapter, self.write_last)
+
+
+def check_layers(vlm: VLM, layers: Layers) -> None:
+    """Raise AttribError for layers that the model does not have, and for none at all."""
+    known = f"{vlm.name} has layers 0 to {vlm.num_layers - 1}"
+    if unknown := sorted(set(layers) - {"text", "visual"}):
+        raise AttribError(f"layers: no modality {unknown[0]!r}; there are 'text' and 'visual'")
+    chosen = [layer for some in layers.values() for layer in some]
+    if not chosen:
+        raise AttribError(f"layers: none given; {known}")
+    if outside := [layer for layer in chosen if not 0 <= layer < vlm.num_layers]:
+        raise AttribError(f"layers: there is no layer {outside[0]}; {known}")
+    for modality, some in layers.items():
+        if len(set(some)) < len(some):
+            raise AttribError(f"layers: {modality} names a layer twice: {list(some)}")
+
+
+def select_signals(
+    memories: Sequence[MemoryEntry], key: str, chosen: Int[Tensor, " batch"]
+) -> EditSignalBatch:
+    """Return, for each example, the signal of its `chosen` edit at the site called `key`."""
     return pad_signals([m.signals[key] for m in memories]).rows(chosen)

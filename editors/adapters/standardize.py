@@ -7,7 +7,7 @@ from torch import Tensor, nn
 SMALLEST = 0.1  # of the median channel: how little a channel may move to be a unit of its own
 
 
-class Units(nn.Module):
+class ChannelStandardizer(nn.Module):
     """The units in which a network sees each channel of hidden states; by default their own.
 
     Single channels of large models are so large that a layer norm leaves little of the others. In

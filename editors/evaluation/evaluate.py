@@ -28,7 +28,7 @@ from editors.evaluation.metrics import COLUMNS, NO_GATE, UNEDITED, cost_rows, sc
 from editors.evaluation.multi_edit import Groups
 from editors.evaluation.probes import Inputs
 from editors.evaluation.protocols import Answer
-from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, Unedited
+from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
 
 SCORES = "scores"  # the name of the table
 UNGATED = "ungated"
@@ -53,7 +53,7 @@ def evaluate(
     protocols: Sequence[str] = DEFAULT_PROTOCOLS,
     *,
     label: str | None = None,
-    unedited: Unedited | None = None,
+    reference: ReferenceModel | None = None,
     num_edits: int = 1,
     batch_size: int = 16,
     seed: int = 0,
@@ -69,7 +69,7 @@ def evaluate(
         samples: What to edit, and what each edit is judged by.
         protocols: What makes an answer right; see `editors.evaluation.protocols`.
         label: What to call the editor in tables; by default its name.
-        unedited: The model before any edit, to share its answers between editors.
+        reference: The unedited model's answers, to share them between editors.
         num_edits: How many edits hold while each of them is judged: samples are taken in groups, in
             their order.
         batch_size: Inputs in a pass.
@@ -84,12 +84,12 @@ def evaluate(
     Raises:
         NotRestored: An edit left the model changed.
         SetupError: Not one sample could be used.
-        AttribError: No edit could be made, or `unedited` is of something else.
+        AttribError: No edit could be made, or `reference` is of another model.
     """
-    unedited = unedited or Unedited(vlm, tuple(protocols), batch_size)
+    reference = reference or ReferenceModel(vlm, tuple(protocols), batch_size)
     groups = Groups(list(samples), num_edits) if num_edits > 1 else None
-    measure = Scoring.of(vlm, editor, unedited, protocols, label, groups)
-    unedited.require_restored(measure.label, "an earlier run")
+    measure = Scoring.of(vlm, editor, reference, protocols, label, groups)
+    reference.require_restored(measure.label, "an earlier run")
     done = collect(vlm, samples, measure, batch_size=1, what=f"edits of {measure.label}")
     data = samples if isinstance(samples, EditData) else EditData("samples", "", list(samples))
     made = provenance_of(vlm, data, measure.described(), seed, done)
@@ -105,7 +105,7 @@ class Scoring:
         editor: Makes the edits.
         label: What to call it.
         gate: What decides which inputs are served: "ungated", or the gate's name.
-        unedited: The model before any edit.
+        reference: The unedited model's answers.
         protocols: What makes an answer right.
         groups: Which edits hold together; None for each alone.
     """
@@ -113,7 +113,7 @@ class Scoring:
     editor: MakesEdits
     label: str
     gate: str
-    unedited: Unedited
+    reference: ReferenceModel
     protocols: tuple[str, ...]
     groups: Groups | None = None
 
@@ -122,32 +122,34 @@ class Scoring:
         cls,
         vlm: VLM,
         editor: MakesEdits,
-        unedited: Unedited,
+        reference: ReferenceModel,
         protocols: Sequence[str],
         label: str | None = None,
         groups: Groups | None = None,
     ) -> "Scoring":
-        """The measurement, if `unedited` can serve it.
+        """The measurement, if `reference` fits.
 
         Raises:
-            AttribError: `unedited` is of another model or lacks a protocol, or the label is taken.
+            AttribError: `reference` is of another model or lacks a protocol, or the label is taken.
         """
-        if unedited.vlm is not vlm:
-            raise AttribError(f"the unedited answers are of another model: {unedited.vlm.name}")
-        if lacking := [name for name in protocols if name not in unedited.protocols]:
-            raise AttribError(f"the unedited answers lack {lacking[0]}: Unedited(vlm, protocols)")
+        if reference.vlm is not vlm:
+            raise AttribError(f"the unedited answers are of another model: {reference.vlm.name}")
+        if lacking := [name for name in protocols if name not in reference.protocols]:
+            raise AttribError(
+                f"the unedited answers lack {lacking[0]}: ReferenceModel(vlm, protocols)"
+            )
         label = label or editor.name
         if label == UNEDITED:
             raise AttribError(f"{UNEDITED!r} is what the model's own rows are called; give a label")
         if groups is not None:
             label = f"{label}, {groups.size} edits at once"
-        return cls(editor, label, gate_of(editor), unedited, tuple(protocols), groups)
+        return cls(editor, label, gate_of(editor), reference, tuple(protocols), groups)
 
     def __call__(self, vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> Tables:
         """The table of scores of one sample; `batch` is its request."""
         (sample,) = samples
-        inputs = self.unedited.inputs(sample)
-        before = self.unedited.answers(sample, inputs)
+        inputs = self.reference.inputs(sample)
+        before = self.reference.answers(sample, inputs)
         after, costs = self._edited(vlm, batch, sample, inputs)
         answers = {(UNEDITED, NO_GATE): before, (self.label, self.gate): after}
         rows = [
@@ -163,7 +165,7 @@ class Scoring:
             "label": self.label,
             "gate": self.gate,
             "protocols": list(self.protocols),
-            "inputs_in_a_pass": self.unedited.batch_size,
+            "inputs_in_a_pass": self.reference.batch_size,
             "edits_at_once": 1 if self.groups is None else self.groups.size,
         }
 
@@ -179,7 +181,7 @@ class Scoring:
                 after = inputs.ask(vlm)
                 _, edited_pass_ms = timed(vlm, lambda: vlm.logits(batch))
         finally:
-            self.unedited.require_restored(self.label, sample.id)
+            self.reference.require_restored(self.label, sample.id)
         costs = {"edit_ms": edit_ms, "bytes": edit.num_bytes / together}
         return after, costs | {"pass_ms": pass_ms, "edited_pass_ms": edited_pass_ms}
 

@@ -12,7 +12,7 @@ from attrib.results import Result
 from attrib.stats import RESAMPLES
 from editors.adapters.sites import Gate
 from editors.gating.inputs import REQUEST
-from editors.gating.threshold import own_scores
+from editors.gating.threshold import gate_scores
 
 
 def gate_table(
@@ -50,7 +50,7 @@ def gate_table(
         raise AttribError("there is no edit to judge gates by; see the quarantined rows")
     tables = []
     for name, gate in gates.items():
-        scores = own_scores(vlm, samples, gate, forced=forced)
+        scores = gate_scores(vlm, samples, gate, forced=forced)
         table = rates(scores, gate.threshold, seed=seed, resamples=resamples)
         tables.append(table.assign(gate=name, threshold=gate.threshold))
     return pd.concat(tables, ignore_index=True)
@@ -59,7 +59,7 @@ def gate_table(
 def rates(
     scores: pd.DataFrame, threshold: float, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> pd.DataFrame:
-    """The rows of one gate, from what `own_scores` returned for it."""
+    """The rows of one gate, from what `gate_scores` returned for it."""
     provenance = {"seed": seed}
     opened = scores.assign(value=(scores["value"] >= threshold).astype(float))
     shares = Result("open", opened, provenance).mean(["relation"], resamples=resamples)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import layers_of_signals
+from editors.adapters.edit_signal import signal_layers
 from editors.prefix.cached_dataset import CachedDataset, cache_dataset
 from editors.training.losses import ROLES
 
@@ -33,6 +33,6 @@ class GridInputs:
         layers: Sequence[int],
     ) -> "GridInputs":
         """The inputs of edits, run once, for adapters at these layers with any signal."""
-        shown = layers_of_signals("both", layers)
+        shown = signal_layers("both", layers)
         both = cache_dataset(vlm, [*samples, *test], first=layers, signals=shown, roles=ROLES)
-        return cls(samples, *both.parted(len(samples)))
+        return cls(samples, *both.split(len(samples)))

@@ -19,7 +19,7 @@ from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
-from editors.adapters.placement import check_layers
+from editors.adapters.sites import check_layers
 from editors.evaluation.grid_inputs import GridInputs
 from editors.evaluation.layer_grid_scores import Opened, Scores, cell_scores, opened
 from editors.gating.checkpoint import load_gate, save_gate
@@ -77,7 +77,7 @@ def grid(
     wanted: Sequence[Cell],
     out: str | Path,
     preset: Preset,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     gate: str = NO_GATE,
     inputs: GridInputs | None = None,
 ) -> pd.DataFrame:
@@ -91,7 +91,7 @@ def grid(
         wanted: The cells.
         out: Folder of the cells.
         preset: How adapters are made and trained; its seed is the cell's.
-        say: Told a line for each cell.
+        log: Receives one line per cell.
         gate: One of `editors.gating.fit.GATES`, fitted once to `samples` for all cells; cells are
             scored behind it, and without one as well.
         inputs: What `GridInputs.of` made of these edits and layers, to share it between grids.
@@ -122,7 +122,7 @@ def grid(
         for done, cell in enumerate(missing):
             record = bench.score(cell, Path(out) / cell.name, identity)
             avg = record["scores"][gate]["avg"]
-            say(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
+            log(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
     records = [json.loads((folder / CELL).read_text()) for folder in folders]
     return _frame(wanted, [record["scores"] for record in records])
 
@@ -142,7 +142,7 @@ class _Bench:
         preset = self.preset.changed(seed=cell.seed)
         adapters = preset.adapters_at(cell.layers)
         sites = adapters.build(self.vlm, cell.seed)
-        few, _ = self.inputs.test.parted(WATCHED)
+        few, _ = self.inputs.test.split(WATCHED)
         objective = self.editor.objective(
             self.vlm, adapters, sites, preset.weights, self.inputs.data, few, self.inputs.samples
         )

@@ -11,8 +11,8 @@ from torch import Tensor
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from editors.base import encode_requests
 from editors.evaluation.protocols import GOLD, RANKS, Answer
-from editors.prefix.encode import encoded
 
 SPARE = 4  # tokens generated beyond a target's own: they show whether its last word goes on
 LONGEST_LOCALITY = 32  # tokens of a locality answer; NQ has answers of 200 words
@@ -71,7 +71,7 @@ class Inputs:
         found = questions(sample)
         asked = [question.request for question in found]
         starts = range(0, len(asked), batch_size)
-        passes = [encoded(vlm, asked[start : start + batch_size]) for start in starts]
+        passes = [encode_requests(vlm, asked[start : start + batch_size]) for start in starts]
         return cls(found, passes, tuple(protocols))
 
     def ask(self, vlm: VLM) -> list[Answer]:

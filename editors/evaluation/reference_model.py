@@ -14,7 +14,7 @@ DEFAULT_PROTOCOLS = ("paper", "exact", "generate")
 
 
 @dataclass(eq=False)
-class Unedited:
+class ReferenceModel:
     """A model before any edit, and its answers to what samples are judged by.
 
         unedited = Unedited(vlm)

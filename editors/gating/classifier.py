@@ -24,7 +24,7 @@ RENAMED = {"asked": "text_embedding", "shown": "image_embedding"}  # old names, 
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class EncodedInputs:
     """What is kept of inputs; all vectors have length 1.
 
     Attributes:
@@ -67,11 +67,11 @@ class Encoded:
         ]
 
     def __getitem__(self, index: Int[Tensor, " chosen"]) -> "Encoded":
-        return Encoded(*(getattr(self, f.name)[index] for f in fields(self)))
+        return EncodedInputs(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def to(self, device: Any) -> "Encoded":
         """The same on a device."""
-        return Encoded(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return EncodedInputs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def without_image(self, hidden: Bool[Tensor, " input"]) -> "Encoded":
         """The same inputs, of which some images are not to be looked at."""
@@ -124,7 +124,7 @@ class GateNet(nn.Module):
         """A network for what a reader reads."""
         return cls(reader.width(TEXT), reader.width(VISUAL), **sizes)
 
-    def encode(self, inputs: Inputs) -> Encoded:
+    def encode(self, inputs: Inputs) -> EncodedInputs:
         """What is kept of each input."""
         text, visual = self.dropout(inputs.text), self.dropout(inputs.visual)
         words = gelu(self.word(text))
@@ -133,14 +133,14 @@ class GateNet(nn.Module):
         last = text[torch.arange(len(text), device=text.device), inputs.real.sum(1) - 1]
         count = inputs.seen.sum(1)
         mean = visual.sum(1) / count.clamp(min=1)[:, None]
-        return Encoded(
+        return EncodedInputs(
             normalize(self.text_embedding(torch.cat([pooled, last], 1)), dim=-1),
             normalize(self.image_embedding(mean), dim=-1),
             normalize(self.patch(inputs.visual), dim=-1),
             count,
         )
 
-    def compare(self, one: Encoded, other: Encoded) -> Float[Tensor, " pair"]:
+    def compare(self, one: EncodedInputs, other: EncodedInputs) -> Float[Tensor, " pair"]:
         """Log-odds that the two inputs of each pair are covered by one edit.
 
         `NEVER` where one of them has an image and the other has none: an edit of what is seen
@@ -158,7 +158,7 @@ class GateNet(nn.Module):
         return torch.where(seen == (other.count > 0), judged, NEVER)
 
 
-def alike_patches(one: Encoded, other: Encoded) -> Float[Tensor, "pair feature"]:
+def alike_patches(one: EncodedInputs, other: EncodedInputs) -> Float[Tensor, "pair feature"]:
     """Cosines of visual tokens at the same place: mean, smallest, spread, mean of the worst.
 
     Where two images have different numbers of visual tokens, places do not correspond: the cosine

@@ -7,7 +7,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.gating.gates import CosineGate, LearnedGate, Token
-from editors.gating.training import cosine_gate, train_gate
+from editors.gating.training import fit_cosine_gate, train_gate
 
 NO_GATE = "none"
 COSINES = ("prompt_last", "sequence_last")
@@ -42,5 +42,5 @@ def fit_gate(
     if name == NO_GATE:
         return None
     if name in COSINES:
-        return cosine_gate(vlm, samples, layer, cast("Token", name), **settings)
+        return fit_cosine_gate(vlm, samples, layer, cast("Token", name), **settings)
     return train_gate(vlm, samples, [layer], **settings)

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from attrib.analyses.gating import token_positions
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
-from editors.gating.classifier import Encoded, GateNet
+from editors.gating.classifier import EncodedInputs, GateNet
 from editors.gating.features import GateReader, Inputs
 
 Token = Literal["prompt_last", "sequence_last"]
@@ -145,9 +145,9 @@ class LearnedGate:
         self, queries: Sequence[Mapping[str, Tensor]], edits: Sequence[Mapping[str, Tensor]]
     ) -> Float[Tensor, "query edit"]:
         """Log-odds of the network, symmetric in query and edit."""
-        one = Encoded.of(queries)
+        one = EncodedInputs.of(queries)
         device = one.text_embedding.device
-        other, net = Encoded.of(edits).to(device), self.net.to(device)
+        other, net = EncodedInputs.of(edits).to(device), self.net.to(device)
         query, edit = torch.meshgrid(
             *(torch.arange(len(some), device=device) for some in (queries, edits)), indexing="ij"
         )

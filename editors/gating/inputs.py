@@ -11,7 +11,7 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
-from editors.prefix.encode import encoded
+from editors.base import encode_requests
 
 REQUEST = "request"
 COVERED = (REQUEST, "text_generality", "visual_generality")
@@ -20,7 +20,7 @@ HARD = "hard_locality"  # where a dataset does not say in which way it is hard
 
 
 @runtime_checkable
-class Reads(Protocol):
+class StateReader(Protocol):
     """A gate, or the part of one that picks states."""
 
     @property
@@ -33,7 +33,7 @@ class Reads(Protocol):
         ...
 
 
-class Related(NamedTuple):
+class RelatedInput(NamedTuple):
     """An input of a sample.
 
     Attributes:
@@ -47,16 +47,18 @@ class Related(NamedTuple):
     request: EditRequest
 
 
-def related(samples: Sequence[EditSample]) -> list[Related]:
+def related(samples: Sequence[EditSample]) -> list[RelatedInput]:
     """The request of each sample and every input that its edit is judged by, in order."""
-    return [Related(row, *one) for row, sample in enumerate(samples) for one in _inputs(sample)]
+    return [
+        RelatedInput(row, *one) for row, sample in enumerate(samples) for one in _inputs(sample)
+    ]
 
 
 @torch.no_grad()
-def keep_states(
+def collect_states(
     vlm: VLM,
     requests: Sequence[EditRequest],
-    reads: Reads,
+    reads: StateReader,
     *,
     targets: bool = False,
     batch_size: int = 32,
@@ -103,9 +105,9 @@ def _batches(requests: Sequence[EditRequest], size: int) -> list[list[int]]:
 
 
 def _states(
-    vlm: VLM, requests: Sequence[EditRequest], reads: Reads, targets: bool
+    vlm: VLM, requests: Sequence[EditRequest], reads: StateReader, targets: bool
 ) -> list[dict[str, Tensor]]:
-    batch = encoded(vlm, requests, targets=targets)
+    batch = encode_requests(vlm, requests, targets=targets)
     with read(vlm, reads.layers) as hidden:
         vlm.logits(batch)
     return reads.states(hidden, batch)

@@ -13,14 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editors.gating.features import VISUAL
-from editors.gating.inputs import COVERED, Related
+from editors.gating.inputs import COVERED, RelatedInput
 
 OTHERS = 4  # inputs of other samples that each edit is compared with
 WEIGHTS = {"own": 1.0, "other": 0.5, "text": 0.5, "hidden": 0.25}
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class InputStates:
     """Inputs and their states.
 
     Attributes:
@@ -28,7 +28,7 @@ class Kept:
         states: What was picked of each.
     """
 
-    inputs: Sequence[Related]
+    inputs: Sequence[RelatedInput]
     states: Sequence[Mapping[str, Tensor]]
 
     def of(self, rows: Sequence[int]) -> "Kept":
@@ -37,7 +37,7 @@ class Kept:
         keep = [i for i, one in enumerate(self.inputs) if one.row in number]
         keep.sort(key=lambda i: number[self.inputs[i].row])
         inputs = [self.inputs[i]._replace(row=number[self.inputs[i].row]) for i in keep]
-        return Kept(inputs, [self.states[i] for i in keep])
+        return InputStates(inputs, [self.states[i] for i in keep])
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class _Pair:
     kind: str
 
 
-def pairs_of(kept: Kept, generator: torch.Generator) -> Pairs:
+def pairs_of(kept: InputStates, generator: torch.Generator) -> Pairs:
     """Pairs among inputs of some samples, those of a sample one behind the other.
 
     The edit of a sample is its request or, half of the time, another input that it covers.
@@ -84,7 +84,7 @@ def pairs_of(kept: Kept, generator: torch.Generator) -> Pairs:
     )
 
 
-def _edits(kept: Kept, generator: torch.Generator) -> list[int]:
+def _edits(kept: InputStates, generator: torch.Generator) -> list[int]:
     covered: dict[int, list[int]] = {}
     for i, one in enumerate(kept.inputs):
         if one.relation in COVERED:
@@ -96,7 +96,7 @@ def _edits(kept: Kept, generator: torch.Generator) -> list[int]:
     ]
 
 
-def _others(kept: Kept, edits: Sequence[int], generator: torch.Generator) -> list[_Pair]:
+def _others(kept: InputStates, edits: Sequence[int], generator: torch.Generator) -> list[_Pair]:
     drawn = torch.randint(len(kept.inputs), (len(edits), OTHERS), generator=generator).tolist()
     return [
         _Pair(i, edit, False, "other")
@@ -106,7 +106,7 @@ def _others(kept: Kept, edits: Sequence[int], generator: torch.Generator) -> lis
     ]
 
 
-def _texts(kept: Kept) -> list[_Pair]:
+def _texts(kept: InputStates) -> list[_Pair]:
     """Each text-only question with itself and with the next one."""
     texts = [i for i, one in enumerate(kept.states) if not len(one[VISUAL])]
     prompt = [kept.inputs[i].request.prompt for i in texts]
@@ -117,7 +117,7 @@ def _texts(kept: Kept) -> list[_Pair]:
     ]
 
 
-def _hidden(kept: Kept, own: Sequence[_Pair]) -> list[_Pair]:
+def _hidden(kept: InputStates, own: Sequence[_Pair]) -> list[_Pair]:
     seen = [
         p for p in own if len(kept.states[p.query][VISUAL]) and len(kept.states[p.edit][VISUAL])
     ]

@@ -14,7 +14,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate
-from editors.gating.inputs import COVERED, EASY, REQUEST, Related, keep_states, related
+from editors.gating.inputs import COVERED, EASY, REQUEST, RelatedInput, collect_states, related
 
 Values = Float[np.ndarray, " _"]
 
@@ -93,7 +93,7 @@ def calibrate(
 def calibrated(
     scores: pd.DataFrame, *, false_open: float | None = None, keep: float | None = None
 ) -> Calibration:
-    """The threshold by what `own_scores` returned.
+    """The threshold by what `gate_scores` returned.
 
     Covered are the generality inputs (a request itself always looks like its edit), others the hard
     locality inputs; where there are none of these, the requests and all locality inputs.
@@ -105,7 +105,7 @@ def calibrated(
     return calibrate(covered, others, false_open=false_open, keep=keep)
 
 
-def own_scores(
+def gate_scores(
     vlm: VLM, samples: Sequence[EditSample], gate: Gate, *, forced: bool = True
 ) -> pd.DataFrame:
     """How each sample's edit scores all of the sample's inputs.
@@ -121,14 +121,14 @@ def own_scores(
         The columns example, relation, value.
     """
     inputs = related(samples)
-    edits = keep_states(vlm, [s.request for s in samples], gate, targets=True, what="edits")
-    states = keep_states(vlm, [one.request for one in inputs], gate, targets=forced)
+    edits = collect_states(vlm, [s.request for s in samples], gate, targets=True, what="edits")
+    states = collect_states(vlm, [one.request for one in inputs], gate, targets=forced)
     return score_table([sample.id for sample in samples], inputs, states, edits, gate)
 
 
 def score_table(
     ids: Sequence[str],
-    inputs: Sequence[Related],
+    inputs: Sequence[RelatedInput],
     states: Sequence[Mapping[str, Tensor]],
     edits: Sequence[Mapping[str, Tensor]],
     gate: Gate,

@@ -17,9 +17,9 @@ from attrib.model.vlm import VLM
 from editors.gating.classifier import GateNet
 from editors.gating.features import GateReader, Inputs
 from editors.gating.gates import CosineGate, LearnedGate, Token
-from editors.gating.inputs import REQUEST, keep_states, related
-from editors.gating.pairs import Kept, Pairs, pairs_of
-from editors.gating.threshold import calibrated, own_scores, score_table
+from editors.gating.inputs import REQUEST, collect_states, related
+from editors.gating.pairs import InputStates, Pairs, pairs_of
+from editors.gating.threshold import calibrated, gate_scores, score_table
 
 FIT_ON = 256  # inputs whose states are standardised to mean 0 and standard deviation 1
 LARGEST_GRADIENT = 1.0  # norm
@@ -89,8 +89,8 @@ def train_gate(
     learned, held = split(len(samples), settings)
     reader = _reader(vlm, samples, learned, layers, settings.seed)
     inputs = related(samples)
-    states = keep_states(vlm, [one.request for one in inputs], reader)
-    kept = Kept(inputs, states)
+    states = collect_states(vlm, [one.request for one in inputs], reader)
+    kept = InputStates(inputs, states)
     net = fit_net(kept.of(learned), reader, settings)
     gate = LearnedGate(reader, net, 0.0)
     if false_open is None and keep is None:
@@ -104,7 +104,7 @@ def train_gate(
     return replace(gate, threshold=found.threshold, record=record)
 
 
-def cosine_gate(
+def fit_cosine_gate(
     vlm: VLM,
     samples: Sequence[EditSample],
     layer: int,
@@ -125,7 +125,7 @@ def cosine_gate(
         keep: The other way to say that.
     """
     gate = CosineGate(layer, 0.0, token)
-    found = calibrated(own_scores(vlm, samples, gate), false_open=false_open, keep=keep)
+    found = calibrated(gate_scores(vlm, samples, gate), false_open=false_open, keep=keep)
     record = {"samples": {"held_out": len(samples)}, "calibration": found.record()}
     return replace(gate, threshold=found.threshold, record=record)
 
@@ -143,7 +143,7 @@ def split(num: int, settings: GateTraining) -> tuple[list[int], list[int]]:
     return sorted(order[held:]), sorted(order[:held])
 
 
-def fit_net(kept: Kept, reader: GateReader, settings: GateTraining) -> GateNet:
+def fit_net(kept: InputStates, reader: GateReader, settings: GateTraining) -> GateNet:
     """The network that is learned from some inputs, in evaluation mode.
 
     Raises:
@@ -172,7 +172,7 @@ def fit_net(kept: Kept, reader: GateReader, settings: GateTraining) -> GateNet:
     return net.eval()
 
 
-def pair_loss(net: GateNet, kept: Kept, pairs: Pairs) -> Tensor:
+def pair_loss(net: GateNet, kept: InputStates, pairs: Pairs) -> Tensor:
     """The weighted mean of the cross-entropies of all pairs."""
     encoded = net.encode(Inputs.of(kept.states))
     query, edit = (encoded[i].without_image(pairs.hidden) for i in (pairs.query, pairs.edit))
@@ -194,7 +194,7 @@ def _reader(
     reader = GateReader(sorted(set(layers)), vlm.d_model, seed)
     few = [one.request for one in related([samples[row] for row in rows[:FIT_ON]])]
     step = max(1, len(few) // FIT_ON)
-    reader.fit(keep_states(vlm, few[::step], _Raw(reader), what="a first look"))
+    reader.fit(collect_states(vlm, few[::step], _Raw(reader), what="a first look"))
     return reader
 
 
@@ -212,7 +212,7 @@ class _Raw:
         return self.reader.raw_states(hidden, batch)
 
 
-def _held_scores(gate: LearnedGate, kept: Kept) -> pd.DataFrame:
+def _held_scores(gate: LearnedGate, kept: InputStates) -> pd.DataFrame:
     encoded = [gate.encode([one])[0] for one in kept.states]
     edits = [s for one, s in zip(kept.inputs, encoded, strict=True) if one.relation == REQUEST]
     ids = [str(row) for row in range(len(edits))]

@@ -16,14 +16,11 @@ from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
-from editors.adapters.edit_signal import Signal
+from editors.adapters.edit_signal import EditSignal
 from editors.adapters.sites import MemoryEntry
-from editors.base import Edit, HiddenEdit, WeightEdit
-from editors.context.prompt_edit import PromptEdit
+from editors.base import Edit, WeightEdit
 from editors.io.tensors import digest_of, save_tensors
-from editors.methods.lte import LTEEdit
-from editors.methods.serac_edit import SERACEdit
-from editors.methods.transformer_patcher_neurons import NeuronEdit, neuron_edit
+from editors.weights.neurons import NeuronEdit, neuron_edit
 
 RECORD = "edit"  # key of the JSON in the file's metadata
 
@@ -43,11 +40,11 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
         tensors = dict(edit.weights)
     elif isinstance(edit, NeuronEdit):
         tensors, record["layer"] = edit.neurons.tensors, edit.layer
-    elif editor is not None and isinstance(edit, HiddenEdit | SERACEdit):
-        tensors = _of_memories(edit.memories)
-        record |= _of_editor(editor, [memory.request for memory in edit.memories])
-    elif editor is not None and isinstance(edit, PromptEdit | LTEEdit):
-        record |= _of_editor(editor, edit.facts)
+    elif editor is not None and (memories := getattr(edit, "memories", None)) is not None:
+        tensors = _of_memories(memories)
+        record |= _of_editor(editor, [memory.request for memory in memories])
+    elif editor is not None and (facts := getattr(edit, "facts", None)) is not None:
+        record |= _of_editor(editor, facts)
     else:
         raise SetupError(f"an edit of the kind {type(edit).__name__} cannot be saved")
     save_tensors(Path(path), tensors, {RECORD: json.dumps(record)})
@@ -107,7 +104,7 @@ def _memory(number: int, request: EditRequest, tensors: Mapping[str, Tensor]) ->
         return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
     last = part("last")
-    signals = {key: Signal(states, last[key]) for key, states in part("signal").items()}
+    signals = {key: EditSignal(states, last[key]) for key, states in part("signal").items()}
     return MemoryEntry(request, signals, part("gate"))
 
 

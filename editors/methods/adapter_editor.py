@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import layers_of_signals
-from editors.adapters.placement import Adapters
-from editors.adapters.sites import Gate, MemoryEntry, Site
-from editors.base import Edit, HiddenEdit
+from editors.adapters.edit_signal import signal_layers
+from editors.adapters.router import HiddenEdit
+from editors.adapters.sites import AdapterConfig, Gate, MemoryEntry, Site
+from editors.base import Edit
 from editors.gating.checkpoint import load_gate, save_gate
 from editors.gating.fit import NO_GATE, check_gate, fit_gate
 from editors.gating.gates import CosineGate, LearnedGate
@@ -60,7 +60,7 @@ class AdapterEditor:
     own_gate: ClassVar[str] = NO_GATE
 
     vlm: VLM
-    adapters: Adapters
+    adapters: AdapterConfig
     sites: Sequence[Site]
     gate: Gate | None = None
     trained: Mapping[str, Any] | None = None
@@ -116,7 +116,7 @@ class AdapterEditor:
             kept,
             held,
             first=[min(layers_written)],
-            signals=layers_of_signals(adapters.signal, layers_written),
+            signals=signal_layers(adapters.signal, layers_written),
             roles=trained_roles(settings.weights, sites),
             keep=keep,
         )
@@ -133,7 +133,7 @@ class AdapterEditor:
     def objective(
         cls,
         vlm: VLM,
-        adapters: Adapters,
+        adapters: AdapterConfig,
         sites: Sequence[Site],
         weights: Weights,
         data: CachedDataset | StreamedDataset,
@@ -200,7 +200,7 @@ class AdapterEditor:
         path = Path(path)
         record = read_record(path, cls.name, vlm)
         try:
-            adapters = Adapters(**record["adapters"])
+            adapters = AdapterConfig(**record["adapters"])
             editor = cls(vlm, adapters, adapters.build(vlm, seed=0), None, record["trained"])
             editor.module.load_state_dict(load_file(path / ADAPTERS))
         except (OSError, TypeError, RuntimeError) as error:

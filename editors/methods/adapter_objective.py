@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import Signal, Signals, pad_signals
-from editors.adapters.placement import Adapters
-from editors.adapters.sites import Site
-from editors.prefix.cached_dataset import CachedDataset, Rows
-from editors.prefix.states import IGNORED, Move, Query, collate
+from editors.adapters.edit_signal import EditSignal, EditSignalBatch, pad_signals
+from editors.adapters.sites import AdapterConfig, Site
+from editors.prefix.cached_dataset import CachedDataset, PrefixRows
+from editors.prefix.states import Intervention, PrefixStates, collate
 from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import ROLES, Weights, agreement, answer_losses, asked_roles
 
@@ -39,7 +39,7 @@ class AdapterObjective:
         data: CachedDataset | StreamedDataset,
         held_out: CachedDataset,
         weights: Weights,
-        adapters: Adapters,
+        adapters: AdapterConfig,
         batch_size: int = 16,
     ):
         self.vlm, self.sites, self.data, self.held_out = vlm, sites, data, held_out
@@ -92,45 +92,45 @@ class AdapterObjective:
             items: Which edits.
             roles: The kinds of input, by default those that are trained on.
         """
-        data, items = data.ready(items)
+        data, items = data.load(items)
         rows = data.of(items, self.roles if roles is None else roles)
         edits = [data.edits[item] for item in items]
         parts = [self._pass(part, edits) for part in (rows.where(True), rows.where(False))]
         parts = [part for part in parts if part]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _pass(self, rows: Rows, edits: Sequence[Query]) -> Tokens:
-        if not rows.queries:
+    def _pass(self, rows: PrefixRows, edits: Sequence[PrefixStates]) -> Tokens:
+        if not rows.inputs:
             return {}
-        prefixes = collate(rows.queries, self.first)
-        moves: dict[int, list[Move]] = {}
+        prefixes = collate(rows.inputs, self.first)
+        interventions: dict[int, list[Intervention]] = {}
         for site in self.sites:
             at = site.positions(prefixes.spans)
             if bool(at.any()):
                 signals = self.signals(site, edits, rows.edit_of)
-                moves.setdefault(site.layer, []).append(_move(site.adapter, at, signals))
+                interventions.setdefault(site.layer, []).append(_move(site.adapter, at, signals))
         with torch.no_grad():
-            clean = self.vlm.unembed(torch.cat([q.final for q in rows.queries]))
+            clean = self.vlm.unembed(torch.cat([q.final for q in rows.inputs]))
         return {
-            "logits": self.vlm.unembed(prefixes.run(self.vlm, moves)),
+            "logits": self.vlm.unembed(prefixes.run(self.vlm, interventions)),
             "clean": clean,
-            "labels": prefixes.labels[prefixes.labels != IGNORED],
+            "labels": prefixes.labels[prefixes.labels != IGNORE_INDEX],
             "roles": asked_roles(prefixes.labels, rows.role_of.to(prefixes.labels.device)),
         }
 
     def _fit_units(self) -> None:
-        edits = self.data.some_edits()
+        edits = self.data.sample_edits()
         for site in self.sites:
             site.adapter.units.fit(torch.cat([q.hidden[site.layer] for q in edits]))
             shown = [self._signal(site, q).states for q in edits]
             site.adapter.units_edit.fit(torch.cat(shown))
 
-    def _signal(self, site: Site, edit: Query) -> Signal:
+    def _signal(self, site: Site, edit: PrefixStates) -> EditSignal:
         return self.adapters.signal_at(site.layer, edit.hidden, edit.last)
 
     def signals(
-        self, site: Site, edits: Sequence[Query], edit_of: Int[Tensor, " batch"]
-    ) -> Signals:
+        self, site: Site, edits: Sequence[PrefixStates], edit_of: Int[Tensor, " batch"]
+    ) -> EditSignalBatch:
         """What the adapter at a site sees, for inputs that belong to the edits `edit_of`."""
         return pad_signals([self._signal(site, q) for q in edits]).rows(edit_of)
 
@@ -143,8 +143,10 @@ def trained_roles(weights: Weights, sites: Sequence[Site]) -> list[str]:
 
 
 def _move(
-    adapter: Callable[[Tensor, Signals], Tensor], at: Bool[Tensor, "batch pos"], signals: Signals
-) -> Move:
+    adapter: Callable[[Tensor, EditSignalBatch], Tensor],
+    at: Bool[Tensor, "batch pos"],
+    signals: EditSignalBatch,
+) -> Intervention:
     """What writes at the positions of a site, and looks at no more positions than it must."""
     columns = at.any(0).nonzero()[:, 0]
     start, stop = int(columns[0]), int(columns[-1]) + 1

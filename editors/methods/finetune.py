@@ -15,13 +15,11 @@ from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
-from attrib.model.batch import Batch
+from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
-from editors.base import Edit, WeightEdit
+from editors.base import Edit, WeightEdit, encode_requests
 from editors.io.editor import read_record, write_record
 from editors.methods.finetune_steps import Logits, Tuning, fitted
-from editors.prefix.encode import encoded
-from editors.prefix.states import IGNORED
 from editors.training.settings import refuse_gate, settings_of
 from editors.weights.mlp import last_layers, matrices_of
 from editors.weights.partial_forward import labels_of, tail_of
@@ -105,7 +103,7 @@ class FineTuning(ABC):
 
     def edit(self, vlm: VLM, request: EditRequest) -> WeightEdit:
         """The edit that gradient steps on a request lead to, from the model as it is now."""
-        batch = encoded(vlm, [request])
+        batch = encode_requests(vlm, [request])
         here = replace(self, vlm=vlm)
         logits, labels = here._logits(batch), labels_of(batch)
         return WeightEdit(fitted(vlm, self.tuning, here._parameters(), logits, labels))
@@ -164,7 +162,7 @@ class FTV(FineTuning):
 
     def _logits(self, batch: Batch) -> Logits:
         assert batch.labels is not None
-        asked = batch.labels != IGNORED
+        asked = batch.labels != IGNORE_INDEX
         if not bool(batch["visual"].any()):
             raise AttribError(
                 "ft-v: the request has no image, which is all it can change; ft-l can"

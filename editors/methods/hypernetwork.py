@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from editors.base import Edit, WeightEdit
+from editors.base import Edit, WeightEdit, encode_requests
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.hypernetwork_objective import Conditions, HypernetworkObjective
-from editors.prefix.encode import encoded
 from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.held_out import held_out
 from editors.training.losses import ROLES, Weights
@@ -149,7 +148,7 @@ class HypernetworkEditor(ABC):
         return self._edit(vlm, request, self._conditions(vlm, self.settings, [sample])["request"])
 
     def _edit(self, vlm: VLM, request: EditRequest, condition: Tensor) -> WeightEdit:
-        batch = encoded(vlm, [request])
+        batch = encode_requests(vlm, [request])
         assert batch.labels is not None
         matrices = matrices_of(vlm, self.layers, self.settings.matrices)
         run = tail_of(vlm, batch, min(self.layers))

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.methods.adapter_objective import AdapterObjective, Tokens
-from editors.prefix.cached_dataset import CachedDataset, Rows
-from editors.prefix.states import IGNORED, collate
+from editors.prefix.cached_dataset import CachedDataset, PrefixRows
+from editors.prefix.states import collate
 from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import ROLES, Weights, asked_roles
 from editors.weights.mlp import Matrix
@@ -83,7 +84,7 @@ class HypernetworkObjective(AdapterObjective):
         roles: Sequence[str] | None = None,
     ) -> Tokens:
         """Logits, edited and clean, labels and roles at all answer tokens of some edits."""
-        data, items = data.ready(items)
+        data, items = data.load(items)
         return self.tokens_under(self.changes(data, items), data, items, roles)
 
     def tokens_under(
@@ -100,18 +101,18 @@ class HypernetworkObjective(AdapterObjective):
         parts = [part for part in parts if part]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _under(self, changes: Mapping[str, LowRankUpdate], rows: Rows) -> Tokens:
-        if not rows.queries:
+    def _under(self, changes: Mapping[str, LowRankUpdate], rows: PrefixRows) -> Tokens:
+        if not rows.inputs:
             return {}
-        inputs = collate(rows.queries, self.first)
+        inputs = collate(rows.inputs, self.first)
         own = {name: change.rows(rows.edit_of) for name, change in changes.items()}
         with changed(self.matrices, own):
             logits = self.vlm.unembed(inputs.run(self.vlm, {}))
         with torch.no_grad():
-            clean = self.vlm.unembed(torch.cat([q.final for q in rows.queries]))
+            clean = self.vlm.unembed(torch.cat([q.final for q in rows.inputs]))
         return {
             "logits": logits,
             "clean": clean,
-            "labels": inputs.labels[inputs.labels != IGNORED],
+            "labels": inputs.labels[inputs.labels != IGNORE_INDEX],
             "roles": asked_roles(inputs.labels, rows.role_of.to(inputs.labels.device)),
         }

@@ -21,7 +21,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.files import write_text
 from attrib.model.vlm import VLM
-from editors.base import Edit
+from editors.base import Edit, encode_requests
 from editors.context.prompt_edit import PromptEdit, fact_of, front, num_positions
 from editors.context.retrieval import (
     NearestText,
@@ -34,7 +34,6 @@ from editors.context.retrieval import (
 )
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
-from editors.prefix.encode import encoded
 from editors.training.settings import refuse_gate, refuse_layers, settings_of
 
 logger = logging.getLogger("attrib")
@@ -214,7 +213,7 @@ class IKE:
         positions = num_positions(vlm)
         if positions is None:
             return None
-        batch = encoded(vlm, [request])
+        batch = encode_requests(vlm, [request])
         return positions - batch["last"].shape[1] - self.settings.room
 
 

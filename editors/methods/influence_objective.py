@@ -19,10 +19,10 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.model.vlm import VLM
 from attrib.progress import progress
 from editors.adapters.adapter import EditAdapter
-from editors.adapters.placement import Target
+from editors.adapters.sites import Target
+from editors.base import encode_requests
 from editors.prefix.cached_dataset import CachedDataset, requests_of
-from editors.prefix.encode import encoded
-from editors.prefix.states import Query
+from editors.prefix.states import PrefixStates
 from editors.training.losses import GENERALITY, Weights
 
 TOKENS = 24  # visual tokens that a step looks at
@@ -83,7 +83,7 @@ def _behind(vlm: VLM, layer: int) -> list[int]:
 def _mean_heat(
     vlm: VLM, requests: Sequence[EditRequest], layers: Sequence[int], how: Attribution
 ) -> Float[Tensor, "batch visual"]:
-    batch = encoded(vlm, requests, targets=False)
+    batch = encode_requests(vlm, requests, targets=False)
     maps = heatmaps(vlm, batch, layers, how.noise, how.unit, 0, how.draws, how.seed, site=how.site)  # pyright: ignore[reportArgumentType] - checked by `heatmaps`
     return maps.mean(1)
 
@@ -138,5 +138,5 @@ def _cross_entropy(
     return -(shares * scores.log_softmax(-1)).sum(-1).mean()
 
 
-def _visual(query: Query, layer: int) -> Float[Tensor, "visual d_model"]:
+def _visual(query: PrefixStates, layer: int) -> Float[Tensor, "visual d_model"]:
     return query.hidden[layer][query.spans["visual"]]

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.vlm import VLM
-from editors.base import WeightEdit
+from editors.base import WeightEdit, encode_requests
 from editors.methods.hypernetwork import HypernetworkEditor
 from editors.methods.hypernetwork_objective import Conditions, HypernetworkObjective
 from editors.methods.ke_net import KENet
-from editors.prefix.encode import encoded
 from editors.training.losses import Weights, answer_losses
 from editors.training.trainer import Training
 from editors.weights.mlp import Which
@@ -169,7 +168,7 @@ class KEObjective(HypernetworkObjective):
         net: Any = self.module
         with torch.no_grad():
             net.price.clamp_(min=0.0)
-        data, items = self.data.ready(items)
+        data, items = self.data.load(items)
         changes = self.changes(data, items)
         tokens = self.tokens_under(changes, data, items)
         parts = answer_losses(**tokens, weights=self.weights)
@@ -205,6 +204,6 @@ def own_answers(vlm: VLM, samples: Sequence[EditSample]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(samples), TOGETHER):
         some = [sample.request for sample in samples[start : start + TOGETHER]]
-        batch = encoded(vlm, some, targets=False)
+        batch = encode_requests(vlm, some, targets=False)
         answers += vlm.generate(batch, ANSWER_TOKENS)
     return answers

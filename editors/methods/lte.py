@@ -211,5 +211,5 @@ def _objective(
 ) -> LTEObjective:
     both = [*samples, *held]
     roles = [role for role in ROLES if role == "request" or weights.of(role)]
-    data, rest = cache_dataset(vlm, both, first=[], signals=[], roles=roles).parted(len(samples))
+    data, rest = cache_dataset(vlm, both, first=[], signals=[], roles=roles).split(len(samples))
     return LTEObjective(vlm, change, {s.id: s for s in both}, data, rest, weights, template)

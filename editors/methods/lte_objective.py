@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
+from editors.base import encode_requests
 from editors.context.prompt_edit import Starts, fact_of, front, in_front
 from editors.methods.adapter_objective import AdapterObjective, Tokens
 from editors.methods.lora import AllLayers, LowRank
 from editors.prefix.cached_dataset import CachedDataset, requests_of
-from editors.prefix.encode import encoded
-from editors.prefix.states import IGNORED
 from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import LOCALITY, ROLES, Weights, asked_roles
 
@@ -77,7 +77,7 @@ class LTEObjective(AdapterObjective):
         roles: Sequence[str] | None = None,
     ) -> Tokens:
         """Logits, edited and clean, labels and roles at all answer tokens of some edits."""
-        data, items = data.ready(items)
+        data, items = data.load(items)
         asked = [one for item in items for one in self._asked(data, item, roles or self.roles)]
         # Inputs with and without an image differ in length: apart, they need less padding.
         parts = [
@@ -99,14 +99,14 @@ class LTEObjective(AdapterObjective):
 
     def _answers(self, asked: Sequence[Asked]) -> Tokens:
         vlm, requests = self.vlm, [one.request for one in asked]
-        batch = encoded(vlm, requests, padding_side="right")
+        batch = encode_requests(vlm, requests, padding_side="right")
         tokens = [front(vlm, one.text) for one in asked]
         with vlm.rewrite_prompts(lambda given: in_front(vlm, given, self.starts, tokens)):
             logits = self.module.run(vlm, lambda: vlm.logits(batch))
         with torch.no_grad():
             clean = vlm.unembed(torch.cat([one.final for one in asked]))
         assert batch.labels is not None
-        at = batch.labels != IGNORED
+        at = batch.labels != IGNORE_INDEX
         roles = torch.tensor([one.role for one in asked], device=at.device)
         return {
             "logits": logits[at],

@@ -7,18 +7,21 @@ import torch
 from attrib.data.samples import EditRequest
 from attrib.forward.hooks import capture, read
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import EMBED, Signal
-from editors.adapters.placement import Adapters
-from editors.adapters.sites import Gate, MemoryEntry, Site
-from editors.prefix.encode import encoded
+from editors.adapters.edit_signal import EMBED, EditSignal
+from editors.adapters.sites import AdapterConfig, Gate, MemoryEntry, Site
+from editors.base import encode_requests
 
 
 @torch.no_grad()
 def encode_edit(
-    vlm: VLM, adapters: Adapters, sites: Sequence[Site], gate: Gate | None, request: EditRequest
+    vlm: VLM,
+    adapters: AdapterConfig,
+    sites: Sequence[Site],
+    gate: Gate | None,
+    request: EditRequest,
 ) -> MemoryEntry:
     """What is kept of an edit: its states at the sites, and what the gate compares with."""
-    batch = encoded(vlm, [request])
+    batch = encode_requests(vlm, [request])
     layers = {site.layer for site in sites} | set(() if gate is None else gate.layers)
     with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
         vlm.logits(batch)
@@ -28,6 +31,6 @@ def encode_edit(
     signals = {}
     for site in sites:
         signal = adapters.signal_at(site.layer, of_edit, last)
-        signals[site.key] = Signal(signal.states.clone(), signal.last.clone())
+        signals[site.key] = EditSignal(signal.states.clone(), signal.last.clone())
     kept = {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
     return MemoryEntry(request, signals, kept)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input
-from attrib.model.batch import Batch
+from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
-from editors.methods.transformer_patcher_neurons import Neurons, fires_at, patched
-from editors.prefix.states import IGNORED
 from editors.weights.mlp import FeedForward
+from editors.weights.neurons import Neurons, fires_at, patched
 from editors.weights.partial_forward import Tail, labels_of, tail_of, target_loss
 
 Variant = Literal["original", "liveedit"]
@@ -95,7 +94,7 @@ def at_answers(
     x: Float[Tensor, "*rest d_model"], labels: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "asked d_model"]:
     """The inputs of a feed-forward network where a label is asked for."""
-    return x.reshape(*labels.shape, x.shape[-1])[labels != IGNORED]
+    return x.reshape(*labels.shape, x.shape[-1])[labels != IGNORE_INDEX]
 
 
 class TrainablePatch(nn.Module):

@@ -18,17 +18,16 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import capture, read
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import EMBED, Signal
+from editors.adapters.edit_signal import EMBED, EditSignal
 from editors.adapters.sites import Gate, MemoryEntry
-from editors.base import Edit
-from editors.gating.scope import ScopeGate
+from editors.base import Edit, encode_requests
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.serac_config import PRESETS, SERACSettings, networks, scope_layer
 from editors.methods.serac_edit import PROMPT, TARGET, SERACEdit
 from editors.methods.serac_networks import Counterfactual, Networks
 from editors.methods.serac_objective import SERACObjective
-from editors.prefix.encode import encoded
+from editors.methods.serac_scope import ScopeGate
 from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.held_out import held_out
 from editors.training.losses import ROLES, Weights
@@ -113,14 +112,14 @@ class SERAC:
     @torch.no_grad()
     def edit(self, vlm: VLM, request: EditRequest) -> SERACEdit:
         """The edit that keeps a request: one pass over it."""
-        batch = encoded(vlm, [request])
+        batch = encode_requests(vlm, [request])
         layers = () if self.gate is None else self.gate.layers
         with read(vlm, layers) as hidden, capture(vlm) as captured:
             vlm.logits(batch)
         states, end = captured.embed[0], int(batch["last"][0].int().argmax()) + 1
         parts = {PROMPT: states[:end], TARGET: states[end:]}
         signals = {
-            kind: Signal(one.clone(), states[end - 1].clone()) for kind, one in parts.items()
+            kind: EditSignal(one.clone(), states[end - 1].clone()) for kind, one in parts.items()
         }
         kept = {} if self.gate is None else self.gate.states(hidden, batch)[0]
         return SERACEdit(self.answer, [MemoryEntry(request, signals, kept)], self.gate)

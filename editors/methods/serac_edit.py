@@ -14,7 +14,7 @@ from attrib.forward.hooks import on_input, on_output
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import pad_states
-from editors.adapters.router import Serving
+from editors.adapters.router import Router
 from editors.adapters.sites import Gate, MemoryEntry
 from editors.methods.serac_networks import Counterfactual
 
@@ -50,23 +50,21 @@ class SERACEdit:
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """The edits hold for passes by `vlm.logits` and `vlm.generate`."""
-        serving, question = Serving(vlm, self.memories, self.gate), Question(vlm)
+        router, question = Router(vlm, self.memories, self.gate), Question(vlm)
         with ExitStack() as stack:
             stack.enter_context(on_input(vlm.layers[0], question.enter))
             for layer in () if self.gate is None else self.gate.layers:
-                stack.enter_context(on_output(vlm.layers[layer], serving.listener(layer)))
-            answer = self._answering(serving, question)
+                stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
+            answer = self._answering(router, question)
             stack.enter_context(on_output(vlm.layers[vlm.num_layers - 1], answer))
             yield
 
-    def _answering(
-        self, serving: Serving, question: "Question"
-    ) -> Callable[[Tensor], Tensor | None]:
+    def _answering(self, router: Router, question: "Question") -> Callable[[Tensor], Tensor | None]:
         """What puts the small model's states in the place of the last layer's, where it answers."""
 
         @torch.no_grad()
         def put(h: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
-            chosen = torch.zeros(len(h), dtype=torch.long) if self.gate is None else serving.chosen
+            chosen = torch.zeros(len(h), dtype=torch.long) if self.gate is None else router.chosen
             assert chosen is not None, "the classifier reads a layer that was not run"
             chosen = chosen.cpu()
             served = (chosen >= 0).nonzero()[:, 0]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from editors.adapters.standardize import Units
+from editors.adapters.standardize import ChannelStandardizer
 
 EDIT_PROMPT, EDIT_TARGET, QUERY = range(3)  # kinds of positions
 LONGEST_WAVE = 10_000.0  # in positions (Vaswani et al. 2017)
@@ -28,7 +28,7 @@ class Counterfactual(nn.Module):
 
     def __init__(self, d_model: int, width: int, num_layers: int, num_heads: int):
         super().__init__()
-        self.units, self.units_out = Units(d_model), Units(d_model)
+        self.units, self.units_out = ChannelStandardizer(d_model), ChannelStandardizer(d_model)
         self.enter, self.leave = Projection(d_model, width), Projection(width, d_model)
         self.kinds = nn.Embedding(3, width)
         self.layers = nn.ModuleList([Layer(width, num_heads) for _ in range(num_layers)])
@@ -75,7 +75,7 @@ class Scope(nn.Module):
 
     def __init__(self, d_model: int, width: int, num_layers: int, num_heads: int):
         super().__init__()
-        self.units, self.units_image = Units(d_model), Units(d_model)
+        self.units, self.units_image = ChannelStandardizer(d_model), ChannelStandardizer(d_model)
         self.enter, self.image = Projection(d_model, width), Projection(d_model, width)
         self.layers = nn.ModuleList([Layer(width, num_heads) for _ in range(num_layers)])
         self.norm, self.read = nn.LayerNorm(width), nn.Linear(3 * width, width)

@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, pad_states
 from editors.gating.inputs import COVERED
-from editors.gating.scope import vectors
 from editors.methods.adapter_objective import AdapterObjective, Tokens
 from editors.methods.serac_config import SERACSettings
 from editors.methods.serac_networks import Networks
+from editors.methods.serac_scope import vectors
 from editors.prefix.cached_dataset import CachedDataset
-from editors.prefix.states import IGNORED, Query
+from editors.prefix.states import PrefixStates
 from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.losses import ROLES, Weights, asked_roles
 
@@ -79,14 +80,14 @@ class SERACObjective(AdapterObjective):
         roles: Sequence[str] | None = None,
     ) -> Tokens:
         """Logits of the counterfactual model and clean ones, labels and roles at answer tokens."""
-        data, items = data.ready(items)
+        data, items = data.load(items)
         rows = data.of(items, self.roles if roles is None else roles)
         edits = [data.edits[item] for item in items]
         parts = [rows.where(has_image) for has_image in (True, False)]
         found = [
-            self._answers(part.queries, [edits[i] for i in part.edit_of.tolist()], part.role_of)
+            self._answers(part.inputs, [edits[i] for i in part.edit_of.tolist()], part.role_of)
             for part in parts
-            if part.queries
+            if part.inputs
         ]
         return {name: torch.cat([tokens[name] for tokens in found]) for name in found[0]}
 
@@ -94,11 +95,11 @@ class SERACObjective(AdapterObjective):
         self, data: CachedDataset | StreamedDataset, items: Sequence[int]
     ) -> tuple[Tensor, float]:
         """Cross-entropy of the classifier's choice, and the share of right ones."""
-        data, items = data.ready(items)
+        data, items = data.load(items)
         rows, scope = data.of(items, self.roles), self.nets.scope
         edits, queries = (
             vectors(scope, [(q.hidden[self.layer], q.spans) for q in some])
-            for some in ([data.edits[item] for item in items], rows.queries)
+            for some in ([data.edits[item] for item in items], rows.inputs)
         )
         scores = scope.scores(queries, edits)
         scores = torch.cat([scores, scope.none.expand(len(scores), 1)], 1)
@@ -108,7 +109,7 @@ class SERACObjective(AdapterObjective):
         return nn.functional.cross_entropy(scores, wanted), right
 
     def _fit_units(self) -> None:
-        answer, scope, edits = self.nets.answer, self.nets.scope, self.data.some_edits()
+        answer, scope, edits = self.nets.answer, self.nets.scope, self.data.sample_edits()
         answer.units.fit(torch.cat([q.hidden[EMBED] for q in edits]))
         answer.units_out.fit(torch.cat([q.final for q in edits]))
         words = [q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits]
@@ -117,21 +118,23 @@ class SERACObjective(AdapterObjective):
         if shown := [image.float().mean(0) for image in images if len(image)]:
             scope.units_image.fit(torch.stack(shown))
 
-    def _answers(self, queries: Sequence[Query], edits: Sequence[Query], roles: Tensor) -> Tokens:
-        labels = nn.utils.rnn.pad_sequence([q.labels for q in queries], True, IGNORED)
+    def _answers(
+        self, queries: Sequence[PrefixStates], edits: Sequence[PrefixStates], roles: Tensor
+    ) -> Tokens:
+        labels = nn.utils.rnn.pad_sequence([q.labels for q in queries], True, IGNORE_INDEX)
         states = self.nets.answer(*placed(edits), *placed(queries))
         with torch.no_grad():
             clean = self.vlm.unembed(torch.cat([q.final for q in queries]))
-        head = states[labels != IGNORED].to(clean.dtype)
+        head = states[labels != IGNORE_INDEX].to(clean.dtype)
         return {
             "logits": self.vlm.unembed(head),
             "clean": clean,
-            "labels": labels[labels != IGNORED],
+            "labels": labels[labels != IGNORE_INDEX],
             "roles": asked_roles(labels, roles.to(labels.device)),
         }
 
 
-def placed(queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
+def placed(queries: Sequence[PrefixStates]) -> tuple[Tensor, Tensor, Tensor]:
     """Input embeddings, their places from the last prompt token, and which are not padding."""
     states, real = pad_states([q.hidden[EMBED] for q in queries])
     last = torch.tensor([q.last for q in queries], device=states.device)

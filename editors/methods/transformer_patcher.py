@@ -21,16 +21,15 @@ from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import on_input
 from attrib.model.vlm import VLM
 from attrib.progress import progress
-from editors.base import Edit
+from editors.base import Edit, encode_requests
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.patcher_fitting import PatchSettings, at_answers, fitted, request_of
-from editors.methods.transformer_patcher_neurons import NeuronEdit, joined
 from editors.prefix.cached_dataset import requests_of
-from editors.prefix.encode import encoded
 from editors.training.losses import ROLES
 from editors.training.settings import refuse_gate, settings_of
 from editors.weights.mlp import feed_forward, last_layers
+from editors.weights.neurons import NeuronEdit, joined
 
 __all__ = ["NeuronEdit", "PatchSettings", "TransformerPatcher"]
 MEMORIES = "memories.safetensors"
@@ -127,7 +126,7 @@ class TransformerPatcher:
     def edit(self, vlm: VLM, request: EditRequest) -> NeuronEdit:
         """The edit that installs a request; without neurons where the answer is right already."""
         network = feed_forward(vlm, self.layer)
-        here = request_of(vlm, network, self.layer, encoded(vlm, [request]))
+        here = request_of(vlm, network, self.layer, encode_requests(vlm, [request]))
         return NeuronEdit(self.layer, fitted(vlm, network, here, self.memories, self.settings))
 
     def merge(self, edits: Sequence[Edit]) -> NeuronEdit:
@@ -173,7 +172,7 @@ def remembered(
             break
         inputs = [one for role in ROLES for one in requests_of(samples[index], role)]
         seen: list[Tensor] = []
-        batch = encoded(vlm, inputs, padding_side="right")
+        batch = encode_requests(vlm, inputs, padding_side="right")
         assert batch.labels is not None
         with on_input(module, lambda h, _args, _kwargs, seen=seen: seen.append(h)):
             vlm.logits(batch)

@@ -10,8 +10,7 @@ from torch import Tensor
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.adapters.placement import Adapters
-from editors.adapters.sites import Site
+from editors.adapters.sites import AdapterConfig, Site
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterObjective
 from editors.methods.influence_objective import ATTRIBUTIONS, Heat, mapper_losses, target_heat
@@ -37,7 +36,7 @@ class VisEdit(AdapterEditor):
     def objective(
         cls,
         vlm: VLM,
-        adapters: Adapters,
+        adapters: AdapterConfig,
         sites: Sequence[Site],
         weights: Weights,
         data: CachedDataset | StreamedDataset,
@@ -63,7 +62,7 @@ class _MapperObjective(AdapterObjective):
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted parts of the loss on some edits."""
-        data, at = self.data.ready(items)
+        data, at = self.data.load(items)
         heat = dict(zip(at, (self.heat[item] for item in items), strict=True))
         (site,) = self.sites
         return super().losses(items, rng) | mapper_losses(

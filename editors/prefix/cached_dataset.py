@@ -10,7 +10,7 @@ from torch import Tensor
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.prefix.states import Query, run_queries
+from editors.prefix.states import PrefixStates, prefix_states
 from editors.training.losses import ROLES
 
 
@@ -25,13 +25,13 @@ class CachedDataset:
     """
 
     ids: list[str]
-    edits: list[Query]
-    inputs: list[dict[str, list[Query]]]
+    edits: list[PrefixStates]
+    inputs: list[dict[str, list[PrefixStates]]]
 
     def __len__(self) -> int:
         return len(self.edits)
 
-    def ready(self, items: Sequence[int]) -> "tuple[CachedDataset, list[int]]":
+    def load(self, items: Sequence[int]) -> "tuple[CachedDataset, list[int]]":
         """Data that holds some edits, and where in it they are."""
         return self, list(items)
 
@@ -43,21 +43,21 @@ class CachedDataset:
         mine = {role: sum(self._num_tokens(i, role) for i in some) for role in roles}
         return {role: mine[role] / sum(n) for role, n in tokens.items() if any(n)}
 
-    def some_edits(self) -> list[Query]:
+    def sample_edits(self) -> list[PrefixStates]:
         """Enough edits to take statistics from: all."""
         return self.edits
 
     @property
     def num_bytes(self) -> int:
         """Of all states; what calls of layers share is not counted."""
-        queries = [q for roles in self.inputs for some in roles.values() for q in some]
-        return sum(q.num_bytes for q in queries)
+        inputs = [q for roles in self.inputs for some in roles.values() for q in some]
+        return sum(q.num_bytes for q in inputs)
 
     def _num_tokens(self, item: int, role: str) -> int:
         """Answer tokens of an edit's inputs of a role."""
         return sum(len(query.final) for query in self.inputs[item].get(role, ()))
 
-    def parted(self, num: int) -> "tuple[CachedDataset, CachedDataset]":
+    def split(self, num: int) -> "tuple[CachedDataset, CachedDataset]":
         """The first `num` edits, and the others."""
         return (
             CachedDataset(self.ids[:num], self.edits[:num], self.inputs[:num]),
@@ -66,30 +66,30 @@ class CachedDataset:
 
     def of(self, items: Sequence[int], roles: Sequence[str]) -> "Rows":
         """The inputs of some samples that have one of the `roles`."""
-        queries, edit_of, role_of = [], [], []
+        inputs, edit_of, role_of = [], [], []
         for number, item in enumerate(items):
             for role in roles:
                 for query in self.inputs[item].get(role, ()):
-                    queries.append(query)
+                    inputs.append(query)
                     edit_of.append(number)
                     role_of.append(ROLES.index(role))
-        return Rows(queries, torch.tensor(edit_of), torch.tensor(role_of))
+        return PrefixRows(inputs, torch.tensor(edit_of), torch.tensor(role_of))
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class PrefixRows:
     """Queries, each with the number of the edit it belongs to and its role."""
 
-    queries: list[Query]
+    inputs: list[PrefixStates]
     edit_of: Int[Tensor, " batch"]
     role_of: Int[Tensor, " batch"]
 
     def where(self, has_image: bool) -> "Rows":
         """Those with, or those without an image."""
-        some = [bool(q.spans["visual"].any()) == has_image for q in self.queries]
+        some = [bool(q.spans["visual"].any()) == has_image for q in self.inputs]
         at = torch.tensor(some, dtype=torch.bool)
-        kept = [q for q, keep in zip(self.queries, some, strict=True) if keep]
-        return Rows(kept, self.edit_of[at], self.role_of[at])
+        kept = [q for q, keep in zip(self.inputs, some, strict=True) if keep]
+        return PrefixRows(kept, self.edit_of[at], self.role_of[at])
 
 
 def cache_dataset(
@@ -126,10 +126,10 @@ def cache_dataset(
     edits = [request for _, role, request in asked if role == "request"]
     others = [request for _, role, request in asked if role != "request"]
     called = (None, None) if silent else ("inputs of the edits", "edits")
-    ran = iter(run_queries(vlm, others, first, what=called[0]))
-    installed = run_queries(vlm, edits, sorted({*first, *signals}), what=called[1])
+    ran = iter(prefix_states(vlm, others, first, what=called[0]))
+    installed = prefix_states(vlm, edits, sorted({*first, *signals}), what=called[1])
     left = iter(installed)
-    inputs: list[dict[str, list[Query]]] = [{} for _ in samples]
+    inputs: list[dict[str, list[PrefixStates]]] = [{} for _ in samples]
     for (number, role, _), edit in zip(asked, is_edit, strict=True):
         inputs[number].setdefault(role, []).append(next(left) if edit else next(ran))
     return CachedDataset([s.id for s in samples], installed, inputs)

@@ -16,20 +16,19 @@ from attrib.data.samples import EditRequest
 from attrib.forward.hooks import capture, read
 from attrib.forward.layer_call import Call
 from attrib.forward.replay import Captured, first_tensor
-from attrib.model.batch import Batch
+from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
 from editors.adapters.edit_signal import EMBED
+from editors.base import encode_requests
 from editors.prefix.calls import one_example, stacked, variants
-from editors.prefix.encode import encoded
 
-IGNORED = -100
 SPANS = ("visual", "text", "last")
-Move = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
+Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Query:
+class PrefixStates:
     """One teacher-forced input of the unedited model, without padding.
 
     Attributes:
@@ -63,7 +62,7 @@ class Query:
 
 
 @dataclass(frozen=True, eq=False)
-class Prefixes:
+class PrefixBatch:
     """Queries side by side, padded on the right, to be run on after a layer.
 
     Attributes:
@@ -82,34 +81,36 @@ class Prefixes:
     calls: dict[int, Call]
     between: dict[int, Float[Tensor, "batch pos d_model"]]
 
-    def run(self, vlm: VLM, moves: Mapping[int, Sequence[Move]]) -> Float[Tensor, "asked d_model"]:
+    def run(
+        self, vlm: VLM, interventions: Mapping[int, Sequence[Intervention]]
+    ) -> Float[Tensor, "asked d_model"]:
         """The last layer's output where a label is asked for, row by row.
 
         Args:
             vlm: The model.
-            moves: By layer what is done to its output, in order.
+            interventions: Applied to each layer's output, in order.
         """
         h = self.hidden
-        for move in moves.get(self.layer, ()):
+        for move in interventions.get(self.layer, ()):
             h = move(h)
         for i in range(self.layer + 1, vlm.num_layers):
             args, kwargs = self.calls[i]
             h = h + self.between[i] if i in self.between else h
             h = first_tensor(vlm.layers[i](h, *args, **kwargs))
-            for move in moves.get(i, ()):
+            for move in interventions.get(i, ()):
                 h = move(h)
-        return h[self.labels != IGNORED]
+        return h[self.labels != IGNORE_INDEX]
 
 
 @torch.no_grad()
-def run_queries(
+def prefix_states(
     vlm: VLM,
     requests: Sequence[EditRequest],
     layers: Sequence[int],
     *,
     batch_size: int = 32,
     what: str | None = "inputs",
-) -> list[Query]:
+) -> list[PrefixStates]:
     """Run inputs with their targets once, keeping their states at `layers`.
 
     Raises:
@@ -117,10 +118,10 @@ def run_queries(
         RowError: An image cannot be used.
     """
     starts = range(0, len(requests), batch_size)
-    found: list[Query] = []
+    found: list[PrefixStates] = []
     for start in starts if what is None else progress(starts, what):
         some = requests[start : start + batch_size]
-        batch = encoded(vlm, some, padding_side="right")
+        batch = encode_requests(vlm, some, padding_side="right")
         with capture(vlm) as captured, read(vlm) as hidden:
             vlm.logits(batch)
         hidden[EMBED] = captured.embed
@@ -128,7 +129,7 @@ def run_queries(
     return found
 
 
-def collate(queries: Sequence[Query], layer: int) -> Prefixes:
+def collate(queries: Sequence[PrefixStates], layer: int) -> PrefixBatch:
     """Queries side by side, to be run on after `layer`."""
     lengths = [len(q.labels) for q in queries]
     width, like = max(lengths), queries[0].final
@@ -137,11 +138,11 @@ def collate(queries: Sequence[Query], layer: int) -> Prefixes:
         for i in range(len(queries[0].calls))
     ]
     layers = range(layer + 1, len(queries[0].call_of))
-    return Prefixes(
+    return PrefixBatch(
         layer,
         _padded([q.hidden[layer] for q in queries]),
         {name: _padded([q.spans[name] for q in queries]) for name in SPANS},
-        _padded([q.labels for q in queries], IGNORED),
+        _padded([q.labels for q in queries], IGNORE_INDEX),
         {i: calls[queries[0].call_of[i]] for i in layers},
         {i: _padded([q.between[i] for q in queries]) for i in queries[0].between if i > layer},
     )
@@ -153,20 +154,20 @@ def _split(
     captured: Captured,
     hidden: dict[int, Tensor],
     layers: Sequence[int],
-) -> list[Query]:
+) -> list[PrefixStates]:
     calls, call_of = variants(vlm, captured)
     assert batch.labels is not None
     between = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0}
     queries = []
     for row, real in enumerate(batch.inputs["attention_mask"].bool()):
         num, labels = int(real.sum()), batch.labels[row]
-        asked = labels != IGNORED
+        asked = labels != IGNORE_INDEX
 
         def kept(h: Tensor, row: int = row, num: int = num) -> Tensor:
             return h[row, :num].clone()  # a view would keep the whole batch in memory
 
         queries.append(
-            Query(
+            PrefixStates(
                 {layer: kept(hidden[layer]) for layer in layers},
                 {name: kept(batch.spans[name]) for name in SPANS},
                 labels[:num].clone(),

@@ -8,7 +8,7 @@ from attrib.data.samples import EditSample
 from attrib.memory import available_bytes
 from attrib.model.vlm import VLM
 from editors.prefix.cached_dataset import CachedDataset, cache_dataset
-from editors.prefix.states import Query
+from editors.prefix.states import PrefixStates
 
 logger = logging.getLogger("attrib")
 FITTED = 64  # edits that statistics are taken from
@@ -38,7 +38,7 @@ class StreamedDataset:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def ready(self, items: Sequence[int]) -> tuple[CachedDataset, list[int]]:
+    def load(self, items: Sequence[int]) -> tuple[CachedDataset, list[int]]:
         """Data that holds some edits, and where in it they are."""
         wanted = list(dict.fromkeys(items))  # where one pass over the data ends, one may come twice
         if self._last is None or self._last[0] != wanted:
@@ -47,9 +47,9 @@ class StreamedDataset:
             self._last = wanted, cache_dataset(self.vlm, some, **where, silent=True)
         return self._last[1], [wanted.index(item) for item in items]
 
-    def some_edits(self) -> list[Query]:
+    def sample_edits(self) -> list[PrefixStates]:
         """Enough edits to take statistics from: the first ones."""
-        data, _ = self.ready(range(min(len(self), FITTED)))
+        data, _ = self.load(range(min(len(self), FITTED)))
         return data.edits
 
     def shares(self, *_: object) -> dict[str, float]:
@@ -82,10 +82,10 @@ def cached_or_streamed(
     where = {"first": first, "signals": signals, "roles": roles}
     anew = StreamedDataset(vlm, samples, first, signals, roles)
     if keep is None and len(samples) > TRIED:
-        needed = anew.ready(range(TRIED))[0].num_bytes / TRIED * len(samples)
+        needed = anew.load(range(TRIED))[0].num_bytes / TRIED * len(samples)
         keep = needed < AT_MOST * available_bytes(vlm.device)
     if keep is False:
         logger.info("inputs pass the first layers at every step: %d edits", len(samples))
         return anew, cache_dataset(vlm, held_out, **where)
     both = cache_dataset(vlm, [*samples, *held_out], **where)
-    return both.parted(len(samples))
+    return both.split(len(samples))

@@ -95,7 +95,7 @@ class Trainer:
         config: The schedule.
         out: The folder; a checkpoint of the same training in it is resumed.
         identity: What else identifies the training (model, data, options), as JSON.
-        report: Receives a line at each validation.
+        log: Receives one line per validation.
         log_metrics: Receives the step and the loss of every step and the metrics of every
             validation.
         group: The processes that train together; by default those of the environment.
@@ -107,12 +107,12 @@ class Trainer:
         config: TrainingConfig,
         out: Path,
         identity: dict[str, Any],
-        report: Callable[[str], None],
+        log: Callable[[str], None],
         log_metrics: LogMetrics | None = None,
         group: ProcessGroup | None = None,
     ):
         self.group = ProcessGroup.from_environment() if group is None else group
-        self.objective, self.config, self.out, self.report = objective, config, out, report
+        self.objective, self.config, self.out, self.log = objective, config, out, log
         self.log_metrics = log_metrics if log_metrics and self.group.is_main else lambda *_: None
         self.identity = json.loads(json.dumps({**identity, "training": config.training_options}))
         self.state = TrainingState()
@@ -210,7 +210,7 @@ class Trainer:
             return
         shown = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         left = state.seconds / max(1, state.step) * (self.config.steps - state.step)
-        self.report(f"step {state.step} of {self.config.steps}, {left:.0f} s left: {shown}")
+        self.log(f"step {state.step} of {self.config.steps}, {left:.0f} s left: {shown}")
 
     def _save_last(self) -> None:
         record = {"identity": self.identity, "progress": asdict(self.state)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attrib.errors import SetupError
 from attrib.forward.hooks import on_input, on_output
 from attrib.model.vlm import VLM
-from editors.adapters.placement import check_layers
+from editors.adapters.sites import check_layers
 
 Which = Literal["down", "up_down", "all"]
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")

@@ -10,9 +10,8 @@ from torch.func import functional_call
 
 from attrib.forward.hooks import capture, read, rerun
 from attrib.metrics import log_probabilities
-from attrib.model.batch import Batch
+from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
-from editors.prefix.states import IGNORED
 
 Done = TypeVar("Done")
 Tail = Callable[[], Float[Tensor, "asked d_model"]]
@@ -21,7 +20,7 @@ Tail = Callable[[], Float[Tensor, "asked d_model"]]
 def labels_of(batch: Batch) -> Int[Tensor, " asked"]:
     """The answer tokens of a batch, row by row."""
     assert batch.labels is not None
-    return batch.labels[batch.labels != IGNORED]
+    return batch.labels[batch.labels != IGNORE_INDEX]
 
 
 @torch.no_grad()
@@ -35,7 +34,7 @@ def tail_of(vlm: VLM, batch: Batch, first: int) -> Tail:
         vlm.logits(batch)
     start = captured.embed if first == 0 else hidden[first - 1]
     assert batch.labels is not None
-    asked = batch.labels != IGNORED
+    asked = batch.labels != IGNORE_INDEX
 
     def run() -> Float[Tensor, "asked d_model"]:
         return rerun(vlm, captured, first - 1, start)[asked]

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attrib.forward.hooks import on_input, on_output
 from attrib.metrics import log_probabilities
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit
-from editors.prefix.states import IGNORED
 from editors.weights.mlp import Matrix
 from editors.weights.partial_forward import Tail
 
@@ -86,7 +86,7 @@ def token_gradients(
             stack.enter_context(on_input(matrix.module, _keeper(seen, matrix.name)))
             stack.enter_context(on_output(matrix.module, _prober(probes, matrix.name)))
         logits = vlm.unembed(run())
-    asked = labels != IGNORED
+    asked = labels != IGNORE_INDEX
     share = (asked / asked.sum(1, keepdim=True))[asked]
     right = log_probabilities(logits).gather(1, labels[asked][:, None])[:, 0]
     deltas = torch.autograd.grad(-(share * right).sum(), list(probes.values()))

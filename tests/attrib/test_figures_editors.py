@@ -12,7 +12,7 @@ from conftest import picture, tiny_vlm
 from attrib.data.samples import EditData, EditRequest, EditSample
 from attrib.errors import SetupError
 from editors import DualEdit, VisEdit
-from editors.adapters.placement import Adapters
+from editors.adapters.sites import AdapterConfig
 from editors.gating.gates import CosineGate
 from figures import DEFAULT, Measured, Setting, find
 from figures.dualedit_figure_3 import as_drawn
@@ -45,7 +45,7 @@ def sample(i=0):
 
 def editor(kind, layers, threshold=None, **options):
     vlm = tiny_vlm("llava")
-    made = Adapters(layers, d_adapter=16, num_heads=2, init="published", **options)
+    made = AdapterConfig(layers, d_adapter=16, num_heads=2, init="published", **options)
     gate = None if threshold is None else CosineGate(0, threshold)
     return vlm, kind(vlm, made, made.build(vlm, seed=0), gate)
 

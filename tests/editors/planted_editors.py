@@ -11,9 +11,10 @@ from torch import nn
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 from editors.adapters.adapter import EditAdapter
-from editors.adapters.edit_signal import Signal
+from editors.adapters.edit_signal import EditSignal
+from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import MemoryEntry, Site
-from editors.base import HiddenEdit, WeightEdit
+from editors.base import WeightEdit
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 FIVE = ["rel", "t_gen", "v_gen", "t_loc", "m_loc"]
@@ -166,5 +167,5 @@ class Writes:
         state = dict(vlm.model.named_parameters())[HEAD].detach()[token]
         site = Site(vlm.num_layers - 1, "text", Puts(vlm.d_model, 8, 2), write_last=True)
         return HiddenEdit(
-            [site], [MemoryEntry(request, {site.key: Signal(state[None], state)}, {})]
+            [site], [MemoryEntry(request, {site.key: EditSignal(state[None], state)}, {})]
         )

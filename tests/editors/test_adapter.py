@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from editors.adapters.adapter import EditAdapter, InfluenceMapper
-from editors.adapters.edit_signal import Signals
+from editors.adapters.edit_signal import EditSignalBatch
 
 
 def signals(batch=2, num=5, d=8, seed=0):
@@ -13,7 +13,7 @@ def signals(batch=2, num=5, d=8, seed=0):
     states = torch.randn(batch, num, d, generator=generator)
     real = torch.ones(batch, num, dtype=torch.bool)
     real[1:, 3:] = False
-    return Signals(states, real, states[:, 2])
+    return EditSignalBatch(states, real, states[:, 2])
 
 
 @pytest.mark.parametrize(("d_model", "total", "core"), [
@@ -66,7 +66,7 @@ def test_padding_of_the_edit_has_no_say():
     adapter, edit = EditAdapter(8, 4, 2, "published"), signals()
     h = torch.randn(2, 4, 8)
     noisy = torch.where(edit.real[..., None], edit.states, 100.0)
-    assert_close(adapter(h, edit), adapter(h, Signals(noisy, edit.real, edit.last)))
+    assert_close(adapter(h, edit), adapter(h, EditSignalBatch(noisy, edit.real, edit.last)))
 
 
 def test_half_precision_goes_in_and_comes_out():

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import read
-from editors.base import HiddenEdit, WeightEdit
-from editors.prefix.states import run_queries
+from editors.adapters.router import HiddenEdit
+from editors.base import WeightEdit
+from editors.prefix.states import prefix_states
 
 
 class Words:
@@ -32,7 +33,7 @@ def encoded(vlm, asked, targets=True, side="left"):
 
 
 def memories(vlm, asked, written, gate=None):
-    queries = run_queries(vlm, asked, [0, 1])
+    queries = prefix_states(vlm, asked, [0, 1])
     made = []
     for request, query in zip(asked, queries, strict=True):
         kept = gate.states({}, encoded(vlm, [request]))[0] if gate else {}

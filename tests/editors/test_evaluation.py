@@ -19,7 +19,7 @@ from planted_editors import (
 from attrib.errors import AttribError, SetupError
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.metrics import COLUMNS, COST
-from editors.evaluation.reference_model import Unedited
+from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.restore_check import Checksum, NotRestored
 
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")
@@ -31,8 +31,8 @@ def vlm():
 
 
 @pytest.fixture(scope="module")
-def unedited(vlm):
-    return Unedited(vlm, PROTOCOLS)
+def reference(vlm):
+    return ReferenceModel(vlm, PROTOCOLS)
 
 
 def values(result, editor, protocol):
@@ -41,8 +41,8 @@ def values(result, editor, protocol):
     return some.groupby("metric")["value"].mean().to_dict()
 
 
-def test_an_editor_that_does_nothing_scores_as_the_unedited_model(vlm, unedited):
-    result = evaluate(vlm, Nothing(), [sample(), sample(1)], PROTOCOLS, unedited=unedited)
+def test_an_editor_that_does_nothing_scores_as_the_unedited_model(vlm, reference):
+    result = evaluate(vlm, Nothing(), [sample(), sample(1)], PROTOCOLS, reference=reference)
     for protocol in PROTOCOLS:
         own = values(result, "nothing", protocol)
         assert own == values(result, "unedited", protocol)
@@ -50,8 +50,8 @@ def test_an_editor_that_does_nothing_scores_as_the_unedited_model(vlm, unedited)
         assert own["avg"] == pytest.approx(sum(own[metric] for metric in FIVE) / 5)
 
 
-def test_rows_tell_the_request_and_what_the_edit_cost(vlm, unedited):
-    result = evaluate(vlm, Says(), [sample()], ("paper",), unedited=unedited, label="L4")
+def test_rows_tell_the_request_and_what_the_edit_cost(vlm, reference):
+    result = evaluate(vlm, Says(), [sample()], ("paper",), reference=reference, label="L4")
     assert tuple(result.frame) == COLUMNS and set(result.frame["kind"]) == {"color"}
     assert set(result.frame["editor"]) == {"unedited", "L4"}
     assert set(result.frame["protocol"]) == {"paper", COST} and result.analysis == "scores"
@@ -63,8 +63,8 @@ def test_rows_tell_the_request_and_what_the_edit_cost(vlm, unedited):
     assert cost["bytes"] == expected and min(cost.values()) > 0
 
 
-def test_a_model_made_to_say_the_target_is_right_and_not_local(vlm, unedited):
-    result = evaluate(vlm, Says(), [sample(0), sample(1, "blue")], PROTOCOLS, unedited=unedited)
+def test_a_model_made_to_say_the_target_is_right_and_not_local(vlm, reference):
+    result = evaluate(vlm, Says(), [sample(0), sample(1, "blue")], PROTOCOLS, reference=reference)
     for protocol in PROTOCOLS:
         own = values(result, "says", protocol)
         assert all(own[metric] == 1 for metric in ("rel", "t_gen", "v_gen")), protocol
@@ -72,9 +72,9 @@ def test_a_model_made_to_say_the_target_is_right_and_not_local(vlm, unedited):
         assert values(result, "unedited", protocol)["rel"] < 1
 
 
-def test_generating_shows_an_answer_that_goes_on_as_another_word(vlm, unedited):
+def test_generating_shows_an_answer_that_goes_on_as_another_word(vlm, reference):
     cut, wrong, part = sample(1, "re"), sample(2, "blue"), sample(3, "rod")
-    result = evaluate(vlm, Says("red"), [cut, wrong, part], PROTOCOLS, unedited=unedited)
+    result = evaluate(vlm, Says("red"), [cut, wrong, part], PROTOCOLS, reference=reference)
 
     def rel(protocol):
         frame = result.where(editor="says", protocol=protocol, metric="rel").frame
@@ -85,9 +85,9 @@ def test_generating_shows_an_answer_that_goes_on_as_another_word(vlm, unedited):
     assert rel("paper")["s1"] == 1 and 0 < rel("paper")["s3"] < 1
 
 
-def test_an_answer_written_into_hidden_states_is_found(vlm, unedited):
+def test_an_answer_written_into_hidden_states_is_found(vlm, reference):
     ends = sample(0, "R", request=with_space(sample().request, "R"))
-    result = evaluate(vlm, Writes(), [ends], ("paper", "exact"), unedited=unedited)
+    result = evaluate(vlm, Writes(), [ends], ("paper", "exact"), reference=reference)
     assert values(result, "unedited", "exact")["rel"] == 0
     for protocol in ("paper", "exact"):
         assert values(result, "writes", protocol)["rel"] == 1
@@ -99,12 +99,12 @@ def with_space(request, target):
     return type(request)(request.image, "What is it? ", target)
 
 
-def test_the_model_is_what_it_was_bit_for_bit(vlm, unedited):
+def test_the_model_is_what_it_was_bit_for_bit(vlm, reference):
     weights = {name: w.detach().clone() for name, w in vlm.model.named_parameters()}
     places = {name: w.data_ptr() for name, w in vlm.model.named_parameters()}
     for editor in (Says(), Writes(), Fails(inside=True)):
         try:
-            evaluate(vlm, editor, [sample()], ("paper",), unedited=unedited)
+            evaluate(vlm, editor, [sample()], ("paper",), reference=reference)
         except AttribError:
             assert editor.name == "fails"
     now = dict(vlm.model.named_parameters())
@@ -127,16 +127,16 @@ def test_an_edit_that_leaves_something_behind_is_named(vlm, what):
     assert not before.changes(Checksum.of(vlm.model))
 
 
-def test_a_model_that_changed_between_two_editors_is_noticed(vlm, unedited):
+def test_a_model_that_changed_between_two_editors_is_noticed(vlm, reference):
     leak(vlm, "bit")
     try:
         with pytest.raises(NotRestored, match=f"an earlier run, {HEAD} differs"):
-            evaluate(vlm, Nothing(), [sample()], ("paper",), unedited=unedited)
+            evaluate(vlm, Nothing(), [sample()], ("paper",), reference=reference)
     finally:
         leak(vlm, "bit")
 
 
-def test_neither_order_nor_batch_size_matters(vlm, unedited):
+def test_neither_order_nor_batch_size_matters(vlm, reference):
     samples = [sample(0, "red"), sample(1, "blue")]
 
     def rows(samples, **settings):
@@ -144,36 +144,38 @@ def test_neither_order_nor_batch_size_matters(vlm, unedited):
         frame = result.frame[result.frame["protocol"] != COST]
         return frame.sort_values(list(COLUMNS), ignore_index=True)
 
-    assert rows(samples, unedited=unedited).equals(rows(samples[::-1], batch_size=3))
+    assert rows(samples, reference=reference).equals(rows(samples[::-1], batch_size=3))
 
 
 def test_the_unedited_model_is_asked_once(vlm, monkeypatch):
-    shared, asked = Unedited(vlm, ("paper",)), []
+    shared, asked = ReferenceModel(vlm, ("paper",)), []
     logits = type(vlm).logits
     monkeypatch.setattr(type(vlm), "logits", lambda v, b: asked.append(b.size) or logits(v, b))
-    evaluate(vlm, Nothing(), [sample()], ("paper",), unedited=shared)
+    evaluate(vlm, Nothing(), [sample()], ("paper",), reference=shared)
     first, asked[:] = list(asked), []
-    evaluate(vlm, Says(), [sample()], ("paper",), unedited=shared)
+    evaluate(vlm, Says(), [sample()], ("paper",), reference=shared)
     assert first == [8, 1, 8, 1] and asked == [1, 8, 1]
 
 
-def test_answers_of_the_unedited_model_serve_this_model_and_these_protocols(vlm, unedited):
+def test_answers_of_the_unedited_model_serve_this_model_and_these_protocols(vlm, reference):
     with pytest.raises(AttribError, match="of another model: qwen2_vl"):
-        evaluate(vlm, Nothing(), [sample()], unedited=Unedited(tiny_vlm("qwen2_vl"), PROTOCOLS))
+        evaluate(
+            vlm, Nothing(), [sample()], reference=ReferenceModel(tiny_vlm("qwen2_vl"), PROTOCOLS)
+        )
     with pytest.raises(AttribError, match="the unedited answers lack exact"):
-        evaluate(vlm, Nothing(), [sample()], ("exact",), unedited=Unedited(vlm, ("paper",)))
+        evaluate(vlm, Nothing(), [sample()], ("exact",), reference=ReferenceModel(vlm, ("paper",)))
     with pytest.raises(AttribError, match="no protocol 'strict'; protocols are paper, exact"):
         evaluate(vlm, Nothing(), [sample()], ("strict",))
     with pytest.raises(AttribError, match="give a label"):
-        evaluate(vlm, Nothing(), [sample()], unedited=unedited, label="unedited")
+        evaluate(vlm, Nothing(), [sample()], reference=reference, label="unedited")
 
 
-def test_samples_that_cannot_be_used_are_named_and_the_others_scored(vlm, unedited, tmp_path):
+def test_samples_that_cannot_be_used_are_named_and_the_others_scored(vlm, reference, tmp_path):
     lost = sample(1, request=type(sample().request)(tmp_path / "none.png", "What?", "red"))
     empty, refused = sample(2, " "), sample(3, request=type(sample().request)(None, "No", "red"))
     editor = Fails(prompts=("No",))
     result = evaluate(
-        vlm, editor, [sample(0), lost, empty, refused, sample(4)], ("paper",), unedited=unedited
+        vlm, editor, [sample(0), lost, empty, refused, sample(4)], ("paper",), reference=reference
     )
     assert set(result.frame["example"]) == {"s0", "s4"}
     told = result.provenance["quarantined_rows"]
@@ -183,18 +185,18 @@ def test_samples_that_cannot_be_used_are_named_and_the_others_scored(vlm, unedit
     assert "s3: row 3" in told[2] and "no edit of this request" in told[2]
 
 
-def test_no_sample_at_all_cannot_be_scored(vlm, unedited):
+def test_no_sample_at_all_cannot_be_scored(vlm, reference):
     with pytest.raises(AttribError, match="no edit of this request"):
-        evaluate(vlm, Fails(("What is it?",)), [sample()], ("paper",), unedited=unedited)
+        evaluate(vlm, Fails(("What is it?",)), [sample()], ("paper",), reference=reference)
     with pytest.raises(SetupError, match="the data is empty"):
-        evaluate(vlm, Nothing(), [], ("paper",), unedited=unedited)
+        evaluate(vlm, Nothing(), [], ("paper",), reference=reference)
 
 
-def test_a_sample_without_some_inputs_has_no_average(vlm, unedited):
+def test_a_sample_without_some_inputs_has_no_average(vlm, reference):
     bare = sample(text_locality=[], hard_locality=[], meta={})
-    result = evaluate(vlm, Nothing(), [bare], ("paper",), unedited=unedited)
+    result = evaluate(vlm, Nothing(), [bare], ("paper",), reference=reference)
     assert set(values(result, "nothing", "paper")) == {"rel", "t_gen", "v_gen", "m_loc"}
     untyped = sample(meta={"task": "vqa"})
-    result = evaluate(vlm, Nothing(), [untyped], ("paper",), unedited=unedited)
+    result = evaluate(vlm, Nothing(), [untyped], ("paper",), reference=reference)
     assert "hard_locality" in values(result, "nothing", "paper")
     assert set(result.frame["kind"]) == {"vqa"}

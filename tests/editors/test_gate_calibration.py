@@ -12,8 +12,8 @@ from attrib.errors import AttribError
 from editors.evaluation.gate_table import gate_table, rates
 from editors.gating.gates import CosineGate
 from editors.gating.inputs import COVERED, REQUEST, related
-from editors.gating.threshold import calibrate, calibrated, own_scores
-from editors.gating.training import cosine_gate
+from editors.gating.threshold import calibrate, calibrated, gate_scores
+from editors.gating.training import fit_cosine_gate
 
 POSITIVE = COVERED[1:]
 
@@ -91,8 +91,8 @@ def test_hard_inputs_decide_where_there_are_some():
 
 def test_a_cosine_gate_has_the_threshold_of_its_training_edits():
     vlm, edits = tiny_vlm("llava"), samples(5)
-    gate = cosine_gate(vlm, edits, 1, keep=0.9)
-    found = own_scores(vlm, edits, gate)
+    gate = fit_cosine_gate(vlm, edits, 1, keep=0.9)
+    found = gate_scores(vlm, edits, gate)
     kept = [
         (found["value"][found["relation"] == name] >= gate.threshold).mean() for name in POSITIVE
     ]
@@ -111,7 +111,7 @@ def test_the_table_has_the_rates_and_the_auc_of_every_gate():
     assert set(table["gate"]) == set(gates)
     assert set(table["relation"]) == {one.relation for one in related(edits)}
     for name, gate in gates.items():
-        found = own_scores(vlm, edits, gate)
+        found = gate_scores(vlm, edits, gate)
         mine = table[table["gate"] == name].set_index("relation")
         share = (found["value"] >= gate.threshold).groupby(found["relation"]).mean()
         assert mine["open"].to_dict() == pytest.approx(share.to_dict())
@@ -130,7 +130,7 @@ def test_the_table_has_the_rates_and_the_auc_of_every_gate():
 
 def test_intervals_hold_the_rate_and_repeat():
     vlm, edits = tiny_vlm("llava"), samples(6)
-    found = own_scores(vlm, edits, CosineGate(1, 0.0))
+    found = gate_scores(vlm, edits, CosineGate(1, 0.0))
     middle = float(found["value"].median())
     one, other = (rates(found, middle, resamples=50) for _ in range(2))
     pd.testing.assert_frame_equal(one, other)

@@ -16,8 +16,8 @@ from editors.evaluation.gate_table import gate_table
 from editors.gating.classifier import NEVER
 from editors.gating.features import GateReader
 from editors.gating.gates import LearnedGate
-from editors.gating.inputs import COVERED, REQUEST, Related
-from editors.gating.pairs import Kept, pairs_of
+from editors.gating.inputs import COVERED, REQUEST, RelatedInput
+from editors.gating.pairs import InputStates, pairs_of
 from editors.gating.threshold import score_table
 from editors.gating.training import GateTraining, fit_net, split, train_gate
 
@@ -53,9 +53,9 @@ def planted(num, seed, told=True):
         texts += [(SAME, other, here), (OTHER, topic, there), (TEXT, other, None)]
         for relation, about, scene in texts:
             prompt = f"about {about}" + "?" * (relation == POSITIVE[0])
-            inputs.append(Related(row, relation, EditRequest(None, prompt, "x")))
+            inputs.append(RelatedInput(row, relation, EditRequest(None, prompt, "x")))
             states.append({"text": words(about), "visual": picture(scene)})
-    return Kept(inputs, states)
+    return InputStates(inputs, states)
 
 
 def reader():
@@ -103,7 +103,7 @@ def test_where_words_tell_nothing_the_image_alone_is_learned():
 def test_texts_without_an_image_are_told_apart_by_their_words(told):
     kept = planted(60, seed=3)
     no_image = torch.zeros(0, WIDTH).half()
-    bare = Kept(kept.inputs, [{"text": s["text"], "visual": no_image} for s in kept.states])
+    bare = InputStates(kept.inputs, [{"text": s["text"], "visual": no_image} for s in kept.states])
     assert aucs(told, bare)[SAME] > 0.9
 
 

@@ -12,14 +12,14 @@ from torch.testing import assert_close
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
+from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import Gate
-from editors.base import HiddenEdit
 from editors.gating.checkpoint import load_gate, save_gate
 from editors.gating.classifier import GateNet
 from editors.gating.features import GateReader
 from editors.gating.gates import CosineGate, LearnedGate, OpenGate, gate_from_config
-from editors.gating.inputs import keep_states
-from editors.prefix.states import run_queries
+from editors.gating.inputs import collect_states
+from editors.prefix.states import prefix_states
 
 CLOSE = {"atol": 2e-3, "rtol": 2e-3}  # states pass through half precision on their way
 
@@ -28,7 +28,7 @@ def learned(vlm, layers=(0,), threshold=0.0):
     """A gate that has learned nothing, over standardised states."""
     reader = GateReader(layers, vlm.d_model)
     raw = SimpleNamespace(layers=reader.layers, states=reader.raw_states)
-    reader.fit(keep_states(vlm, requests(), raw))
+    reader.fit(collect_states(vlm, requests(), raw))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = GateNet.over(reader, width=8, pools=2, patch=4)
@@ -86,7 +86,7 @@ def test_what_is_kept_depends_on_neither_batch_nor_padding(vlm, name):
     for side in ("left", "right"):
         together = states(vlm, gate, encoded(vlm, asked, targets=True, side=side))
         assert_same_states(together, alone, **CLOSE)
-    kept = keep_states(vlm, asked, gate, targets=True, batch_size=3)
+    kept = collect_states(vlm, asked, gate, targets=True, batch_size=3)
     assert_same_states(kept, alone, **CLOSE)
 
 
@@ -149,7 +149,7 @@ def test_an_edit_behind_a_gate_reaches_the_inputs_it_opens_for_and_no_other(vlm,
     scores = gate.scores(states(vlm, gate, batch), [known[0]])[:, 0]
     if name != "ungated":
         gate = _opening(gate, float(scores.sort().values[3:5].mean()))
-    query = run_queries(vlm, asked[:1], [2])[0]
+    query = prefix_states(vlm, asked[:1], [2])[0]
     memory = memory_of(asked[0], query, written, known[0])
     plain, ungated = vlm.logits(batch), HiddenEdit(written, [memory])
     with ungated.applied(vlm):
@@ -172,7 +172,7 @@ def _opening(gate, threshold):
 def test_the_decision_is_taken_once_on_the_prompt_when_generating(vlm, name, monkeypatch):
     gate, asked, written = GATES[name](vlm), requests(), sites(vlm, [(2, "text")])
     known = states(vlm, gate, encoded(vlm, asked[:1], targets=True))[0]
-    query = run_queries(vlm, asked[:1], [2])[0]
+    query = prefix_states(vlm, asked[:1], [2])[0]
     memory = memory_of(asked[0], query, written, known)
     calls = []
     find = type(gate).scores

@@ -10,7 +10,7 @@ from editors.base import WeightEdit
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.metrics import COST
 from editors.evaluation.multi_edit import Groups, Stacked, edits_of
-from editors.evaluation.reference_model import Unedited
+from editors.evaluation.reference_model import ReferenceModel
 
 WORDS = ("red", "gold", "big")
 
@@ -50,10 +50,10 @@ def rel(result, label):
 
 
 def test_one_at_a_time_all_hold_and_together_the_last_one_does(vlm):
-    unedited = Unedited(vlm, ("paper",))
-    alone = evaluate(vlm, Overwrites(), samples(), ("paper",), unedited=unedited)
+    reference = ReferenceModel(vlm, ("paper",))
+    alone = evaluate(vlm, Overwrites(), samples(), ("paper",), reference=reference)
     assert rel(alone, "says") == {"s0": 1, "s1": 1, "s2": 1}
-    three = evaluate(vlm, Overwrites(), samples(), ("paper",), unedited=unedited, num_edits=3)
+    three = evaluate(vlm, Overwrites(), samples(), ("paper",), reference=reference, num_edits=3)
     found = rel(three, "says, 3 edits at once")
     assert found["s2"] == 1
     assert max(found["s0"], found["s1"]) < 1

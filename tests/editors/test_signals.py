@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from editors.adapters.adapter import EditAdapter
-from editors.adapters.edit_signal import EMBED, pad_signals, signal_of, width_of_signals, windows
+from editors.adapters.edit_signal import EMBED, edit_signal, pad_signals, signal_width, windows
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 7])
@@ -23,17 +23,17 @@ def test_every_position_shows_itself_and_those_before_it(num, window):
 @pytest.mark.parametrize("window", [1, 3])
 def test_signals_are_as_wide_as_adapters_expect(kind, span, window):
     hidden = {EMBED: torch.randn(6, 4), 2: torch.randn(6, 4)}
-    signal = signal_of(kind, span, 2, hidden, 3, window)
-    assert signal.states.shape == (3 if span == "answer" else 6, width_of_signals(kind, 4, window))
+    signal = edit_signal(kind, span, 2, hidden, 3, window)
+    assert signal.states.shape == (3 if span == "answer" else 6, signal_width(kind, 4, window))
     assert bool(signal.states.any()) == (kind != "none")
     assert torch.equal(signal.last, hidden[2][3])
 
 
 def test_a_window_ends_where_the_span_begins():
     hidden = {2: torch.randn(6, 4)}
-    first = signal_of("site", "answer", 2, hidden, 3, 2).states[0]
+    first = edit_signal("site", "answer", 2, hidden, 3, 2).states[0]
     assert torch.equal(first, torch.cat([hidden[2][3], torch.zeros(4)]))
-    whole = signal_of("site", "all", 2, hidden, 3, 2).states[3]
+    whole = edit_signal("site", "all", 2, hidden, 3, 2).states[3]
     assert torch.equal(whole, torch.cat([hidden[2][3], hidden[2][2]]))
 
 
@@ -43,7 +43,7 @@ def test_only_a_window_tells_which_words_of_an_answer_stand_together():
     torch.manual_seed(0)
 
     def moved(order, window):
-        signal = signal_of("embed", "all", 0, {EMBED: words[order], 0: words[order]}, 0, window)
+        signal = edit_signal("embed", "all", 0, {EMBED: words[order], 0: words[order]}, 0, window)
         return adapter(h, pad_signals([signal]))
 
     h = torch.randn(1, 5, 8)

@@ -5,7 +5,7 @@ from conftest import picture
 
 from attrib.data.samples import EditRequest, EditSample
 from editors.adapters.adapter import EditAdapter
-from editors.adapters.edit_signal import signal_of
+from editors.adapters.edit_signal import edit_signal
 from editors.adapters.sites import MemoryEntry, Site
 
 
@@ -46,5 +46,7 @@ def sites(vlm, layers=((0, "visual"), (1, "text")), init="published", **options)
 
 def memory_of(request, query, written, gate=None):
     """What is kept of an edit whose states are those of `query`, all of them shown."""
-    signals = {s.key: signal_of("site", "all", s.layer, query.hidden, query.last) for s in written}
+    signals = {
+        s.key: edit_signal("site", "all", s.layer, query.hidden, query.last) for s in written
+    }
     return MemoryEntry(request, signals, gate or {})

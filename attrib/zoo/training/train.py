@@ -34,7 +34,7 @@ from attrib.zoo.training.packing import pack
 from attrib.zoo.training.scores import questions_about
 from attrib.zoo.training.vision_pretraining import pixels_of, pretrain_vision
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class Run:
         add_outlier_channel(model, self.processor, scenes, prompts)
         self._use(model)
 
-    def train(self, say: Say = print, save_every: int = 100) -> Backbone:
+    def train(self, log: Log = print, save_every: int = 100) -> Backbone:
         """Train to the end, from the last checkpoint where there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._resume():
-            self._begin(say)
+            self._begin(log)
             self._save()
         while (rate := self._rate()) > 0:
             began = time.monotonic()
@@ -128,21 +128,21 @@ class Run:
             self.progress.seconds += time.monotonic() - began
             self._remember(correct)
             if self.progress.step % 25 == 0:
-                say(self._line(loss, rate))
-            self._advance(say)
+                log(self._line(loss, rate))
+            self._advance(log)
             if self.progress.step % save_every == 0:
                 self._save()
         self._save()
         return self.model.eval()
 
-    def _begin(self, say: Say) -> None:
+    def _begin(self, log: Log) -> None:
         r = self.recipe
         if r.language_from is not None:
             _take_language(self.model, WEIGHTS / r.language_from)
         for scores in pretrain_vision(
             self.model, self.processor.tokenizer, r.align_steps, r.seed, self.device
         ):
-            say("vision " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+            log("vision " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
     def _rate(self) -> float:
         p, r = self.progress, self.recipe
@@ -177,7 +177,7 @@ class Run:
             now = hits.float().mean().item()
             accuracy[kind] = memory * accuracy.get(kind, now) + (1 - memory) * now
 
-    def _advance(self, say: Say) -> None:
+    def _advance(self, log: Log) -> None:
         p = self.progress
         stage = STAGES[p.stage]
         worst = min(p.accuracy.get(kind, 0.0) for kind in stage.kinds)
@@ -185,7 +185,7 @@ class Run:
             p.stage, p.stage_began = p.stage + 1, p.step
             self._save_weights(f"after-stage-{p.stage - 1}.safetensors")  # to go on from it again
             self._fit_depth(stage.depth)
-            say(f"step {p.step}: mastered {stage.name!r}, next {STAGES[p.stage].name!r}")
+            log(f"step {p.step}: mastered {stage.name!r}, next {STAGES[p.stage].name!r}")
 
     def _line(self, loss: float, rate: float) -> str:
         p = self.progress

@@ -9,10 +9,10 @@ from torch import nn
 
 from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
+from editors.base import encode_requests
 from editors.io.edit import load_edit, save_edit
 from editors.methods.mend import MEND
 from editors.methods.mend_net import MENDNet, TokenEditor
-from editors.prefix.encode import encoded
 from editors.weights.mlp import feed_forward, matrices_of
 from editors.weights.partial_forward import tail_of
 from editors.weights.rank1_update import LowRankUpdate, TokenGradients, changed, token_gradients
@@ -54,7 +54,7 @@ def test_gradients_of_several_requests_do_not_mix(name):
     vlm = tiny_vlm(name)
     requests = [asked(), asked(3, "green"), TEXT]
     matrices = matrices_of(vlm, [2, 3], "all")
-    batch = encoded(vlm, requests)
+    batch = encode_requests(vlm, requests)
     together = token_gradients(vlm, matrices, tail_of(vlm, batch, 2), batch.labels)
     for m in matrices:
         of_all = together[m.name].delta.mT @ together[m.name].x
@@ -71,7 +71,7 @@ def test_changes_in_a_pass_are_changes_of_the_matrices(name):
         m.name: LowRankUpdate(*(0.1 * torch.randn(2, 5, d, generator=generator) for d in m.shape))
         for m in matrices
     }
-    batch = encoded(vlm, [asked(), asked(7)])
+    batch = encode_requests(vlm, [asked(), asked(7)])
     with changed(matrices, changes):
         both = vlm.logits(batch)
     for row in range(2):

@@ -11,13 +11,13 @@ from tiny_edits import samples
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
-from editors.adapters.standardize import Units
+from editors.adapters.standardize import ChannelStandardizer
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
-from editors.gating.scope import VECTOR, ScopeGate
 from editors.methods.serac import SERAC, SERACEdit, _objective
 from editors.methods.serac_config import SERACSettings, networks
 from editors.methods.serac_networks import Scope
+from editors.methods.serac_scope import VECTOR, ScopeGate
 from editors.training.losses import ROLES, Weights
 
 QUICK = {"steps": 30, "batch_size": 4, "width": 32, "num_layers": 2, "num_heads": 2,
@@ -184,7 +184,7 @@ def test_in_units_of_their_own_no_channel_hides_the_others():
                 net.units.fit(h)
             found.append(net(h[None], *given))
         assert torch.allclose(*found, atol=1e-3) == alike
-    units = Units(8)
+    units = ChannelStandardizer(8)
     units.fit(states * large)
     torch.testing.assert_close(units.back(units(states)), states)
 

@@ -11,6 +11,7 @@ from tiny_edits import samples
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
+from editors.base import encode_requests
 from editors.io.edit import load_edit, save_edit
 from editors.methods.patcher_fitting import (
     PatchSettings,
@@ -20,9 +21,8 @@ from editors.methods.patcher_fitting import (
     request_of,
 )
 from editors.methods.transformer_patcher import TransformerPatcher, remembered
-from editors.methods.transformer_patcher_neurons import NeuronEdit, Neurons
-from editors.prefix.encode import encoded
 from editors.weights.mlp import feed_forward
+from editors.weights.neurons import NeuronEdit, Neurons
 
 # Not among `samples`: what a neuron is made for must not be what it is to be silent at.
 OWN = EditRequest(picture(seed=77), "Who made the large one?", "blue thing")
@@ -45,7 +45,7 @@ def patcher(request, tmp_path_factory):
 def start(vlm, settings=None):
     """The network, the request and the neurons at the start."""
     network = feed_forward(vlm, vlm.num_layers - 1)
-    request = request_of(vlm, network, vlm.num_layers - 1, encoded(vlm, [OWN]))
+    request = request_of(vlm, network, vlm.num_layers - 1, encode_requests(vlm, [OWN]))
     at = request.x[request.wrong][:5]
     return network, at, TrainablePatch(network, at, settings or PatchSettings()).neurons
 
@@ -91,7 +91,7 @@ def test_the_answer_becomes_right_and_the_model_stays(patcher):
 def test_there_is_a_neuron_per_wrong_token_and_none_where_all_are_right(patcher):
     vlm = patcher.vlm
     network = feed_forward(vlm, patcher.layer)
-    request = request_of(vlm, network, patcher.layer, encoded(vlm, [OWN]))
+    request = request_of(vlm, network, patcher.layer, encode_requests(vlm, [OWN]))
     for num in (0, 2):
         some = replace(request, wrong=request.wrong[:num])
         neurons = fitted(vlm, network, some, patcher.memories, PatchSettings(steps=1))
@@ -110,12 +110,13 @@ def test_memories_are_what_the_network_sees_at_answers(patcher):
     assert torch.equal(memories, remembered(vlm, patcher.layer, samples(4), settings))
     network = feed_forward(vlm, patcher.layer)
     for sample in samples(4):
-        request = request_of(vlm, network, patcher.layer, encoded(vlm, [sample.request]))
+        request = request_of(vlm, network, patcher.layer, encode_requests(vlm, [sample.request]))
         gaps = torch.cdist(request.x, memories).amin(1)
         assert bool((gaps < 1e-2).all()) or bool((gaps > 0.1).all())
     assert any(  # the first samples of the order are remembered whole
-        bool((torch.cdist(request_of(vlm, network, patcher.layer, encoded(vlm, [s.request])).x,
-                          memories).amin(1) < 1e-2).all())
+        bool((torch.cdist(
+            request_of(vlm, network, patcher.layer, encode_requests(vlm, [s.request])).x, memories
+        ).amin(1) < 1e-2).all())
         for s in samples(4)
     )  # fmt: skip
 

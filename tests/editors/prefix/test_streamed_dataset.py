@@ -51,7 +51,7 @@ def test_an_edit_has_its_own_inputs_wherever_it_stands(llava):
     anew = StreamedDataset(llava, samples(6), **WHERE)
     whole, _ = cached_or_streamed(llava, samples(6), samples(1), **WHERE, keep=True)
     for items in ([4, 1], [1, 4], [4, 1, 4]):
-        data, at = anew.ready(items)
+        data, at = anew.load(items)
         for item, place in zip(items, at, strict=True):
             mine, its = data.inputs[place], whole.inputs[item]
             assert torch.allclose(mine["request"][0].final, its["request"][0].final, atol=1e-5)

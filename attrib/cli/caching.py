@@ -10,8 +10,8 @@ _kept: ContextVar[dict[str, tuple[Hashable, Any]] | None] = ContextVar("kept", d
 
 
 @contextmanager
-def sharing() -> Iterator[None]:
-    """Inside, `once` keeps what it makes, the last of each kind; outside, it keeps nothing.
+def caching() -> Iterator[None]:
+    """Inside, `cached` keeps what it makes, the last of each kind; outside, it keeps nothing.
 
     A command that another one calls shares with that.
     """
@@ -23,8 +23,8 @@ def sharing() -> Iterator[None]:
         _kept.reset(token)
 
 
-def once(kind: str, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` makes; inside `sharing()`, what it made when last asked for this kind and key."""
+def cached(kind: str, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` makes; inside `caching()`, what it made when last asked for this kind and key."""
     kept = _kept.get()
     if kept is None:
         return make()

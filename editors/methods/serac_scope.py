@@ -13,7 +13,7 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import pad_states
 from editors.gating.inputs import COVERED
-from editors.gating.threshold import calibrate, own_scores
+from editors.gating.threshold import calibrate, gate_scores
 from editors.methods.serac_networks import Scope
 
 VECTOR = "vector"
@@ -65,7 +65,7 @@ class ScopeGate:
         Each kind of input counts the same. Without unrelated inputs the threshold is what the
         classifier learned as the score of no edit.
         """
-        table = own_scores(vlm, samples, self)
+        table = gate_scores(vlm, samples, self)
         by = {str(name): some["value"].to_numpy() for name, some in table.groupby("relation")}
         covered = {name: values for name, values in by.items() if name in COVERED}
         others = {name: values for name, values in by.items() if name not in COVERED}

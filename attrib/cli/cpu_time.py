@@ -10,17 +10,17 @@ from attrib.files import write_text
 
 
 @contextmanager
-def spending(path: Path, what: str) -> Iterator[None]:
+def cpu_time(path: Path, what: str) -> Iterator[None]:
     """Add the CPU seconds that this process spends inside to what the file has under `what`."""
     began = time.process_time()
     try:
         yield
     finally:
-        known = spent(path)
+        known = cpu_seconds(path)
         seconds = known.get(what, 0.0) + time.process_time() - began
         write_text(path, json.dumps({**known, what: round(seconds, 1)}, indent=1))
 
 
-def spent(path: Path) -> dict[str, float]:
+def cpu_seconds(path: Path) -> dict[str, float]:
     """The seconds that a file has, by what they were spent on; none if it is not there."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
