@@ -32,6 +32,7 @@ class PrefixStates:
     """One teacher-forced input of the unedited model, without padding.
 
     Attributes:
+        request: The input.
         hidden: By layer its output, `EMBED` for the stream entering layer 0: "pos d_model".
         spans: Positions by kind.
         labels: The next token's id where it belongs to the target, -100 elsewhere.
@@ -41,6 +42,7 @@ class PrefixStates:
         between: What is added to the stream in front of a layer, where something is.
     """
 
+    request: EditRequest
     hidden: dict[int, Float[Tensor, "pos d_model"]]
     spans: dict[str, Bool[Tensor, " pos"]]
     labels: Int[Tensor, " pos"]
@@ -125,7 +127,7 @@ def prefix_states(
         with capture(vlm) as captured, read(vlm) as hidden:
             vlm.logits(batch)
         hidden[EMBED] = captured.embed
-        found += _split(vlm, batch, captured, hidden, layers)
+        found += _split(vlm, some, batch, captured, hidden, layers)
     return found
 
 
@@ -150,6 +152,7 @@ def collate(queries: Sequence[PrefixStates], layer: int) -> PrefixBatch:
 
 def _split(
     vlm: VLM,
+    requests: Sequence[EditRequest],
     batch: Batch,
     captured: Captured,
     hidden: dict[int, Tensor],
@@ -168,6 +171,7 @@ def _split(
 
         queries.append(
             PrefixStates(
+                requests[row],
                 {layer: kept(hidden[layer]) for layer in layers},
                 {name: kept(batch.spans[name]) for name in SPANS},
                 labels[:num].clone(),

@@ -42,7 +42,8 @@ def load_checkpoint(path: Path, module: nn.Module, optimizers: Sequence[Optimize
     """Load the weights of a module and the states of its optimizers."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    module.load_state_dict({k: tensors[f"weights.{k}"] for k in module.state_dict()})
+    weights = {k: v for k, v in tensors.items() if k.startswith("weights.")}
+    module.load_state_dict({k.removeprefix("weights."): v for k, v in weights.items()})
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
         if name.startswith("moments."):

@@ -87,9 +87,8 @@ class EditorConfig(BaseModel):
         return self._checked({**self.model_dump(exclude_unset=True), **current_names(options)})
 
     def settings(self) -> dict[str, Any]:
-        """The options that belong to the editor and not to its training."""
-        shared = set(TrainingConfig.model_fields) if isinstance(self, TrainingConfig) else None
-        return self.model_dump(exclude=shared)
+        """The options that belong to the editor and not to its training, as JSON."""
+        return self.model_dump()
 
     @classmethod
     def _checked(cls, values: Mapping[str, Any]) -> Self:
@@ -167,6 +166,10 @@ class TrainingConfig(EditorConfig, LossWeights):
     def loss_options(self) -> dict[str, Any]:
         """The weights of the loss terms, as JSON."""
         return self.model_dump(include=set(LossWeights.model_fields))
+
+    def settings(self) -> dict[str, Any]:
+        """The options that belong to the editor and not to its training, as JSON."""
+        return self.model_dump(exclude=set(TrainingConfig.model_fields) | set(self.loss_options))
 
     def _order(self, epoch: int, num: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(num)

@@ -6,7 +6,6 @@ the published code (where it and VisEdit Eq. 14 differ in one input, this follow
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -105,32 +104,3 @@ def mean_accuracy(metrics: Mapping[str, float]) -> float:
     """Mean over roles of `token_accuracy`, taken from the metrics of a validation."""
     shares = [metrics[role] for role in ROLES if role in metrics]
     return sum(shares) / len(shares)
-
-
-def answer_tokens(
-    logits: Float[Tensor, "token d_vocab"],
-    clean: Float[Tensor, "token d_vocab"],
-    labels: Int[Tensor, "batch pos"],
-    roles: Int[Tensor, " batch"],
-) -> Tokens:
-    """`Tokens` of padded inputs.
-
-    Args:
-        logits: Edited logits where `labels` has a label, row by row.
-        clean: Unedited logits there.
-        labels: Next answer token, -100 elsewhere.
-        roles: Role of each input.
-    """
-    has_label = labels != -100
-    role_of = roles.to(labels.device)[:, None].expand_as(labels)
-    return {
-        "logits": logits,
-        "clean": clean,
-        "labels": labels[has_label],
-        "roles": role_of[has_label],
-    }
-
-
-def concatenate(parts: list[Tokens]) -> Tokens:
-    """The answer tokens of several batches."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

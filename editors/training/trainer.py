@@ -10,11 +10,12 @@ import math
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,39 +34,39 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 LogMetrics = Callable[[int, Mapping[str, float]], None]
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A module and its loss."""
+class Objective(ABC):
+    """A module and its loss.
+
+    Attributes:
+        module: The module that is trained.
+    """
+
+    module: nn.Module
 
     @property
-    def module(self) -> nn.Module:
-        """The module that is trained."""
-        ...
-
-    @property
+    @abstractmethod
     def num_items(self) -> int:
         """Number of training items."""
-        ...
 
+    @abstractmethod
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted terms of the loss on some items; the trainer minimises their sum."""
-        ...
 
+    @abstractmethod
     def validation(self) -> dict[str, float]:
         """Metrics on held-out items; "loss" is one of them."""
-        ...
 
-
-@runtime_checkable
-class HasShares(Protocol):
-    """An objective whose terms are not all means over items."""
+    def after_validation(self, metrics: Mapping[str, float]) -> None:
+        """Change a schedule that depends on the metrics; nothing by default."""
+        del metrics
 
     def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
         """Share of each term of the loss on `items` that is due to `some` of them.
 
         Terms that are left out are means over items.
         """
-        ...
+        del some, items
+        return {}
 
 
 @dataclass
@@ -166,8 +167,7 @@ class Trainer:
         mine = self.group.share(items)
         terms = self.objective.losses(mine, rng)
         if self.group.world_size > 1:
-            objective = self.objective
-            known = objective.shares(mine, items) if isinstance(objective, HasShares) else {}
+            known = self.objective.shares(mine, items)
             share = len(mine) / len(items)
             terms = {name: known.get(name, share) * value for name, value in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
@@ -197,6 +197,7 @@ class Trainer:
         state = self.state
         with torch.no_grad():
             metrics = self.objective.validation()
+            self.objective.after_validation(metrics)
         state.curve.append({"step": state.step, **metrics})
         score = [metrics["loss"]]
         if self.config.best_by == "accuracy":

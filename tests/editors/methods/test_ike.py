@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
-from editors.context.prompt_edit import front, num_positions
+from editors.context.prompt_edit import max_positions, text_tokens
 from editors.context.retrieval import SentenceEncoder, StatesEncoder, nearest, text_threshold
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
@@ -124,9 +124,9 @@ def test_what_does_not_fit_is_left_out_from_the_least_similar_on(llava, ike):
     own = llava.encode([request.image], [request.prompt], [request.target])["last"].shape[1]
 
     def length(some):
-        return own + 100 + len(front(llava, context(some, request)))
+        return own + 100 + len(text_tokens(llava, context(some, request)))
 
-    assert length(corpus[:-1]) <= num_positions(llava) < length(corpus)
+    assert length(corpus[:-1]) <= max_positions(llava) < length(corpus)
 
 
 def test_training_says_how_many_demonstrations_fit(llava, tmp_path, caplog, monkeypatch):

@@ -155,19 +155,19 @@ def test_several_edits_are_told_apart_and_far_questions_get_no_text(llava, lte):
     first, second = samples(5)[0].request, samples(5)[1].request
     edits = [editor.edit(llava, r) for r in (first, second)]
     both = editor.merge(edits)
-    choose = both.prompt.choose
+    select = both.prompt.select
     with editor.change.applied(llava):
         for request in (first, second):
             asked = editor.encoder([request.prompt])
-            assert torch.equal(choose.encoder([request.prompt]), asked)
-            scores = (asked @ choose.keys.T)[0]
+            assert torch.equal(select.encoder([request.prompt]), asked)
+            scores = (asked @ select.keys.T)[0]
             wanted = int(scores.argmax()) if scores.max() >= editor.threshold else None
             if wanted is not None:
                 alone = logits(llava, request, edits[wanted].prompt)
                 assert torch.allclose(logits(llava, request, both.prompt), alone, atol=1e-3)
-    assert both.num_bytes == sum(e.num_bytes for e in edits) + choose.num_bytes
+    assert both.num_bytes == sum(e.num_bytes for e in edits) + select.num_bytes
     far = editor.merge(edits)
-    object.__setattr__(far.prompt.choose, "threshold", 1.1)
+    object.__setattr__(far.prompt.select, "threshold", 1.1)
     with editor.change.applied(llava):
         without = logits(llava, first)
     assert torch.equal(logits(llava, first, far), without)
@@ -180,7 +180,7 @@ def test_what_is_saved_is_what_is_loaded(llava, lte):
     assert torch.equal(logits(llava, request, one), logits(llava, request, other))
     assert loaded.threshold == editor.threshold and loaded.settings == editor.settings
     pairs = [e.merge([e.edit(llava, s.request) for s in samples(3)]) for e in (editor, loaded)]
-    assert torch.equal(*(pair.prompt.choose.keys for pair in pairs))
+    assert torch.equal(*(pair.prompt.select.keys for pair in pairs))
     (out / "change.safetensors").rename(out / "gone")
     with pytest.raises(SetupError, match="not whole"):
         LTE.load(out, llava)

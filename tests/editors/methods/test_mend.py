@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import tiny_vlm
+from editors.methods.mend_net import MENDNet, TokenEditor
 from inner_edits import BOTH, TEXT, asked, assert_restored, logits, loss, state
 from tiny_edits import samples
 from torch import nn
@@ -12,10 +13,14 @@ from editors import WeightEdit
 from editors.base import encode_requests
 from editors.io.edit import load_edit, save_edit
 from editors.methods.mend import MEND
-from editors.methods.mend_net import MENDNet, TokenEditor
 from editors.weights.mlp import feed_forward, matrices_of
-from editors.weights.partial_forward import tail_of
-from editors.weights.rank1_update import LowRankUpdate, TokenGradients, changed, token_gradients
+from editors.weights.partial_forward import partial_forward
+from editors.weights.rank1_update import (
+    LowRankUpdate,
+    TokenGradients,
+    apply_updates,
+    token_gradients,
+)
 
 QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
          "rank": 8, "validate_every": 4, "save_every": 4,
@@ -55,7 +60,7 @@ def test_gradients_of_several_requests_do_not_mix(name):
     requests = [asked(), asked(3, "green"), TEXT]
     matrices = matrices_of(vlm, [2, 3], "all")
     batch = encode_requests(vlm, requests)
-    together = token_gradients(vlm, matrices, tail_of(vlm, batch, 2), batch.labels)
+    together = token_gradients(vlm, matrices, partial_forward(vlm, batch, 2), batch.labels)
     for m in matrices:
         of_all = together[m.name].delta.mT @ together[m.name].x
         for got, request in zip(of_all, requests, strict=True):
@@ -72,7 +77,7 @@ def test_changes_in_a_pass_are_changes_of_the_matrices(name):
         for m in matrices
     }
     batch = encode_requests(vlm, [asked(), asked(7)])
-    with changed(matrices, changes):
+    with apply_updates(matrices, changes):
         both = vlm.logits(batch)
     for row in range(2):
         weights = {m.name: m.module.weight + changes[m.name].dense[row] for m in matrices}

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import examples, picture, tiny_vlm
+from editors.methods.serac_config import SERACSettings, networks
+from editors.methods.serac_scope import VECTOR, ScopeGate
 from tiny_edits import samples
 
 from attrib.data.samples import EditRequest
@@ -15,9 +17,7 @@ from editors.adapters.standardize import ChannelStandardizer
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
 from editors.methods.serac import SERAC, SERACEdit, _objective
-from editors.methods.serac_config import SERACSettings, networks
 from editors.methods.serac_networks import Scope
-from editors.methods.serac_scope import VECTOR, ScopeGate
 from editors.training.losses import ROLES, Weights
 
 QUICK = {"steps": 30, "batch_size": 4, "width": 32, "num_layers": 2, "num_heads": 2,

@@ -5,6 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import picture, tiny_vlm
+from editors.methods.patcher_fitting import (
+    PatchSettings,
+    TrainablePatch,
+    fitted,
+    memory_loss,
+    request_of,
+)
 from inner_edits import BOTH, asked, assert_restored, logits, loss, state
 from tiny_edits import samples
 
@@ -13,13 +20,6 @@ from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
 from editors.base import encode_requests
 from editors.io.edit import load_edit, save_edit
-from editors.methods.patcher_fitting import (
-    PatchSettings,
-    TrainablePatch,
-    fitted,
-    memory_loss,
-    request_of,
-)
 from editors.methods.transformer_patcher import TransformerPatcher, remembered
 from editors.weights.mlp import feed_forward
 from editors.weights.neurons import NeuronEdit, Neurons
