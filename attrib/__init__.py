@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from attrib.analyses.patching import patching, patching_difference, patching_parts
     from attrib.analyses.qformer import qformer_picture
     from attrib.analyses.sensitivity import sensitivity
-    from attrib.checks.run import check
+    from attrib.checks import check
     from attrib.errors import AttribError, RowError, SetupError
     from attrib.forward.hooks import read, write
     from attrib.loading import load
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "check": "attrib.checks.run",
+    "check": "attrib.checks",
     "VLM": "attrib.model.vlm",
     "load": "attrib.loading",
     "Batch": "attrib.model.batch",

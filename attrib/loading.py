@@ -1,6 +1,6 @@
 """Load a model: read the checkpoint, wrap it, verify it."""
 
-from attrib.checks.run import verify as verify_model
+from attrib.checks import verify as verify_model
 from attrib.model.checkpoint import read_checkpoint
 from attrib.model.vlm import VLM
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from attrib.files import atomic_write
-from attrib.stats import RESAMPLES, bootstrap_means, interval
+from attrib.stats import RESAMPLES, bootstrap_means, interval, wilson
 
 METADATA_KEY = b"attrib"
 
@@ -97,6 +97,19 @@ class Result:
                 bootstrap_means(values[:, some], resamples=resamples, seed=seed)
             )
         return groups.assign(mean=mean, low=ends[0], high=ends[1], n=counts)
+
+    def shares(self, by: Sequence[str]) -> pd.DataFrame:
+        """Like `mean`, for values that are 0 or 1 per example, with Wilson's 95 % interval.
+
+        A bootstrap interval of a share has no width where all examples agree; Wilson's has.
+        """
+        table = self.mean(by, resamples=1)
+        counts = [
+            (round(m * n) if n else 0, n)
+            for m, n in zip(table["mean"], table["n"].tolist(), strict=True)
+        ]
+        low, high = zip(*(wilson(*pair) for pair in counts), strict=True)
+        return table.assign(low=low, high=high)
 
     def matrix(self, by: Sequence[str]) -> tuple[pd.DataFrame, Float[np.ndarray, "example group"]]:
         """The groups, sorted, and each example's mean value in each of them (NaN: none)."""

@@ -66,7 +66,7 @@ def interval(draws: Float[np.ndarray, "draw *group"]) -> Float[np.ndarray, "2 *g
     return ends
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float | int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share; unlike a bootstrap interval it has a width at 0 and 1."""
     if not n:
         return np.nan, np.nan

@@ -1,4 +1,4 @@
-"""The figures of the VisEdit and DualEdit papers, re-made: claim, numbers, picture, verdict.
+"""The figures of the VisEdit and DualEdit papers, reproduced: claim, numbers, picture, verdict.
 
 import figures
 figure = figures.find("dualedit_figure_1")
@@ -7,10 +7,9 @@ figures.show(figure, measured)
 figure.verdict(measured).text
 """
 
-from figures.figure import Figure, Measured, Setting, Verdict
-from figures.registry import find, names
+from figures.export import Picture, results, show, write, write_index
+from figures.figure import Figure, Measured, Setting, Verdict, find, names
 from figures.style import DEFAULT, PAPER, STYLES, Style
-from figures.writing import Picture, results, show, write, write_index
 
 __all__ = [
     "DEFAULT",

@@ -1,4 +1,4 @@
-"""`python -m figures`: the papers' figures, re-made from committed or fresh numbers."""
+"""`python -m figures`: draw the papers' figures from committed or new numbers."""
 
 import sys
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ class FiguresOptions(BaseModel):
 
     names: Annotated[
         list[str] | None,
-        Argument(help="Such as dualedit_figure_1 or visedit_figure_7.", show_default="all"),
+        Argument(help="For example dualedit_figure_1 visedit_figure_7.", show_default="all"),
     ] = None
     style: Annotated[
         Literal["default", "paper"],
-        Option(help="default: for every reader, colour-blind safe; paper: like the papers."),
+        Option(help="default: colour-blind safe; paper: like the papers."),
     ] = "default"
     measure: Annotated[
-        bool, Option("--measure", help="Make the numbers anew first.", rich_help_panel=PANEL)
+        bool, Option("--measure", help="Measure the numbers first.", rich_help_panel=PANEL)
     ] = False
     model: Annotated[
         str, Option(help="Embedded name, Hugging Face id, or folder.", rich_help_panel=PANEL)
@@ -42,11 +42,12 @@ class FiguresOptions(BaseModel):
         Option(help="scenes-vqa, or a folder in the E-VQA / E-IC layout.", rich_help_panel=PANEL),
     ] = "scenes-vqa"
     split: Annotated[
-        str, Option(help="Of the data; vqa-train and so on for a folder.", rich_help_panel=PANEL)
+        str,
+        Option(help="Split of the data; vqa-train and so on for a folder.", rich_help_panel=PANEL),
     ] = "validation"
     image_root: Annotated[
         Path | None,
-        Option(help="Folder of a folder's images.", show_default="DATA/images",
+        Option(help="Folder of the images, if --data is a folder.", show_default="DATA/images",
                rich_help_panel=PANEL),
     ] = None  # fmt: skip
     limit: Annotated[
@@ -55,15 +56,13 @@ class FiguresOptions(BaseModel):
     seed: Annotated[int, Option(help="Seed of noise and intervals.", rich_help_panel=PANEL)] = 0
     editors: Annotated[
         Path,
-        Option(help="Folder of trained editors: visedit-seed-0, dualedit-seed-0.",
+        Option(help="Folder with the trained editors visedit-seed-0, dualedit-seed-0.",
                rich_help_panel=PANEL),
     ] = Path("runs/table/tiny-llava/scenes-vqa")  # fmt: skip
     results: Annotated[
-        Path, Option(help="Folder of the numbers: read, or written with --measure.")
+        Path, Option(help="Folder of the numbers; written with --measure, else read.")
     ] = Path("figures/data")
-    out: Annotated[Path, Option(help="Folder of the pictures and of their index.")] = Path(
-        "figures"
-    )
+    out: Annotated[Path, Option(help="Folder for the pictures and their index.")] = Path("figures")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,7 +71,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def figures(options: FiguresOptions) -> int:
-    """The papers' figures, re-made: pictures, numbers and verdicts."""
+    """Draw the papers' figures: pictures, numbers and verdicts."""
     from figures import STYLES, Measured, find, names, write, write_index
 
     refuse_unwritable(options.out)
@@ -105,14 +104,14 @@ def _setting(options: FiguresOptions) -> "Setting":
 
 
 def main() -> None:
-    """Run `python -m figures`; leaves with an exit code of the command line."""
+    """Run `python -m figures` and exit with a code of the command line."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     add_to(app)
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
-    except Exception as error:  # the last place that can turn it into one line
+    except Exception as error:  # reported in one line
         sys.exit(exit_code(error))
 
 

@@ -1,4 +1,4 @@
-"""Contributions of attention and MLP over the layers as bars: what three of the figures share."""
+"""Contributions of attention and MLP per layer, measured and drawn as bars."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from figures.measuring import by_layer, layers_of, mean_interval, tables_of, wide
+from figures.estimates import mean_interval
+from figures.frames import by_layer, layers_of, pivot_wide
+from figures.measure import collect_tables
 from figures.style import Style
 
 if TYPE_CHECKING:
@@ -19,19 +21,24 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
 
 MODULES = (("attn", "attention", "attention", ""), ("mlp", "MLP", "mlp", "///"))
-WIDTH = 0.4  # of a bar, where layers are 1 apart
+WIDTH = 0.4  # of a bar; layers are 1 apart
 
 
 def contributions(
     vlm: "VLM", data: "EditData", *, key: str = "argmax", norms: "Sequence[Norm]" = ("none",)
 ) -> pd.DataFrame:
-    """Columns: example, layer, and MODULE for the first of `norms`, MODULE_NORM for the others."""
+    """Measure contributions.
+
+    Columns: example, layer, and MODULE for the first of `norms`, MODULE_NORM for the others.
+    """
     from attrib.analyses.tables import measure_contributions
 
     parts = []
     for norm in norms:
         run = partial(measure_contributions, key=key, norm=norm)
-        table = wide(tables_of(vlm, data, run)["contributions"], "module", ("example", "layer"))
+        table = pivot_wide(
+            collect_tables(vlm, data, run)["contributions"], "module", ("example", "layer")
+        )
         suffix = "" if norm == norms[0] else f"_{norm}"
         parts.append(table.rename(columns={m: f"{m}{suffix}" for m, *_ in MODULES}))
     first, *others = parts
@@ -50,7 +57,7 @@ def draw_bars(
     seed: int = 0,
     legend: bool = True,
 ) -> None:
-    """Mean contribution per layer, a bar for attention and a hatched one for the MLP.
+    """Draw the mean contribution per layer: a bar for attention, a hatched one for the MLP.
 
     Whiskers are 95 % bootstrap intervals of the mean.
     """
@@ -71,15 +78,15 @@ def draw_bars(
         ax.legend(loc="upper left", fontsize=9)
 
 
-def rise(
+def depth_increase(
     table: pd.DataFrame, suffix: str = "", *, without_last: int = 0
 ) -> Float[np.ndarray, " example"]:
-    """How much more a module of the deeper half of the layers contributes than one of the other.
+    """Return the mean contribution of a module in the deeper half minus that in the other half.
 
     Args:
-        table: of `contributions`.
-        suffix: of the columns, for another norm or key.
-        without_last: leave out so many of the last layers.
+        table: The table of `contributions`.
+        suffix: Suffix of the columns, for another norm or key.
+        without_last: Number of last layers to leave out.
     """
     values = by_layer(table, f"attn{suffix}") + by_layer(table, f"mlp{suffix}")
     half = values.shape[1] // 2
@@ -87,21 +94,21 @@ def rise(
     return (deep.mean(1) - values[:, :half].mean(1)) / 2
 
 
-def halves(table: pd.DataFrame) -> tuple[float, float]:
-    """Mean contribution of a module in the first and in the second half of the layers."""
+def half_means(table: pd.DataFrame) -> tuple[float, float]:
+    """Return the mean contribution of a module in the first and in the second half."""
     values = (by_layer(table, "attn") + by_layer(table, "mlp")).mean(0) / 2
     half = len(values) // 2
     return float(values[:half].mean()), float(values[half:].mean())
 
 
 def largest(table: pd.DataFrame, suffix: str = "") -> float:
-    """The largest mean contribution of a module, by size."""
+    """Return the largest absolute mean contribution of a module."""
     means = [by_layer(table, f"{module}{suffix}").mean(0) for module, *_ in MODULES]
     return float(np.abs(np.stack(means)).max())
 
 
-def bars_in_words(table: pd.DataFrame, suffix: str = "") -> str:
-    """The mean contributions, layer by layer."""
+def describe_bars(table: pd.DataFrame, suffix: str = "") -> str:
+    """Describe the mean contributions, layer by layer."""
     means = {label: by_layer(table, f"{module}{suffix}").mean(0) for module, label, *_ in MODULES}
-    said = (f"{label} {', '.join(f'{one:.3f}' for one in mean)}" for label, mean in means.items())
-    return f"from layer 0 on: {'; '.join(said)}"
+    parts = (f"{label} {', '.join(f'{one:.3f}' for one in mean)}" for label, mean in means.items())
+    return f"from layer 0 on: {'; '.join(parts)}"

@@ -1,4 +1,4 @@
-"""What the last prompt token attends to over the layers, and in one sample at three depths."""
+"""DualEdit, Figure 1: attention of the last prompt token, by layer and in one sample."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -8,20 +8,10 @@ import pandas as pd
 from jaxtyping import Float
 from PIL import Image
 
+from figures.estimates import mean_interval, peak
 from figures.figure import Figure, Measured, Setting, Verdict
-from figures.measuring import (
-    about,
-    at_depth,
-    by_layer,
-    integers,
-    layers_of,
-    mean_interval,
-    opened,
-    peak,
-    tables_of,
-    wide,
-)
-from figures.rows import numbers, where
+from figures.frames import by_layer, floats, integers, layers_of, pivot_wide, select_rows
+from figures.measure import collect_tables, load_inputs, provenance, same_depth
 from figures.style import Style
 
 if TYPE_CHECKING:
@@ -31,7 +21,7 @@ if TYPE_CHECKING:
     from attrib.data import EditSample
     from attrib.model.vlm import VLM
 
-DEPTHS, PAPER_LAYERS = (10, 18, 25), 32  # of the paper's strips, in LLaVA-1.5-7B
+DEPTHS, PAPER_LAYERS = (10, 18, 25), 32  # layers of the paper's strips, in LLaVA-1.5-7B
 SURE = 0.95  # share of resamples that must agree
 CURVES = (
     ("text_mean", "text, mean", "text", "^", "-"),
@@ -41,16 +31,16 @@ CURVES = (
 
 
 def measure(setting: Setting) -> Measured:
-    """The tables "profile" (example, layer, what each kind gets) and "strips" (of one sample)."""
+    """Measure the tables "profile" (attention by kind of token) and "strips" (of one sample)."""
     from attrib.analyses.tables import measure_attention
 
-    vlm, data = opened(setting)
-    table = tables_of(vlm, data, measure_attention)["attention"]
-    profile = wide(table, "statistic", ("example", "layer"))
+    vlm, data = load_inputs(setting)
+    table = collect_tables(vlm, data, measure_attention)["attention"]
+    profile = pivot_wide(table, "statistic", ("example", "layer"))
     sample = data[0]
     image = sample.request.image
-    assert image is not None, "a sample of attention to an image has one"
-    made = about("dualedit_figure_1", setting, len(set(profile["example"])),
+    assert image is not None, "the sample has an image"
+    made = provenance("dualedit_figure_1", setting, len(set(profile["example"])),
                  prompt=sample.request.prompt)  # fmt: skip
     return Measured(
         {"profile": profile, "strips": strips(vlm, sample)},
@@ -60,7 +50,7 @@ def measure(setting: Setting) -> Measured:
 
 
 def strips(vlm: "VLM", sample: "EditSample") -> pd.DataFrame:
-    """The attention row of one sample at three depths.
+    """Return the attention row of one sample at three depths.
 
     Columns: layer, pos, kind (bos, visual or text), token, row, col (-1 off the grid), value.
     """
@@ -77,13 +67,13 @@ def strips(vlm: "VLM", sample: "EditSample") -> pd.DataFrame:
         pd.DataFrame({"layer": layer, "pos": range(len(ids)), "kind": kind,
                       "token": np.where(kinds["visual"], "", words), "row": row, "col": col,
                       "value": rows[layer]})
-        for layer in sorted({at_depth(depth, PAPER_LAYERS, vlm.num_layers) for depth in DEPTHS})
+        for layer in sorted({same_depth(depth, PAPER_LAYERS, vlm.num_layers) for depth in DEPTHS})
     ]  # fmt: skip
     return pd.concat(parts, ignore_index=True)
 
 
 def _places(grid: Any, visual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of every position, -1 for those on no grid."""
+    """Return row and column of every position, -1 off the grid."""
     places = np.full((2, len(visual)), -1)
     if grid is not None:
         at = np.flatnonzero(visual)[grid.first : grid.first + grid.rows * grid.cols]
@@ -92,7 +82,7 @@ def _places(grid: Any, visual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """Curves over the layers; beside them the sample's image and words at three depths."""
+    """Draw curves over layers, and beside them the sample's image and words at three depths."""
     from attrib.plots.drawing import new_figure
 
     figure = new_figure(11.0, 5.2)
@@ -102,9 +92,9 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     strips = measured.tables["strips"]
     layers = layers_of(strips)
     axes: Any = right.subplots(len(layers), 2, width_ratios=(1, 4), squeeze=False)
-    top = float(numbers(where(strips, kind="text"), "value").max())
+    top = float(floats(select_rows(strips, kind="text"), "value").max())
     for (picture, words), layer in zip(axes, layers, strict=True):
-        here = where(strips, layer=layer)
+        here = select_rows(strips, layer=layer)
         draw_picture(picture, here, measured.images["sample"], style)
         draw_words(words, here, top, style)
         if layer != layers[-1]:
@@ -114,7 +104,7 @@ def draw(measured: Measured, style: Style) -> "Drawing":
 
 
 def draw_profile(ax: "Axes", measured: Measured, style: Style) -> None:
-    """Mean attention per token of each kind over the layers, with 95 % intervals."""
+    """Draw the mean attention per token of each kind over layers, with 95 % intervals."""
     from attrib.plots.curves import Series, draw_curve, finish
 
     profile = measured.tables["profile"]
@@ -130,14 +120,14 @@ def draw_profile(ax: "Axes", measured: Measured, style: Style) -> None:
 
 
 def draw_picture(ax: "Axes", rows: pd.DataFrame, pixels: np.ndarray, style: Style) -> None:
-    """Attention to the visual tokens of one layer, laid over the image."""
+    """Draw the attention of one layer to visual tokens over the image."""
     from attrib.plots.overlay import draw_overlay
 
     cells = rows.loc[integers(rows, "row") >= 0]
     image = Image.fromarray(pixels)
     row, col = integers(cells, "row"), integers(cells, "col")
     grid = np.full((row.max() + 1, col.max() + 1), np.nan)
-    grid[row, col] = numbers(cells, "value")
+    grid[row, col] = floats(cells, "value")
     draw_overlay(
         ax, image, grid, (0.0, 0.0, float(image.width), float(image.height)), colors=style.heat
     )
@@ -146,9 +136,9 @@ def draw_picture(ax: "Axes", rows: pd.DataFrame, pixels: np.ndarray, style: Styl
 
 
 def draw_words(ax: "Axes", rows: pd.DataFrame, top: float, style: Style) -> None:
-    """Attention to each word of one layer as bars."""
-    words = where(rows, kind="text")
-    ax.bar(np.arange(len(words)), numbers(words, "value"), color=style.colors["text"], width=0.8)
+    """Draw the attention of one layer to each word as bars."""
+    words = select_rows(rows, kind="text")
+    ax.bar(np.arange(len(words)), floats(words, "value"), color=style.colors["text"], width=0.8)
     ax.set_ylim(0, 1.05 * top)
     ax.set_xlim(-0.7, len(words) - 0.3)
     ax.set_xticks(
@@ -156,17 +146,17 @@ def draw_words(ax: "Axes", rows: pd.DataFrame, top: float, style: Style) -> None
     )
     ax.tick_params(axis="y", labelsize=8)
     kinds = (("BOS", "bos"), ("visual tokens", "visual"), ("words", "text"))
-    said = ", ".join(f"{name} {_share(rows, kind):.2f}" for name, kind in kinds)
-    ax.set_title(f"share of all: {said}", fontsize=8.5, fontweight="normal", loc="right")
+    shares = ", ".join(f"{name} {_share(rows, kind):.2f}" for name, kind in kinds)
+    ax.set_title(f"share of all: {shares}", fontsize=8.5, fontweight="normal", loc="right")
 
 
 def _share(rows: pd.DataFrame, kind: str) -> float:
-    """What all tokens of a kind get together."""
-    return float(numbers(where(rows, kind=kind), "value").sum())
+    """Return the sum of attention to all tokens of a kind."""
+    return float(floats(select_rows(rows, kind=kind), "value").sum())
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Words above visual tokens in every layer's mean, and both highest in other shallow layers."""
+    """Check that words get more than visual tokens, with peaks in different shallow layers."""
     profile = measured.tables["profile"]
     find = partial(by_layer, profile)
     seed, n = measured.about["seed"], measured.about["n"]
@@ -184,29 +174,29 @@ def verdict(measured: Measured) -> Verdict:
     early = shallow >= SURE and apart >= SURE
     return Verdict(bool(more and early), (
         f"a word gets {mean:.3f} more attention than a visual token (95 % interval {low:.3f} to "
-        f"{high:.3f}, n = {n}), surely more in {above} of {layers} layers; the means are highest "
-        f"in layer {text} for words and {visual} for visual tokens: both in the first half of the "
-        f"layers in {shallow:.0%} of resamples, in different layers in {apart:.0%}; the three most "
-        f"attended visual tokens get {ratio:.1f} times the mean of all. That words get more "
-        f"{'holds' if more else 'does not hold'}; two different shallow peaks are "
-        f"{'there' if early else 'not there'}."
+        f"{high:.3f}, n = {n}), with an interval above 0 in {above} of {layers} layers; the means "
+        f"are highest in layer {text} for words and {visual} for visual tokens: both in the first "
+        f"half of the layers in {shallow:.0%} of resamples, in different layers in {apart:.0%}; "
+        f"the three most attended visual tokens get {ratio:.1f} times the mean of all. Words "
+        f"{'get' if more else 'do not get'} more attention; the peaks are "
+        f"{'' if early else 'not '}in two different shallow layers."
     ))  # fmt: skip
 
 
 def alt(measured: Measured) -> str:
-    """The curves and strips in words."""
+    """Describe the curves and strips."""
     profile = measured.tables["profile"]
-    said = [f"{label}: {_list(by_layer(profile, c).mean(0))}" for c, label, *_ in CURVES]
+    curves = [f"{label}: {_list(by_layer(profile, c).mean(0))}" for c, label, *_ in CURVES]
     strips = measured.tables["strips"]
     samples = [
         f"layer {layer}: {_share(here, 'visual'):.2f} to the image, "
         f"{_share(here, 'text'):.2f} to words"
         for layer in layers_of(strips)
-        for here in [where(strips, layer=layer)]
+        for here in [select_rows(strips, layer=layer)]
     ]
     return (
         f"Attention per token from layer 0 to {layers_of(profile)[-1]}, mean over "
-        f"{measured.about['n']} samples. {'; '.join(said)}. In one sample, {'; '.join(samples)}."
+        f"{measured.about['n']} samples. {'; '.join(curves)}. In one sample, {'; '.join(samples)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""How far noise in a layer moves the output: on visual tokens, on words, on both."""
+"""DualEdit, Figure 2: sensitivity of the output to noise on visual tokens, words and both."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from figures.estimates import all_hold, estimate
+from figures.estimates import all_hold, estimate, peak
 from figures.figure import Figure, Measured, Setting, Verdict
-from figures.measuring import about, by_layer, layers_of, opened, peak, tables_of, wide
+from figures.frames import by_layer, layers_of, pivot_wide
+from figures.measure import collect_tables, load_inputs, provenance
 from figures.style import Style
 
 if TYPE_CHECKING:
@@ -22,14 +23,14 @@ SURE = 0.95  # share of resamples that must agree
 
 
 def measure(setting: Setting) -> Measured:
-    """The table "noise": example, layer, and a column MODALITY_SIGMA of nats for each noise."""
+    """Measure the table "noise": example, layer, and KL in nats in a column MODALITY_SIGMA."""
     from attrib.analyses.sweep import SIGMAS
 
-    vlm, data = opened(setting)
-    both = tables_of(vlm, data, _sweep(setting.seed, SIGMAS))["sweep"]
-    noise = wide(both, ("modality", "sigma"), ("example", "layer"))
+    vlm, data = load_inputs(setting)
+    both = collect_tables(vlm, data, _sweep(setting.seed, SIGMAS))["sweep"]
+    noise = pivot_wide(both, ("modality", "sigma"), ("example", "layer"))
     n = len(set(noise["example"]))
-    made = about("dualedit_figure_2", setting, n, sigmas=list(SIGMAS), unit="std", draws=1)
+    made = provenance("dualedit_figure_2", setting, n, sigmas=list(SIGMAS), unit="std", draws=1)
     return Measured({"noise": noise}, about=made)
 
 
@@ -50,7 +51,7 @@ def _sweep(seed: int, sigmas: tuple[float, ...]) -> Any:
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """A panel per modality, a curve per size of noise; the last has the sum of the others too."""
+    """Draw a panel per modality and a curve per sigma; the last panel has the sum of the others."""
     from attrib.plots import share_scale
     from attrib.plots.drawing import new_figure
 
@@ -62,14 +63,14 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     share_scale(*axes)
     for ax in axes[:2]:
         ax.get_legend().remove()
-        ax.set_xlabel("layer that the noise hits")
-    axes[2].set_xlabel("layer that the noise hits")
+        ax.set_xlabel("perturbed layer")
+    axes[2].set_xlabel("perturbed layer")
     return figure
 
 
 def _panel(ax: "Axes", measured: Measured, modality: str, letter: str) -> None:
     from attrib.plots import sensitivity
-    from attrib.plots.sensitivity import HIT
+    from attrib.plots.interventions import NOISE_ON
     from attrib.results import Result
 
     noise = measured.tables["noise"]
@@ -79,11 +80,11 @@ def _panel(ax: "Axes", measured: Measured, modality: str, letter: str) -> None:
         modality=modality, sigma=table["sigma"].str.removeprefix(f"{modality}_").astype(float)
     )
     result = Result("noise", table, {"seed": measured.about["seed"]})
-    sensitivity(result, ax, title=f"({letter}) {HIT[modality]}")
+    sensitivity(result, ax, title=f"({letter}) {NOISE_ON[modality]}")
 
 
 def _sum(ax: "Axes", measured: Measured, style: Style) -> None:
-    """What noise on both would do if the effects of the two added up, at the largest sigma."""
+    """Draw the sum of the effects on visual tokens and on words, at the largest sigma."""
     sigma = _sigmas(measured)[-1]
     apart = _values(measured, "visual", sigma) + _values(measured, "text", sigma)
     layers = layers_of(measured.tables["noise"])
@@ -109,7 +110,7 @@ def _values(measured: Measured, modality: str, sigma: float) -> Float[np.ndarray
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether words and image matter in different layers, and whether effects do not add up."""
+    """Check that words and image matter in different layers, and that effects do not add up."""
     seed, sigma = measured.about["seed"], _sigmas(measured)[-1]
     found = {modality: _values(measured, modality, sigma) for modality, _ in PANELS}
     (words, some), (image, others) = (peak(found[m], seed=seed) for m in ("text", "visual"))
@@ -138,14 +139,14 @@ def verdict(measured: Measured) -> Verdict:
 
 
 def _centre(values: Float[np.ndarray, "example layer"]) -> Float[np.ndarray, " example"]:
-    """The mean layer of an effect, weighted by its size; NaN where there is none."""
+    """Return the mean layer of an effect, weighted by its size; NaN without an effect."""
     total = values.sum(1)
     with np.errstate(invalid="ignore"):
         return values @ np.arange(values.shape[1]) / np.where(total > 0, total, np.nan)
 
 
 def alt(measured: Measured) -> str:
-    """The curves of the largest and the smallest noise in words."""
+    """Describe the curves of the largest and the smallest sigma."""
     parts = []
     for modality, letter in PANELS:
         for sigma in (_sigmas(measured)[0], _sigmas(measured)[-1]):
@@ -160,7 +161,7 @@ def alt(measured: Measured) -> str:
 FIGURE = Figure(
     name="dualedit_figure_2",
     source="DualEdit, Figure 2",
-    title="How far noise in each layer moves the output, on visual tokens, words and both",
+    title="Sensitivity of the output to noise in each layer, on visual tokens, words and both",
     claim=(
         "Noise in different layers hits the output differently depending on whether it lands on "
         "visual tokens or on words, so the important layers of the two differ; noise on both gives "

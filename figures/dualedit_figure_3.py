@@ -1,4 +1,4 @@
-"""DualEdit, Figure 3: its framework, drawn from a trained editor and checked on what it does."""
+"""DualEdit, Figure 3: the framework, drawn from a trained editor and checked on its effects."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,45 +6,46 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from figures.editor_reading import UNEXPECTED, measure_framework
-from figures.estimates import counted
+from figures.editor_diagram import draw_editor
+from figures.editor_structure import OTHER_POSITIONS, measure_framework
+from figures.estimates import count_text
 from figures.figure import Figure, Measured, Verdict
-from figures.framework_drawing import draw_framework
 
 NAME = "dualedit_figure_3"
+COVERED = ("request", "text_generality", "visual_generality")
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether both adapters act together, where the gate opens, and nothing else is touched."""
-    acts, keys = measured.tables["acts"], list(measured.tables["sites"]["key"])
-    is_open = acts["open"].to_numpy() == 1
-    together = as_drawn(acts, keys)
-    shut = ~is_open
-    confined = acts[UNEXPECTED].to_numpy() == 0
-    same = acts["moved"].to_numpy()[shut] == 0
+    """Check that both adapters act exactly where the gate opens, and change nothing else."""
+    effects, keys = measured.tables["effects"], list(measured.tables["sites"]["key"])
+    is_open = effects["open"].to_numpy() == 1
+    together = follows_gate(effects, keys)
+    confined = effects[OTHER_POSITIONS].to_numpy() == 0
+    same = effects["output_changed"].to_numpy()[~is_open] == 0
+    covered = effects["input"].isin(COVERED).to_numpy()
     modalities = set(measured.tables["sites"]["modality"]) == {"text", "visual"}
     gated = not measured.tables["gate"].empty
     holds = bool(together.all() and confined.all() and same.all() and modalities and gated)
     statistic = (
-        f"all adapters wrote all of their positions where the gate opened and none where it did "
-        f"not in {counted(together, 'inputs')} of {measured.about['n']} edits; no other position "
-        f"was written in {counted(confined, 'inputs')}; where the gate stayed shut the output was "
-        f"the same bit for bit in {counted(same, 'inputs')}. The gate opened for "
-        f"{_rate(acts, is_open, ('request', 'text_generality', 'visual_generality'))} of the "
-        f"inputs that an edit covers and for {_rate(acts, is_open, None)} of the others"
+        f"all adapters wrote all of their positions if the gate opened and none if it did not in "
+        f"{count_text(together, 'inputs')} of {measured.about['n']} edits; no other position was "
+        f"written in {count_text(confined, 'inputs')}; if the gate stayed shut, the output was the "
+        f"same bit for bit in {count_text(same, 'inputs')}. The gate opened for "
+        f"{_percent(is_open[covered])} of the inputs that an edit covers and for "
+        f"{_percent(is_open[~covered])} of the others"
     )
     return Verdict(holds, statistic)
 
 
-def as_drawn(acts: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
-    """Per input whether its adapters wrote everything where the gate was open, else nothing."""
-    wrote = acts[list(keys)].to_numpy(float)
-    wanted = (acts["open"].to_numpy() == 1)[:, None].astype(float)
+def follows_gate(effects: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
+    """Return per input whether adapters wrote all positions if the gate was open, else none."""
+    wrote = effects[list(keys)].to_numpy(float)
+    wanted = (effects["open"].to_numpy() == 1)[:, None].astype(float)
     return ((wrote == wanted) | np.isnan(wrote)).all(1)
 
 
 def alt(measured: Measured) -> str:
-    """The drawing in words."""
+    """Describe the drawing."""
     about, sites = measured.about, measured.tables["sites"]
     written = " and ".join(
         f"the {modality} tokens after layer {layer}"
@@ -52,10 +53,10 @@ def alt(measured: Measured) -> str:
     )
     first = sites.iloc[0]
     gate = measured.tables["gate"]
-    decides = "There is no gate."
+    decision = "There is no gate."
     if not gate.empty:
         one = gate.iloc[0]
-        decides = (
+        decision = (
             f"A {one['kind']} gate reads the output of layer {one['layer']}, compares it with the "
             f"edit and opens all adapters from {one['threshold']:.2f} on."
         )
@@ -63,9 +64,9 @@ def alt(measured: Measured) -> str:
     return (
         f"Data flow of {about['editor']} in {about['model']} ({about['num_layers']} frozen "
         f"layers): adapters write {written}. Each is a cross-attention of "
-        f"{first['num_heads']} heads and width {first['d_adapter']} from these states to what is "
-        f"kept of the edit (width {first['d_signal']}), added to the states{mapper}; "
-        f"{about['trainable']:,} trained weights in all. {decides}"
+        f"{first['num_heads']} heads and width {first['d_adapter']} from these states to the "
+        f"stored edit (width {first['d_signal']}), added to the states{mapper}; "
+        f"{about['trainable']:,} trained weights in all. {decision}"
     )
 
 
@@ -77,13 +78,11 @@ FIGURE = Figure(
     "the frozen model. A gate compares the last token's state with the edit's and switches both "
     "adapters on or off together.",
     partial(measure_framework, name="dualedit", figure=NAME),
-    draw_framework,
+    draw_editor,
     verdict,
     alt,
 )
 
 
-def _rate(acts: pd.DataFrame, is_open: np.ndarray, inputs: Sequence[str] | None) -> str:
-    covered = acts["input"].isin(("request", "text_generality", "visual_generality"))
-    at = acts["input"].isin(inputs) if inputs is not None else ~covered
-    return f"{100 * float(np.mean(is_open[at.to_numpy()])):.1f} %"
+def _percent(held: np.ndarray) -> str:
+    return f"{100 * float(np.mean(held)):.1f} %"

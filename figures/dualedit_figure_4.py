@@ -1,4 +1,4 @@
-"""DualEdit, Figure 4: how alike edits and other inputs look to a gate, by what it compares."""
+"""DualEdit, Figure 4: similarity of edits to other inputs, by the states that are compared."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from figures.estimates import Estimate, all_hold
+from figures.estimates import Estimate, all_hold, draw_estimates
 from figures.figure import Figure, Measured, Verdict
-from figures.gate_values import COVERED, LEARNED, measure_gates
-from figures.settling import settled
+from figures.gate_scores import COVERED, LEARNED, measure_gates
+from figures.image_panels import add_heading
 from figures.style import Style
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ ROWS = {
     "visual_locality": "unrelated image",
     "": "near neighbours",
 }
-BINS, RIDGE = 40, 0.85  # and the height of the highest bar, where rows are 1 apart
-FARTHEST = 15.0  # log-odds beyond which inputs are drawn at the edge
+BINS, RIDGE = 40, 0.85  # number of bins; height of the highest bar, with rows 1 apart
+LIMIT = 15.0  # larger log-odds are drawn at the edge
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """A panel per gate with a histogram per kind of input; in the last one their AUC."""
+    """Draw a panel per gate with a histogram per kind of input, and a panel of AUCs."""
     from attrib.plots.drawing import new_figure
 
     drawing = new_figure(11.2, 6.4)
@@ -51,15 +51,16 @@ def draw(measured: Measured, style: Style) -> "Drawing":
         ax.remove()
     _aucs(panels[-1], measured.tables["separation"], shown, style)
     about = measured.about
-    drawing.suptitle(
-        f"Likeness of an edit to inputs it covers and to others, layer {about['layer']} of "
-        f"{about['model']}, {about['n']} edits", fontsize=10.5, x=0.01, ha="left",
-    )  # fmt: skip
-    return settled(drawing)
+    add_heading(
+        drawing,
+        f"Similarity of an edit to inputs it covers and to others, layer {about['layer']} of "
+        f"{about['model']}, {about['n']} edits",
+    )
+    return drawing
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether the last prompt token tells better than the means over visual and text tokens."""
+    """Check that the last prompt token separates better than means over visual or text tokens."""
     last = auc_of(measured, "prompt_last")
     better = [_lead(measured, gate).above(0) for gate in ("visual_mean", "text_mean")]
     leads = " and ".join(
@@ -69,7 +70,7 @@ def verdict(measured: Measured) -> Verdict:
         f"against unrelated inputs with an image the last prompt token has an AUC of {last}, a "
         f"lead of {leads}; against near neighbours its AUC is "
         f"{auc_of(measured, 'prompt_last', 'near neighbour')}. The last target token, which reads "
-        f"the answer as the published program does, has {auc_of(measured, 'target_last')} and "
+        f"the answer as the published code does, has {auc_of(measured, 'target_last')} and "
         f"{auc_of(measured, 'target_last', 'near neighbour')}"
     )
     if LEARNED in measured.tables["values"]:
@@ -79,12 +80,12 @@ def verdict(measured: Measured) -> Verdict:
 
 
 def auc_of(measured: Measured, gate: str, against: str = "unrelated image") -> Estimate:
-    """The AUC of a gate with its interval."""
+    """Return the AUC of a gate with its interval."""
     return _estimate(measured, gate, against, ("auc", "low", "high"))
 
 
 def alt(measured: Measured) -> str:
-    """The histograms in words: medians by gate and kind of input, and the AUCs."""
+    """Describe the histograms by medians, and the AUCs."""
     values, parts = measured.tables["values"], []
     for gate in (name for name in GATES if name in values):
         medians = ", ".join(
@@ -96,17 +97,17 @@ def alt(measured: Measured) -> str:
             f"{GATES[gate]}: medians {medians}; AUC {auc_of(measured, gate)} against unrelated "
             f"images, {auc_of(measured, gate, 'near neighbour')} against near neighbours"
         )
-    head = "Histograms of the likeness to an edit, a cosine or for the learned gate log-odds. "
+    head = "Histograms of the similarity to an edit: a cosine, or log-odds for the learned gate. "
     return head + ". ".join(parts) + "."
 
 
 FIGURE = Figure(
     NAME,
     "DualEdit, Figure 4",
-    "Likeness of an edit to the inputs it covers and to others, by what is compared",
-    "The cosine similarity of last-token states tells rephrases and other pictures of an edit from "
-    "unrelated inputs, so that a threshold can gate the edit; similarities of mean visual and mean "
-    "text states overlap and cannot.",
+    "Similarity of an edit to the inputs it covers and to others, by the states compared",
+    "The cosine similarity of last-token states separates rephrases and other pictures of an edit "
+    "from unrelated inputs, so that a threshold can gate the edit; similarities of mean visual and "
+    "mean text states overlap and cannot.",
     partial(measure_gates, name=NAME),
     draw,
     verdict,
@@ -115,7 +116,7 @@ FIGURE = Figure(
 
 
 def _by_row(values: pd.DataFrame, gate: str) -> dict[str, Float[np.ndarray, " input"]]:
-    """The finite values of each kind of input, by its words."""
+    """Return the finite values of each kind of input, by its label."""
     known = values["relation"].isin([name for name in ROWS if name])
     found = {}
     for relation, words in ROWS.items():
@@ -128,7 +129,7 @@ def _by_row(values: pd.DataFrame, gate: str) -> dict[str, Float[np.ndarray, " in
 def _histograms(ax: "Axes", values: pd.DataFrame, gate: str, style: Style) -> None:
     rows = {words: _clipped(found, gate) for words, found in _by_row(values, gate).items()}
     every = np.concatenate(list(rows.values()))
-    low, high = (-FARTHEST, FARTHEST) if gate == LEARNED else (float(every.min()), 1.0)
+    low, high = (-LIMIT, LIMIT) if gate == LEARNED else (float(every.min()), 1.0)
     edges = np.linspace(low, high, BINS + 1)
     for row, (relation, found) in enumerate(zip(ROWS, rows.values(), strict=True)):
         color = style.colors["visual" if relation in COVERED else "text"]
@@ -138,9 +139,9 @@ def _histograms(ax: "Axes", values: pd.DataFrame, gate: str, style: Style) -> No
         ax.fill_between(edges, top, row, step="post", facecolor=color, alpha=0.75, hatch=hatch,
                         edgecolor="white", linewidth=0)  # fmt: skip
         ax.axhline(row, color=style.colors["muted"], linewidth=0.6)
-        said = f"n = {len(found)}" if len(found) else "no image"
+        label = f"n = {len(found)}" if len(found) else "no image"
         place = 0.42 if gate == LEARNED else 0.01, row - 0.62
-        ax.annotate(said, place, xycoords=("axes fraction", "data"), fontsize=7,
+        ax.annotate(label, place, xycoords=("axes fraction", "data"), fontsize=7,
                     color=style.colors["muted"])  # fmt: skip
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.8, -1.0)
@@ -150,19 +151,17 @@ def _histograms(ax: "Axes", values: pd.DataFrame, gate: str, style: Style) -> No
 
 
 def _clipped(found: Float[np.ndarray, " input"], gate: str) -> Float[np.ndarray, " input"]:
-    return np.clip(found, -FARTHEST, FARTHEST) if gate == LEARNED else np.minimum(found, 1.0)
+    return np.clip(found, -LIMIT, LIMIT) if gate == LEARNED else np.minimum(found, 1.0)
 
 
 def _aucs(ax: "Axes", table: pd.DataFrame, shown: list[str], style: Style) -> None:
-    """The AUC of every gate against each kind of other input, with intervals."""
+    """Draw the AUC of every gate against each kind of other input, with intervals."""
     kinds = list(dict.fromkeys(table["against"]))
     for i, kind in enumerate(kinds):
         mine = table.loc[table["against"] == kind].set_index("gate").reindex(shown)
         at = np.arange(len(shown)) + 0.2 * (i - 1)
-        middle = mine["auc"].to_numpy(float)
-        ends = np.stack([middle - mine["low"], mine["high"] - middle]).astype(float)
-        ax.errorbar(middle, at, xerr=ends.clip(min=0), fmt=style.markers[i],
-                    color=style.cycle[i], markersize=5, linewidth=1.2, label=kind)  # fmt: skip
+        aucs = [Estimate(*row) for row in mine[["auc", "low", "high", "n"]].to_numpy(float)]
+        draw_estimates(ax, at, aucs, style, i, label=kind)
     names = {"visual_mean": "visual", "text_mean": "text", "prompt_last": "last prompt",
              "target_last": "last target", LEARNED: "learned"}  # fmt: skip
     ax.set_yticks(range(len(shown)), [names[gate] for gate in shown])
@@ -170,7 +169,7 @@ def _aucs(ax: "Axes", table: pd.DataFrame, shown: list[str], style: Style) -> No
     ax.axvline(0.5, color=style.colors["muted"], linewidth=0.8)
     ax.grid(visible=True, axis="x")
     ax.set_xlabel("ROC-AUC (chance 0.5)")
-    ax.set_title(f"({'abcdef'[len(shown)]}) how well each tells")
+    ax.set_title(f"({'abcdef'[len(shown)]}) separation")
     ax.legend(fontsize=8, loc="lower left", title="against", title_fontsize=8)
 
 

@@ -1,4 +1,4 @@
-"""DualEdit, Figure 5: reliability over the pairs of layers at which adapters are trained."""
+"""DualEdit, Figure 5: reliability by the layers of the text and the visual adapter."""
 
 import json
 import shlex
@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from attrib.errors import SetupError
-from figures.estimates import Z
+from attrib.stats import wilson
 from figures.figure import Figure, Measured, Setting, Verdict
-from figures.measuring import about, at_depth
-from figures.rows import where
-from figures.settling import settled
+from figures.frames import select_rows
+from figures.measure import provenance, same_depth
 from figures.style import Style
-from figures.trained import found_above
+from figures.trained_editor import find_upwards
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,67 +22,64 @@ if TYPE_CHECKING:
 
 NAME = "dualedit_figure_5"
 LAYERS, OF = (16, 19), 32  # the paper's pair of layers, and how many layers its model has
-TEST_EDITS = 200  # that a cell is scored on, where a grid's folder does not say
+TEST_EDITS = 200  # edits per cell, if the grid's folder does not record them
 NO_GATE = "none"
 PAIRS = "1x1+0x0+4x1+3x3+2x2+0x2+2x0+5x5,6+8x8"  # of the committed grid
 
 
 def measure(setting: Setting) -> Measured:
-    """The grid of a model that has the most cells, of those that `attrib grid` has written.
+    """Read the largest grid of the model that `attrib grid` has written.
 
     Table "cells": text, visual (layers), value (mean over seeds, 0 to 1), low, high, seeds.
 
     Raises:
-        SetupError: there is none.
+        SetupError: There is no grid of the model.
     """
     import attrib
 
-    path = _fullest(setting)
-    gate, grid = gated(pd.read_csv(path))
-    cells = cells_of(grid, edits := _test_edits(path))
+    path = _largest_grid(setting)
+    gate, grid = choose_gate(pd.read_csv(path))
+    cells = cell_table(grid, edits := _test_edits(path))
     num_layers = attrib.load(setting.model).num_layers
     more = {
         "num_layers": num_layers,
         "test_edits": edits,
         "gate": gate,
-        "pair_of_paper": [at_depth(layer, OF, num_layers) for layer in LAYERS],
+        "pair_of_paper": [same_depth(layer, OF, num_layers) for layer in LAYERS],
         "selected": _selected(setting),
         "grid": _grid_command(setting),
     }
-    found = about(NAME, setting, len(cells), **more)
+    found = provenance(NAME, setting, len(cells), **more)
     return Measured({"cells": cells}, {}, found | {"data": f"{setting.data} validation"})
 
 
-def gated(grid: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The gate that cells are shown behind, "none" if they were scored without, and their rows."""
+def choose_gate(grid: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return the gate to show ("none" if there is only that) and the rows scored with it."""
     gates = list(dict.fromkeys(grid["gate"]))
     gate = next((name for name in gates if name != NO_GATE), NO_GATE)
-    return gate, where(grid, gate=gate)
+    return gate, select_rows(grid, gate=gate)
 
 
-def cells_of(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
-    """The reliability of each pair of layers, with its 95 % interval.
+def cell_table(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
+    """Return the reliability of each pair of layers with its 95 % interval.
 
-    The interval is Wilson's for `edits` answers, each right or wrong; that is a little wide where
-    answers of several tokens are half right. Seeds are averaged, and do not narrow it: they are
-    scored on the same edits.
+    The interval is Wilson's for `edits` answers, each right or wrong; it is a little too wide if
+    answers of several tokens are half right. Averaging seeds does not narrow it, because all seeds
+    are scored on the same edits.
     """
     pairs = grid.loc[grid["metric"] == "rel"].dropna(subset=["text", "visual"])
     cells = pairs.groupby(["text", "visual"], as_index=False).agg(
         value=("value", "mean"), seeds=("seed", "nunique")
     )
-    share = cells["value"].to_numpy(float)
-    middle = (share + Z**2 / (2 * edits)) / (1 + Z**2 / edits)
-    spread = np.sqrt(share * (1 - share) / edits + Z**2 / (4 * edits**2)) * Z / (1 + Z**2 / edits)
-    return cells.astype({"text": int, "visual": int}).assign(
-        low=middle - spread, high=middle + spread
-    )
+    ends = [wilson(share * edits, edits) for share in cells["value"].astype(float)]
+    cells[["low", "high"]] = np.array(ends)
+    return cells.astype({"text": int, "visual": int})
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """The grid, its missing cells hatched, with the best pair and two others marked."""
+    """Draw the grid with missing cells hatched, and mark the best pair and two others."""
     from attrib.plots.drawing import new_figure
-    from attrib.plots.numbers import score_grid
+    from attrib.plots.editing import score_grid
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
@@ -104,41 +100,41 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     ax.set_title(f"Reliability of DualEdit {gate}\n{about['model']}: {done}")
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
     ax.legend(fontsize=8.5, markerscale=1.1, **below)
-    return settled(drawing)
+    return drawing
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether the pair as deep as the paper's is the best one."""
+    """Check that the pair at the paper's relative depth is the best one."""
     cells = measured.tables["cells"]
     best = cells.loc[cells["value"].idxmax()]
     worst = cells.loc[cells["value"].idxmin()]
     level = int((cells["high"] >= best["low"]).sum()) - 1
     text, visual = measured.about["pair_of_paper"]
     same = cells[(cells["text"] == text) & (cells["visual"] == visual)]
-    said = (
-        f"best of {len(cells)} pairs is {_pair(best)}, worst {_pair(worst)}; {level} other pairs "
-        "have an interval that reaches the best one's, so which of them is best cannot be told"
+    ranking = (
+        f"the best of {len(cells)} pairs is {_pair(best)}, the worst {_pair(worst)}; the intervals "
+        f"of {level} other pairs overlap with that of the best one"
     )
     if same.empty:
-        return Verdict(None, f"text {text}, visual {visual} was not trained; {said}")
+        return Verdict(None, f"text {text}, visual {visual} was not trained; {ranking}")
     here = same.iloc[0]
     if here["value"] == best["value"]:
-        return Verdict(True if level == 0 else None, said)
+        return Verdict(True if level == 0 else None, ranking)
     holds = False if here["high"] < best["low"] else None
-    return Verdict(holds, f"the pair as deep as the paper's, {_pair(here)}; {said}")
+    return Verdict(holds, f"the pair at the paper's relative depth, {_pair(here)}; {ranking}")
 
 
 def alt(measured: Measured) -> str:
-    """The grid in words: every cell there is."""
+    """Describe the grid cell by cell."""
     cells = measured.tables["cells"].sort_values("value", ascending=False)
-    said = "; ".join(
+    values = "; ".join(
         f"text {text}, visual {visual}: {100 * value:.1f} %"
         for text, visual, value in zip(cells["text"], cells["visual"], cells["value"], strict=True)
     )
     total = measured.about["num_layers"] ** 2
     return (
         f"Grid of the reliability of DualEdit in {measured.about['model']} over pairs of layers, "
-        f"{len(cells)} of {total} of them trained, from the best to the worst: {said}."
+        f"{len(cells)} of {total} of them trained, from the best to the worst: {values}."
     )
 
 
@@ -156,11 +152,11 @@ FIGURE = Figure(
 )
 
 
-def _fullest(setting: Setting) -> Path:
-    """The grid with the most rows."""
+def _largest_grid(setting: Setting) -> Path:
+    """Return the path of the grid with the most rows."""
     short = setting.model.removeprefix("tiny-")
     known = (f"runs/grid-{short}/grid.csv", f"figures/tables/grid-{setting.model}/grid.csv")
-    found = [path for name in known if (path := found_above(Path(name))).is_file()]
+    found = [path for name in known if (path := find_upwards(Path(name))).is_file()]
     if not found:
         raise SetupError(
             f"no grid of {setting.model}: neither {' nor '.join(known)} is there. Make one with "
@@ -184,8 +180,8 @@ def _test_edits(path: Path) -> int:
 
 
 def _selected(setting: Setting) -> list[int]:
-    """The first text and visual layer that `attrib select` chose, where it was run."""
-    path = found_above(setting.editors) / "select" / "layers.json"
+    """Return the first text and visual layer that `attrib select` chose, if it was run."""
+    path = find_upwards(setting.editors) / "select" / "layers.json"
     if not path.is_file():
         return []
     layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
@@ -201,12 +197,12 @@ def _matrix(measured: Measured) -> np.ndarray:
 
 
 def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
-    from attrib.plots.numbers import missing_in_legend
+    from attrib.plots.editing import missing_in_legend
 
     cells = measured.tables["cells"]
     best = cells.loc[cells["value"].idxmax()]
     places = {"best pair": (int(best["text"]), int(best["visual"])),
-              "pair as deep as the paper's": measured.about["pair_of_paper"],
+              "pair at the paper's relative depth": measured.about["pair_of_paper"],
               "pair that attrib select chose": measured.about["selected"]}  # fmt: skip
     for (name, pair), marker in zip(places.items(), ("*", "D", "o"), strict=True):
         if len(pair):

@@ -1,18 +1,25 @@
-"""Numbers with their intervals, as verdicts and tables say them."""
+"""Means with 95 % intervals, as verdicts and drawings use them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from figures.measuring import mean_interval
+from attrib import stats
 
-Z = 1.959964  # of a normal distribution, 95 %
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from figures.style import Style
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples with the ends of its 95 % interval."""
+    """A mean over n examples with its 95 % interval."""
 
     mean: float
     low: float
@@ -23,7 +30,7 @@ class Estimate:
         return self.to(2)
 
     def to(self, digits: int) -> str:
-        """In words, with so many digits behind the point."""
+        """Format with a number of decimals: "0.52 [0.47, 0.57]"."""
         if not np.isfinite(self.mean):
             return "no value"
         if not np.isfinite(self.low):
@@ -32,7 +39,7 @@ class Estimate:
         return f"{mean} [{low}, {high}]"
 
     def above(self, value: float | int) -> bool | None:
-        """Whether it lies above a value; None where the interval holds that value."""
+        """Return whether the interval lies above a value; None if it contains the value."""
         if not (np.isfinite(self.low) and np.isfinite(self.high)):
             return None
         if self.low > value:
@@ -40,8 +47,31 @@ class Estimate:
         return False if self.high < value else None
 
 
+def mean_interval(
+    values: Float[np.ndarray, "example *group"], *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean over examples and the ends of its 95 % bootstrap interval, ignoring NaN."""
+    low, high = stats.interval(bootstrap_means(values, seed=seed))
+    return np.asarray(np.nanmean(values, axis=0)), low, high
+
+
+def bootstrap_means(
+    values: Float[np.ndarray, "example *group"], *, seed: int = 0
+) -> Float[np.ndarray, "draw *group"]:
+    """Return the means of resampled examples; all groups share the resamples."""
+    flat = np.asarray(values, float).reshape(len(values), -1)
+    draws = stats.bootstrap_means(flat, resamples=RESAMPLES, seed=seed)
+    return draws.reshape(RESAMPLES, *np.shape(values)[1:])
+
+
+def peak(values: Float[np.ndarray, "example layer"], *, seed: int = 0) -> tuple[int, np.ndarray]:
+    """Return the column with the highest mean, and that of each bootstrap resample."""
+    draws = bootstrap_means(values, seed=seed)
+    return int(np.nanargmax(np.nanmean(values, axis=0))), np.nanargmax(draws, axis=1)
+
+
 def estimate(values: Float[np.ndarray, " example"], *, seed: int = 0) -> Estimate:
-    """The mean of the finite values and its bootstrap interval (NaN for fewer than two)."""
+    """Return the mean of the finite values with its bootstrap interval (NaN below two values)."""
     known = np.asarray(values, float)[np.isfinite(values)]
     if len(known) < 2:
         return Estimate(float(known.mean()) if len(known) else np.nan, np.nan, np.nan, len(known))
@@ -50,25 +80,52 @@ def estimate(values: Float[np.ndarray, " example"], *, seed: int = 0) -> Estimat
 
 
 def proportion(held: Bool[np.ndarray, " example"]) -> Estimate:
-    """The share of examples that hold, with Wilson's interval: also where it is 0 or 1."""
+    """Return the share of True with Wilson's interval."""
     n = len(held)
-    if not n:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    share = float(np.mean(held))
-    middle, width = (share + Z**2 / (2 * n)) / (1 + Z**2 / n), Z / (1 + Z**2 / n)
-    spread = width * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return Estimate(share, max(0.0, float(middle - spread)), min(1.0, float(middle + spread)), n)
+    share = float(np.mean(held)) if n else np.nan
+    return Estimate(share, *stats.wilson(int(np.sum(held)), n), n)
 
 
-def counted(held: Bool[np.ndarray, " example"], of: str) -> str:
-    """In words how many of the examples hold, with the interval of their share."""
+def count_text(held: Bool[np.ndarray, " example"], of: str) -> str:
+    """Return "8 of 10 OF (95 % interval of the share [...])"."""
     found = proportion(held)
     share = f"[{found.low:.3f}, {found.high:.3f}]" if found.n else "no examples"
     return f"{int(np.sum(held))} of {found.n} {of} (95 % interval of the share {share})"
 
 
 def all_hold(*found: bool | None) -> bool | None:
-    """False if one does not hold; else None if one cannot be told."""
+    """Return False if one is False, else None if one is None, else True."""
     if any(one is False for one in found):
         return False
     return None if any(one is None for one in found) else True
+
+
+def draw_estimates(
+    ax: "Axes",
+    at: Sequence[float] | np.ndarray,
+    found: Sequence[Estimate],
+    style: "Style",
+    series: int = 0,
+    *,
+    label: str | None = None,
+    along: Literal["x", "y"] = "x",
+) -> None:
+    """Draw means as markers with their intervals as whiskers along an axis.
+
+    Args:
+        ax: The axes.
+        at: Positions on the other axis.
+        found: Estimates; if no mean is finite, nothing is drawn.
+        style: Colours and markers.
+        series: Index of the colour and of the marker.
+        label: Entry in the legend.
+        along: The axis of the values.
+    """
+    middle = np.array([one.mean for one in found])
+    if not np.isfinite(middle).any():
+        return
+    ends = np.array([[one.mean - one.low, one.high - one.mean] for one in found]).T.clip(min=0)
+    places = (middle, at) if along == "x" else (at, middle)
+    errors = {f"{along}err": ends}
+    ax.errorbar(*places, **errors, fmt=style.markers[series], color=style.cycle[series],
+                markersize=5, label=label)  # fmt: skip

@@ -1,8 +1,10 @@
-"""What every re-made figure of the papers is: a claim, a measurement, a picture and a verdict."""
+"""A figure of the papers as code: a claim, a measurement, a drawing and a verdict."""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +12,33 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from attrib.errors import SetupError
+from attrib.errors import AttribError, SetupError
 from attrib.files import atomic_write, write_text
-from figures.style import DEFAULT, Style, applied
+from figures.style import DEFAULT, Style, applied, freeze_layout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-DIGITS = 5  # significant ones of a committed number: far finer than any interval here
+NAMES = (
+    *(f"dualedit_figure_{number}" for number in range(1, 6)),
+    *(f"visedit_figure_{number}" for number in range(1, 10)),
+)
+DIGITS = 5  # significant digits of a committed number: far finer than any interval here
 ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a figure is measured on.
+    """The model, the data and the editors that a figure is measured on.
 
     Attributes:
-        model: an embedded name, a Hugging Face id or a folder.
-        data: an embedded name or a folder in the E-VQA / E-IC layout.
-        split: of the data; "vqa-train" and so on for a folder.
-        limit: number of rows to read.
-        seed: of noise and of bootstrap intervals.
-        editors: folder with the trained editors, such as `visedit-seed-0`.
-        image_root: folder of a folder's images.
+        model: An embedded name, a Hugging Face id or a folder.
+        data: An embedded name or a folder in the E-VQA / E-IC layout.
+        split: Split of the data; "vqa-train" and so on for a folder.
+        limit: Number of rows to read.
+        seed: Seed of the noise and of bootstrap intervals.
+        editors: Folder of the trained editors, such as `visedit-seed-0`.
+        image_root: Folder of the images, if `data` is a folder.
     """
 
     model: str = "tiny-llava"
@@ -46,11 +52,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a claim holds, and the statistic that says so.
+    """Whether a claim holds, with the statistic that decides.
 
     Attributes:
-        holds: None where it cannot be told.
-        statistic: in a sentence, with its n and interval.
+        holds: None if the numbers do not decide.
+        statistic: A sentence with n and the interval.
     """
 
     holds: bool | None
@@ -58,14 +64,14 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """The verdict alone."""
+        """The verdict without the statistic."""
         if self.holds is None:
             return "cannot be told here"
         return "holds here" if self.holds else "does not hold here"
 
     @property
     def text(self) -> str:
-        """The verdict and what it rests on."""
+        """The verdict and the statistic."""
         return f"{self.word}: {self.statistic}"
 
 
@@ -74,9 +80,9 @@ class Measured:
     """The numbers and images that a figure is drawn from.
 
     Attributes:
-        tables: by name.
-        images: by name; uint8 of shape (height, width, 3).
-        about: how they were made; what JSON can hold.
+        tables: Data frames by name.
+        images: uint8 arrays of shape (height, width, 3), by name.
+        about: Provenance, as JSON values.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -84,12 +90,12 @@ class Measured:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write CSV tables, PNG images and `about.json`, the same bytes every time; their paths.
+        """Write CSV tables, PNG images and `about.json`, always the same bytes; return the paths.
 
-        Tables and images of an earlier measurement that this one no longer has are removed.
+        Tables and images of an earlier measurement that are not part of this one are removed.
         """
         folder = Path(folder)
-        earlier = _kept_in(folder) if (folder / ABOUT).is_file() else []
+        earlier = _saved_files(folder) if (folder / ABOUT).is_file() else []
         paths = []
         for name, table in self.tables.items():
             text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
@@ -105,18 +111,18 @@ class Measured:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Measured":
-        """What `save` wrote, with its rounded numbers.
+        """Read what `save` wrote; numbers are rounded.
 
         Raises:
-            SetupError: nothing was saved there.
+            SetupError: The folder has no `about.json`.
         """
         folder = Path(folder)
         if not (folder / ABOUT).is_file():
             raise SetupError(
-                f"{folder}: no results to draw; make them with --measure, or give the folder of "
-                "the repository's results as --results"
+                f"{folder}: no numbers to draw; measure them with --measure, or pass the "
+                "repository's figures/data as --results"
             )
-        paths = _kept_in(folder)
+        paths = _saved_files(folder)
         tables = {path.stem: _read_table(path) for path in paths if path.suffix == ".csv"}
         images = {
             path.stem: np.asarray(Image.open(path).convert("RGB"))
@@ -129,17 +135,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the papers, re-made.
+    """One figure of the papers, reproduced.
 
     Attributes:
-        name: of its files and of the command, such as "dualedit_figure_1".
-        source: such as "DualEdit, Figure 1".
-        title: what is drawn, in a few words.
-        claim: what the original shows, in our words.
-        measure: makes the numbers; minutes on one core.
-        draw: makes the picture; call `drawn`, which sets the look.
-        verdict: whether the claim holds in these numbers.
-        alt: the picture in words, for who cannot see it.
+        name: Name of its files and on the command line, such as "dualedit_figure_1".
+        source: Paper and number, such as "DualEdit, Figure 1".
+        title: The content in a few words.
+        claim: What the original shows, in our words.
+        measure: Computes the numbers; takes minutes on one core.
+        draw: Draws the numbers; call `render`, which also sets the style.
+        verdict: Decides whether the claim holds in these numbers.
+        alt: Describes the drawing in words.
     """
 
     name: str
@@ -151,16 +157,35 @@ class Figure:
     verdict: Callable[[Measured], Verdict]
     alt: Callable[[Measured], str]
 
-    def drawn(self, measured: Measured, style: Style = DEFAULT) -> "Drawing":
-        """The picture in a style."""
+    def render(self, measured: Measured, style: Style = DEFAULT) -> "Drawing":
+        """Draw the numbers in a style."""
         with applied(style):
-            return self.draw(measured, style)
+            return freeze_layout(self.draw(measured, style))
 
 
-def _kept_in(folder: Path) -> list[Path]:
+def names() -> tuple[str, ...]:
+    """Return the names of all figures, in the order of the papers."""
+    return NAMES
+
+
+@cache
+def find(name: str) -> Figure:
+    """Return the figure of a name; its module is imported on the first call.
+
+    Raises:
+        AttribError: No figure has this name; the message lists the names.
+    """
+    if name not in NAMES:
+        raise AttribError(f"no figure {name!r}; there are {', '.join(NAMES)}")
+    figure = import_module(f"figures.{name}").FIGURE
+    assert figure.name == name, f"figures/{name}.py defines {figure.name}"
+    return figure
+
+
+def _saved_files(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("*.csv")), *sorted(folder.glob("*.png"))]
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    # Words such as "None" are words; only an empty field is no number. Ids stay text.
+    # "None" is text in these tables; only an empty field is NaN. Ids stay text.
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"example": str})

@@ -1,4 +1,4 @@
-"""Where the object is that a question is about, for data that know it, as cells of a grid."""
+"""The object that a question is about, as cells of the grid of visual tokens."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,70 +15,73 @@ if TYPE_CHECKING:
     from attrib.model.batch import Grid
 
 SIDES = ("left", "top", "right", "bottom")
-LARGEST = 128  # pixels of the longer side of an image that is kept
-OTHER_RENDERING = 1  # seed of the other picture of an edit's scene
+STORED_SIZE = 128  # pixels of the longer side of a stored image
+OTHER_RENDERING = 1  # seed of the second image of an edit's scene
+SUFFIX = " The answer is:"
 
 
-class Objects(NamedTuple):
-    """Cells of a picture.
+class ObjectCells(NamedTuple):
+    """Cells of an image.
 
     Attributes:
-        on: Which cells each object covers.
-        asked: Which object is asked about.
+        covered: Which cells each object covers.
+        target: Index of the object that the question is about.
     """
 
-    on: Bool[np.ndarray, "object cell"]
-    asked: int
+    covered: Bool[np.ndarray, "object cell"]
+    target: int
 
 
-def truths(data: "EditData") -> "Mapping[str, GroundTruth]":
-    """Per sample what its question is about; empty for data that do not know."""
+def ground_truths_of(data: "EditData") -> "Mapping[str, GroundTruth]":
+    """Return the ground truth of each sample by id; empty if the data have none."""
     from attrib.data.scenes.ground_truth import ground_truths
 
     return ground_truths(data) if data.name == "scenes-vqa" else {}
 
 
-def objects_of(
+def object_cells(
     truth: "GroundTruth | None", grid: "Grid | None", *, other: bool = False
-) -> Objects | None:
-    """The cells of objects in a sample's picture or in the `other` one of its scene.
+) -> ObjectCells | None:
+    """Return the cells of objects in a sample's image, or in the `other` image of its scene.
 
-    None where that is not known: other data, no grid, or a question about no single object.
+    None if they are unknown: other data, no grid, or a question about no single object.
     """
     from attrib.analyses.pointing_game import on_cells
     from attrib.data.scenes import render
 
-    if truth is None or grid is None or (asked := truth.target_object()) is None:
+    if truth is None or grid is None or (target := truth.target_object()) is None:
         return None
     masks = render(truth.scene, OTHER_RENDERING)[1] if other else truth.masks()
-    return Objects(on_cells(masks, grid), asked)
+    return ObjectCells(on_cells(masks, grid), target)
 
 
-def truth_scores(values: Float[np.ndarray, " cell"], objects: Objects | None) -> dict[str, float]:
-    """How a map tells the object asked about: means on it, on others and elsewhere, and more.
+def truth_scores(
+    values: Float[np.ndarray, " cell"], objects: ObjectCells | None
+) -> dict[str, float]:
+    """Return how well a map finds the object asked about; all NaN if the object is unknown.
 
-    "auc" is against all other cells, "auc_objects" against those of other objects, "mass" the share
-    of the map's sum that lies on the object; all NaN where the object is not known.
+    "on_asked", "on_others" and "elsewhere" are means over cells; "auc" is against all other cells,
+    "auc_objects" against cells of other objects; "mass" is the share of the map's sum on the
+    object.
     """
     from attrib.analyses.pointing_game import point
 
     names = ("on_asked", "on_others", "elsewhere", "auc", "auc_objects", "mass")
     if objects is None:
         return dict.fromkeys(names, float("nan"))
-    asked, any_object = objects.on[objects.asked], objects.on.any(0)
-    found = point(values[None], objects.on, objects.asked)
-    parts = (values[asked], values[any_object & ~asked], values[~any_object])
+    target, any_object = objects.covered[objects.target], objects.covered.any(0)
+    found = point(values[None], objects.covered, objects.target)
+    parts = (values[target], values[any_object & ~target], values[~any_object])
     means = [float(part.mean()) if len(part) else float("nan") for part in parts]
-    mass = float(values[asked].sum() / values.sum())
-    return dict(
-        zip(names, (*means, float(found.auc[0]), float(found.auc_objects[0]), mass), strict=True)
-    )
+    mass = float(values[target].sum() / values.sum())
+    scores = (*means, float(found.auc[0]), float(found.auc_objects[0]), mass)
+    return dict(zip(names, scores, strict=True))
 
 
-def placed_cells(
+def grid_cells(
     values: Float[np.ndarray, " cell"], grid: "Grid", image: "Image.Image"
 ) -> pd.DataFrame:
-    """A row per cell: row, col, value; and the box of the grid as shares of the image's sides."""
+    """Return a row per cell: row, col, value, and the grid's box as shares of the image."""
     row, col = np.indices((grid.rows, grid.cols)).reshape(2, -1)
     sizes = (image.width, image.height) * 2
     box = {side: at / size for side, at, size in zip(SIDES, grid.box, sizes, strict=True)}
@@ -86,7 +89,12 @@ def placed_cells(
 
 
 def thumbnail(image: "Image.Image") -> UInt8[np.ndarray, "height width 3"]:
-    """An image as it is kept with results: small."""
+    """Return an image at the size that is stored with results."""
     small = image.copy()
-    small.thumbnail((LARGEST, LARGEST))
+    small.thumbnail((STORED_SIZE, STORED_SIZE))
     return np.asarray(small)
+
+
+def question_text(prompt: str) -> str:
+    """Return a prompt without the suffix that all prompts share."""
+    return prompt.removesuffix(SUFFIX)

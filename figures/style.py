@@ -1,14 +1,18 @@
-"""The looks of figures: one for every reader, one like the papers.
+"""The styles of figures: one for all readers, one like the papers.
 
-In both, series differ by marker and line as well as by colour.
+In both, series differ by marker and line style as well as by colour.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Colours by what they stand for. "Default" are the colour-blind safe ones of Okabe and Ito.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+PLACES = 4  # decimals of positions, as shares of the drawing: finer than a pixel
+# Colours by meaning. "default" uses the colour-blind safe palette of Okabe and Ito.
 _SAFE = {
     "text": "#c65100", "visual": "#0072b2", "both": "#00795c", "bos": "#6b7178",
     "attention": "#0072b2", "mlp": "#c65100",
@@ -39,27 +43,25 @@ _BOXED = {
 
 @dataclass(frozen=True)
 class Style:
-    """How figures look.
+    """The look of figures.
 
     Attributes:
-        name: as the command line has it.
-        colors: by what they stand for: text, visual, both, bos; attention, mlp; good, bad,
-            neutral; ink, muted, grid.
-        cycle: further colours that can be told apart.
-        markers: to go with `cycle`, in step.
-        lines: to go with `cycle`, in step.
-        sequence: matplotlib's name of a colour map for amounts.
-        diverging: for signed numbers around zero.
-        heat: for heat over an image.
-        hot: the colour of much heat, in words.
-        settings: of matplotlib, changed from the look of `attrib.plots`.
+        name: Name on the command line.
+        colors: Colours by meaning: text, visual, both, bos; attention, mlp; good, bad, neutral;
+            ink, muted, grid.
+        cycle: Further colours that are easy to tell apart.
+        sequence: Name of a matplotlib colour map for amounts.
+        heat: Name of the colour map of heatmaps over an image.
+        hot: The colour of high values in a heatmap, in words.
+        markers: Markers in the order of `cycle`.
+        lines: Line styles in the order of `cycle`.
+        settings: matplotlib settings that differ from those of `attrib.plots`.
     """
 
     name: str
     colors: Mapping[str, str]
     cycle: tuple[str, ...]
     sequence: str
-    diverging: str
     heat: str
     hot: str
     markers: tuple[str, ...] = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -72,7 +74,6 @@ DEFAULT = Style(
     _SAFE,
     ("#0072b2", "#c65100", "#00795c", "#8f4f9f", "#946200", "#22282e", "#56b4e9", "#6b7178"),
     sequence="cividis",
-    diverging="RdBu_r",
     heat="cividis",
     hot="yellow",
 )
@@ -81,7 +82,6 @@ PAPER = Style(
     _PAPERS,
     ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f"),
     sequence="viridis",
-    diverging="RdBu_r",
     heat="jet",
     hot="red",
     settings=_BOXED,
@@ -91,8 +91,30 @@ STYLES = {style.name: style for style in (DEFAULT, PAPER)}
 
 @contextmanager
 def applied(style: Style) -> Iterator[None]:
-    """Draw and write in a style: fixed ids, text that stays text, and the style's own settings."""
+    """Draw and save in a style, with text as text and ids that depend on the content alone."""
     from attrib.plots.drawing import look
 
     with look(style.settings):
         yield
+
+
+def freeze_layout(drawing: "Drawing") -> "Drawing":
+    """Lay out the drawing once, round the positions of its axes, and turn the layout engine off.
+
+    The last bits of matplotlib's layout solver depend on what was drawn before, and they would
+    reach the file through the names of clip paths.
+    """
+    for _ in range(2):  # tick labels have their final size after the first pass
+        drawing.draw_without_rendering()
+    drawing.set_layout_engine("none")
+    for ax in drawing.axes:
+        left, bottom, width, height = ax.get_position(original=True).bounds
+        ax.set_position(
+            (
+                round(left, PLACES),
+                round(bottom, PLACES),
+                round(width, PLACES),
+                round(height, PLACES),
+            )
+        )
+    return drawing

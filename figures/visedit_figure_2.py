@@ -1,12 +1,12 @@
-"""VisEdit, Figure 2: its architecture and loss, drawn from a trained editor and checked."""
+"""VisEdit, Figure 2: architecture and loss, drawn from a trained editor and checked."""
 
 from functools import partial
 
-from figures.dualedit_figure_3 import alt, as_drawn
-from figures.editor_reading import UNEXPECTED, measure_framework
-from figures.estimates import counted
+from figures.dualedit_figure_3 import alt, follows_gate
+from figures.editor_diagram import draw_editor
+from figures.editor_structure import OTHER_POSITIONS, measure_framework
+from figures.estimates import count_text
 from figures.figure import Figure, Measured, Verdict
-from figures.framework_drawing import draw_framework
 
 NAME = "visedit_figure_2"
 IN_THE_PAPER = {
@@ -15,21 +15,21 @@ IN_THE_PAPER = {
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether it writes visual tokens alone, and leaves text-only inputs the same bit for bit."""
-    acts, sites = measured.tables["acts"], measured.tables["sites"]
-    wrote = as_drawn(acts, list(sites["key"]))[acts["input"] != "text_locality"]
-    confined = acts[UNEXPECTED].to_numpy() == 0
-    text = (acts["input"] == "text_locality").to_numpy()
-    same = acts["moved"].to_numpy()[text] == 0
+    """Check that only visual tokens change and that text-only inputs keep their output."""
+    effects, sites = measured.tables["effects"], measured.tables["sites"]
+    text = (effects["input"] == "text_locality").to_numpy()
+    wrote = follows_gate(effects, list(sites["key"]))[~text]
+    confined = effects[OTHER_POSITIONS].to_numpy() == 0
+    same = effects["output_changed"].to_numpy()[text] == 0
     visual = set(sites["modality"]) == {"visual"} and bool(sites["mapper"].all())
     terms = set(measured.tables["losses"]["term"])
     holds = bool(wrote.all() and confined.all() and same.all() and visual and terms >= IN_THE_PAPER)
     missing = ", ".join(sorted(IN_THE_PAPER - terms)) or "none"
     statistic = (
         f"without its gate, the adapter wrote every visual token in "
-        f"{counted(wrote, 'inputs with an image')} of {measured.about['n']} edits and no other "
-        f"position in {counted(confined, 'inputs')}; "
-        f"text-only inputs came out the same bit for bit in {counted(same, 'inputs')}; terms of "
+        f"{count_text(wrote, 'inputs with an image')} of {measured.about['n']} edits and no other "
+        f"position in {count_text(confined, 'inputs')}; "
+        f"text-only inputs came out the same bit for bit in {count_text(same, 'inputs')}; terms of "
         f"the paper's loss that it was trained without: {missing}"
     )
     return Verdict(holds, statistic)
@@ -44,7 +44,7 @@ FIGURE = Figure(
     "visual token is moved. It is trained on the edit's losses and three terms for the mapper. The "
     "paper's editor has no gate.",
     partial(measure_framework, name="visedit", figure=NAME),
-    draw_framework,
+    draw_editor,
     verdict,
     alt,
 )

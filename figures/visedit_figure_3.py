@@ -1,16 +1,23 @@
-"""VisEdit, Figure 3: where in a picture the influence mapper lets an edit act."""
+"""VisEdit, Figure 3: the influence mapper over images of an edit and over unrelated ones."""
 
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.estimates import Estimate, all_hold, estimate
+from figures.estimates import Estimate, all_hold, draw_estimates, estimate
 from figures.figure import Figure, Measured, Verdict
-from figures.map_panels import Scale, bar, beside, question, show_image, show_map
-from figures.mapper_maps import HEAT, measure_mapper
-from figures.rows import numbers, where, words
-from figures.settling import settled
+from figures.frames import floats, select_rows, strings
+from figures.image_panels import (
+    Scale,
+    add_colorbar,
+    add_heading,
+    caption_panel,
+    show_image,
+    show_map,
+)
+from figures.influence_maps import HEAT, measure_mapper
+from figures.scene_objects import question_text
 from figures.style import Style
 
 if TYPE_CHECKING:
@@ -24,7 +31,7 @@ PARTS = {"on_asked": "object asked about", "on_others": "other objects", "elsewh
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """A row per edit: its words, its picture, the mapper on three pictures, the taught heatmap."""
+    """Draw a row per edit: text, image, the mapper on three images, its training heatmap."""
     from attrib.plots.drawing import new_figure
 
     captions = measured.tables["captions"]
@@ -34,27 +41,30 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     rows = [
         [drawing.add_subplot(grid[row, col]) for col in range(6)] for row in range(len(captions))
     ]
-    scale = Scale(0.0, float(numbers(measured.tables["maps"], "value", map=tuple(COLUMNS)).max()))
-    said, shown = [words(captions, name) for name in ("prompt", "answer", "target")], None
-    for number, (axes, prompt, old, new) in enumerate(zip(rows, *said, strict=True)):
-        beside(axes[0], f"{question(prompt)}\nedit: {old} to {new}", width=22)
+    scale = Scale(0.0, float(floats(measured.tables["maps"], "value", map=tuple(COLUMNS)).max()))
+    texts, shown = [strings(captions, name) for name in ("prompt", "answer", "target")], None
+    for number, (axes, prompt, old, new) in enumerate(zip(rows, *texts, strict=True)):
+        caption_panel(axes[0], f"{question_text(prompt)}\nedit: {old} to {new}", width=22)
         show_image(axes[1], measured.images[f"{number}-request"], "picture" if not number else "")
         shown = _maps(axes[2:], measured, number, style, scale)
-    bar(drawing, shown, [ax for axes in rows for ax in axes[2:]], "mapper, after the sigmoid")
+    add_colorbar(
+        drawing, shown, [ax for axes in rows for ax in axes[2:]], "mapper, after the sigmoid"
+    )
     _means(drawing.add_subplot(grid[:, -1]), measured, style)
     about = measured.about
-    drawing.suptitle(
+    add_heading(
+        drawing,
         f"Influence mapper of VisEdit after layer {about['layer']} of {about['model']}, "
-        f"n = {about['n']} edits", fontsize=10.5, x=0.01, ha="left",
-    )  # fmt: skip
-    return settled(drawing)
+        f"n = {about['n']} edits",
+    )
+    return drawing
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether the mapper is highest on the object asked about, and lower on unrelated images."""
+    """Check that the mapper is highest on the object asked about, and low on unrelated images."""
     own, moved = (values(measured, name, "auc") for name in ("request", "other picture"))
     among = values(measured, "request", "auc_objects")
-    lower = drop(measured)
+    lower = unrelated_drop(measured)
     known = estimate(own).n > 0
     found = [estimate(own).above(0.5), estimate(moved).above(0.5), lower.above(0)]
     statistic = (
@@ -68,27 +78,29 @@ def verdict(measured: Measured) -> Verdict:
 
 
 def values(measured: Measured, name: str, column: str) -> np.ndarray:
-    """A column of the scores of one map, an entry per example that has it."""
-    return numbers(measured.tables["scores"], column, map=name)
+    """Return a column of "scores" for one map, by example."""
+    return floats(measured.tables["scores"], column, map=name)
 
 
-def drop(measured: Measured) -> Estimate:
-    """By how much the mean score is lower on an unrelated image than on the edit's, per example."""
+def unrelated_drop(measured: Measured) -> Estimate:
+    """Return the mean score on the edit's image minus that on an unrelated image."""
     return estimate(
         values(measured, "request", "mean") - values(measured, "unrelated image", "mean")
     )
 
 
 def alt(measured: Measured) -> str:
-    """The maps in words: the mean score on the parts of each kind of picture."""
+    """Describe the maps by the mean score on the parts of each kind of image."""
     parts = []
     for name in ("request", "other picture", HEAT):
         means = ", ".join(
             f"{words} {estimate(values(measured, name, column))}" for column, words in PARTS.items()
         )
-        parts.append(f"{_said(name)}: {means}")
+        parts.append(f"{_label(name)}: {means}")
     unrelated = estimate(values(measured, "unrelated image", "mean"))
-    prompts = "; ".join(question(prompt) for prompt in words(measured.tables["captions"], "prompt"))
+    prompts = "; ".join(
+        question_text(prompt) for prompt in strings(measured.tables["captions"], "prompt")
+    )
     return (
         f"Pictures with the influence mapper's scores over them, for the edits of: {prompts}. Mean "
         f"over all {measured.about['n']} edits: {'. '.join(parts)}. Unrelated image: {unrelated}."
@@ -112,36 +124,31 @@ FIGURE = Figure(
 def _maps(
     axes: "list[Axes]", measured: Measured, number: int, style: Style, scale: Scale
 ) -> object:
-    """The mapper on three pictures, then the heatmap on a scale of its own."""
-    example = words(measured.tables["captions"], "example")[number]
-    mine = where(measured.tables["maps"], example=example)
+    """Draw the mapper on three images, then the heatmap on its own scale."""
+    example = strings(measured.tables["captions"], "example")[number]
+    mine = select_rows(measured.tables["maps"], example=example)
     shown = None
     for ax, (name, image) in zip(axes, COLUMNS.items(), strict=False):
-        cells = where(mine, map=name)
+        cells = select_rows(mine, map=name)
         title = {"request": "mapper,\nsame picture"}.get(name, f"mapper,\n{name}")
         pixels = measured.images[f"{number}-{image}"]
         shown = show_map(ax, pixels, cells, scale, style, "" if number else title)
-    heat = where(mine, map=HEAT)
+    heat = select_rows(mine, map=HEAT)
     pixels = measured.images[f"{number}-request"]
-    title = "" if number else "heatmap it\nwas taught with"
-    scale = Scale.of(numbers(heat, "value"))
+    title = "" if number else "training\nheatmap"
+    scale = Scale.of(floats(heat, "value"))
     show_map(axes[3], pixels, heat, scale, style, title)
     axes[3].set_xlabel(f"{scale.low:.2f} to {scale.high:.2f}", fontsize=7.5)
     return shown
 
 
 def _means(ax: "Axes", measured: Measured, style: Style) -> None:
-    """The mean score on the parts of a picture, with intervals."""
+    """Draw the mean score on the parts of an image, with intervals."""
     for i, name in enumerate(("request", "other picture", "unrelated image")):
-        color, marker = style.cycle[i], style.markers[i]
         columns = [*PARTS] if name != "unrelated image" else ["mean"]
         found = [estimate(values(measured, name, column)) for column in columns]
         at = np.arange(len(found)) + 0.15 * (i - 1) if len(found) > 1 else np.array([3.0])
-        middle = np.array([one.mean for one in found])
-        ends = np.stack([[one.mean - one.low, one.high - one.mean] for one in found], 1)
-        if np.isfinite(middle).any():
-            ax.errorbar(middle, at, xerr=ends, fmt=marker, color=color, label=_said(name),
-                        markersize=5)  # fmt: skip
+        draw_estimates(ax, at, found, style, i, label=_label(name))
     ax.set_yticks(range(4), [*PARTS.values(), "unrelated image"], fontsize=8.5)
     ax.set_ylim(3.5, -0.5)
     ax.set_xlim(left=0)
@@ -150,5 +157,5 @@ def _means(ax: "Axes", measured: Measured, style: Style) -> None:
     ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
 
 
-def _said(name: str) -> str:
-    return {"request": "the edit's picture", HEAT: "taught heatmap"}.get(name, name)
+def _label(name: str) -> str:
+    return {"request": "the edit's picture", HEAT: "training heatmap"}.get(name, name)

@@ -1,4 +1,4 @@
-"""What attention and MLP of each layer contribute to the answer, in the other two backbones."""
+"""VisEdit, Figure 5: contributions of each layer in the other two backbones."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from figures.contribution_bars import (
-    bars_in_words,
     contributions,
+    depth_increase,
+    describe_bars,
     draw_bars,
-    halves,
-    rise,
+    half_means,
 )
 from figures.estimates import all_hold, estimate
 from figures.figure import Figure, Measured, Setting, Verdict
-from figures.measuring import about, opened
+from figures.measure import load_inputs, provenance
 from figures.style import Style
 
 if TYPE_CHECKING:
@@ -24,21 +24,21 @@ OTHERS = ("tiny-blip2", "tiny-minigpt4")  # than the backbone of Figure 1
 
 
 def measure(setting: Setting) -> Measured:
-    """The table "contributions" with a column `model`: of both, or of the model of the setting."""
+    """Measure the table "contributions" of both backbones, or of the setting's own model."""
     parts = [
         contributions(vlm, data, norms=("none", "final")).assign(model=one.model)
         for one in settings(setting, OTHERS)
-        for vlm, data in [opened(one)]
+        for vlm, data in [load_inputs(one)]
     ]
     table = pd.concat(parts, ignore_index=True)
-    made = about(
+    made = provenance(
         "visedit_figure_5", setting, _n(table), models=[part["model"][0] for part in parts]
     )
     return Measured({"contributions": table}, about=made | {"model": ", ".join(made["models"])})
 
 
 def settings(setting: Setting, embedded: tuple[str, ...]) -> Iterator[Setting]:
-    """The setting with each of the embedded models, or as it is where it names a model."""
+    """Yield the setting with each embedded model, or unchanged if it names another model."""
     from dataclasses import replace
 
     yield from (
@@ -49,13 +49,13 @@ def settings(setting: Setting, embedded: tuple[str, ...]) -> Iterator[Setting]:
 
 
 def by_model(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each model, in order met."""
+    """Return the rows of each model, in order met."""
     names = dict.fromkeys(table["model"])
     return {str(name): pd.DataFrame(table[table["model"] == name]) for name in names}
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """A panel of bars per backbone."""
+    """Draw a panel of bars per backbone."""
     from attrib.plots.drawing import new_figure
 
     tables = by_model(measured.tables["contributions"])
@@ -70,28 +70,28 @@ def draw(measured: Measured, style: Style) -> "Drawing":
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether deeper layers contribute more, in each backbone."""
-    held, said = [], []
+    """Check that deep layers contribute more in each backbone."""
+    held, parts = [], []
     for name, table in by_model(measured.tables["contributions"]).items():
-        found = estimate(rise(table), seed=measured.about["seed"])
-        final = estimate(rise(table, "_final"), seed=measured.about["seed"])
-        shallow, deep = halves(table)
+        found = estimate(depth_increase(table), seed=measured.about["seed"])
+        final = estimate(depth_increase(table, "_final"), seed=measured.about["seed"])
+        shallow, deep = half_means(table)
         held.append(found.above(0))
-        said.append(
+        parts.append(
             f"{name}: {shallow:.3f} in the first half of the layers, {deep:.3f} in the second "
             f"(difference {found}, 95 % interval, n = {found.n}; with the final norm first, as in "
             f"the published code, {final})"
         )
-    return Verdict(all_hold(*held), f"mean contribution of a module; {'; '.join(said)}.")
+    return Verdict(all_hold(*held), f"mean contribution of a module; {'; '.join(parts)}.")
 
 
 def alt(measured: Measured) -> str:
-    """The bars in words."""
-    said = [
-        f"{name}, {bars_in_words(table)}"
+    """Describe the bars."""
+    parts = [
+        f"{name}, {describe_bars(table)}"
         for name, table in by_model(measured.tables["contributions"]).items()
     ]
-    return f"Bars of the mean contribution of each layer's modules. {'. '.join(said)}."
+    return f"Bars of the mean contribution of each layer's modules. {'. '.join(parts)}."
 
 
 def _n(table: pd.DataFrame) -> int:

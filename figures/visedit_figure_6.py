@@ -1,4 +1,4 @@
-"""The control of the contributions: what they are for a token that the model does not predict."""
+"""VisEdit, Figure 6: a control, the contributions to a token that the model does not predict."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,45 +8,46 @@ from jaxtyping import Float
 
 from figures.contribution_bars import (
     MODULES,
-    bars_in_words,
     contributions,
+    depth_increase,
+    describe_bars,
     draw_bars,
     largest,
-    rise,
 )
-from figures.estimates import all_hold, estimate
+from figures.estimates import Estimate, all_hold, bootstrap_means, estimate
 from figures.figure import Figure, Measured, Setting, Verdict
-from figures.measuring import about, by_layer, opened, resampled
+from figures.frames import by_layer
+from figures.measure import load_inputs, provenance
 from figures.style import Style
 from figures.visedit_figure_5 import OTHERS, by_model, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-ORDER = 10**-0.5  # ratios below this are nearer to a tenth than to one
+ORDER = 10**-0.5  # a ratio below this is closer to a tenth than to one
 WRONG = "_wrong"
-LAST = 2  # layers that the original excepts from "no trend": its last few of 32
+LAST = 2  # last layers without "no trend": the original excludes its last few of 32
 
 
 def measure(setting: Setting) -> Measured:
-    """The table "contributions": to the right token, with the suffix "_wrong" to a wrong one."""
+    """Measure contributions to the right token, and with the suffix "_wrong" to a wrong one."""
     names = (OTHERS[0], Setting().model, OTHERS[1])
     table = pd.concat([both_keys(one) for one in settings(setting, names)], ignore_index=True)
     n = min(len(set(rows["example"])) for rows in by_model(table).values())
-    made = about("visedit_figure_6", setting, n)
+    made = provenance("visedit_figure_6", setting, n)
     return Measured({"contributions": table}, about=made | {"model": ", ".join(by_model(table))})
 
 
 def both_keys(setting: Setting) -> pd.DataFrame:
-    """Contributions to both tokens, over the samples that have an unrelated answer."""
-    vlm, data = opened(setting)
+    """Return contributions to both tokens, for the samples with an unrelated answer."""
+    vlm, data = load_inputs(setting)
     right, wrong = (contributions(vlm, data, key=key) for key in ("argmax", "wrong"))
     both = right.merge(wrong, on=["example", "layer"], suffixes=("", WRONG), sort=False)
     return both.assign(model=setting.model)
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """Per backbone a panel of the wrong key's bars; a line where the right key's largest bar is."""
+    """Draw the bars of the wrong key per backbone, and a line at the right key's largest bar."""
     from attrib.plots.drawing import new_figure
 
     tables = by_model(measured.tables["contributions"])
@@ -68,45 +69,49 @@ def draw(measured: Measured, style: Style) -> "Drawing":
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether contributions to a wrong token are a tenth as large and do not rise with depth."""
+    """Check that contributions to a wrong token are a tenth as large and flat over depth."""
     seed = measured.about["seed"]
     held: list[bool | None] = []
-    said = []
+    parts = []
     for name, table in by_model(measured.tables["contributions"]).items():
-        ratio, low, high = scale(table, seed)
-        left = estimate(rise(table, WRONG, without_last=LAST), seed=seed)
-        full = estimate(rise(table, without_last=LAST), seed=seed)
-        smaller = True if high < ORDER else (False if low > ORDER else None)
-        held += [smaller, left.above(ORDER * max(full.mean, 0)) is False]
-        said.append(
-            f"{name}: the largest mean contribution is {ratio:.2f} times [{low:.2f}, {high:.2f}] "
-            f"that to the right token, and deep layers but the last {LAST} contribute {left} more "
-            f"than shallow ones (right token: {full})"
+        ratio = relative_size(table, seed)
+        left = estimate(depth_increase(table, WRONG, without_last=LAST), seed=seed)
+        full = estimate(depth_increase(table, without_last=LAST), seed=seed)
+        larger = ratio.above(ORDER)
+        held += [
+            None if larger is None else not larger,
+            left.above(ORDER * max(full.mean, 0)) is False,
+        ]
+        parts.append(
+            f"{name}: the largest mean contribution is {ratio} times that to "
+            f"the right token, and deep layers except the last {LAST} contribute {left} more than "
+            f"shallow ones (right token: {full})"
         )
-    limits = f"n = {measured.about['n']}, 95 % intervals; a tenth is meant up to {ORDER:.2f}"
-    return Verdict(all_hold(*held), f"{'; '.join(said)} ({limits}).")
+    limits = f"n = {measured.about['n']}, 95 % intervals; a tenth means below {ORDER:.2f}"
+    return Verdict(all_hold(*held), f"{'; '.join(parts)} ({limits}).")
 
 
-def scale(table: pd.DataFrame, seed: int) -> tuple[float, float, float]:
-    """The largest mean contribution to the wrong token, over that to the right; 95 % interval."""
+def relative_size(table: pd.DataFrame, seed: int) -> Estimate:
+    """Return the largest mean contribution to the wrong token over that to the right one."""
     wrong, right = _tops(table, WRONG, seed), _tops(table, "", seed)
     low, high = np.percentile(wrong / right, [2.5, 97.5])
-    return largest(table, WRONG) / largest(table), float(low), float(high)
+    size = largest(table, WRONG) / largest(table)
+    return Estimate(size, float(low), float(high), len(set(table["example"])))
 
 
 def _tops(table: pd.DataFrame, suffix: str, seed: int) -> Float[np.ndarray, " draw"]:
-    """The largest mean contribution by size, in each resample."""
+    """Return the largest absolute mean contribution of each resample."""
     values = np.stack([by_layer(table, f"{module}{suffix}") for module, *_ in MODULES], -1)
-    return np.abs(resampled(values, seed=seed)).max((1, 2))
+    return np.abs(bootstrap_means(values, seed=seed)).max((1, 2))
 
 
 def alt(measured: Measured) -> str:
-    """The bars in words."""
-    said = [
-        f"{name}, {bars_in_words(table, WRONG)}; the right token gets up to {largest(table):.3f}"
+    """Describe the bars."""
+    parts = [
+        f"{name}, {describe_bars(table, WRONG)}; the right token gets up to {largest(table):.3f}"
         for name, table in by_model(measured.tables["contributions"]).items()
     ]
-    return f"Bars of each layer's mean contribution to a wrong token. {'. '.join(said)}."
+    return f"Bars of each layer's mean contribution to a wrong token. {'. '.join(parts)}."
 
 
 FIGURE = Figure(

@@ -1,16 +1,24 @@
-"""VisEdit, Figure 8: more maps of the influence mapper, steered by the edit's prompt."""
+"""VisEdit, Figure 8: more maps of the influence mapper, for two questions per image."""
 
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.estimates import Estimate, all_hold, estimate
+from figures.estimates import Estimate, all_hold, draw_estimates, estimate
 from figures.figure import Figure, Measured, Verdict
-from figures.map_panels import Scale, bar, bare, beside, question, show_image, show_map
-from figures.mapper_maps import measure_mapper
-from figures.rows import numbers, where, words
-from figures.settling import settled
+from figures.frames import floats, select_rows, strings
+from figures.image_panels import (
+    Scale,
+    add_colorbar,
+    add_heading,
+    caption_panel,
+    show_image,
+    show_map,
+    strip_axes,
+)
+from figures.influence_maps import measure_mapper
+from figures.scene_objects import question_text
 from figures.style import Style
 from figures.visedit_figure_3 import values
 
@@ -21,12 +29,12 @@ if TYPE_CHECKING:
 NAME = "visedit_figure_8"
 SHOWN = {"color": 1, "shape": 1, "place": 2, "relation": 1, "object": 1}
 ASKED, OTHER = "request", "other question"
-NO_CORRELATION = 0.1  # an interval below it, and around 0, says that there is none to speak of
-ACROSS, PANELS = 2, 4  # samples side by side, and panels of one: words, picture, two maps
+NO_CORRELATION = 0.1  # an interval around 0 that ends below it means no correlation
+ACROSS, PANELS = 2, 4  # samples side by side; panels of a sample: text, image, two maps
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
-    """Each sample's picture, the mapper steered by its question and by another; then by kind."""
+    """Draw each image with the maps of its question and of another one; then statistics."""
     from attrib.plots.drawing import new_figure
 
     captions = measured.tables["captions"]
@@ -34,33 +42,34 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     drawing = new_figure(12.2, 1.55 * down + 2.9)
     grid = drawing.add_gridspec(down + 1, ACROSS * PANELS, height_ratios=[1] * down + [1.5],
                                 width_ratios=[1.5, 1, 1, 1] * ACROSS)  # fmt: skip
-    highest = numbers(measured.tables["maps"], "value", map=(ASKED, OTHER)).max()
+    highest = floats(measured.tables["maps"], "value", map=(ASKED, OTHER)).max()
     scale, axes, shown = Scale(0.0, float(highest)), [], None
     for number in range(len(captions)):
         row, col = number % down, number // down * PANELS
         panels = [drawing.add_subplot(grid[row, col + i]) for i in range(PANELS)]
         shown = _sample(panels, measured, number, scale, style, titles=row == 0)
         axes += panels[2:]
-    bar(drawing, shown, axes, "mapper, after the sigmoid")
+    add_colorbar(drawing, shown, axes, "mapper, after the sigmoid")
     _by_kind(drawing.add_subplot(grid[-1, 1:PANELS]), measured, style)
     _agreement(drawing.add_subplot(grid[-1, PANELS + 1 :]), measured, style)
     about = measured.about
-    drawing.suptitle(
+    add_heading(
+        drawing,
         f"Influence mapper of VisEdit after layer {about['layer']} of {about['model']}, "
-        f"n = {about['n']} edits", fontsize=10.5, x=0.01, ha="left",
-    )  # fmt: skip
-    return settled(drawing)
+        f"n = {about['n']} edits",
+    )
+    return drawing
 
 
 def verdict(measured: Measured) -> Verdict:
-    """Whether the map follows the edit's prompt, and looks like the heatmap it was taught with."""
-    steered = estimate(led(measured))
+    """Check that the map follows the edit's prompt and resembles its training heatmap."""
+    steered = estimate(question_gain(measured))
     agreement = estimate(values(measured, ASKED, "agreement"))
     statistic = (
         f"a token on the object asked about has a higher score than one on another object with a "
-        f"chance of {estimate(values(measured, ASKED, 'auc_objects'))}; where the edit is of "
-        f"another question about the same picture that is lower by {steered} (n = {steered.n} "
-        f"edits). The rank correlation with the heatmap that the mapper was taught with is "
+        f"chance of {estimate(values(measured, ASKED, 'auc_objects'))}; if the edit is of "
+        f"another question about the same picture, that is lower by {steered} (n = {steered.n} "
+        f"edits). The rank correlation with the mapper's training heatmap is "
         f"{agreement} (n = {agreement.n})"
     )
     found = all_hold(steered.above(0), agreement.above(0))
@@ -69,8 +78,8 @@ def verdict(measured: Measured) -> Verdict:
     return Verdict(found if steered.n else None, statistic)
 
 
-def led(measured: Measured) -> np.ndarray:
-    """Per example by how much its own question finds the object better than another one does."""
+def question_gain(measured: Measured) -> np.ndarray:
+    """Return per example the AUC of its own question minus that of another question."""
     table = measured.tables["scores"]
     wide = table.pivot(index="example", columns="map", values="auc_objects")
     wide = wide.reindex(columns=[ASKED, OTHER])
@@ -78,25 +87,27 @@ def led(measured: Measured) -> np.ndarray:
 
 
 def alt(measured: Measured) -> str:
-    """The statistics by kind of question in words, and which samples are shown."""
+    """Describe the statistics by kind of question, and name the samples shown."""
     parts = [f"{kind}: own question {own}, another {other}" for kind, own, other in kinds(measured)]
-    prompts = "; ".join(question(prompt) for prompt in words(measured.tables["captions"], "prompt"))
+    prompts = "; ".join(
+        question_text(prompt) for prompt in strings(measured.tables["captions"], "prompt")
+    )
     return (
-        "Pictures with the influence mapper's scores over them, steered by the edit's question "
-        f"and by another question about the same picture, for: {prompts}. Chance that a token on "
-        f"the object asked about has a higher score than one on another object, by kind of "
-        f"question: {'; '.join(parts)}. Rank correlation with the taught heatmap: "
+        "Pictures with the influence mapper's scores over them, for the edit's question "
+        f"and for another question about the same picture; samples: {prompts}. Chance that a token "
+        f"on the object asked about has a higher score than one on another object, by kind of "
+        f"question: {'; '.join(parts)}. Rank correlation with the training heatmap: "
         f"{estimate(values(measured, ASKED, 'agreement'))}."
     )
 
 
 def kinds(measured: Measured) -> list[tuple[str, Estimate, Estimate]]:
-    """Per kind of question that is about one object, how well its own and another one find it."""
+    """Return per kind of question about one object the AUC of its own and of another question."""
     table = measured.tables["scores"]
     found = []
     for kind in sorted({str(kind) for kind in table["kind"]}):
         both = [
-            estimate(numbers(table, "auc_objects", kind=kind, map=name)) for name in (ASKED, OTHER)
+            estimate(floats(table, "auc_objects", kind=kind, map=name)) for name in (ASKED, OTHER)
         ]
         if both[0].n:
             found.append((kind or "all", both[0], both[1]))
@@ -121,21 +132,25 @@ def _sample(
 ) -> object:
     captions, pixels = measured.tables["captions"], measured.images[f"{number}-request"]
     example, prompt, other = (
-        words(captions, name)[number] for name in ("example", "prompt", "other_question")
+        strings(captions, name)[number] for name in ("example", "prompt", "other_question")
     )
-    own, cells = (where(measured.tables["maps"], example=example, map=m) for m in (ASKED, OTHER))
-    beside(axes[0], f"Q: {_short(prompt)}\nother: {_short(other) or 'none'}", size=7.5, width=27)
+    own, cells = (
+        select_rows(measured.tables["maps"], example=example, map=m) for m in (ASKED, OTHER)
+    )
+    caption_panel(
+        axes[0], f"Q: {_short(prompt)}\nother: {_short(other) or 'none'}", size=7.5, width=27
+    )
     show_image(axes[1], pixels, "picture" if titles else "")
     shown = show_map(axes[2], pixels, own, scale, style, "question" if titles else "")
     if cells.empty:
-        bare(axes[3])
+        strip_axes(axes[3])
         return shown
     return show_map(axes[3], pixels, cells, scale, style, "other question" if titles else "")
 
 
 def _short(prompt: str) -> str:
-    """The question, without the sentences in front that give names to things."""
-    words = question(prompt)
+    """Return the question without the sentences before it that define names."""
+    words = question_text(prompt)
     return words if len(words) < 60 else f"{words[:28]} ... {words.rsplit('. ', 1)[-1]}"
 
 
@@ -143,17 +158,15 @@ def _by_kind(ax: "Axes", measured: Measured, style: Style) -> None:
     found = kinds(measured)
     for i, name in enumerate(("own question", "another question")):
         some = [(own, other)[i] for _, own, other in found]
-        middle = np.array([one.mean for one in some])
-        ends = np.array([[one.mean - one.low, one.high - one.mean] for one in some]).T
         at = np.arange(len(found)) + 0.16 * (i - 0.5)
-        ax.errorbar(at, middle, yerr=ends.clip(min=0), fmt=style.markers[i], color=style.cycle[i],
-                    markersize=5, label=name)  # fmt: skip
+        draw_estimates(ax, at, some, style, i, label=name, along="y")
     ax.axhline(0.5, color=style.colors["muted"], linewidth=0.8)
     ax.set_xticks(range(len(found)), [f"{kind}\nn = {own.n}" for kind, own, _ in found], fontsize=8)
     ax.set_ylim(0, 1)
     ax.set_ylabel("AUC, asked object\nagainst other objects", fontsize=8.5)
-    ax.set_title("Does it find the object? By kind of question", fontsize=9)
-    ax.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    ax.set_title("AUC by kind of question", fontsize=9)
+    if found:
+        ax.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _agreement(ax: "Axes", measured: Measured, style: Style) -> None:
@@ -162,7 +175,7 @@ def _agreement(ax: "Axes", measured: Measured, style: Style) -> None:
     ax.hist(found, bins=np.linspace(-1, 1, 41).tolist(), color=style.colors["visual"])
     ax.axvline(float(np.mean(found)), color=style.colors["ink"], linestyle="--", linewidth=1.2)
     ax.set_xlabel(
-        f"rank correlation with the taught heatmap (mean {np.mean(found):.2f})", fontsize=8.5
+        f"rank correlation with the training heatmap (mean {np.mean(found):.2f})", fontsize=8.5
     )
     ax.set_ylabel("edits", fontsize=8.5)
-    ax.set_title("Does it look like what it was taught?", fontsize=9)
+    ax.set_title("Agreement with the training heatmap", fontsize=9)

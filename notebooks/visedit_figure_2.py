@@ -46,8 +46,8 @@ import pandas as pd
 import attrib
 import figures
 from editors import VisEdit
-from figures.editor_reading import acts, structure
-from figures.trained import has_editor, how_to_train, load_editor
+from figures.editor_structure import effects, structure
+from figures.trained_editor import has_editor, load_editor, training_hint
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
 vlm = attrib.load(MODEL)
@@ -58,7 +58,7 @@ else:
     few = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, limit=24)
     with tempfile.TemporaryDirectory() as out:
         editor = VisEdit.train(vlm, few, layers={"visual": [1]}, out=out, steps=5)
-    print(f"TRAINED FOR 5 STEPS ONLY. {how_to_train(setting, 'visedit')}")
+    print(f"TRAINED FOR 5 STEPS ONLY. {training_hint(setting, 'visedit')}")
 parts = structure(editor)
 display(parts["sites"].T)
 display(parts["gate"])
@@ -70,7 +70,7 @@ display(parts["losses"])
 
 # %%
 pd.set_option("display.width", 120)
-watched = acts(vlm, editor, list(attrib.data.load(DATA, SPLIT, limit=4)))
+watched = effects(vlm, editor, list(attrib.data.load(DATA, SPLIT, limit=4)))
 watched.groupby("input").mean(numeric_only=True).round(2)
 
 # %% [markdown]
@@ -90,7 +90,7 @@ figures.show(figure, measured)
 pd.set_option("display.max_columns", None)
 display(measured.tables["sites"].T)
 display(measured.tables["losses"])
-measured.tables["acts"].groupby("input").mean(numeric_only=True).round(3)
+measured.tables["effects"].groupby("input").mean(numeric_only=True).round(3)
 
 # %% [markdown]
 # ## Verdict

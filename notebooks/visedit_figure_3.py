@@ -43,19 +43,19 @@ import pandas as pd
 
 import attrib
 import figures
-from figures.trained import has_editor, how_to_train, load_editor
+from figures.trained_editor import has_editor, load_editor, training_hint
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
 TRAINED = has_editor(setting, "visedit")
 if not TRAINED:
-    print(f"SKIPPED: the live part needs a trained editor. {how_to_train(setting, 'visedit')}")
+    print(f"SKIPPED: the live part needs a trained editor. {training_hint(setting, 'visedit')}")
 else:
-    from figures.mapper_maps import mapper_maps
+    from figures.influence_maps import influence_maps
 
     vlm = attrib.load(MODEL)
     editor = load_editor(setting, "visedit", vlm)
     data = attrib.data.load(DATA, SPLIT, limit=2)
-    (maps, *_) = mapper_maps(vlm, editor, list(data))
+    (maps, *_) = influence_maps(vlm, editor, list(data))
     print(data[0].request)
     for which, found in maps.items():
         grid = found.grid

@@ -43,12 +43,12 @@ import pandas as pd
 
 import attrib
 import figures
-from figures.trained import has_editor, how_to_train, load_editor
+from figures.trained_editor import has_editor, load_editor, training_hint
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
 TRAINED = has_editor(setting, "visedit")
 if not TRAINED:
-    print(f"SKIPPED: the live part needs a trained editor. {how_to_train(setting, 'visedit')}")
+    print(f"SKIPPED: the live part needs a trained editor. {training_hint(setting, 'visedit')}")
 else:
     vlm = attrib.load(MODEL)
     editor = load_editor(setting, "visedit", vlm).with_gate(None)

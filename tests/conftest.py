@@ -17,6 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers a
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
 FAMILIES = ("llava", "blip2_opt", "blip2_llama")
+# The most different decoders: LayerNorm, biases, learned positions; norms after sublayers and
+# attention in both directions over the image; writes between layers and rotary positions in 3D.
+DIFFERENT = ("blip2_opt", "gemma3", "qwen3_vl")
 _built = {}
 
 
@@ -62,6 +65,12 @@ def any_vlm(request):
 @pytest.fixture(scope="session", params=FAMILIES)
 def vlm(request):
     """The three families of the papers."""
+    return tiny_vlm(request.param)
+
+
+@pytest.fixture(scope="session", params=DIFFERENT)
+def different_vlm(request):
+    """Three architectures that differ most, where all 14 would prove no more."""
     return tiny_vlm(request.param)
 
 

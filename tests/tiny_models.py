@@ -11,7 +11,7 @@ import transformers as tr
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.model.checkpoint import stills_only
+from attrib.model.checkpoint import without_video_check
 
 # A byte-level vocabulary: 256 bytes, then the special tokens all families together need.
 SPECIAL = {
@@ -118,7 +118,7 @@ def _llava_onevision():
     images = tr.LlavaOnevisionImageProcessorPil(
         size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints
     )
-    processor = stills_only(tr.LlavaOnevisionProcessor)(
+    processor = without_video_check(tr.LlavaOnevisionProcessor)(
         images, tokenizer(bos=None), BaseVideoProcessor(), num_image_tokens=4,
         vision_feature_select_strategy="full",
     )  # fmt: skip
@@ -170,7 +170,7 @@ def _qwen(config_class, model_class, processor_class, patch=14, text=None, **vis
     words = tokenizer(
         None, extra_special_tokens={"image_token": "<image>", "video_token": "<video>"}
     )
-    processor = stills_only(processor_class)(
+    processor = without_video_check(processor_class)(
         images, words, BaseVideoProcessor(), chat_template=QWEN_TEMPLATE
     )
     return model_class(config), processor
@@ -264,7 +264,7 @@ def _smolvlm():
     images = tr.SmolVLMImageProcessorPil(
         size={"longest_edge": 112}, max_image_size={"longest_edge": 56}
     )
-    processor = stills_only(tr.SmolVLMProcessor)(
+    processor = without_video_check(tr.SmolVLMProcessor)(
         images, tokenizer(), BaseVideoProcessor(), image_seq_len=4, chat_template=SMOL_TEMPLATE
     )
     return _idefics(tr.SmolVLMConfig, tr.SmolVLMForConditionalGeneration), processor
@@ -282,7 +282,7 @@ def _internvl():
     names = {"start_image_token": "<start_of_image>", "end_image_token": "<end_of_image>",
              "context_image_token": "<image>", "video_token": "<video>"}  # fmt: skip
     words = tokenizer(None, extra_special_tokens=names)
-    processor = stills_only(tr.InternVLProcessor)(
+    processor = without_video_check(tr.InternVLProcessor)(
         images, words, BaseVideoProcessor(), image_seq_length=4
     )
     return tr.InternVLForConditionalGeneration(config), processor

@@ -1,11 +1,11 @@
-"""TransformerLens: its cache from our captures, our models as its bridges, and adapters for both.
+"""TransformerLens: activation caches, bridges and architecture adapters for our models.
 
 Importing this package imports TransformerLens, which takes a second, so the rest of `attrib` does
-it inside functions; and it makes our adapters known, so that afterwards
+it inside functions. It also registers our adapters, after which
 
     TransformerBridge.boot_transformers("Salesforce/blip2-opt-2.7b")
 
-works as for the models that TransformerLens knows itself.
+works as it does for the models that TransformerLens supports itself.
 """
 
 import logging
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Undo what the imports inside do to warning filters and to the log level of transformers."""
+def _restored_logging() -> Iterator[None]:
+    """Restore warning filters and the log level of transformers, which imports inside change."""
     log = logging.getLogger("transformers")
     level = log.level
     with warnings.catch_warnings():
@@ -27,7 +27,7 @@ def _undisturbed() -> Iterator[None]:
             log.setLevel(level)
 
 
-with _undisturbed():
+with _restored_logging():
     from attrib.bridges import adapters
 
 __all__ = ["adapters"]

@@ -1,14 +1,13 @@
-"""An architecture adapter of TransformerLens for vision-language models that it has none for.
+"""A TransformerLens architecture adapter for vision-language models without one.
 
-TransformerLens knows the text models inside them (OPT, Llama, Qwen2, Gemma ...). The adapter here
-takes the one for the text model and points it at where that model sits in the whole one, which
-`attrib.model.components` finds; it adds hook points at the image tower, the Q-Former and the
-projection.
+TransformerLens supports the text models inside them (OPT, Llama, Qwen2, Gemma ...). Our adapter
+takes the one for the text model, redirects it to the decoder that `attrib.model.components` finds
+in the whole model, and adds hook points at the image tower, the Q-Former and the projection.
 
-It is this package's entry point for each of `ARCHITECTURES` in `transformer_lens.architectures`, so
-`build_bridge_from_module` finds it wherever this package is installed. `boot_transformers` asks
-whether an architecture is supported before it reads entry points (TransformerLens 4.3): import
-`attrib.bridges` first, or call `ArchitectureAdapterFactory.discover_entry_points()`.
+It is this package's entry point in `transformer_lens.architectures` for each of `ARCHITECTURES`, so
+`build_bridge_from_module` finds it. `boot_transformers` tests whether an architecture is supported
+before it reads entry points (TransformerLens 4.3): import `attrib.bridges` first, or call
+`ArchitectureAdapterFactory.discover_entry_points()`.
 """
 
 from functools import cache, wraps
@@ -25,7 +24,7 @@ from transformer_lens.utilities.architectures import MULTIMODAL_ARCHITECTURES
 from transformers import PreTrainedModel
 
 from attrib.errors import SetupError
-from attrib.model.components import find_components, needs_pixels
+from attrib.model.components import Components, find_components
 
 ARCHITECTURES = (
     "Blip2ForConditionalGeneration",
@@ -35,53 +34,53 @@ ARCHITECTURES = (
     "Qwen2VLForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
 )
-# Text models without an adapter of their own, and one whose text part fits them.
-TEXT_PARTS = {"qwen2_vl_text": "Qwen2_5_VLForConditionalGeneration"}
+# Text models without an adapter, and the model whose text adapter fits them.
+TEXT_ADAPTERS = {"qwen2_vl_text": "Qwen2_5_VLForConditionalGeneration"}
 PROJECTIONS = ("multi_modal_projector", "language_projection", "connector", "merger")
 
 
 class VisionLanguageAdapter(ArchitectureAdapter):
-    """Maps any decoder-only vision-language model whose text model TransformerLens knows.
+    """Adapter for any decoder-only vision-language model whose text model is supported.
 
-    Which text model that is does not follow from the configuration alone, so the components are
-    mapped in `prepare_model`, when the model itself is at hand; from then on the adapter is one of
-    the text model's as well, and processes weights as that one does.
+    The configuration alone does not identify the text model, so components are mapped in
+    `prepare_model`. There the adapter also becomes an instance of the text model's adapter, and
+    processes weights in the same way.
     """
 
     required_libraries: list[str] = []  # noqa: RUF012 the base class declares a list
 
     def __init__(self, cfg: Any):
         super().__init__(cfg)
-        self._see_images()
+        self._set_multimodal()
 
     def prepare_model(self, hf_model: Any) -> None:
-        """Map the components of `hf_model`, and let it take `input_ids` first.
+        """Map the components of `hf_model`, and accept `input_ids` as its first argument.
 
         Raises:
-            SetupError: It is an encoder-decoder, or TransformerLens does not know its text model.
+            SetupError: It is an encoder-decoder, or TransformerLens lacks its text model.
         """
-        text = _text_adapter(hf_model)
-        joined: Any = _joined(type(self), text)
-        self.__class__ = joined
+        text, found = _text_adapter(hf_model), find_components(hf_model)
+        combined: Any = _combined(type(self), text)
+        self.__class__ = combined
         text.__init__(self, self.cfg)
-        self._see_images()
-        self._point_into(hf_model)
+        self._set_multimodal()
+        self._map_components(hf_model, found)
         super().prepare_model(hf_model)
-        if needs_pixels(hf_model):
-            hf_model.forward = _ids_first(hf_model)
+        if found.needs_pixels:
+            hf_model.forward = _forward_with_ids_first(hf_model)
 
-    def _see_images(self) -> None:
+    def _set_multimodal(self) -> None:
         self.cfg.is_multimodal = True
-        self.cfg.attn_implementation = "eager"  # the only one that shows its attention
+        self.cfg.attn_implementation = "eager"  # the only one that returns attention weights
         self._extract_vision_dims(self.cfg)
 
-    def _point_into(self, hf_model: PreTrainedModel) -> None:
-        found, components = find_components(hf_model), self.components
+    def _map_components(self, hf_model: PreTrainedModel, found: Components) -> None:
+        components = self.components
         path = {id(module): name for name, module in hf_model.named_modules()}
         stem = str(components["blocks"].name).removesuffix("layers")
         head = str(components["unembed"].name)
         for name in [name for name in components if name.startswith("vision")]:
-            del components[name]  # those of a model whose text part is borrowed
+            del components[name]  # of the model whose text adapter is used
         self._reprefix_components(stem, path[id(found.decoder)] + ".")
         self._reprefix_components(head, path[id(found.head)])
         components.update(_vision_components(hf_model, path))
@@ -89,7 +88,7 @@ class VisionLanguageAdapter(ArchitectureAdapter):
 
 def _text_adapter(hf_model: PreTrainedModel) -> type[ArchitectureAdapter]:
     config = hf_model.config.get_text_config()
-    name = TEXT_PARTS.get(config.model_type)
+    name = TEXT_ADAPTERS.get(config.model_type)
     try:
         return SUPPORTED_ARCHITECTURES[name or determine_architecture_from_hf_config(config)]
     except ValueError:
@@ -100,16 +99,16 @@ def _text_adapter(hf_model: PreTrainedModel) -> type[ArchitectureAdapter]:
 
 
 @cache
-def _joined(
-    whole: type[ArchitectureAdapter], text: type[ArchitectureAdapter]
+def _combined(
+    multimodal: type[ArchitectureAdapter], text: type[ArchitectureAdapter]
 ) -> type[ArchitectureAdapter]:
-    return type(f"{whole.__name__}With{text.__name__}", (whole, text), {})
+    return type(f"{multimodal.__name__}With{text.__name__}", (multimodal, text), {})
 
 
 def _vision_components(
     hf_model: PreTrainedModel, path: dict[int, str]
 ) -> dict[str, GeneralizedComponent]:
-    """Hook points before the text model: `vision_encoder`, `qformer`, `vision_projector`."""
+    """Return hook points before the text model: vision_encoder, qformer, vision_projector."""
     found: dict[str, GeneralizedComponent] = {}
     tower = hf_model.get_encoder(modality="image")
     if isinstance(tower, nn.Module) and tower is not hf_model:
@@ -122,8 +121,8 @@ def _vision_components(
     return found
 
 
-def _ids_first(hf_model: PreTrainedModel) -> MethodType:
-    """The model's forward, which may be given `input_ids` instead of pixels as first argument."""
+def _forward_with_ids_first(hf_model: PreTrainedModel) -> MethodType:
+    """Return the model's forward, accepting `input_ids` instead of pixels as first argument."""
     plain = type(hf_model).forward
 
     @wraps(plain)
@@ -135,7 +134,7 @@ def _ids_first(hf_model: PreTrainedModel) -> MethodType:
     return MethodType(forward, hf_model)
 
 
-# What TransformerLens consults, besides its entry points, when it boots a checkpoint by name.
+# Read by TransformerLens, besides its entry points, when it boots a checkpoint by name.
 for _name in ARCHITECTURES:
     SUPPORTED_ARCHITECTURES.setdefault(_name, VisionLanguageAdapter)
     MULTIMODAL_ARCHITECTURES.add(_name)

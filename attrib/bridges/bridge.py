@@ -1,7 +1,7 @@
-"""A model as a TransformerLens bridge, and a bridge as one of our models.
+"""Convert a VLM to a TransformerLens bridge, and back.
 
-TransformerLens rewrites the model it bridges in place: modules are replaced, attention becomes
-eager. Both directions here work on a copy of the module tree that shares every weight.
+TransformerLens rewrites the bridged model in place: it replaces modules and makes attention eager.
+Both conversions therefore work on a copy of the module tree that shares every weight.
 """
 
 import copy
@@ -26,11 +26,11 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def to_bridge(vlm: VLM) -> TransformerBridge:
-    """The model as a bridge, by TransformerLens' own adapter where it has one, else by ours.
+    """Return the model as a bridge, with TransformerLens' own adapter if it has one, else ours.
 
-    The bridge has the very weights of `vlm.model`: what is written into them in place shows in
-    both. `enable_compatibility_mode` makes new ones, and leaves the model alone as well. Forward
-    hooks that are on the model now, such as those of an open `write`, are on the bridge too.
+    The bridge shares its weights with `vlm.model`, so in-place changes appear in both.
+    `enable_compatibility_mode` creates new weights and does not touch the model. Forward hooks of
+    the model, such as those of an open `write`, are copied to the bridge.
 
     Raises:
         SetupError: TransformerLens has no adapter for the text model.
@@ -40,7 +40,7 @@ def to_bridge(vlm: VLM) -> TransformerBridge:
     cfg = build_bridge_config_from_hf(model.config, name, vlm.name, model.dtype)
     tokenizer = None if vlm.processor is None else vlm.tokenizer
     if tokenizer is not None:
-        # TransformerLens would also add tokens to it, and load it a second time by its name.
+        # TransformerLens would also add tokens to it, and load it again by name.
         cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(tokenizer)
     adapter = _adapter_class(name)(cfg)
     adapter.cfg.device = str(vlm.device)
@@ -51,9 +51,7 @@ def to_bridge(vlm: VLM) -> TransformerBridge:
 
 
 def from_bridge(bridge: TransformerBridge) -> VLM:
-    """The model of a bridge, as it is without one, with the weights of the bridge.
-
-    Hooks on the bridge's hook points stay with the bridge.
+    """Return the model of a bridge without the bridge, sharing its weights but not its hooks.
 
     Raises:
         AttribError: The weights were processed (`enable_compatibility_mode`).
@@ -61,17 +59,17 @@ def from_bridge(bridge: TransformerBridge) -> VLM:
     """
     if bridge._weights_processed:
         raise AttribError(
-            "this bridge's weights are processed and fit the bridge alone; take the model before "
+            "this bridge's weights are processed and fit no other model; convert before "
             "enable_compatibility_mode(), or use enable_compatibility_mode(no_processing=True)"
         )
     model: Any = _unwrapped(shared_copy(bridge.original_model))
-    if model._supports_sdpa:  # bridges need eager attention, nothing else does
+    if model._supports_sdpa:  # only bridges need eager attention
         model.set_attn_implementation("sdpa")
     return VLM(model, bridge.processor, bridge.cfg.model_name)
 
 
 def shared_copy(model: AnyModule) -> AnyModule:
-    """The same modules anew, around the very same parameters and buffers."""
+    """Copy the module tree; parameters and buffers are shared."""
     tensors = chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
@@ -80,12 +78,12 @@ def _adapter_class(architecture: str) -> type[ArchitectureAdapter]:
     kind = SUPPORTED_ARCHITECTURES.get(architecture, VisionLanguageAdapter)
     if not kind.required_libraries:
         return kind
-    # What loading a checkpoint takes (torchvision) is not needed for a model that is there.
+    # Libraries for loading a checkpoint (torchvision) are not needed for a loaded model.
     return type(kind.__name__, (kind,), {"required_libraries": []})
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """`module` without the components that a bridge put around it and its parts."""
+    """Remove the components that a bridge wrapped around `module` and its children."""
     while isinstance(module, GeneralizedComponent):
         inner = module.original_component
         assert inner is not None
@@ -93,6 +91,6 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _unwrapped(child))
     if isinstance(module, nn.Linear) and "bias" in module._buffers:
-        del module._buffers["bias"]  # zeros, put there for a head without bias
+        del module._buffers["bias"]  # zeros, added by the bridge to a head without bias
         module.register_parameter("bias", None)
     return module

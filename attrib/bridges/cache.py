@@ -1,21 +1,24 @@
-"""One forward pass of ours as an ActivationCache of TransformerLens.
+"""One forward pass as a TransformerLens ActivationCache.
 
-The names are those of TransformerLens; the numbers are captured on the untouched model, whether
-TransformerLens can boot it or not, and at the wanted positions alone. `decompose_resid`,
+Hook names are those of TransformerLens. Values are captured on the unmodified model, whether or not
+TransformerLens can boot it, and only at the requested positions. `decompose_resid`,
 `accumulated_resid`, `logit_attrs`, `stack_head_results` and `logit_lens` work on the cache.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from transformer_lens import ActivationCache
 
-from attrib.bridges.cached_model import CachedModel
 from attrib.errors import AttribError
 from attrib.forward.attention import AttentionCall, tap_attention
 from attrib.forward.residual import ResidualWrites, pick, rows_of
 from attrib.forward.residual_writes import residual_writes
 from attrib.model.batch import Batch
+from attrib.model.components import freeze_norm, probe_norm
 from attrib.model.vlm import VLM
 
 
@@ -23,26 +26,26 @@ from attrib.model.vlm import VLM
 def cache(
     vlm: VLM, batch: Batch, positions: str = "last", *, attention: bool = True
 ) -> ActivationCache:
-    """What a forward pass computed at some positions, under the names of TransformerLens.
+    """Return the activations of a forward pass at some positions, under TransformerLens names.
 
-    Per layer l: `blocks.{l}.hook_resid_pre`, `hook_attn_out`, `hook_resid_mid`, `hook_mlp_out`,
-    `hook_resid_post`, "batch query d_model", and of its attention `attn.hook_pattern`, "batch heads
-    query pos", and `attn.hook_z`, "batch query heads d_head". Besides, `hook_embed`: all that
-    enters layer 0, so visual features and learned positions are in it; and `ln_final.hook_scale`.
-    What is written between layers (Qwen3-VL, at visual positions) is `blocks.{l}.hook_between`,
-    which `decompose_resid` does not know.
+    Per layer l: `blocks.{l}.hook_resid_pre`, `hook_attn_out`, `hook_resid_mid`, `hook_mlp_out` and
+    `hook_resid_post`, "batch query d_model"; of its attention `attn.hook_pattern`, "batch heads
+    query pos", and `attn.hook_z`, "batch query heads d_head". Also `hook_embed`, the complete input
+    of layer 0 including visual features and learned positions, and `ln_final.hook_scale`. Writes
+    between layers (Qwen3-VL, at visual positions) are `blocks.{l}.hook_between`, which
+    `decompose_resid` does not include.
 
     Args:
         vlm: The model.
-        batch: What to run.
+        batch: The inputs of the pass.
         positions: "last", "all", or the name of another span. Query i is the i-th position of the
-            span, with "all" that of the batch; where an example has none, there is NaN.
+            span, or of the batch for "all"; NaN where an example has no such position.
         attention: Whether to keep attention; patterns of "all" positions are large.
 
     Raises:
-        AttribError: The batch has no such span, or attention that rows cannot be had of.
+        AttribError: The batch has no such span, or attention rows of the model are not supported.
     """
-    at, there = _chosen(batch, positions)
+    at, present = _queries(batch, positions)
     found: dict[str, Tensor] = {}
 
     def listen(layer: int, call: AttentionCall) -> None:
@@ -55,33 +58,33 @@ def cache(
                 vlm.logits(batch)
         else:
             vlm.logits(batch)
-    found = _stream(writes) | found
+    found = _residual_stream(writes) | found
     cached: dict[str, Tensor] = {}
     model = CachedModel(vlm, cached)
     final = found[f"blocks.{vlm.num_layers - 1}.hook_resid_post"]
     found["ln_final.hook_scale"] = model.final_scale(final)
-    cached.update({name: _blank(name, value, there) for name, value in found.items()})
+    cached.update({name: _mask(name, value, present) for name, value in found.items()})
     return ActivationCache(cached, model)
 
 
-def _chosen(
+def _queries(
     batch: Batch, positions: str
 ) -> tuple[Int[Tensor, "batch query"], Bool[Tensor, "batch query"]]:
-    """Which positions, and which of them an example does have; for others its last stands in."""
+    """Return positions, and which of them exist; missing ones are replaced by the last position."""
     if positions == "all":
-        there = batch.inputs["attention_mask"].bool()
-        at = torch.arange(there.shape[1], device=there.device).expand(there.shape)
+        present = batch.inputs["attention_mask"].bool()
+        at = torch.arange(present.shape[1], device=present.device).expand(present.shape)
     else:
         span = batch.spans.get(positions)
         if span is None or not span.any():
             have = [name for name, mask in batch.spans.items() if mask.any()]
             raise AttribError(f'positions: no {positions!r} here, expected "all" or one of {have}')
         at = span.int().argsort(dim=1, descending=True, stable=True)[:, : int(span.sum(1).max())]
-        there = span.gather(1, at)
-    return at.where(there, rows_of(batch["last"])[:, None]), there
+        present = span.gather(1, at)
+    return at.where(present, rows_of(batch["last"])[:, None]), present
 
 
-def _stream(writes: ResidualWrites) -> dict[str, Tensor]:
+def _residual_stream(writes: ResidualWrites) -> dict[str, Tensor]:
     found = {"hook_embed": writes.steps[0][0]}
     for layer, (before, attn, mlp, after) in sorted(writes.steps.items()):
         values = {"resid_pre": before, "attn_out": attn, "resid_mid": before + attn, "mlp_out": mlp}
@@ -92,11 +95,131 @@ def _stream(writes: ResidualWrites) -> dict[str, Tensor]:
     return found
 
 
-def _blank(name: str, value: Tensor, there: Bool[Tensor, "batch query"]) -> Tensor:
-    """NaN where an example has no such position."""
-    if there.all():
+def _mask(name: str, value: Tensor, present: Bool[Tensor, "batch query"]) -> Tensor:
+    """Return the value with NaN at missing positions."""
+    if present.all():
         return value
-    axis = 2 if name.endswith("hook_pattern") else 1
     shape = [1] * value.ndim
-    shape[0], shape[axis] = there.shape
-    return value.masked_fill(~there.reshape(shape).to(value.device), torch.nan)
+    shape[0], shape[2 if name.endswith("hook_pattern") else 1] = present.shape
+    return value.masked_fill(~present.reshape(shape).to(value.device), torch.nan)
+
+
+class CachedModel:
+    """The model interface that an ActivationCache needs, read-only, around the weights of a VLM.
+
+    `W_U` is the model's own. The weight of the final norm is part of
+    `tokens_to_residual_directions`, so `logit_attrs` gives the exact shares of a logit.
+
+    Attributes:
+        cfg: `n_layers`, `n_heads`, `d_model`, `d_head`, `d_vocab`, `normalization_type` and others.
+        blocks: `attn.W_O` per layer.
+        ln_final: The final norm.
+        unembed: The output embedding.
+    """
+
+    def __init__(self, vlm: VLM, cached: dict[str, Tensor]):
+        self.ln_final, self.unembed = vlm.components.norm, vlm.components.head
+        self._vlm = vlm
+        like = torch.empty(vlm.d_model, device=next(self.ln_final.parameters()).device)
+        self._norm_weight, _, centred = probe_norm(self.ln_final, like)
+        self.cfg = _config(vlm, centred)
+        self.blocks = [
+            SimpleNamespace(attn=Heads(layer, i, cached)) for i, layer in enumerate(vlm.layers)
+        ]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self._vlm.tokenizer
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The output embedding, a view."""
+        return self.unembed.weight.T
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """The bias of the output embedding, zeros if there is none."""
+        weight, bias = self.unembed.weight, self.unembed.bias
+        return weight.new_zeros(len(weight)) if bias is None else bias
+
+    def final_scale(
+        self, h: Float[Tensor, "batch query d_model"]
+    ) -> Float[Tensor, "batch query 1"]:
+        """Divisor of the final norm: root mean square, or standard deviation for a LayerNorm."""
+        gain = freeze_norm(self.ln_final, h.flatten(0, 1)).gain.unflatten(0, h.shape[:2])
+        weight = self._norm_weight.to(gain.device)
+        return weight.square().sum() / (gain * weight).sum(-1, keepdim=True)
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*tokens d_model"]:
+        """Directions of tokens in the residual stream, before the final norm's division."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        weight = self.unembed.weight
+        rows = weight[torch.as_tensor(tokens, device=weight.device)].float()
+        return rows * self._norm_weight.to(rows.device)
+
+    def to_single_token(self, text: str) -> int:
+        """Return the id of a text that is a single token.
+
+        Raises:
+            AttribError: It is several tokens; `VLM.answer_token` gives the first of them.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise AttribError(f"{text!r} is {len(ids)} tokens, expected one; give token ids")
+        return ids[0]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{name}: caches of vlm.cache() only have the residual stream and the output embedding "
+            "of their model; vlm.to_bridge() has everything that TransformerLens offers"
+        )
+
+
+class Heads:
+    """The output projection of one layer's attention, for `stack_head_results`."""
+
+    def __init__(self, layer: nn.Module, index: int, cached: dict[str, Tensor]):
+        self._layer, self._index, self._cached = layer, index, cached
+
+    @property
+    def W_O(self) -> Float[Tensor, "heads d_head d_model"]:
+        """The linear module of the layer that maps head outputs to attention's write.
+
+        Raises:
+            AttribError: There is none, because the write passes a norm after the projection
+                (Gemma 3), so that heads have no separate shares in it.
+        """
+        z = self._cached[f"blocks.{self._index}.attn.hook_z"]
+        write = self._cached[f"blocks.{self._index}.hook_attn_out"]
+        present = ~write.isnan().any(-1)
+        z, write = z[present], write[present]
+        allowed = 64 * torch.finfo(write.dtype).eps * write.float().norm()
+        for module in self._layer.modules():
+            if isinstance(module, nn.Linear) and module.in_features == z[0].numel():
+                out = module(z.flatten(1))
+                if out.shape == write.shape and (out - write).float().norm() <= allowed:
+                    return module.weight.T.unflatten(0, z.shape[1:])
+        raise AttribError(
+            f"layer {self._index}: attention's write to the residual stream is not a linear map of "
+            "its heads, so there are no head results to stack"
+        )
+
+
+def _config(vlm: VLM, centred: bool) -> SimpleNamespace:
+    text, head = vlm.model.config.get_text_config(), vlm.components.head
+    heads = text.num_attention_heads
+    return SimpleNamespace(
+        model_name=vlm.name,
+        n_layers=vlm.num_layers,
+        n_heads=heads,
+        d_model=vlm.d_model,
+        d_head=getattr(text, "head_dim", None) or vlm.d_model // heads,
+        d_vocab=head.out_features,
+        normalization_type="LN" if centred else "RMS",
+        final_rms=not centred,
+        attn_only=False,
+        device=str(vlm.device),
+        dtype=head.weight.dtype,
+    )

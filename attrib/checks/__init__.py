@@ -1,1 +1,127 @@
-"""What every model must satisfy, checked numerically."""
+"""Check a model numerically: all checks for `attrib.check`, the quick ones for `attrib.load`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from attrib.checks import checks
+from attrib.checks.checks import CheckFailed, CheckInputs
+from attrib.errors import AttribError, SetupError
+from attrib.model.vlm import VLM
+
+Check = Callable[[CheckInputs], str]
+QUICK: tuple[Check, ...] = (
+    checks.hooked_logits_equal_plain_ones,
+    checks.unembedded_last_output_is_the_logits,
+    checks.residual_writes_add_up,
+    checks.write_is_confined_to_its_span,
+)
+CHECKS: tuple[Check, ...] = (
+    checks.spans_partition_the_prompt,
+    *QUICK,
+    checks.frozen_contributions_add_up_to_the_logit,
+    checks.hooks_are_gone_after_an_error,
+    checks.attention_rows_are_the_models,
+    checks.resume_is_bit_equal,
+    checks.one_example_equals_a_batch,
+    checks.padding_side_does_not_matter,
+    checks.generation_does_not_depend_on_the_batch,
+    checks.generation_writes_the_prompt_once,
+    checks.grids_fit_the_visual_tokens,
+)
+# Errors that an unknown model or processor may raise: a failed check, not a crash.
+FAILURES = (
+    CheckFailed,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of one check.
+
+    Attributes:
+        check: What was checked.
+        passed: Whether the check passed.
+        detail: What was measured, or the error.
+    """
+
+    check: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, repr=False)
+class CheckReport:
+    """The outcomes of all checks of a model.
+
+    Attributes:
+        name: Name of the model.
+        results: One per check.
+    """
+
+    name: str
+    results: tuple[CheckResult, ...]
+
+    @property
+    def failed(self) -> tuple[CheckResult, ...]:
+        """The checks that failed."""
+        return tuple(result for result in self.results if not result.passed)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all checks passed."""
+        return not self.failed
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per check: check, passed, detail."""
+        return pd.DataFrame(self.results, columns=["check", "passed", "detail"])
+
+    def __repr__(self) -> str:
+        total = len(self.results)
+        lines = [f"{self.name}: {total - len(self.failed)} of {total} checks passed"]
+        lines += [f"  failed: {result.check}: {result.detail}" for result in self.failed[:8]]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False)
+
+
+@torch.no_grad()
+def check(vlm: VLM, selected: Sequence[Check] = CHECKS) -> CheckReport:
+    """Check on a small example that `vlm` meets every assumption of this package.
+
+    Args:
+        vlm: The model.
+        selected: Which checks to run; all by default.
+    """
+    inputs, results = CheckInputs(vlm), []
+    for one in selected:
+        try:
+            passed, detail = True, one(inputs)
+        except FAILURES as error:
+            ours = isinstance(error, CheckFailed | AttribError)
+            kind = "" if ours else f"{type(error).__name__}: "
+            passed, detail = False, kind + " ".join(str(error).split())
+        results.append(CheckResult(one.__name__.replace("_", " "), passed, detail))
+    return CheckReport(vlm.name, tuple(results))
+
+
+def verify(vlm: VLM) -> None:
+    """Run the quick checks.
+
+    Raises:
+        SetupError: One fails; the message names the check and what was measured.
+    """
+    for result in check(vlm, QUICK).failed[:1]:
+        raise SetupError(
+            f"{vlm.name} cannot be used: {result.check}: no, {result.detail} "
+            "(`attrib models check` shows all checks; verify=False loads the model anyway)"
+        )

@@ -140,7 +140,7 @@ def gated(editor: "Editor", folder: Path) -> "Editor":
     Raises:
         SetupError: There is no gate, or the editor has no use for one.
     """
-    from editors.gating.checkpoint import load_gate
+    from editors.gating.gates import load_gate
 
     gate = None if str(folder) == UNGATED else load_gate(folder)
     with_gate = getattr(editor, "with_gate", None)

@@ -64,7 +64,7 @@ def check(
     ] = False,
 ) -> None:
     """Print what works with a model and what does not; exits with 3 if something does not."""
-    from attrib.checks.run import check as check_model
+    from attrib.checks import check as check_model
     from attrib.model.checkpoint import read_checkpoint
     from attrib.model.vlm import VLM
 

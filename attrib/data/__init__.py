@@ -1,8 +1,9 @@
-"""Edit data: requests, samples, and where they come from."""
+"""Edit data: requests, samples, and loading them by name."""
 
-from attrib.data.easyedit import load
 from attrib.data.images import BadImage, open_photo
+from attrib.data.loading import load
 from attrib.data.samples import EditData, EditRequest, EditSample, Quarantined
+from attrib.data.scenes import sample_image
 
 __all__ = [
     "BadImage",
@@ -12,4 +13,5 @@ __all__ = [
     "Quarantined",
     "load",
     "open_photo",
+    "sample_image",
 ]

@@ -1,7 +1,7 @@
-"""The first words of an answer given with the question: for captions, which all begin alike.
+"""Move the first words of an answer into the prompt.
 
-Analyses look at the token behind the prompt. Of a caption that is an article, and says nothing of
-the picture; the word behind it does.
+Analyses read the token after the prompt. The first word of a caption is an article, which does
+not depend on the image; the word after it does.
 """
 
 from collections import Counter
@@ -10,48 +10,44 @@ from dataclasses import replace
 
 from attrib.data.samples import EditData, EditRequest, EditSample, Quarantined
 
-FEWEST = 10  # answers by which it is judged what they share
+MIN_ANSWERS = 10  # fewer do not show what answers share
 
 
 def shared_prefix_length(samples: Iterable[EditSample]) -> int:
-    """How many words answers begin with that are no news: those that more than half of them share.
+    """Length, in words, of the prefix that more than half of the answers share.
 
-    An answer that ends there is not among those that share a word: that word is the news in it.
+    An answer that ends with the prefix does not count as sharing it: its last word is its content.
     """
     answers = [sample.request.target.split() for sample in samples]
-    if len(answers) < FEWEST:
+    if len(answers) < MIN_ANSWERS:
         return 0
-    words, alike = 0, answers
+    length, sharing = 0, answers
     while True:
-        next_words = Counter(answer[words] for answer in alike if len(answer) > words + 1)
+        next_words = Counter(answer[length] for answer in sharing if len(answer) > length + 1)
         word, count = next_words.most_common(1)[0] if next_words else ("", 0)
         if 2 * count <= len(answers):
-            return words
-        alike = [answer for answer in alike if answer[words : words + 1] == [word]]
-        words += 1
+            return length
+        sharing = [answer for answer in sharing if answer[length : length + 1] == [word]]
+        length += 1
 
 
 def add_answer_prefix(data: EditData, words: int) -> EditData:
-    """The same samples, the first `words` words of each request's target behind its prompt.
+    """Move the first `words` words of each request's target to the end of its prompt.
 
-    Samples whose target is not longer than that are set aside.
+    Samples whose target has no more words than that are quarantined.
     """
     if not words:
         return data
     samples, short = [], []
     for row, sample in enumerate(data.samples):
-        if len(sample.request.target.split()) > words:
-            samples.append(_with_prefix(sample, words))
+        request = sample.request
+        *prefix, rest = request.target.split(maxsplit=words) or [""]
+        if len(prefix) == words:
+            prompt = " ".join([request.prompt, *prefix])
+            samples.append(replace(sample, request=EditRequest(request.source, prompt, rest)))
         else:
-            why = f"the answer {sample.request.target!r} has no word behind the first {words}"
+            why = f"the answer {request.target!r} has no word after the first {words}"
             place = (sample.meta.get("file", data.name), sample.meta.get("row", row))
             short.append(Quarantined(*place, "target", why))
     provenance = {**data.provenance, "answer_prefix": words}
     return EditData(data.name, data.split, samples, [*data.quarantined, *short], provenance)
-
-
-def _with_prefix(sample: EditSample, words: int) -> EditSample:
-    request = sample.request
-    parts = request.target.split(maxsplit=words)
-    prompt = " ".join([request.prompt, *parts[:words]])
-    return replace(sample, request=EditRequest(request.source, prompt, parts[words]))

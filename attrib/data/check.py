@@ -1,9 +1,6 @@
-"""A report on a folder of E-VQA / E-IC files: what is in them, what is doubtful, what overlaps.
+"""Check a folder of E-VQA / E-IC files: counts over valid rows, quality flags, overlaps, images."""
 
-Counts are over well-formed rows. A word is what single blanks separate, outer white space aside.
-"""
-
-import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,46 +8,52 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from attrib.data.doubts import DOUBTS, is_yes_no
+from attrib.data.easyedit import FILES, Row, image_names, read_rows, splits_in, validate_row
 from attrib.data.images import MAX_PIXELS, BadImage, check_inside, open_inside
-from attrib.data.rows import Row, image_names, well_formed
+from attrib.data.overlap import KEYS, copied_columns, overlaps, repeats, values_of
 from attrib.data.samples import Quarantined
-from attrib.data.tables import FILES, read_rows, splits_in
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.progress import progress
 
-TOP_ANSWERS = 5
+MAX_ITEMS_SHOWN = 5
 COUNTED = ("src", "rephrase", "alt", "loc", "loc_ans", "m_loc_q", "m_loc_a")
-COMPARED = (("train", "eval"), ("train", "validation"), ("validation", "eval"))
-COPIED = ("loc", "(m_loc, m_loc_q)")
-
-KEYS: dict[str, Callable[[Row], object]] = {
-    "src": lambda r: r["src"],
-    "rephrase": lambda r: r["rephrase"],
-    "alt": lambda r: r["alt"],
-    "image": lambda r: r["image"],
-    "image_rephrase": lambda r: r["image_rephrase"],
-    "loc": lambda r: r["loc"],
-    "(image, src)": lambda r: (r["image"], r["src"]),
-    "(src, alt)": lambda r: (r["src"], r["alt"]),
-    "(m_loc, m_loc_q)": lambda r: (r["m_loc"], r["m_loc_q"]),
-    "(m_loc, m_loc_q, m_loc_a)": lambda r: (r["m_loc"], r["m_loc_q"], r["m_loc_a"]),
+REFUSAL = re.compile(r"(?i)\bsorry, but|\bi cannot\b|\bas an ai\b")
+OPEN_QUESTION = re.compile(r"(?i)\W*(what|how|where|which)\b")
+# What makes a usable row doubtful.
+QUALITY_FLAGS: dict[str, Callable[[Row], bool]] = {
+    "rephrase starts with a quote": lambda r: r["rephrase"].startswith('"'),
+    "rephrase has line breaks": lambda r: "\n" in r["rephrase"],
+    "rephrase is a refusal": lambda r: REFUSAL.search(r["rephrase"]) is not None,
+    "rephrase equals src": lambda r: r["rephrase"].lower() == r["src"].lower(),
+    "yes/no answer, but rephrase asks what, how, where or which": lambda r: (
+        _is_yes_no(r) and OPEN_QUESTION.match(r["rephrase"]) is not None
+    ),
+    "pred equals alt": lambda r: r["pred"].lower() == r["alt"].lower(),
+    "alt has outer white space": lambda r: r["alt"] != r["alt"].strip(),
+    "alt ends with a blank": lambda r: r["alt"].endswith(" "),
+    "alt ends with a line break": lambda r: r["alt"].endswith("\n"),
+    "alt starts with white space": lambda r: r["alt"] != r["alt"].lstrip(),
+    "alt has double blanks inside": lambda r: "  " in r["alt"].strip(),
+    "loc_ans has line breaks": lambda r: "\n" in r["loc_ans"],
+    "loc_ans is not ASCII": lambda r: not r["loc_ans"].isascii(),
+    "m_loc is the edit image": lambda r: r["m_loc"] == r["image"],
+    "m_loc is null": lambda r: r["m_loc"] is None,
 }
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found; every part is made of what JSON can hold.
+    """What `check` found, made of JSON types.
 
     Attributes:
         folder: what was checked.
-        files: per split: rows, malformed rows, unique values, words, answers, doubts, repeats.
-        unreadable: per split whose file is no list of rows: the reason.
-        absent: splits whose file is not there.
-        totals: distinct pictures over all files.
-        overlaps: per "eval in train" pair: how many rows share what.
+        files: per split: rows, malformed rows, unique values, words, answers, flags, repeats.
+        unreadable: per split whose file is not a list of rows: the reason.
+        absent: splits without a file.
+        totals: distinct images over all files.
+        overlaps: per "eval in train" pair: how many rows share which fields.
         copies: columns that one file shares with the start of another.
-        images: pictures needed, missing and broken; None if no image root was given.
+        images: images needed, missing and broken; None if no image root was given.
     """
 
     folder: str
@@ -64,14 +67,39 @@ class CheckReport:
 
     @property
     def sound(self) -> bool:
-        """Whether every file, row and picture that was looked at can be used."""
-        rows = any(file["malformed"] for file in self.files.values())
-        images = self.images and (self.images["missing"] or self.images["broken"])
-        return not (self.unreadable or rows or images)
+        """Whether every file, row and image that was checked can be used."""
+        bad = [file["malformed"] for file in self.files.values()]
+        bad += [(self.images or {}).get(name) for name in ("missing", "broken")]
+        return not (self.unreadable or any(bad))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        return asdict(self)
+    def to_markdown(self, shown: int = MAX_ITEMS_SHOWN) -> str:
+        """Tables with one column per file; only the first `shown` items of long lists."""
+        top = [
+            f"- most frequent answers of {split}: {', '.join(f'{_cell(a)} {n}' for a, n in common)}"
+            for split, file in self.files.items()
+            if (common := [(a, n) for a, n in file["answers"]["top"] if n > 1])
+        ]
+        parts = [
+            f"# {_cell(self.folder)}",
+            _table("", {split: _column(file) for split, file in self.files.items()}),
+            "\n".join(top),
+            f"Over all files: {self.totals['real images']} distinct real images, "
+            f"{self.totals['image_rephrase']} rephrased ones.",
+            *(f"{copy}." for copy in self.copies),
+            _table("shared rows", self.overlaps),
+            f"Missing splits: {', '.join(self.absent)}." if self.absent else "",
+            *(f"- unreadable: {_cell(reason)}" for reason in self.unreadable.values()),
+        ]
+        for rows in (file["malformed"] for file in self.files.values() if file["malformed"]):
+            head = f"Malformed rows of {rows[0]['file']}: {len(rows)}"
+            items = [f"row {r['row']}: {r['field']}: {_cell(r['reason'])}" for r in rows]
+            parts.append(_listing(head, items, shown))
+        if (found := self.images) is not None:
+            missing = [f"missing: {_cell(name)}" for name in found["missing"]]
+            broken = [f"broken: {_cell(n)}: {_cell(r)}" for n, r in found["broken"].items()]
+            head = f"Images: {found['needed']} needed, {len(missing)} missing, {len(broken)} broken"
+            parts.append(_listing(_listing(head, missing, shown), broken, shown))
+        return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def check(
@@ -81,118 +109,85 @@ def check(
     pixels: Literal["decode", "header"] = "decode",
     max_pixels: int = MAX_PIXELS,
 ) -> CheckReport:
-    """What is in the files of a folder in the E-VQA / E-IC layout.
+    """Check the files of a folder in the E-VQA / E-IC layout.
 
     Args:
         folder: holds vqa/vqa_train.json and its siblings, or some of them.
-        image_root: where the pictures are; without it none is looked for.
-        pixels: "decode" finds every broken picture, "header" is faster and misses those that
-            are cut off.
-        max_pixels: larger pictures count as broken.
+        image_root: where the images are; without it they are not checked.
+        pixels: "decode" finds every broken image; "header" is faster and misses truncated ones.
+        max_pixels: larger images count as broken.
 
     Raises:
-        AttribError: if the folder or the image root is none.
-        SetupError: if it holds none of the files.
+        AttribError: if the folder or the image root does not exist.
+        SetupError: if the folder holds none of the files.
     """
-    for path in (folder, image_root):
-        if path is not None and not Path(path).is_dir():
+    for path in filter(None, (folder, image_root)):
+        if not Path(path).is_dir():
             raise AttribError(f"{path}: no such folder")
-    there = splits_in(Path(folder))
-    if not there:
+    if not (there := splits_in(Path(folder))):
         raise SetupError(f"{folder}: holds none of {', '.join(FILES.values())}")
-    rows, malformed, unreadable = {}, {}, {}
+    rows, files, unreadable = {}, {}, {}
     for split in there:
         try:
-            rows[split], malformed[split] = _sorted_out(Path(folder) / FILES[split])
+            rows[split], malformed = _validated(Path(folder) / FILES[split])
+            files[split] = _statistics(rows[split], malformed)
         except SetupError as error:
             unreadable[split] = str(error)
-    use = check_inside if pixels == "header" else open_inside
+    everything = [row for table in rows.values() for row in table]
+    try_image = check_inside if pixels == "header" else open_inside
     return CheckReport(
         folder=str(folder),
-        files={split: _facts(rows[split], malformed[split]) for split in rows},
+        files=files,
         unreadable=unreadable,
         absent=[split for split in FILES if split not in there],
-        totals=_totals(rows.values()),
-        overlaps={
-            f"{task}-{b} in {task}-{a}": overlap(rows[f"{task}-{a}"], rows[f"{task}-{b}"])
-            for task in ("vqa", "caption")
-            for a, b in COMPARED
-            if f"{task}-{a}" in rows and f"{task}-{b}" in rows
+        totals={
+            "rows": len(everything),
+            "real images": len(_real_images(everything)),
+            "image_rephrase": len({row["image_rephrase"] for row in everything}),
         },
-        copies=_copies(rows),
+        overlaps=overlaps(rows),
+        copies=copied_columns(rows),
         images=None
         if image_root is None
-        else _images(rows.values(), partial(use, image_root, max_pixels=max_pixels)),
+        else _check_images(everything, partial(try_image, image_root, max_pixels=max_pixels)),
     )
 
 
-def overlap(train: Sequence[Row], other: Sequence[Row]) -> dict[str, int]:
-    """How many rows of `other` share what with any row of `train`."""
-    shared = {"rows": len(other)}
-    for name, key in KEYS.items():
-        seen = {key(row) for row in train}
-        shared[name] = sum(key(row) in seen for row in other)
-    item = KEYS["(m_loc, m_loc_q, m_loc_a)"]
-    pairs = zip(train, other, strict=False)
-    shared["(m_loc, m_loc_q, m_loc_a) in the same row"] = sum(item(a) == item(b) for a, b in pairs)
-    images, places = ({row[field] for row in train} for field in ("image", "m_loc"))
-    shared["image, unique"] = len(images & {row["image"] for row in other})
-    shared["image as m_loc"] = sum(row["image"] in places for row in other)
-    shared["m_loc as image"] = sum(row["m_loc"] in images for row in other)
-    return shared
-
-
-def _sorted_out(path: Path) -> tuple[list[Row], list[Quarantined]]:
+def _validated(path: Path) -> tuple[list[Row], list[Quarantined]]:
     good, bad = [], []
     for index, row in enumerate(read_rows(path)[0]):
         try:
-            good.append(well_formed(row, str(path), index))
+            good.append(validate_row(row, str(path), index))
         except RowError as error:
             bad.append(Quarantined.from_error(error))
     return good, bad
 
 
-def _facts(rows: Sequence[Row], malformed: Sequence[Quarantined]) -> dict[str, Any]:
+def _statistics(rows: Sequence[Row], malformed: Sequence[Quarantined]) -> dict[str, Any]:
     return {
         "rows": len(rows) + len(malformed),
         "malformed": [asdict(row) for row in malformed],
-        "unique": {name: len({key(row) for row in rows}) for name, key in KEYS.items()}
-        | {"real images": len(_real_images(rows))},
+        "unique": {
+            **{key: len(set(values_of(rows, key))) for key in KEYS},
+            "real images": len(_real_images(rows)),
+        },
         "words": {name: _words(row[name] for row in rows) for name in COUNTED},
         "answers": {
-            "yes/no": sum(map(is_yes_no, rows)),
+            "yes/no": sum(map(_is_yes_no, rows)),
             "digits": sum(row["alt"].strip().isdigit() for row in rows),
-            "top": Counter(row["alt"] for row in rows).most_common(TOP_ANSWERS),
+            "top": Counter(row["alt"] for row in rows).most_common(MAX_ITEMS_SHOWN),
         },
-        "doubts": {name: sum(map(doubt, rows)) for name, doubt in DOUBTS.items()},
-        "repeats": _repeats(rows),
+        "quality_flags": {name: sum(map(flag, rows)) for name, flag in QUALITY_FLAGS.items()},
+        "repeats": repeats(rows),
     }
 
 
-def _repeats(rows: Sequence[Row]) -> dict[str, int | None]:
-    groups: dict[object, list[str]] = {}
-    for row in rows:
-        groups.setdefault(KEYS["(image, src)"](row), []).append(row["alt"])
-    several = [answers for answers in groups.values() if len(answers) > 1]
-    places = [KEYS["(m_loc, m_loc_q)"](row) for row in rows]
-    answered = {KEYS["(m_loc, m_loc_q, m_loc_a)"](row) for row in rows}
-    return {
-        "whole rows": len(rows) - len({json.dumps(row, sort_keys=True) for row in rows}),
-        "(image, src) groups": len(several),
-        "(image, src) groups with different alt": sum(len(set(a)) > 1 for a in several),
-        "(m_loc, m_loc_q) again": len(rows) - len(set(places)),
-        "(m_loc, m_loc_q) again with the same m_loc_a": len(rows) - len(answered),
-        "(m_loc, m_loc_q) starts over after": _period(places),
-    }
-
-
-def _period(values: Sequence[object]) -> int | None:
-    """After how many values a list starts over and goes on the same; None if it does not."""
-    starts = (i for i in range(1, len(values)) if values[i] == values[0])
-    return next((i for i in starts if values[i:] == values[: len(values) - i]), None)
+def _is_yes_no(row: Row) -> bool:
+    return row["alt"].strip().lower() in ("yes", "no")
 
 
 def _words(texts: Iterable[str]) -> dict[str, float]:
+    """Numbers of words, which single spaces separate."""
     counts = [len(text.strip().split(" ")) for text in texts] or [0]
     return {"mean": sum(counts) / len(counts), "min": min(counts), "max": max(counts)}
 
@@ -201,34 +196,54 @@ def _real_images(rows: Iterable[Row]) -> set[str]:
     return {name for row in rows for _, name in image_names(row, ("image", "m_loc"))}
 
 
-def _totals(tables: Iterable[Sequence[Row]]) -> dict[str, int]:
-    rows = [row for table in tables for row in table]
+def _check_images(rows: Iterable[Row], try_image: Callable[[str], object]) -> dict[str, Any]:
+    names, refused = {name for row in rows for _, name in image_names(row)}, {}
+    for name in progress(sorted(names), "images"):
+        try:
+            try_image(name)
+        except BadImage as error:
+            refused[name] = error.reason
+    missing = [name for name, reason in refused.items() if reason.startswith("no such file")]
+    broken = {name: reason for name, reason in refused.items() if name not in missing}
+    return {"needed": len(names), "missing": missing, "broken": broken}
+
+
+def _column(file: Mapping[str, Any]) -> dict[str, object]:
     return {
-        "rows": len(rows),
-        "real images": len(_real_images(rows)),
-        "image_rephrase": len({row["image_rephrase"] for row in rows}),
+        "rows": file["rows"],
+        "malformed rows": len(file["malformed"]),
+        **{f"unique {name}": n for name, n in file["unique"].items()},
+        **{
+            f"words of {name}: mean (min-max)": f"{w['mean']:.1f} ({w['min']}-{w['max']})"
+            for name, w in file["words"].items()
+        },
+        "answer yes or no": file["answers"]["yes/no"],
+        "answer in digits": file["answers"]["digits"],
+        **file["quality_flags"],
+        **{f"repeated {name}": n for name, n in file["repeats"].items()},
     }
 
 
-def _copies(tables: Mapping[str, Sequence[Row]]) -> list[str]:
-    found = []
-    for short, long in ((s, t) for s in tables for t in tables if s != t):
-        n = len(tables[short])
-        for column in COPIED if n and n < len(tables[long]) else ():
-            if list(map(KEYS[column], tables[short])) == list(map(KEYS[column], tables[long][:n])):
-                found.append(f"{column} of {short} is that of the first {n} rows of {long}")
-    return found
+def _table(corner: str, columns: Mapping[str, Mapping[str, object]]) -> str:
+    """A Markdown table; its rows are the union of the columns' keys, in their order."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    cells = [[corner, *columns]]
+    cells += [[name, *(_cell(c.get(name)) for c in columns.values())] for name in names]
+    first, *rest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
+    lines = [
+        [name.ljust(first), *(v.rjust(w) for v, w in zip(values, rest, strict=True))]
+        for name, *values in (cells[0], rule, *cells[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if columns else ""
 
 
-def _images(tables: Iterable[Sequence[Row]], use: Callable[[str], object]) -> dict[str, Any]:
-    names = sorted({name for table in tables for row in table for _, name in image_names(row)})
-    missing, broken = [], {}
-    for name in progress(names, "pictures"):
-        try:
-            use(name)
-        except BadImage as error:
-            if error.reason.startswith("no such file"):
-                missing.append(name)
-            else:
-                broken[name] = error.reason
-    return {"needed": len(names), "missing": missing, "broken": broken}
+def _listing(head: str, items: Sequence[str], shown: int) -> str:
+    more = [f"- and {len(items) - shown} more"] if len(items) > shown else []
+    return "\n".join([head, *(f"- {item}" for item in items[:shown]), *more])
+
+
+def _cell(value: object) -> str:
+    """One line that neither ends a table cell nor starts a tag."""
+    line = "-" if value is None else " ".join(str(value).split())
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

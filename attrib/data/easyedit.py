@@ -1,161 +1,230 @@
-"""Edit samples by the name of their data: the embedded scenes, or a folder of E-VQA / E-IC files.
+"""The E-VQA and E-IC file formats: folder layout, row fields, and the sample that a row makes.
 
-Both sources give rows of the same fields, and one parser (`rows.py`) reads them all.
+    FOLDER/vqa/vqa_train.json               split vqa-train
+    FOLDER/vqa/vqa_eval.json                      vqa-eval
+    FOLDER/caption/caption_train_edit.json        caption-train
+    FOLDER/caption/caption_eval_edit.json         caption-eval
+    FOLDER/images/...                       the images, unless `image_root` is given
+
+Fields and prompts follow the files of MMEdit (Cheng et al. 2023) as VisEdit and DualEdit read them:
+
+    request            image           `src`       -> `alt`
+    text generality    image           `rephrase`  -> `alt`
+    visual generality  image_rephrase  `src`       -> `alt`
+    text locality      -               `loc` + "?" -> `loc_ans`
+    visual locality    m_loc           `m_loc_q`   -> `m_loc_a`
+
+Questions about images get the suffix " The answer is:"; caption prompts do not.
+`pred`, the wrong answer of the model that the files were made with, goes to `meta`.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-from attrib.data.images import MAX_PIXELS, BadImage
-from attrib.data.rows import (
-    IMAGES,
-    cleaned,
-    image_names,
-    to_sample,
-    well_formed,
-)
-from attrib.data.samples import EditData, EditSample, Quarantined
-from attrib.data.tables import FILES, SCENES, Table, folder_table, scenes_table
-from attrib.errors import AttribError, RowError
+from PIL import Image
+
+from attrib.data.images import BadImage
+from attrib.data.samples import EditRequest, EditSample
+from attrib.errors import RowError, SetupError
+
+Task = Literal["vqa", "captions"]
+Row = Mapping[str, Any]
+
+FILES = {
+    "vqa-train": "vqa/vqa_train.json",
+    "vqa-validation": "vqa/vqa_validation.json",
+    "vqa-eval": "vqa/vqa_eval.json",
+    "caption-train": "caption/caption_train_edit.json",
+    "caption-validation": "caption/caption_validation_edit.json",
+    "caption-eval": "caption/caption_eval_edit.json",
+}
+PROMPTS = ("src", "rephrase", "loc", "m_loc_q")
+TARGETS = ("alt", "loc_ans", "m_loc_a")
+IMAGES = ("image", "image_rephrase", "m_loc")
+FIELDS = (*PROMPTS, *TARGETS, *IMAGES, "pred")
+MAY_BE_EMPTY = ("pred",)  # a model may have answered nothing
+MAY_BE_NULL = ("m_loc",)  # a locality question without an image
+HARD = "hard"
+HARD_FIELDS = ("image", "prompt", "target", "type")
+SUFFIX = " The answer is:"
 
 
-def load(
-    name_or_folder: str | Path,
-    split: str,
-    *,
-    image_root: str | Path | None = None,
-    limit: int | None = None,
-    disjoint: bool = False,
-    clean: bool = False,
-    need: Sequence[str] = ("image",),
-    max_pixels: int = MAX_PIXELS,
-    seed: int = 0,
-) -> EditData:
-    """The samples of one split; rows that cannot be used are set aside by name.
+def splits_in(folder: Path) -> list[str]:
+    """The splits whose file is in a folder."""
+    return [split for split, file in FILES.items() if (folder / file).is_file()]
 
-    Args:
-        name_or_folder: "scenes-vqa", "scenes-captions", or a folder laid out as `tables.py` says.
-        split: "train", "validation" or "test" of scenes; "vqa-train", "vqa-eval",
-            "caption-train", "caption-eval" (or "...-validation") of a folder.
-        image_root: where a folder's pictures are; its subfolder `images` if not given.
-        limit: read at most the first `limit` rows. It counts the rows read, usable or not, so
-            the same limit means the same rows whatever pictures are there; `provenance` says
-            how many there were (`rows_read`).
-        disjoint: leave out the visual-locality items that also stand in another split of the
-            same task, matched on (m_loc, m_loc_q). The samples stay; `provenance` says how
-            many items went (`m_loc_removed`).
-        clean: strip the quirks that `rows.cleaned` names; False reads the files as published.
-        need: the fields whose picture must be there, with a sane header, for a row to be used.
-            Attribution needs "image", editors "image", "image_rephrase" and "m_loc". What only
-            decoding shows is raised when an image is touched, as a RowError.
-        max_pixels: larger pictures are refused.
-        seed: of the scenes; a folder has none.
+
+def task_of(split: str) -> Task:
+    """The task of a folder's split."""
+    return "vqa" if split.startswith("vqa") else "captions"
+
+
+def read_rows(path: Path) -> tuple[list[object], str]:
+    """The rows of a JSON file, not validated, and the SHA-256 of its bytes.
 
     Raises:
-        AttribError: for a name, split, limit or image root that there is not.
-        SetupError: for a file that is missing, damaged or of another layout.
+        SetupError: if it is missing, not JSON (with line and column), or not a list of rows.
     """
-    if unknown := set(need) - set(IMAGES):
-        raise AttribError(f"need={sorted(unknown)}: no such picture; choose from {list(IMAGES)}")
-    table = _table(name_or_folder, split, image_root, max_pixels, seed, limit)
-    rows = _first(table.rows, limit, table.file)
-    samples, quarantined = _usable(rows, table, clean, need)
-    before = sum(len(sample.visual_locality) for sample in samples)
-    if disjoint:
-        samples = _without_shared(samples, rows, table.others())
-    provenance = {
-        "file": table.file,
-        "sha256": table.digest,
-        "image_root": None if image_root is None else str(image_root),
-        "limit": limit,
-        "rows_read": len(rows),
-        "rows_quarantined": len(quarantined),
-        "disjoint": disjoint,
-        "m_loc_removed": before - sum(len(sample.visual_locality) for sample in samples),
-        "clean": clean,
-        "need": list(need),
-        "seed": seed if str(name_or_folder) in SCENES else None,
-    }
-    return EditData(str(name_or_folder), split, samples, quarantined, provenance)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SetupError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        rows = json.loads(raw)
+    except json.JSONDecodeError as error:
+        complete = raw.rstrip().endswith(b"]")
+        what = "damaged there" if complete else "truncated: it does not end with ']'"
+        raise SetupError(
+            f"{path}: invalid JSON at line {error.lineno}, column {error.colno} "
+            f"(character {error.pos}): {error.msg}; {what}; copy or download it again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"{path}: invalid JSON ({error}); copy or download it again") from error
+    if not isinstance(rows, list):
+        keys = f" with the keys {list(rows)[:3]}" if isinstance(rows, dict) else ""
+        raise SetupError(f"{path}: holds {_kind(rows)}{keys}; expected a list of rows")
+    return rows, hashlib.sha256(raw).hexdigest()
 
 
-def _table(
-    name: str | Path,
-    split: str,
-    image_root: str | Path | None,
-    max_pixels: int,
-    seed: int,
-    limit: int | None,
-) -> Table:
-    if str(name) in SCENES:
-        if image_root is not None:
-            raise AttribError(f"{name} draws its pictures; leave the image root out")
-        return scenes_table(str(name), split, seed, limit if limit is None else max(limit, 1))
-    if not Path(name).is_dir():
-        raise AttribError(
-            f"no data {str(name)!r}; choose from {', '.join(SCENES)}, or give a folder with "
-            f"{FILES['vqa-train']} or {FILES['caption-train']} in it"
-        )
-    return folder_table(Path(name), split, image_root, max_pixels)
+def validate_row(row: object, file: str, index: int) -> Row:
+    """The row itself, once every field is present and usable.
+
+    Raises:
+        RowError: naming the first field that is missing, not text, empty or not Unicode.
+    """
+
+    def bad(field: str, reason: str) -> RowError:
+        return RowError(reason, file=file, row=index, field=field)
+
+    if not isinstance(row, dict):
+        raise bad("row", f"is {_kind(row)}, not an object with the eleven fields")
+    for name in FIELDS:
+        if name not in row:
+            raise bad(name, "is missing")
+        if not (row[name] is None and name in MAY_BE_NULL):
+            _check_text(row[name], name in MAY_BE_EMPTY, partial(bad, name))
+    items = row.get(HARD, [])
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise bad(HARD, f"is {_kind(items)}, not a list of objects")
+    for i, item in enumerate(items):
+        for name in HARD_FIELDS:
+            _check_text(item.get(name), False, partial(bad, f"{HARD}[{i}].{name}"))
+    return row
 
 
-def _first(rows: Sequence[object], limit: int | None, file: str) -> Sequence[object]:
-    if not rows:
-        raise AttribError(f"{file}: holds no rows")
-    if limit is not None and limit < 1:
-        raise AttribError(f"limit={limit} reads nothing of {file}; give 1 or more, or no limit")
-    return rows[:limit]
+def to_sample(
+    row: Row,
+    id: str,
+    *,
+    task: Task,
+    file: str,
+    index: int,
+    open_image: Callable[[str], Image.Image],
+) -> EditSample:
+    """The sample of a valid row; its images are opened on access.
+
+    Args:
+        row: what `validate_row` returned.
+        id: name of the sample.
+        task: decides whether the prompts get the suffix.
+        file: the file to name when an image turns out bad.
+        index: the row's number in it.
+        open_image: returns the RGB image of a name.
+    """
+
+    def opener(name: str, field: str) -> partial[Image.Image]:
+        return partial(_open, open_image, name, file, index, field)
+
+    image, alt = opener(row["image"], "image"), row["alt"]
+    prompt = _with_suffix if task == "vqa" else str
+    m_loc = None if row["m_loc"] is None else opener(row["m_loc"], "m_loc")
+    hard = row.get(HARD, [])
+    extras = {name: value for name, value in row.items() if name not in (*FIELDS, HARD)}
+    return EditSample(
+        id=id,
+        request=EditRequest(image, prompt(row["src"]), alt),
+        text_generality=[EditRequest(image, prompt(row["rephrase"]), alt)],
+        visual_generality=[
+            EditRequest(opener(row["image_rephrase"], "image_rephrase"), prompt(row["src"]), alt)
+        ],
+        text_locality=[EditRequest(None, f"{row['loc']}?", row["loc_ans"])],
+        visual_locality=[EditRequest(m_loc, _with_suffix(row["m_loc_q"]), row["m_loc_a"])],
+        hard_locality=[
+            EditRequest(
+                opener(item["image"], f"{HARD}[{i}].image"), prompt(item["prompt"]), item["target"]
+            )
+            for i, item in enumerate(hard)
+        ],
+        meta={
+            "task": task,
+            "row": index,
+            "pred": row["pred"],
+            "hard_types": [item["type"] for item in hard],
+            **extras,
+        },
+    )
 
 
-def _usable(
-    rows: Sequence[object], table: Table, clean: bool, need: Sequence[str]
-) -> tuple[list[EditSample], list[Quarantined]]:
-    @cache  # Many rows ask for the same picture.
-    def refusal(name: str) -> BadImage | None:
-        try:
-            table.check(name)
-        except BadImage as error:
-            return error
-        return None
+def clean_row(row: Row) -> Row:
+    """The row without the artefacts of how the files were generated.
 
-    def sample(raw: object, index: int) -> EditSample:
-        row = well_formed(raw, table.file, index)
-        for field, name in image_names(row, need):
-            if error := refusal(name):
-                raise RowError(str(error), file=table.file, row=index, field=field)
-        return to_sample(
-            cleaned(row) if clean else row,
-            f"{table.ids}/{index}",
-            task=table.task,
-            file=table.file,
-            index=index,
-            opener=table.opener,
-        )
-
-    samples, quarantined = [], []
-    for index, raw in enumerate(rows):
-        try:
-            samples.append(sample(raw, index))
-        except RowError as error:
-            quarantined.append(Quarantined.from_error(error))
-    return samples, quarantined
+    A quoted rephrase loses its quotes, of several rephrases the first that differs from `src` is
+    kept, and the target loses its outer white space.
+    """
+    return {**row, "rephrase": _first_paraphrase(row), "alt": row["alt"].strip()}
 
 
-def _without_shared(
-    samples: list[EditSample], rows: Sequence[object], others: list[Sequence[object]]
-) -> list[EditSample]:
-    """The samples, without the visual-locality items that stand in other splits."""
-    elsewhere = {_m_loc(row) for other in others for row in other}
-    return [
-        replace(sample, visual_locality=[])
-        if _m_loc(rows[sample.meta["row"]]) in elsewhere
-        else sample
-        for sample in samples
-    ]
+def image_names(row: Row, fields: Iterable[str] = (*IMAGES, HARD)) -> list[tuple[str, str]]:
+    """(field, name) of every image that the row names in `fields`."""
+    fields = tuple(fields)
+    plain = [(field, row[field]) for field in IMAGES if field in fields and row[field] is not None]
+    hard = enumerate(row.get(HARD, []) if HARD in fields else [])
+    return plain + [(f"{HARD}[{i}].image", item["image"]) for i, item in hard]
 
 
-def _m_loc(row: object) -> tuple[str, str]:
-    row = row if isinstance(row, dict) else {}
-    return str(row.get("m_loc")), str(row.get("m_loc_q"))
+def _open(
+    open_image: Callable[[str], Image.Image], name: str, file: str, index: int, field: str
+) -> Image.Image:
+    try:
+        return open_image(name)
+    except BadImage as error:
+        raise RowError(str(error), file=file, row=index, field=field) from error
+
+
+def _with_suffix(question: str) -> str:
+    return question if question.endswith(SUFFIX) else question + SUFFIX
+
+
+def _first_paraphrase(row: Row) -> str:
+    pieces = re.split(r"(?i)\n|can be rewritten as|rewritten (?:as|question):", row["rephrase"])
+    candidates = [piece for piece in map(_unquoted, pieces) if piece]
+    src = row["src"].strip().lower()
+    others = [piece for piece in candidates if piece.lower() != src]
+    return [*others, *candidates, row["rephrase"]][0]
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    quoted = text.startswith('"') and text.endswith('"') and text.count('"') == 2
+    return text[1:-1].strip() if quoted else text
+
+
+def _check_text(value: object, may_be_empty: bool, bad: Callable[[str], RowError]) -> None:
+    if not isinstance(value, str):
+        raise bad(f"is {_kind(value)}, not text")
+    if not value.strip() and not may_be_empty:
+        raise bad("is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can hold lone surrogates, tokenizers cannot
+        raise bad(f"holds half a Unicode character at position {error.start}") from error
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null", str: "text"}
+    return names.get(type(value), "a number")

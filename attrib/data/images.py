@@ -1,14 +1,14 @@
-"""The one guarded way to open a picture that someone else wrote.
+"""Open untrusted image files safely.
 
-A picture goes through five gates, each with a one-line refusal:
+Each file passes five checks, each with a one-line error:
 
 1. its name stays inside the image root, links followed (no URL, no absolute path, no `..`);
-2. it is a file, and not an empty one;
-3. it is of a common format, told by its bytes and not by its name;
+2. it is a regular file and not empty;
+3. it has a common format, detected from its bytes and not from its name;
 4. its header announces a sane number of pixels, before anything is decoded;
-5. its pixels decode, all of them.
+5. all its pixels decode.
 
-What passes comes back as RGB, the same on every machine: turned as its EXIF says, the first frame,
+The result is RGB and the same on every machine: EXIF orientation applied, the first frame,
 transparency over white, 16 bits scaled instead of clipped. No file stays open.
 """
 
@@ -28,9 +28,8 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from attrib.errors import AttribError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# Pillow's own limit: a quarter of a gigabyte once decoded.
-MAX_PIXELS = 89_478_485
-# What Pillow's decoders raise on damaged files, found by feeding them damaged files.
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte once decoded
+# What Pillow's decoders raise on damaged files, found by fuzzing.
 DAMAGE = (
     OSError,
     ValueError,
@@ -43,7 +42,7 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-TURNS = {
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,24 +51,23 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-LONGEST_NAME = 200  # A `data:` URL of a megabyte is not repeated in a message.
+MAX_NAME = 200  # characters shown; a `data:` URL can have a megabyte
 WHITE = (255, 255, 255, 255)
-# Warning filters and Pillow's limit belong to the process: one thread at a time may set them, so
-# threads decode in turn. Processes do not wait for each other.
+# Warning filters and Pillow's limit are global to the process, so threads decode one at a time.
 _PROCESS_SETTINGS = threading.Lock()
 
 
 class BadImage(AttribError):
-    """A picture that cannot be used.
+    """An image file that cannot be used.
 
     Attributes:
-        name: the picture, as it was asked for.
-        reason: the gate it did not pass and what would help.
+        name: the file, as it was requested.
+        reason: the failed check and what would help.
     """
 
     def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # Both are arguments, so that a worker can send it on.
-        self.name = name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "..."
+        super().__init__(name, reason)  # both as arguments, so that it can be pickled
+        self.name = name if len(name) <= MAX_NAME else name[:MAX_NAME] + "..."
         self.reason = " ".join(reason.split())
 
     def __str__(self) -> str:
@@ -77,44 +75,44 @@ class BadImage(AttribError):
 
 
 def open_inside(root: str | Path, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture `name` under the folder `root`, in RGB.
+    """Open the image `name` under the folder `root`, in RGB.
 
     Args:
-        root: the folder that no picture may lie outside of.
+        root: the folder that no image may lie outside of.
         name: path relative to it, with slashes of either kind.
-        max_pixels: larger pictures are refused; raise it for files you trust.
+        max_pixels: larger images are refused; raise it for files you trust.
 
     Raises:
-        BadImage: naming the picture and the gate it did not pass.
+        BadImage: naming the file and the failed check.
     """
     return _decode(_confined(root, name), name, max_pixels, f" under {root}")
 
 
 def check_inside(root: str | Path, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Put a picture through gates 1 to 4 of `open_inside`, without decoding it.
+    """Run checks 1 to 4 of `open_inside` without decoding the image.
 
     Raises:
-        BadImage: naming the picture and the gate it did not pass.
+        BadImage: naming the file and the failed check.
     """
     with _header(_confined(root, name), name, max_pixels, f" under {root}"):
         pass
 
 
 def open_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture at a path that the user typed, in RGB: gates 2 to 5 of `open_inside`.
+    """Open the image at a path that the user typed, in RGB: checks 2 to 5 of `open_inside`.
 
     Raises:
-        BadImage: naming the path and the gate it did not pass.
+        BadImage: naming the path and the failed check.
     """
     _refuse_url(str(path))
     return _decode(Path(path).expanduser(), str(path), max_pixels, "")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy of a decoded image in RGB; alpha goes over white, 16 bits keep their high byte.
+    """A copy of a decoded image in RGB; alpha over white, and the high byte of 16 bits.
 
-    The high byte is also what Pillow keeps of a 16-bit colour file, so that grey saved as grey
-    and grey saved as colour agree.
+    Pillow keeps the high byte of 16-bit colour files too, so that grey saved as grey and grey
+    saved as colour agree.
 
     Raises:
         AttribError: for modes without a fixed range of values (32-bit integer, float).
@@ -135,16 +133,15 @@ def _decode(path: Path, name: str, max_pixels: int, under: str) -> Image.Image:
     with _header(path, name, max_pixels, under) as image:
         try:
             image.load()
-            # After loading: TIFF files turn themselves then, and PNG files have their EXIF then.
+            # After loading: only then TIFF files are upright and PNG files have their EXIF.
             turn, notes = _orientation(image)
-            turned = image.transpose(TURNS[turn]) if turn in TURNS else image
-            rgb = to_rgb(turned)
+            rgb = to_rgb(image.transpose(TRANSPOSES[turn]) if turn in TRANSPOSES else image)
         except AttribError as error:
             raise BadImage(name, str(error)) from error
         except DAMAGE as error:
             reason = str(error) or type(error).__name__
             raise BadImage(
-                name, f"cut off or damaged ({reason}); copy or download it again"
+                name, f"truncated or damaged ({reason}); copy or download it again"
             ) from error
         mode = [] if image.mode == "RGB" else [f"mode {image.mode} converted"]
     rgb.info = {"notes": (*notes, *mode)}
@@ -153,11 +150,11 @@ def _decode(path: Path, name: str, max_pixels: int, under: str) -> Image.Image:
 
 @contextmanager
 def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[ImageFile.ImageFile]:
-    """The picture with its header read and its size accepted; its pixels are not decoded yet."""
+    """The image with its header read and its size accepted, not decoded yet."""
     try:
         found = path.stat()
         kind = found.st_mode
-        if not stat.S_ISREG(kind):  # Opening a pipe would wait for ever.
+        if not stat.S_ISREG(kind):  # opening a pipe would block
             what = "a folder" if stat.S_ISDIR(kind) else "a device or a pipe"
             raise BadImage(name, f"{what}, not an image file")
         if found.st_size == 0:
@@ -179,7 +176,7 @@ def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[Imag
                 f"{max_pixels}; make it smaller, or raise max_pixels if you trust it",
             ) from error
         except UnidentifiedImageError as error:
-            raise BadImage(name, f"not an image ({_seen(start)})") from error
+            raise BadImage(name, f"not an image ({_start_of_file(start)})") from error
         except DAMAGE as error:
             raise BadImage(name, f"its header is damaged ({error})") from error
         with image:
@@ -188,10 +185,7 @@ def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[Imag
 
 @contextmanager
 def _pillow_settings(max_pixels: int) -> Iterator[None]:
-    """Inside, Pillow keeps to `max_pixels` and does not warn about what we refuse or forgive.
-
-    It warns about metadata even while it decodes (TIFF).
-    """
+    """Set Pillow's pixel limit and silence its warnings, which also appear while decoding."""
     with _PROCESS_SETTINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -203,22 +197,21 @@ def _pillow_settings(max_pixels: int) -> Iterator[None]:
 
 
 def _orientation(image: Image.Image) -> tuple[int, list[str]]:
-    """The EXIF orientation (1: upright) and what there is to note about it.
+    """The EXIF orientation (1: upright) and notes about it.
 
-    `ImageOps.exif_transpose` is not used: it also writes the EXIF data anew and fails where
-    an unrelated tag is broken.
+    `ImageOps.exif_transpose` also rewrites the EXIF data and fails on unrelated broken tags.
     """
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGE:
         return 1, ["broken EXIF ignored"]
-    if not isinstance(turn, int) or turn not in TURNS:
+    if not isinstance(turn, int) or turn not in TRANSPOSES:
         return 1, []
     return turn, [f"EXIF orientation {turn} applied"]
 
 
 def _confined(root: str | Path, name: str) -> Path:
-    """The real path of `name`, which lies inside `root`."""
+    """The real path of `name` inside `root`."""
     _refuse_url(name)
     path = name.replace("\\", "/")
     if path.startswith("/") or PureWindowsPath(path).drive:
@@ -228,7 +221,7 @@ def _confined(root: str | Path, name: str) -> Path:
     try:
         top = Path(root).resolve()
         real = (top / path).resolve()
-    except (ValueError, OSError, RuntimeError) as error:  # A NUL byte, a circle of links, ...
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a loop of links, ...
         raise BadImage(name, f"no file can have this name ({error})") from error
     if not real.is_relative_to(top):
         raise BadImage(name, f"a link that leads out of the image root {root}")
@@ -240,8 +233,8 @@ def _refuse_url(name: str) -> None:
         raise BadImage(name, "a URL; nothing is downloaded here: fetch the file and give its path")
 
 
-def _seen(start: bytes) -> str:
-    """How a file that is no image starts, up to the first blank or bracket."""
+def _start_of_file(start: bytes) -> str:
+    """The first bytes of a file that is not an image, up to the first blank or bracket."""
     text = start.decode("ascii", errors="backslashreplace")
     word = re.split(r"[\s>]", text.lstrip())[0]
     return f"starts with {word!r}; expected one of {', '.join(FORMATS)}"

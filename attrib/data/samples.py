@@ -1,8 +1,11 @@
-"""What every data source becomes: edit requests, samples around them, and lists of samples."""
+"""Edit requests, samples and datasets: what every data source is read into."""
 
+import base64
+import html
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -10,11 +13,14 @@ from typing import Any, overload
 from PIL import Image
 
 from attrib.data.images import open_photo, to_rgb
-from attrib.errors import RowError
+from attrib.errors import AttribError, RowError
 from attrib.files import write_text
 
-Source = Image.Image | Callable[[], Image.Image]
-SHOWN_QUARANTINED = 3
+ImageSource = Image.Image | Callable[[], Image.Image]
+MAX_QUARANTINED_SHOWN = 3
+MAX_ROWS_SHOWN = 5
+MAX_CHARACTERS_SHOWN = 80
+THUMBNAIL = 128  # pixels
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -22,17 +28,17 @@ class EditRequest:
     """A prompt about an image (or about none) and the answer to it.
 
     Attributes:
-        prompt: the words in front of the answer, without an image marker.
+        prompt: the words before the answer, without an image placeholder.
         target: the answer, as it follows the prompt.
-        source: where the image comes from: None, a PIL image, or what returns one when called.
+        source: where the image comes from: None, a PIL image, or a function that returns one.
     """
 
     prompt: str
     target: str
-    source: Source | None
+    source: ImageSource | None
 
-    def __init__(self, image: Source | str | Path | None, prompt: str, target: str):
-        """A request; an `image` given as a path is opened (and checked) on touch."""
+    def __init__(self, image: ImageSource | str | Path | None, prompt: str, target: str):
+        """A request. An `image` given as a path is opened and checked on access."""
         source = partial(open_photo, image) if isinstance(image, str | Path) else image
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "prompt", prompt)
@@ -40,10 +46,10 @@ class EditRequest:
 
     @property
     def image(self) -> Image.Image | None:
-        """The image in RGB, opened anew on every touch and not kept; None for text alone.
+        """The image in RGB, opened at every access and not kept; None for text alone.
 
         Raises:
-            RowError: if a row of a data file names a picture that cannot be used.
+            RowError: if a row of a data file names an image that cannot be used.
             BadImage: if the request was made with a path that cannot be used.
         """
         if self.source is None:
@@ -55,23 +61,27 @@ class EditRequest:
         if isinstance(self.source, Image.Image):
             image = f"<{self.source.width}x{self.source.height} {self.source.mode}>"
         else:
-            image = "None" if self.source is None else "<opened on touch>"
-        return f"EditRequest(image={image}, prompt={self.prompt!r}, target={self.target!r})"
+            image = "None" if self.source is None else "<opened on access>"
+        prompt, target = _short(self.prompt), _short(self.target)
+        return f"EditRequest(image={image}, prompt={prompt}, target={target})"
+
+    def _repr_html_(self) -> str:
+        return f"{_thumbnail(self)}{html.escape(_line(self))}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EditSample:
-    """One edit and everything it is judged by.
+    """One edit and the requests that its scores are computed on.
 
     Attributes:
-        id: names the sample among all of its data set, whatever part of it was loaded.
+        id: unique within the dataset, whatever part of it was loaded.
         request: the fact to install.
-        text_generality: the same image, the prompt in other words; the same target.
-        visual_generality: another picture of the same, the same prompt and target.
+        text_generality: the same image with a paraphrased prompt; the same target.
+        visual_generality: another image of the same content; the same prompt and target.
         text_locality: unrelated questions without an image.
         visual_locality: unrelated questions about other images.
         hard_locality: near neighbours of the request that must keep their answer.
-        meta: what else the row says (`task`, `row`, `pred`, `kind`, ...).
+        meta: the other fields of the row (`task`, `row`, `pred`, `kind`, ...).
     """
 
     id: str
@@ -83,10 +93,24 @@ class EditSample:
     hard_locality: list[EditRequest] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def _requests(self) -> dict[str, list[EditRequest]]:
+        lists = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in lists.items() if isinstance(value, list)}
+
+    def __repr__(self) -> str:
+        lines = [f"EditSample({self.id!r}): {_line(self.request)}"]
+        for name, requests in self._requests().items():
+            more = f" (and {len(requests) - 1} more)" if len(requests) > 1 else ""
+            lines.append(f"  {name}: {_line(requests[0]) if requests else 'none'}{more}")
+        return "\n".join([*lines, f"  meta: {_cut(str(self.meta))}"])
+
+    def _repr_html_(self) -> str:
+        return f"{_thumbnail(self.request)}<pre>{html.escape(repr(self))}</pre>"
+
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that was set aside: where it stands and why."""
+    """A row that cannot be used: where it is and why."""
 
     file: str
     row: int | str | None
@@ -95,7 +119,7 @@ class Quarantined:
 
     @classmethod
     def from_error(cls, error: RowError) -> "Quarantined":
-        """The record of a row that turned out bad."""
+        """The record of a row that raised `error`."""
         bare = cls(error.file, error.row, error.field, "")
         return replace(bare, reason=str(error).removeprefix(str(bare)))
 
@@ -108,10 +132,10 @@ class EditData(Sequence[EditSample]):
     """The usable samples of one split, in the order of its rows.
 
     Attributes:
-        name: the data set, as it was asked for.
+        name: the dataset, as passed to `load`.
         split: which part of it.
         samples: the usable rows.
-        quarantined: the others, by name.
+        quarantined: the rows that cannot be used, with the reason.
         provenance: what is needed to load the same again, and the digest of the file.
     """
 
@@ -128,8 +152,7 @@ class EditData(Sequence[EditSample]):
     def __getitem__(self, index: int | slice) -> "EditSample | EditData":
         """A sample, or the data with the samples of a slice (its quarantined rows stay)."""
         if isinstance(index, slice):
-            part = self.samples[index]
-            return EditData(self.name, self.split, part, self.quarantined, self.provenance)
+            return replace(self, samples=self.samples[index])
         return self.samples[index]
 
     def __len__(self) -> int:
@@ -139,21 +162,58 @@ class EditData(Sequence[EditSample]):
         return iter(self.samples)
 
     def __repr__(self) -> str:
-        counts = f"{len(self)} samples, {len(self.quarantined)} quarantined"
-        return f"EditData({self.name!r}, {self.split!r}: {counts})"
+        lines = [
+            f"EditData({self.name!r}, split={self.split!r}): {len(self)} samples, "
+            f"{len(self.quarantined)} quarantined"
+        ]
+        lines += [f"  {s.id}: {_line(s.request)}" for s in self.samples[:MAX_ROWS_SHOWN]]
+        return "\n".join([*lines, *_more(len(self) - MAX_ROWS_SHOWN)])
 
-    def summary(self, shown: int = SHOWN_QUARANTINED) -> str:
-        """Counts, and the first few quarantined rows: a line each."""
-        left = len(self.quarantined) - shown
-        return "\n".join(
-            [
-                f"{self.name} {self.split}: {len(self)} samples, "
-                f"{len(self.quarantined)} rows quarantined",
-                *(f"  {row}" for row in self.quarantined[:shown]),
-                *([f"  and {left} more"] if left > 0 else []),
-            ]
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def summary(self, shown: int = MAX_QUARANTINED_SHOWN) -> str:
+        """Counts, and one line for each of the first `shown` quarantined rows."""
+        head = (
+            f"{self.name} {self.split}: {len(self)} samples, "
+            f"{len(self.quarantined)} rows quarantined"
         )
+        rows = [f"  {row}" for row in self.quarantined[:shown]]
+        return "\n".join([head, *rows, *_more(len(self.quarantined) - shown)])
 
     def save_quarantined(self, path: str | Path) -> Path:
-        """Write every quarantined row to `path`, a JSON object a line."""
+        """Write every quarantined row to `path` as JSON lines."""
         return write_text(path, "".join(json.dumps(asdict(q)) + "\n" for q in self.quarantined))
+
+
+def _more(left: int) -> list[str]:
+    return [f"  and {left} more"] if left > 0 else []
+
+
+def _cut(text: str) -> str:
+    """The first characters of a text."""
+    return text if len(text) <= MAX_CHARACTERS_SHOWN else text[:MAX_CHARACTERS_SHOWN] + "..."
+
+
+def _short(text: str) -> str:
+    return repr(_cut(text))
+
+
+def _line(request: EditRequest) -> str:
+    return f"{_short(request.prompt)} -> {_short(request.target)}"
+
+
+def _thumbnail(request: EditRequest) -> str:
+    """The request's image as an HTML element; the reason where it cannot be opened."""
+    try:
+        image = request.image
+    except (AttribError, OSError) as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    if image is None:
+        return ""
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="" style="display:block">'

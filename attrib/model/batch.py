@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -46,7 +47,6 @@ class Batch:
             token; `target` holds the target's tokens, if targets were given.
         grids: Per example the layout of its visual tokens. None without an image, and for Q-Former
             models, whose queries attend to the whole image.
-        labels: Id of the next token where that token belongs to the target, -100 elsewhere.
         ids: Names of the examples (see `named`), which seed their noise.
         prompts: The prompts as they were given.
     """
@@ -54,7 +54,6 @@ class Batch:
     inputs: dict[str, Any]
     spans: dict[str, Bool[Tensor, "batch pos"]]
     grids: tuple[Grid | None, ...] = ()
-    labels: Int[Tensor, "batch pos"] | None = None
     ids: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
 
@@ -72,6 +71,16 @@ class Batch:
         if self.size > SHOWN:
             lines.append(f"  ... and {self.size - SHOWN} more examples")
         return "\n".join(lines)
+
+    @cached_property
+    def labels(self) -> Int[Tensor, "batch pos"] | None:
+        """Id of the next token where that token belongs to the target, -100 elsewhere."""
+        if "target" not in self.spans:
+            return None
+        ids, target = self.inputs["input_ids"], self.spans["target"]
+        labels = torch.full_like(ids, -100)
+        labels[:, :-1][target[:, 1:]] = ids[target]
+        return labels
 
     @property
     def size(self) -> int:
@@ -115,12 +124,3 @@ def token_spans(
     if target_lengths is not None:
         spans["target"] = real & ~prompt
     return spans
-
-
-def next_token_labels(
-    ids: Int[Tensor, "batch pos"], at: Bool[Tensor, "batch pos"]
-) -> Int[Tensor, "batch pos"]:
-    """Return each position's next token where that token is in `at`, -100 elsewhere."""
-    labels = torch.full_like(ids, -100)
-    labels[:, :-1][at[:, 1:]] = ids[at]
-    return labels

@@ -1,7 +1,7 @@
 """Read a model and its processor: an embedded name, a folder, or a Hugging Face id.
 
-What cannot be used is refused before its weights are read, in one line that says what would work.
-Weights come from safetensors only, since reading a pickle runs code.
+Unsupported models are refused before their weights are read. Weights come from safetensors only,
+since reading a pickle can run code.
 """
 
 import re
@@ -31,6 +31,7 @@ from attrib.errors import SetupError
 from attrib.model.components import refuse_encoder_decoder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_checkpoint(
@@ -41,7 +42,7 @@ def read_checkpoint(
     trust_remote_code: bool,
     complete: bool = True,
 ) -> tuple[PreTrainedModel, Any]:
-    """The model in evaluation mode without gradients, and its processor.
+    """Return the model, in evaluation mode and frozen, and its processor.
 
     Raises:
         SetupError: See `attrib.load`.
@@ -79,7 +80,7 @@ def read_checkpoint(
     if complete and (missing := sorted(report["missing_keys"])):
         raise SetupError(
             f"{name}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} "
-            "among them; download it again, or take it as it is with verify=False"
+            "among them; download it again, or load it as it is with verify=False"
         )
     return model.to(place).eval().requires_grad_(False), processor
 
@@ -116,15 +117,11 @@ def _device(device: str) -> torch.device:
 def _refuse_pickle(folder: Path, name: str) -> None:
     if any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(
-        path.name
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
-        for path in folder.glob(pattern)
-    )
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise SetupError(
             f"{name}: {pickles[0]} is a pickle, which can run code when read; convert it where you "
-            "trust it, with from_pretrained(...).save_pretrained(folder), and give the safetensors"
+            "trust it, with from_pretrained(...).save_pretrained(folder)"
         )
     raise SetupError(f"{name}: the folder has no *.safetensors; give one made by save_pretrained")
 
@@ -173,8 +170,8 @@ def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[s
                 "video_processor": BaseVideoProcessor(),
             }
             arguments = [parts[part] for part in kind.get_attributes()]
-            processor = stills_only(kind).from_args_and_dict(arguments, settings)
-        # One backend everywhere, so that a score does not depend on what else is installed.
+            processor = without_video_check(kind).from_args_and_dict(arguments, settings)
+        # One backend everywhere, so that scores do not depend on installed packages.
         processor.image_processor = AutoImageProcessor.from_pretrained(
             source, backend="pil", **options
         )
@@ -183,10 +180,10 @@ def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[s
     return processor
 
 
-def stills_only(processor_class: type) -> Any:
-    """A processor class that takes any video processor.
+def without_video_check(processor_class: type) -> Any:
+    """Return a processor class that accepts any video processor.
 
-    transformers insists on one that needs torchvision, also where only images are used.
+    transformers requires one that needs torchvision, even for images only.
     """
     return type(
         processor_class.__name__,

@@ -1,9 +1,8 @@
-"""Find the parts of a vision-language model by their structure, not by their names.
+"""Find the components of a vision-language model by structure, not by class or attribute names.
 
-A decoder-only image-text-to-text model of transformers is: something that makes visual features, a
-decoder (a stack of equal layers on one residual stream), a final norm, an output embedding, and a
-token id that stands for one visual feature. This file finds them in any model, or says what is
-missing.
+A decoder-only image-text-to-text model of transformers has a source of visual features, a decoder
+(a stack of equal layers on one residual stream), a final norm, an output embedding, and a token id
+that stands for one visual feature.
 """
 
 import copy
@@ -21,15 +20,18 @@ from attrib.errors import AttribError, SetupError
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The named parts of a model.
+    """The components of a model.
 
     Attributes:
-        decoder: The module that runs the layers.
+        decoder: The module that calls the layers.
         layers: The decoder layers, in order.
         norm: The norm after the last layer.
-        head: The output embedding: normed hidden state to logits.
-        image_token_id: The input id that stands for one visual token.
+        head: The output embedding, from normed hidden state to logits.
+        image_token_id: The input id of a visual token.
         d_model: Width of the residual stream.
+        patch_size: Side of the vision tower's patches, in pixels of the processed image. None for
+            learned queries (Q-Former, resampler), which each see the whole image.
+        needs_pixels: Whether the model's forward requires an image, as in the BLIP family.
     """
 
     decoder: nn.Module
@@ -38,13 +40,15 @@ class Components:
     head: nn.Linear
     image_token_id: int
     d_model: int
+    patch_size: int | None
+    needs_pixels: bool
 
 
 def find_components(model: PreTrainedModel) -> Components:
-    """The parts of a model.
+    """Find the components of a model.
 
     Raises:
-        SetupError: The model lacks one of them; the message says which.
+        SetupError: The model lacks one of them; the message names it.
     """
     name = type(model).__name__
     refuse_encoder_decoder(model.config, name)
@@ -68,11 +72,20 @@ def find_components(model: PreTrainedModel) -> Components:
             f"{name}: config.image_token_id is {image_token_id!r}, expected the id of the token "
             "that stands for a visual feature"
         )
-    return Components(decoder, layers, norms[0], head, image_token_id, d_model)
+    return Components(
+        decoder,
+        layers,
+        norms[0],
+        head,
+        image_token_id,
+        d_model,
+        _patch_size(model),
+        _needs_pixels(model),
+    )
 
 
 def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
-    """Raise SetupError if the language model reads its prompt in an encoder."""
+    """Raise SetupError if the language model has a separate text encoder."""
     text = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         raise SetupError(
@@ -90,12 +103,7 @@ def _find_decoder(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     return module, layers
 
 
-def patch_size(model: PreTrainedModel) -> int | None:
-    """Side of the patches that visual tokens are made of, in pixels of the processed image.
-
-    None if there is no such thing: learned queries (Q-Former, resampler) each look at the whole
-    image.
-    """
+def _patch_size(model: PreTrainedModel) -> int | None:
     names = " ".join(name for name, _ in model.named_parameters())
     if "query_tokens" in names or "latents" in names:
         return None
@@ -103,23 +111,22 @@ def patch_size(model: PreTrainedModel) -> int | None:
     return size[0] if isinstance(size, list | tuple) else size
 
 
-def needs_pixels(model: PreTrainedModel) -> bool:
-    """Whether the model's forward insists on an image (the BLIPs do)."""
+def _needs_pixels(model: PreTrainedModel) -> bool:
     pixels = inspect.signature(type(model).forward).parameters.get("pixel_values")
     return pixels is not None and pixels.default is pixels.empty
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenNorm:
-    """The final norm with its statistics held fixed: a linear map of writes to the residual stream.
+    """The final norm with fixed statistics: a linear map of writes to the residual stream.
 
-    If `h` is the sum of writes, `norm(h) == sum(frozen(write)) + frozen.constant`: every write has
-    its share, and what belongs to none of them (the bias of a LayerNorm) is the constant.
+    If `h` is the sum of writes, `norm(h) == sum(frozen(write)) + frozen.constant`. The constant is
+    the bias of a LayerNorm, which belongs to no write.
 
     Attributes:
-        gain: Weight of the norm times the inverse scale of each example.
-        constant: Bias of the norm (zeros for an RMSNorm).
-        centred: Whether the norm subtracts the mean over d_model first.
+        gain: Weight of the norm divided by the scale of each example.
+        constant: Bias of the norm; zeros for an RMSNorm.
+        centred: Whether the norm subtracts the mean over d_model.
     """
 
     gain: Float[Tensor, "batch d_model"]
@@ -129,7 +136,7 @@ class FrozenNorm:
     def __call__(
         self, write: Float[Tensor, "batch *between d_model"]
     ) -> Float[Tensor, "batch *between d_model"]:
-        """The share of `write` in the normed state, in float32."""
+        """Return the share of `write` in the normed state, in float32."""
         write = write.float()
         if self.centred:
             write = write - write.mean(-1, keepdim=True)
@@ -137,31 +144,43 @@ class FrozenNorm:
 
 
 def freeze_norm(norm: nn.Module, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-    """`norm` as a linear map, with the mean and scale it has at `h`.
-
-    RMSNorm, LayerNorm and norms that store `weight - 1` are told apart by what they do to probe
-    vectors, so that no list of norm classes is needed. Everything is computed in float32.
+    """Return `norm` as a linear map with its statistics at `h`, in float32.
 
     Raises:
-        AttribError: The norm is of neither kind.
+        AttribError: The norm is neither an RMSNorm nor a LayerNorm.
     """
-    norm, h = copy.deepcopy(norm).float(), h.float()
-    sign = torch.ones_like(h[0])
-    sign[1::2] = -1  # +-1: mean 0, root mean square 1, so that the norm of `sign` shows its gain
-    big = 1e3  # makes the norm's epsilon vanish in float32
-    with torch.no_grad():
-        plus, minus, shifted = norm(torch.stack([sign, -sign, sign + 0.5]) * big)
-    gain, bias = (plus - minus) / 2 * sign, (plus + minus) / 2
-    centred = torch.allclose(shifted, plus, rtol=1e-3, atol=1e-3)
-    centre = h - h.mean(-1, keepdim=True) if centred else h
-    normed = norm(h)
-    direction = centre * gain
+    h = h.float()
+    weight, bias, centred = probe_norm(norm, h[0])
+    normed = copy.deepcopy(norm).float()(h)
+    direction = (h - h.mean(-1, keepdim=True) if centred else h) * weight
     size = direction.square().sum(-1, keepdim=True)
-    scale = ((normed - bias) * direction).sum(-1, keepdim=True) / size
-    frozen = FrozenNorm(gain * scale, bias, centred)
+    inverse_scale = ((normed - bias) * direction).sum(-1, keepdim=True) / size
+    frozen = FrozenNorm(weight * inverse_scale, bias, centred)
     slack = 1e-4 * float(normed.abs().max())
     if not torch.allclose(frozen(h) + bias, normed, rtol=1e-4, atol=slack):
         raise AttribError(
             f"{type(norm).__name__} is neither an RMSNorm nor a LayerNorm; use norm='none'"
         )
     return frozen
+
+
+@torch.no_grad()
+def probe_norm(
+    norm: nn.Module, like: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"], bool]:
+    """Return weight and bias of a norm, and whether it subtracts the mean, in float32.
+
+    They are read from the outputs for probe vectors, so RMSNorm, LayerNorm and norms that store
+    `weight - 1` need no list of classes.
+
+    Args:
+        norm: The norm.
+        like: A vector whose size and device the probes take.
+    """
+    sign = torch.ones_like(like, dtype=torch.float32)
+    sign[1::2] = -1  # mean 0 and root mean square 1, so norm(sign) is weight * sign + bias
+    big = 1e3  # makes the epsilon of the norm negligible
+    probes = torch.stack([sign, -sign, sign + 0.5]) * big
+    plus, minus, shifted = copy.deepcopy(norm).float()(probes)
+    centred = torch.allclose(shifted, plus, rtol=1e-3, atol=1e-3)
+    return (plus - minus) / 2 * sign, (plus + minus) / 2, centred

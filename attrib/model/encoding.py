@@ -1,10 +1,7 @@
-"""Turn prompts with images into padded rows of tokens, with any Hugging Face processor.
+"""Tokenise prompts with images with any Hugging Face processor, append targets, and pad.
 
-1. Process all rows, and drop the processor's padding: some pad between image and text.
-2. Append the targets' tokens.
-3. Pad to one side, and note where each modality sits.
-
-A row without an image may stand beside rows with one: it has no visual tokens and brings no pixels.
+The processor's own padding is removed first, since some processors pad between image and text. Rows
+without an image may be mixed with rows that have one.
 """
 
 import copy
@@ -16,6 +13,7 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from attrib.errors import AttribError
 from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet, render
@@ -31,7 +29,7 @@ def encode_rows(
     targets: Sequence[str] | None,
     template: Literal["raw", "chat"],
 ) -> tuple[list[Row], dict[str, Tensor], list[int] | None]:
-    """Token rows, the inputs that hold the images, and how many tokens of each row are its target.
+    """Return token rows, image inputs, and the number of target tokens of each row.
 
     Raises:
         AttribError: A prompt, target or image cannot be used; the message says which.
@@ -57,21 +55,21 @@ def prompt_rows(
     images: Sequence[Image.Image | None],
     texts: Sequence[str],
 ) -> tuple[list[Row], dict[str, Tensor]]:
-    """Token rows without padding, and the inputs that hold the images.
+    """Return token rows without padding, and the image inputs.
 
     Args:
         processor: The Hugging Face processor.
-        placeholder: How it wants images announced.
+        placeholder: How images are marked in its prompts.
         images: One per row, or None.
-        texts: One per row, with the marker where there is an image (`prompt_texts`).
+        texts: One per row, with the marker if there is an image (`prompt_texts`).
 
     Returns:
-        One dict per row, of lists as long as the row: `input_ids` and the target types; and the
-        processor's other tensors, which hold the images in the order of their rows. If no row
-        has an image, they hold one blank image, for models that cannot do without, or are empty.
+        A dict of lists per row, `input_ids` and the token types; and the processor's other tensors,
+        with the images in the order of their rows. Without any image they hold one blank image, for
+        models that require pixels, or are empty.
     """
-    # A processor that inserts tokens itself also decides what else surrounds a prompt (PaliGemma's
-    # newline), so it sees rows without an image too, with a blank one that is taken out again.
+    # A processor that inserts image tokens also adds other text (PaliGemma's newline), so rows
+    # without an image are processed with a blank one, whose tokens are removed again.
     seen = [i for i, image in enumerate(images) if image is not None or placeholder.auto_inserts]
     rows: dict[int, Row] = {}
     tensors: dict[str, Tensor] = {}
@@ -98,11 +96,11 @@ def _process(
     pictures: list[list[Image.Image]],
     texts: list[str],
 ) -> tuple[list[Row], dict[str, Tensor]]:
-    # On the right, because the positions of InstructBLIP's Q-Former start at the first column.
+    # On the right: the positions of InstructBLIP's Q-Former start at the first column.
     padding = {"padding": True, "padding_side": "right"}
     with quiet():
         out = dict(processor(images=pictures, text=texts, return_tensors="pt", **padding))
-    out.pop("labels", None)  # PaliGemma's; ours come with the targets
+    out.pop("labels", None)  # of PaliGemma; targets are appended later
     real = out.pop("attention_mask").bool()
     keys = [key for key in ("input_ids", *placeholder.target_types) if key in out]
     columns = {key: out.pop(key) for key in keys}
@@ -125,15 +123,15 @@ def prompt_texts(
     prompts: Sequence[str],
     template: Literal["raw", "chat"],
 ) -> list[str]:
-    """What the processor is given for each prompt: with an image's marker, or in the template."""
+    """Return the processor's text for each prompt: with the image marker, or in the template."""
     for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         if not prompt and image is None:
             raise AttribError(f"prompt {i} is empty, and there is no image: give one of them")
         for reserved in placeholder.reserved:
             if reserved in prompt:
                 raise AttribError(
-                    f"prompt {i} contains {reserved!r}, which stands for an image; remove it: the "
-                    "image's tokens are put in by themselves"
+                    f"prompt {i} contains {reserved!r}, which stands for an image; remove it: "
+                    "image tokens are inserted automatically"
                 )
     if template == "raw":
         return [
@@ -148,15 +146,15 @@ def prompt_texts(
     ]
     bos = processor.tokenizer.bos_token
     if bos and processor.tokenizer("x")["input_ids"][0] == processor.tokenizer.bos_token_id:
-        return [text.removeprefix(bos) for text in texts]  # the tokenizer puts it in
+        return [text.removeprefix(bos) for text in texts]  # the tokenizer adds it
     return texts
 
 
 def target_ids(tokenizer: Any, prompt: str, target: str, row: int = 0) -> list[int]:
-    """The tokens of `target` as they follow `prompt`, without end-of-sequence.
+    """Return the tokens of `target` after `prompt`, without end-of-sequence.
 
-    A space is put between the two where neither brings one; the target's tokens are those that
-    `prompt + target` has more than `prompt` (VisEdit's `prompts_imgs_target_to_xym`).
+    They are the tokens of `prompt + target` beyond those of `prompt`, with a space in between if
+    neither has one (`prompts_imgs_target_to_xym` in VisEdit's code).
 
     Raises:
         AttribError: The target is empty, or merges with the end of the prompt.
@@ -176,7 +174,7 @@ def target_ids(tokenizer: Any, prompt: str, target: str, row: int = 0) -> list[i
 
 
 def append_target(row: Row, target: list[int], placeholder: ImagePlaceholder) -> Row:
-    """The row followed by its target."""
+    """Return a row with its target appended."""
     types = {
         key: row[key] + [placeholder.target_types[key]] * len(target)
         for key in placeholder.target_types
@@ -187,7 +185,7 @@ def append_target(row: Row, target: list[int], placeholder: ImagePlaceholder) ->
 def pad_rows(
     rows: Sequence[Row], pad_id: int, side: str, width: int = 0
 ) -> dict[str, Int[Tensor, "batch pos"]]:
-    """Rows as tensors at least `width` long, padded on one side, with their attention mask."""
+    """Return rows as tensors of at least `width` columns, padded on one side, with their mask."""
     num_pos = max(width, *(len(row["input_ids"]) for row in rows))
 
     def pad(values: list[int], fill: int) -> list[int]:
@@ -202,42 +200,46 @@ def pad_rows(
     return out
 
 
+def unpadded_rows(inputs: dict[str, Any]) -> list[Row]:
+    """Return the token ids and token types of each row without padding."""
+    keys = [key for key in inputs if key == "input_ids" or key.endswith("token_type_ids")]
+    real = inputs["attention_mask"].bool()
+    return [{key: inputs[key][i, mask].tolist() for key in keys} for i, mask in enumerate(real)]
+
+
 def pad_left(inputs: dict[str, Any], pad_id: int) -> dict[str, Any]:
-    """Inputs whose padding on the right, if any, has moved to the left and is one column wider."""
+    """Move right padding, if any, to the left and add one column of it."""
     real = inputs["attention_mask"].bool()
     if real[:, -1].all():
         return inputs
-    keys = [key for key in inputs if key == "input_ids" or key.endswith("token_type_ids")]
-    rows = [{key: inputs[key][i, mask].tolist() for key in keys} for i, mask in enumerate(real)]
-    padded = pad_rows(rows, pad_id, "left", width=real.shape[1] + 1)
+    padded = pad_rows(unpadded_rows(inputs), pad_id, "left", width=real.shape[1] + 1)
     return inputs | {key: value.to(real.device) for key, value in padded.items()}
 
 
 def new_texts(
     tokenizer: Any, prompts: Int[Tensor, "batch pos"], generated: Int[Tensor, "batch _"]
 ) -> list[str]:
-    """What was generated after each prompt, without special tokens and surrounding space."""
+    """Decode generated tokens after each prompt, without special tokens and surrounding space."""
     width = prompts.shape[1]
-    if torch.equal(generated[:, :width], prompts):  # not returned where embeddings go in
+    if torch.equal(generated[:, :width], prompts):  # models given embeddings return new tokens only
         generated = generated[:, width:]
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
 
 def to_device(inputs: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs on a device, with images in the model's dtype."""
-    return {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in inputs.items()
-    }
+    """Move inputs to a device, and floating-point inputs to a dtype."""
+
+    def move(value: Tensor) -> Tensor:
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+    return tree_map_only(Tensor, move, inputs)
 
 
-def with_pad_token(processor: Any) -> Any:
+def with_pad_token(processor: Any, tokenizer: Any) -> Any:
     """Return the processor, or a copy with a pad token if its tokenizer has none."""
-    if processor.tokenizer.pad_token is not None:
+    if tokenizer.pad_token is not None:
         return processor
     padding = copy.copy(processor)
-    padding.tokenizer = tokenizer = copy.deepcopy(processor.tokenizer)
+    padding.tokenizer = tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return padding

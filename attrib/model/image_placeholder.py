@@ -1,9 +1,7 @@
-"""Find out how a processor wants an image announced in a prompt.
+"""Find the placeholder for an image in the prompts of any Hugging Face processor.
 
-Some processors put an image's tokens in by themselves (BLIP-2, PaliGemma); most want a marker in
-the prompt ("<image>" and a newline for LLaVA), which they turn into as many tokens as the image
-needs. The marker stands in the processor's chat template, and whether it works is tried out: no
-list of models.
+Some processors insert image tokens automatically (BLIP-2, PaliGemma). Most expand a marker in the
+prompt ("<image>" and a newline for LLaVA), which is read from the chat template and then tried.
 """
 
 import warnings
@@ -20,15 +18,14 @@ from attrib.errors import SetupError
 
 @dataclass(frozen=True)
 class ImagePlaceholder:
-    """How a processor wants an image announced in a prompt.
+    """The placeholder for an image in a processor's prompts.
 
     Attributes:
-        marker: What goes before the prompt; "" if the processor inserts the image's tokens itself.
-        image_token_id: The id that stands for one visual token.
-        reserved: Strings the processor takes for an image; a prompt must not hold them.
-        target_types: Extra inputs with one number per token that the processor returns, and that
-            number for a target's tokens. Where it marks images (Gemma 3, Qwen-VL) they are 0; where
-            0 marks what is seen in both directions (PaliGemma) they are 1.
+        marker: Text before the prompt; "" if the processor inserts image tokens automatically.
+        image_token_id: The input id of a visual token.
+        reserved: Strings that stand for an image, which a prompt must not contain.
+        target_types: Name of each token-type input of the processor -> type of target tokens: 0 if
+            types mark images (Gemma 3, Qwen-VL), 1 if 0 marks bidirectional attention (PaliGemma).
     """
 
     marker: str
@@ -38,34 +35,33 @@ class ImagePlaceholder:
 
     @property
     def auto_inserts(self) -> bool:
-        """Whether the processor puts the image's tokens in, so that no marker is needed."""
+        """Whether the processor inserts image tokens without a marker."""
         return not self.marker
 
 
 def find_placeholder(processor: Any, image_token_id: int) -> ImagePlaceholder:
-    """How `processor` wants an image announced, found by asking it.
+    """Find the image placeholder of `processor` by trying candidates.
 
     Raises:
-        SetupError: Neither the processor nor a marker brings the image's tokens into a prompt.
+        SetupError: No candidate makes the processor insert image tokens.
     """
     token = str(processor.tokenizer.convert_ids_to_tokens(image_token_id))
     names = ("image_token", "boi_token", "video_token", "fake_image_token", "start_image_token")
     reserved = {token} | {str(t) for name in names if (t := getattr(processor, name, None))}
     marker = template_marker(processor)
-    # Without a template: nothing, for processors that insert; else the token and a newline, as
-    # LLaVA.
+    # Without a template: no marker, for processors that insert automatically; else LLaVA's.
     for candidate in [marker] if marker else ["", f"{getattr(processor, 'image_token', token)}\n"]:
         types = _target_types(processor, candidate, image_token_id)
         if types is not None:
             return ImagePlaceholder(candidate, image_token_id, tuple(sorted(reserved)), types)
     raise SetupError(
-        f"{type(processor).__name__} puts no image token (id {image_token_id}, {token!r}) into "
-        "a prompt; it does not belong to the model, or lacks a setting such as num_query_tokens"
+        f"{type(processor).__name__} inserts no image token (id {image_token_id}, {token!r}) "
+        "into prompts; it belongs to another model, or lacks a setting such as num_query_tokens"
     )
 
 
 def template_marker(processor: Any) -> str | None:
-    """What the chat template puts in for an image: the difference of rendering with and without."""
+    """Return what the chat template adds for an image: the difference of two renderings."""
     if getattr(processor, "chat_template", None) is None:
         return None
     plain, marked = (render(processor, "x", has_image) for has_image in (False, True))
@@ -80,7 +76,7 @@ def _num_common(a: str, b: str) -> int:
 
 
 def render(processor: Any, prompt: str, has_image: bool) -> str:
-    """A prompt in the processor's chat template, up to where the answer begins."""
+    """Render a prompt in the processor's chat template, up to the start of the answer."""
     content = [{"type": "image"}] * has_image + [{"type": "text", "text": prompt}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -88,7 +84,7 @@ def render(processor: Any, prompt: str, has_image: bool) -> str:
 
 
 def blank_image() -> Image.Image:
-    """A small grey image, for where a processor insists on one."""
+    """Return a small grey image, for processors that require one."""
     return Image.new("RGB", (64, 64), "grey")
 
 
@@ -96,7 +92,7 @@ def _target_types(processor: Any, marker: str, image_token_id: int) -> dict[str,
     try:
         with quiet():
             out = processor(images=[[blank_image()]], text=[f"{marker}x"], return_tensors="pt")
-    except ValueError:  # how processors say that images and markers do not match
+    except ValueError:  # raised if images and markers do not match
         return None
     visual = out["input_ids"] == image_token_id
     if not visual.any():
@@ -107,12 +103,12 @@ def _target_types(processor: Any, marker: str, image_token_id: int) -> dict[str,
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back transformers' advice where it does not apply."""
+    """Silence warnings of transformers."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of its own use of numpy
+            warnings.simplefilter("ignore", DeprecationWarning)  # its use of numpy
             yield
     finally:
         logging.set_verbosity(level)

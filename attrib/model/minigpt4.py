@@ -1,13 +1,9 @@
-"""Put MiniGPT-4 together from its published parts, as one Hugging Face folder.
+"""Assemble MiniGPT-4 from its published parts, as one Hugging Face folder.
 
-MiniGPT-4 was published as a single linear layer; the rest of it is a Vicuna language model and the
-vision tower, Q-Former and queries of a BLIP-2 (Zhu et al. 2023, https://arxiv.org/abs/2304.10592).
-Its architecture is that of `Blip2ForConditionalGeneration` with a Llama text model, so with the
-parts under one roof it loads like any other model. Weights stream shard by shard: memory holds one
-shard at a time.
-
-One difference to the original remains: like every BLIP-2 of transformers, the visual tokens stand
-before the beginning-of-sequence token instead of after it.
+MiniGPT-4 was published as a linear layer between a Vicuna language model and the vision tower and
+Q-Former of a BLIP-2 (Zhu et al. 2023, https://arxiv.org/abs/2304.10592), the architecture of
+`Blip2ForConditionalGeneration` with a Llama text model. One difference to the original remains: as
+in every BLIP-2 of transformers, visual tokens precede the beginning-of-sequence token.
 """
 
 import json
@@ -37,15 +33,15 @@ VISION_PARTS = ("vision_model.", "qformer.", "query_tokens")
 def assemble_minigpt4(
     llm: Path, blip2: Path, projection: Path, out: Path, dtype: torch.dtype = torch.float16
 ) -> Path:
-    """A folder that `attrib.load` reads, from MiniGPT-4's parts.
+    """Write a folder that `attrib.load` reads, one shard in memory at a time.
 
     Args:
-        llm: Folder of the language model (vicuna-7b), safetensors or weights-only readable shards.
+        llm: Folder of the language model (vicuna-7b), with safetensors or pickled tensors.
         blip2: Folder of a BLIP-2 with MiniGPT-4's vision tower and Q-Former
             (Salesforce/blip2-flan-t5-xxl).
         projection: The published linear layer, `prerained_minigpt4_7b.pth`.
-        out: Where to write; must not hold a model yet.
-        dtype: What the weights are stored in.
+        out: The new folder; must not hold a model.
+        dtype: Dtype of the stored weights.
 
     Returns:
         `out`.
@@ -55,13 +51,15 @@ def assemble_minigpt4(
     """
     if (out / "config.json").exists():
         raise SetupError(f"{out}: there is a model already; give another folder")
-    text, donor = _part(llm, LlamaConfig), _part(blip2, Blip2Config)
+    text, donor = _config_of(llm, LlamaConfig), _config_of(blip2, Blip2Config)
     processor = Blip2Processor(
         AutoImageProcessor.from_pretrained(blip2, backend="pil"),
         AutoTokenizer.from_pretrained(llm),
         donor.num_query_tokens,
     )
-    config = _config(text, donor, processor.tokenizer.convert_tokens_to_ids("<image>"), dtype)
+    config = _merged_config(
+        text, donor, processor.tokenizer.convert_tokens_to_ids("<image>"), dtype
+    )
     with torch.device("meta"):
         missing = {
             name: value.shape
@@ -75,7 +73,7 @@ def assemble_minigpt4(
         for name, value in shard.items():
             if missing.pop(name, None) != value.shape:
                 raise SetupError(
-                    f"{name} {tuple(value.shape)} has no place in the model: parts do not fit"
+                    f"{name} {tuple(value.shape)} is no weight of the model: the parts do not match"
                 )
         file = f"model-{number:05d}.safetensors"
         save_file(
@@ -88,11 +86,11 @@ def assemble_minigpt4(
         json.dumps({"metadata": {}, "weight_map": index}, indent=1)
     )
     processor.save_pretrained(out)
-    config.save_pretrained(out)  # last: a folder with a config is a whole one
+    config.save_pretrained(out)  # last: a config marks a complete folder
     return out
 
 
-def _part(folder: Path, kind: type[PreTrainedConfig]) -> Any:
+def _config_of(folder: Path, kind: type[PreTrainedConfig]) -> Any:
     if not (folder / "config.json").is_file():
         raise SetupError(f"{folder}: no config.json; give the folder of a downloaded model")
     config = AutoConfig.from_pretrained(folder)
@@ -101,7 +99,7 @@ def _part(folder: Path, kind: type[PreTrainedConfig]) -> Any:
     return config
 
 
-def _config(
+def _merged_config(
     text: LlamaConfig, donor: Blip2Config, image_token_id: int, dtype: torch.dtype
 ) -> Blip2Config:
     text.vocab_size = max(text.vocab_size, image_token_id + 1)
@@ -122,9 +120,9 @@ def _shards(
     llm: Path, blip2: Path, projection: Path, vocab_size: int
 ) -> Iterator[dict[str, Tensor]]:
     for shard in _read(llm):
-        # Buffers that old Llama checkpoints hold are computed today.
+        # Old Llama checkpoints hold buffers that are computed now.
         named = {f"language_model.{k}": v for k, v in shard.items() if not k.endswith("inv_freq")}
-        yield {name: _grown(name, value, vocab_size) for name, value in named.items()}
+        yield {name: _resized(name, value, vocab_size) for name, value in named.items()}
     for shard in _read(blip2):
         if kept := {name: value for name, value in shard.items() if name.startswith(VISION_PARTS)}:
             yield kept
@@ -139,8 +137,8 @@ def _shards(
     }
 
 
-def _grown(name: str, value: Tensor, vocab_size: int) -> Tensor:
-    """Embeddings with rows of zeros for new tokens: the image's is replaced before it is seen."""
+def _resized(name: str, value: Tensor, vocab_size: int) -> Tensor:
+    """Add zero rows to embeddings for the image token, whose embedding is always replaced."""
     if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
         return value
     return torch.cat([value, value.new_zeros(vocab_size - len(value), value.shape[1])])

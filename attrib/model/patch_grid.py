@@ -1,10 +1,9 @@
-"""Where in the original image each visual token looks, asked of the processor itself.
+"""Find the region of the original image that each visual token covers.
 
-Resizing, cropping, padding, tiling and merging differ from processor to processor. Instead of
-repeating each one's arithmetic, we send an image of the same size through it whose red channel is
-the x coordinate and whose green channel is the y coordinate, and read in the output where every
-pixel came from. A black and a white image of that size undo the normalisation, and show where the
-processor padded.
+Resizing, cropping, padding, tiling and merging differ between processors. Instead of repeating
+their arithmetic, we process a probe image of the same size whose red channel holds the x coordinate
+and whose green channel holds the y coordinate; the output shows where every pixel came from. A
+black and a white image of that size undo the normalisation and reveal padding.
 """
 
 import math
@@ -26,13 +25,13 @@ Box = tuple[float, float, float, float]
 def grid_finder(
     image_processor: Any, patch_size: int | None
 ) -> Callable[[Image.Image | None, int], Grid | None]:
-    """`find_grid` as a function of image and number of tokens that asks once for every size."""
-    ask = lru_cache(maxsize=4096)(partial(find_grid, image_processor))
+    """Return a function from image and number of tokens to grid, cached by image size."""
+    cached = lru_cache(maxsize=4096)(partial(find_grid, image_processor))
 
     def grid_of(image: Image.Image | None, num_tokens: int) -> Grid | None:
         if image is None or patch_size is None:
             return None
-        return ask(image.size, num_tokens, patch_size)
+        return cached(image.size, num_tokens, patch_size)
 
     return grid_of
 
@@ -40,28 +39,24 @@ def grid_finder(
 def find_grid(
     image_processor: Any, size: tuple[int, int], num_tokens: int, patch_size: int
 ) -> Grid | None:
-    """The grid of an image's visual tokens.
+    """Return the grid of an image's visual tokens, or None if they form no regular grid.
 
-    Where an image is shown as tiles beside a rendering of the whole (LLaVA-NeXT, LLaVA-OneVision,
-    Idefics 3, SmolVLM, InternVL), the grid is that of the whole rendering, and `Grid.first` says
-    which tokens it has.
+    Models that split an image into tiles also see the whole image (LLaVA-NeXT, LLaVA-OneVision,
+    Idefics 3, SmolVLM, InternVL): the grid is that of the whole, which starts at `Grid.first`.
 
     Args:
         image_processor: The Hugging Face image processor.
         size: Width and height of the original image.
-        num_tokens: How many visual tokens the image has.
+        num_tokens: Number of visual tokens of the image.
         patch_size: Side of the vision tower's patches, in pixels of the processed image.
-
-    Returns:
-        None where the tokens cannot be told to lie on a regular grid in reading order.
     """
     if min(size) < 2 or num_tokens == 0:
         return None
-    where = _source_coordinates(image_processor, size)
+    source = _source_coordinates(image_processor, size)
     found = (
-        _grid_of_patches(where, num_tokens)
-        if where.ndim == 3
-        else _grid_of_tiles(where, num_tokens, patch_size, size)
+        _grid_of_patches(source, num_tokens)
+        if source.ndim == 3
+        else _grid_of_tiles(source, num_tokens, patch_size, size)
     )
     if found is None:
         return None
@@ -70,10 +65,10 @@ def find_grid(
 
 
 def _source_coordinates(image_processor: Any, size: tuple[int, int]) -> Float[Tensor, "*shape xy"]:
-    """Per pixel of the processed image its place in the original one, NaN where it is padding.
+    """Return the source of each pixel of the processed image in the original one, NaN for padding.
 
     Returns:
-        "tile height width xy", or "patch pixel xy" where the processor returns flat patches.
+        "tile height width xy", or "patch pixel xy" for processors that return flat patches.
     """
     width, height = size
     ramp = np.zeros((height, width, 3), np.uint8)
@@ -89,25 +84,25 @@ def _source_coordinates(image_processor: Any, size: tuple[int, int]) -> Float[Te
 
     low, high = process(np.zeros_like(ramp)), process(np.full_like(ramp, 255))
     share = torch.where((high - low).abs() > 1e-6, (process(ramp) - low) / (high - low), torch.nan)
-    # Pixel j covers j to j + 1: its centre is at j + 0.5.
+    # Pixel j covers j to j + 1, so its centre is at j + 0.5.
     scale = torch.tensor([width - 1.0, height - 1.0], dtype=share.dtype)
     return share.movedim(1, -1) * scale + 0.5
 
 
 def _grid_of_tiles(
-    where: Float[Tensor, "tile height width xy"],
+    source: Float[Tensor, "tile height width xy"],
     num_tokens: int,
     patch_size: int,
     size: tuple[int, int],
 ) -> tuple[int, int, Box, int] | None:
-    num_tiles = len(where)
-    boxes = [_box_of_tile(tile) for tile in where]
+    num_tiles = len(source)
+    boxes = [_box_of_tile(tile) for tile in source]
     whole = [i for i, box in enumerate(boxes) if num_tiles == 1 or _covers(box, size)]
     if not whole:
         return None
-    rows, cols = where.shape[1] // patch_size, where.shape[2] // patch_size
-    # Either every tile has the same number of tokens, in the order of the tiles; or the whole comes
-    # first, and the other tiles are stitched together with line breaks: then the count is odd.
+    rows, cols = source.shape[1] // patch_size, source.shape[2] // patch_size
+    # Either all tiles have equally many tokens, in order; or the whole image comes first and the
+    # other tiles are joined with line-break tokens, which makes the count irregular.
     per_tile, first = num_tokens / num_tiles, whole[0] * num_tokens // num_tiles
     if not _merge_side(rows, cols, per_tile) and whole[0] == 0 and rows * cols < num_tokens:
         per_tile, first = rows * cols, 0
@@ -116,7 +111,7 @@ def _grid_of_tiles(
 
 
 def _merge_side(rows: int, cols: int, num_tokens: int | float) -> int | None:
-    """Side of the squares of patches that make a token, if `num_tokens` squares fill the grid."""
+    """Return the side of the patch squares that are merged into tokens, None if they do not fit."""
     side = round(math.sqrt(rows * cols / num_tokens))
     if side < 1 or side * side * num_tokens != rows * cols:
         return None
@@ -124,11 +119,11 @@ def _merge_side(rows: int, cols: int, num_tokens: int | float) -> int | None:
 
 
 def _grid_of_patches(
-    where: Float[Tensor, "patch pixel xy"], num_tokens: int
+    source: Float[Tensor, "patch pixel xy"], num_tokens: int
 ) -> tuple[int, int, Box, int] | None:
-    if len(where) % num_tokens:
+    if len(source) % num_tokens:
         return None
-    tokens = where.reshape(num_tokens, -1, 2)  # patches that are merged stand together
+    tokens = source.reshape(num_tokens, -1, 2)  # merged patches are adjacent
     x, y = tokens.mean(1).unbind(-1)
     spread = tokens.amax(1) - tokens.amin(1)
     for cols in (n for n in range(1, num_tokens + 1) if num_tokens % n == 0):
@@ -142,15 +137,16 @@ def _grid_of_patches(
     return None
 
 
-def _box_of_tile(where: Float[Tensor, "height width xy"]) -> Box:
-    (left, right), (top, bottom) = _ends(where[..., 0].nanmean(0)), _ends(where[..., 1].nanmean(1))
+def _box_of_tile(source: Float[Tensor, "height width xy"]) -> Box:
+    left, right = _ends(source[..., 0].nanmean(0))
+    top, bottom = _ends(source[..., 1].nanmean(1))
     return left, top, right, bottom
 
 
 def _ends(centres: Float[Tensor, " n"]) -> tuple[float, float]:
-    """Where a row of equal pixels begins and ends, by a line through their centres."""
+    """Return start and end of a row of equal pixels, from a line fitted to their centres."""
     known = torch.nonzero(~centres.isnan())[:, 0]
-    margin = len(known) // 8  # interpolation bends the ramp near the image's edge
+    margin = len(known) // 8  # interpolation bends the ramp near the edges
     known = known[margin : len(known) - margin]
     index = known.double() - known.double().mean()
     slope = (index * centres[known]).sum() / index.square().sum()
@@ -165,7 +161,7 @@ def _covers(box: Box, size: tuple[int, int]) -> bool:
 
 
 def _snap(box: Box, size: tuple[int, int]) -> Box:
-    """Put edges that are the image's own, as far as 256 shades can tell, exactly there."""
+    """Snap edges to the image's, within the resolution of 256 shades."""
     edges = zip(box, (0, 0, *size), (*size, *size), strict=True)
     snapped = [
         float(edge) if abs(at - edge) <= max(1.0, length / 255) else round(at, 1)

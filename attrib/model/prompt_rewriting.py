@@ -1,7 +1,7 @@
-"""What a model runs in place of a batch: contexts that put something into its prompts.
+"""Rewrite the prompts of a batch, such as text in front of every question.
 
-A rewriter is consulted by `vlm.logits` and `vlm.generate`. What it returns is run, and logits come
-back at the positions of the batch that was given, so that nobody who asks needs to know of it.
+`vlm.rewrite_prompts` applies a rewriter to the batches of `vlm.logits` and `vlm.generate`. Logits
+are returned at the positions of the original batch, so callers need not know of the rewriting.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.model.batch import Batch
-from attrib.model.encoding import pad_rows
+from attrib.model.encoding import pad_rows, unpadded_rows
 
 
 @dataclass(frozen=True, eq=False)
 class RewrittenBatch:
-    """What is run in place of a batch.
+    """A batch that is run in place of another one.
 
     Attributes:
-        batch: The examples of the batch, in their order, with other prompts.
-        positions: Where each position of the batch that was given stands in it, anywhere for
-            padding; None if nothing has moved.
+        batch: The same examples in the same order, with other prompts.
+        positions: New position of each position of the original batch, arbitrary for padding; None
+            if no position has moved.
     """
 
     batch: Batch
@@ -32,7 +32,7 @@ class RewrittenBatch:
     def gather_back(
         self, values: Float[Tensor, "batch longer axis"]
     ) -> Float[Tensor, "batch pos axis"]:
-        """Values of the pass, at the positions of the batch that was given."""
+        """Return values of the rewritten batch at the positions of the original one."""
         if self.positions is None:
             return values
         index = self.positions.to(values.device)[..., None].expand(-1, -1, values.shape[-1])
@@ -65,68 +65,49 @@ def apply_rewriters(rewriters: list[Rewriter], batch: Batch) -> RewrittenBatch:
 def insert_tokens(
     batch: Batch, at: Int[Tensor, " batch"], tokens: Sequence[Sequence[int]], pad_id: int
 ) -> RewrittenBatch:
-    """A batch with tokens put in front of one position of each example.
-
-    They belong to the prompt's text. Rows are padded on the side they were.
+    """Insert tokens in front of one position of each example, as text of the prompt.
 
     Args:
-        batch: The examples.
-        at: The positions.
-        tokens: Per example what to put there; nothing at all leaves the batch as it is.
-        pad_id: What to fill up shorter rows with.
+        batch: The examples; the padding side is kept.
+        at: One position per example.
+        tokens: Token ids per example; the batch is unchanged if all are empty.
+        pad_id: Id of padding.
     """
     if not any(tokens):
         return RewrittenBatch(batch)
     real = batch.inputs["attention_mask"].bool()
     before = [int(row[:i].sum()) for row, i in zip(real, at.tolist(), strict=True)]
-    rows = [_row(batch, i, before[i], tokens[i]) for i in range(batch.size)]
+    added = list(zip(before, tokens, strict=True))
+    rows = [
+        # Token types mark images (Gemma 3, Qwen-VL) or answers (PaliGemma): prompt text is 0.
+        {
+            key: [*old[:i], *(new if key == "input_ids" else [0] * len(new)), *old[i:]]
+            for key, old in row.items()
+        }
+        for row, (i, new) in zip(unpadded_rows(batch.inputs), added, strict=True)
+    ]
     padded = pad_rows(rows, pad_id, "left" if bool(real[:, -1].all()) else "right")
     inputs = batch.inputs | {key: value.to(real.device) for key, value in padded.items()}
-    positions = _moved(real, inputs["attention_mask"].bool(), before, list(map(len, tokens)))
-    return RewrittenBatch(_at(batch, inputs, real, positions), positions)
-
-
-def _row(batch: Batch, i: int, before: int, tokens: Sequence[int]) -> dict[str, list[int]]:
-    """An example without its padding, with the tokens behind its first `before` ones."""
-    real, row = batch.inputs["attention_mask"][i].bool(), {}
-    for key, value in batch.inputs.items():
-        if key == "input_ids" or key.endswith("token_type_ids"):
-            own = value[i, real].tolist()
-            # Types mark images (Gemma 3, Qwen-VL) or answers (PaliGemma): words of prompts are 0.
-            new = list(tokens) if key == "input_ids" else [0] * len(tokens)
-            row[key] = [*own[:before], *new, *own[before:]]
-    return row
-
-
-def _moved(
-    real: Bool[Tensor, "batch pos"],
-    now: Bool[Tensor, "batch longer"],
-    before: Sequence[int],
-    added: Sequence[int],
-) -> Int[Tensor, "batch pos"]:
-    """Where each position of a batch stands once tokens were added to its rows."""
     positions = torch.zeros(real.shape, dtype=torch.long, device=real.device)
-    for i, (first, num) in enumerate(zip(before, added, strict=True)):
-        there = now[i].nonzero()[:, 0]
-        positions[i, real[i]] = torch.cat([there[:first], there[first + num :]])
-    return positions
+    for example, (i, new) in enumerate(added):
+        columns = inputs["attention_mask"][example].nonzero()[:, 0]
+        positions[example, real[example]] = torch.cat([columns[:i], columns[i + len(new) :]])
+    return RewrittenBatch(_with_inputs(batch, inputs, positions), positions)
 
 
-def _at(
-    batch: Batch, inputs: dict[str, Any], real: Bool[Tensor, "batch pos"], positions: Tensor
+def _with_inputs(
+    batch: Batch, inputs: dict[str, Any], positions: Int[Tensor, "batch pos"]
 ) -> Batch:
-    """The batch of the longer inputs: spans and labels have moved, what is new is text."""
+    """Return the batch of the longer inputs, its spans moved to the new positions."""
+    real, new_real = (each["attention_mask"].bool() for each in (batch.inputs, inputs))
     row, column = real.nonzero(as_tuple=True)
-    moved = row, positions[row, column]
-    shape = inputs["attention_mask"].shape
 
-    def put(values: Tensor, fill: int) -> Tensor:
-        new = torch.full(shape, fill, dtype=values.dtype, device=values.device)
-        new[moved] = values[row, column]
+    def moved(span: Tensor) -> Tensor:
+        new = torch.zeros_like(new_real)
+        new[row, positions[row, column]] = span[row, column]
         return new
 
-    spans = {name: put(span, 0) for name, span in batch.spans.items()}
-    old = put(torch.ones_like(real), 0)
-    spans["text"] = spans["text"] | (inputs["attention_mask"].bool() & ~old)
-    labels = None if batch.labels is None else put(batch.labels, -100)
-    return replace(batch, inputs=inputs, spans=spans, labels=labels)
+    spans = {name: moved(span) for name, span in batch.spans.items()}
+    inserted = new_real & ~moved(real)
+    spans["text"] = spans["text"] | inserted
+    return replace(batch, inputs=inputs, spans=spans)

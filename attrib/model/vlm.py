@@ -4,7 +4,7 @@
     batch = vlm.encode([image, None], ["What is this?", "nq question: who wrote Emma?"])
     logits = vlm.logits(batch)
 
-Supports every decoder-only image-text-to-text model of transformers: its components are found by
+Works for every decoder-only image-text-to-text model of transformers, whose components are found by
 structure (`attrib.model.components`). `vlm.model` and `vlm.processor` are never modified.
 """
 
@@ -21,15 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
-from attrib.model.batch import Batch, Grid, next_token_labels, token_spans
-from attrib.model.components import (
-    Components,
-    FrozenNorm,
-    find_components,
-    freeze_norm,
-    needs_pixels,
-    patch_size,
-)
+from attrib.model.batch import Batch, Grid, token_spans
+from attrib.model.components import Components, FrozenNorm, find_components, freeze_norm
 from attrib.model.encoding import (
     encode_rows,
     new_texts,
@@ -66,7 +59,7 @@ class VLM:
         _ = self.components  # refuse unsupported models now
 
     def __repr__(self) -> str:
-        size, dtype = patch_size(self.model), str(self.model.dtype).removeprefix("torch.")
+        size, dtype = self.components.patch_size, str(self.model.dtype).removeprefix("torch.")
         visual = f"patches of {size} px" if size else "learned queries"
         return (
             f"VLM {self.name!r} ({type(self.model).__name__})\n"
@@ -165,16 +158,13 @@ class VLM:
         """
         given = (images, prompts, targets, template)
         rows, tensors, lengths = encode_rows(self._padding_processor, self._placeholder, *given)
-        if all(image is None for image in images) and not needs_pixels(self.model):
+        if all(image is None for image in images) and not self.components.needs_pixels:
             tensors = {}
         padded = pad_rows(rows, self.pad_id, padding_side)
         inputs = to_device(padded | tensors, self.device, self.model.dtype)
         spans = self._spans(inputs, lengths)
-        labels = (
-            None if lengths is None else next_token_labels(inputs["input_ids"], spans["target"])
-        )
         grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
-        return Batch(inputs, spans, grids, labels, prompts=tuple(prompts))
+        return Batch(inputs, spans, grids, prompts=tuple(prompts))
 
     def answer_token(self, text: str) -> int:
         """Id of the first token of `text` as the continuation of a prompt."""
@@ -184,8 +174,8 @@ class VLM:
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
         """Generate a continuation of each prompt, greedily by default.
 
-        Right padding moves to the left and grows by one column. An open `write` for the original
-        positions then raises an error instead of writing to the wrong ones.
+        Right padding moves to the left and grows by one column, so that an open `write` for the
+        original positions raises an error instead of writing to others.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
@@ -207,8 +197,7 @@ class VLM:
     def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:
         """Run `rewriter(batch)` in place of each batch given to `logits` or `generate`.
 
-        Contexts nest: the innermost rewriter is applied first, so text that it puts in front of a
-        question ends up behind the text of outer contexts. Inside a rewriter, no rewriter applies.
+        Contexts nest: the innermost rewriter is applied first. None applies inside a rewriter.
         """
         return _pushed(self._rewriters, rewriter)
 
@@ -235,18 +224,17 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        real, image_id = inputs["attention_mask"].bool(), self.components.image_token_id
-        ids = inputs["input_ids"]
-        return token_spans(ids, real, image_id, source.bos_token_id, target_lengths)
+        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+        special = self.components.image_token_id, source.bos_token_id
+        return token_spans(ids, real, *special, target_lengths)
 
     @cached_property
     def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:
-        return grid_finder(self.processor.image_processor, patch_size(self.model))
+        return grid_finder(self.processor.image_processor, self.components.patch_size)
 
     @cached_property
     def _padding_processor(self) -> Any:
-        assert self.tokenizer is not None
-        return with_pad_token(self.processor)
+        return with_pad_token(self.processor, self.tokenizer)
 
     @cached_property
     def _placeholder(self) -> ImagePlaceholder:

@@ -1,6 +1,7 @@
-"""Curves over the layers: the mean over examples, with its interval."""
+"""Curves over the layers: means over examples with 95 % intervals."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -8,18 +9,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from attrib.plots.drawing import BLUE, GREY, MUTED, VERMILION, new_axes, style
+from attrib.plots.drawing import BLUE, GREY, INK, MUTED, VERMILION, new_axes, style
 from attrib.results import Result
 
 
 @dataclass(frozen=True)
 class Series:
-    """How one curve looks, and which rows of a result it shows."""
+    """The look of one curve, and the rows of a table that it shows (column -> value)."""
 
     label: str
-    rows: dict[str, str]
-    color: str
-    marker: str
+    rows: Mapping[str, object] = field(default_factory=dict)
+    color: str = BLUE
+    marker: str = "o"
     line: str = "-"
     hollow: bool = False
 
@@ -38,11 +39,21 @@ SHARES = (
     Series("all visual", {"statistic": "visual_sum"}, BLUE, "o"),
     Series("BOS", {"statistic": "bos"}, GREY, "x", ":"),
 )
+METHODS = {
+    "heatmap": (BLUE, "o", "-"), "attention": (VERMILION, "s", "--"), "gradient": (INK, "^", "-."),
+}  # fmt: skip
+OTHER_METHOD = (GREY, "D", ":")
+FAITHFULNESS = {
+    "hit": "Hottest patch on the queried object",
+    "auc": "Patches of the object against all others (ROC-AUC)",
+    "auc_objects": "Patches of the object against other objects (ROC-AUC)",
+}
 
 
 def contributions(result: Result, ax: Axes | None = None, *, title: str = "") -> Axes:
-    """Mean contribution of each layer's attention and MLP, with the interval of the mean."""
-    ax = draw_curves(result, MODULES, ax, title or "Contribution to the key token")
+    """Mean contribution of each layer's attention and MLP."""
+    table = result.mean(["layer", "module"])
+    ax = draw_series(table, MODULES, ax, title or "Contribution to the key token")
     ax.axhline(0, color=MUTED, linewidth=0.8)
     return ax
 
@@ -54,55 +65,94 @@ def attention(
     quantity: Literal["token", "share"] = "token",
     title: str = "",
 ) -> Axes:
-    """What the last prompt token attends to in each layer.
+    """Attention of the last prompt token in each layer.
 
-    `quantity` is the attention one token gets on average, or the share that all tokens of a
-    kind get together; the shares of a layer sum to 1.
+    `quantity` is the attention that a token of each kind receives on average, or the share that
+    all tokens of a kind receive together; the shares of a layer sum to 1.
     """
+    table = result.mean(["layer", "statistic"])
     if quantity == "token":
-        ax = draw_curves(result, PER_TOKEN, ax, title or "Attention per token")
+        ax = draw_series(table, PER_TOKEN, ax, title or "Attention per token")
+        ax.set_ylim(bottom=0)
     else:
-        ax = draw_curves(result, SHARES, ax, title or "Share of the attention")
+        ax = draw_series(table, SHARES, ax, title or "Share of the attention")
         ax.set_ylim(0, 1)
+    return ax
+
+
+def heatmap_by_layer(result: Result, ax: Axes | None = None) -> Axes:
+    """Mean heatmap value of a visual token in each layer."""
+    series = Series("mean over visual tokens")
+    ax = draw_series(result.mean(["layer"]), [series], ax, "Heatmap value of a visual token")
     ax.set_ylim(bottom=0)
     return ax
 
 
-def draw_curves(result: Result, series: tuple[Series, ...], ax: Axes | None, title: str) -> Axes:
-    """One curve per series, over the layers."""
-    (column,) = series[0].rows
-    means = result.mean(["layer", column])
+def faithfulness(
+    result: Result, statistic: Literal["hit", "auc", "auc_objects"] = "hit", ax: Axes | None = None
+) -> Axes:
+    """How well each kind of map points at the queried object; a thin line is chance."""
+    rows, by = result.where(statistic=statistic), ["method", "layer"]
+    methods = dict.fromkeys(map(str, result.frame["method"]))
+    series = [Series(m, {"method": m}, *METHODS.get(m, OTHER_METHOD)) for m in methods]
+    if statistic == "hit":
+        table, chance = rows.shares(by), result.where(statistic="chance").frame["value"].mean()
+    else:
+        table, chance = rows.mean(by), 0.5
     with style():
-        ax = new_axes() if ax is None else ax
+        ax = new_axes(5.4, 3.6) if ax is None else ax
+        ax.axhline(chance, color=MUTED, linewidth=0.8, label="chance")
+    draw_series(table, series, ax, FAITHFULNESS[statistic], columns=2)
+    ax.set_ylim(bottom=0 if statistic == "hit" else None)
+    return ax
+
+
+def draw_series(
+    table: pd.DataFrame,
+    series: Sequence[Series],
+    ax: Axes | None,
+    title: str,
+    *,
+    size: tuple[float, float] = (5.0, 3.2),
+    columns: int | None = None,
+) -> Axes:
+    """Draw one curve per series that has rows in the table.
+
+    Args:
+        table: columns `layer`, `mean`, `low`, `high` and those that the series select by.
+        series: the curves, in the order of the legend.
+        ax: where to draw; by default new axes of `size` inches.
+        title: of the axes.
+        size: width and height of new axes.
+        columns: of the legend; by default one per series.
+    """
+    with style():
+        ax = new_axes(*size) if ax is None else ax
         for one in series:
-            draw_curve(ax, one, pd.DataFrame(means[means[column] == one.rows[column]]))
-        finish(ax, title, len(series))
+            chosen = np.ones(len(table), bool)
+            for column, value in one.rows.items():
+                chosen &= np.asarray(table[column] == value)
+            if chosen.any():
+                draw_curve(ax, one, pd.DataFrame(table.loc[chosen]))
+        finish(ax, title, columns or len(series))
     return ax
 
 
 def draw_curve(ax: Axes, one: Series, rows: pd.DataFrame) -> None:
-    """One curve with its band: columns `layer`, `mean`, `low` and `high`."""
+    """Draw one curve with its band, from the columns `layer`, `mean`, `low` and `high`."""
     x, y, low, high = (np.asarray(rows[c], float) for c in ("layer", "mean", "low", "high"))
     ax.fill_between(x, low, high, color=one.color, alpha=0.2, linewidth=0)
-    face = "none" if one.hollow else one.color
     ax.plot(
-        x,
-        y,
-        one.line,
-        color=one.color,
-        marker=one.marker,
-        label=one.label,
-        markerfacecolor=face,
-        markersize=4.5,
-        linewidth=1.6,
-    )
+        x, y, one.line, color=one.color, marker=one.marker, label=one.label, markersize=4.5,
+        markerfacecolor="none" if one.hollow else one.color, linewidth=1.6,
+    )  # fmt: skip
 
 
 def finish(ax: Axes, title: str, columns: int) -> None:
-    """Axes over the layers, with a title, and a legend of so many columns."""
+    """Label axes over the layers; the legend is below them, in `columns` columns."""
     ax.set_xlabel("layer")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(title)
-    # Below the axes, where no curve runs.
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": columns}
-    ax.legend(fontsize=9, handlelength=2.5, columnspacing=1.4, **below)
+    if ax.get_legend_handles_labels()[0]:
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": columns}
+        ax.legend(fontsize=9, handlelength=2.5, columnspacing=1.4, **below)

@@ -1,4 +1,4 @@
-"""Figures as files and on pages: one look, fixed bytes, a description for who cannot see them."""
+"""Figures as files and inside pages: one style, reproducible bytes, a text alternative."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from attrib.files import atomic_write, write_text
 
 INK, MUTED, GRID = "#22282e", "#5b6570", "#d9dee3"
 BLUE, VERMILION, GREY, GREEN = "#0072b2", "#c65100", "#6b7178", "#00795c"
-# On a page, colours follow its light or dark theme; the fallback is the colour of the file.
+# CSS variables of the page's light or dark theme; the fallback is the colour itself.
 THEME = {
     INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", VERMILION: "red", GREY: "grey",
     GREEN: "green",
@@ -42,37 +42,34 @@ STYLE: dict[RcKeyType, Any] = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # Text stays text: searchable, small.
-    "svg.hashsalt": "attrib",  # Ids come from the content, not from chance.
+    "svg.fonttype": "none",  # text stays text: searchable and small
+    "svg.hashsalt": "attrib",  # ids depend on the content alone
 }
 _look: ContextVar[Mapping[RcKeyType, Any]] = ContextVar("look", default=STYLE)
 
 
 def new_axes(width: float = 5.0, height: float = 3.2) -> Axes:
-    """The axes of a figure of its own, in inches; no display and no global state needed."""
+    """Axes in a new figure of the given size in inches, without pyplot's global state."""
     with style():
         return new_figure(width, height).add_subplot()
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts keep out of each other's way."""
+    """An empty figure of the given size in inches, with constrained layout."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def share_scale(*axes: Axes) -> None:
-    """Give figures that are read side by side the same vertical scale."""
-    low, high = (f(ax.get_ylim()[end] for ax in axes) for f, end in ((min, 0), (max, 1)))
+    """Set the same vertical limits on all axes."""
+    bottoms, tops = zip(*(ax.get_ylim() for ax in axes), strict=True)
     for ax in axes:
-        ax.set_ylim(low, high)
+        ax.set_ylim(min(bottoms), max(tops))
 
 
 def describe(ax: Axes) -> str:
-    """In words what the curves show, for readers who do not see them.
-
-    Axes with something else than curves say themselves what it is, in their label.
-    """
-    if said := str(ax.get_label()):
-        return said
+    """The text alternative of a figure: the axes' label, or the extremes of each curve."""
+    if label := str(ax.get_label()):
+        return label
     parts = []
     for line in ax.get_lines():
         x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
@@ -88,8 +85,10 @@ def describe(ax: Axes) -> str:
 def svg(ax: Axes, *, target: Literal["file", "page"] = "file", prefix: str = "") -> str:
     """The figure as SVG with a title and a description.
 
-    For a page there is no XML head, colours follow the page's theme, and `prefix` keeps the
-    ids of several figures apart.
+    Args:
+        ax: axes of the figure.
+        target: "page" leaves out the XML head and takes colours from the page's theme.
+        prefix: of all ids, so that several figures fit into one page.
     """
     title = ax.get_title(loc="left") or "figure"
     drawing = figure_svg(figure_of(ax), title, describe(ax), transparent=target == "page")
@@ -103,8 +102,8 @@ def svg(ax: Axes, *, target: Literal["file", "page"] = "file", prefix: str = "")
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", drawing)
 
 
-def figure_svg(figure: Figure, title: str, said: str, *, transparent: bool = False) -> str:
-    """A figure as SVG, with its title and what it shows in words."""
+def figure_svg(figure: Figure, title: str, description: str, *, transparent: bool = False) -> str:
+    """A figure as SVG with a title and a text alternative."""
     text = io.StringIO()
     with style():
         figure.savefig(
@@ -113,17 +112,17 @@ def figure_svg(figure: Figure, title: str, said: str, *, transparent: bool = Fal
             transparent=transparent,
             metadata={"Date": None, "Creator": None, "Title": title},
         )
-    drawing = _count_clips(text.getvalue())
+    drawing = _number_clips(text.getvalue())
     head = f"<title>{escape(title, quote=False)}</title>"
     assert head in drawing
-    named = f"{head}\n <desc>{escape(said)}</desc>"
+    named = f"{head}\n <desc>{escape(description)}</desc>"
     return drawing.replace(head, named, 1).replace("<svg ", '<svg role="img" ', 1)
 
 
-def _count_clips(drawing: str) -> str:
-    """The same SVG with its clip paths numbered as they are used.
+def _number_clips(drawing: str) -> str:
+    """The same SVG with its clip paths numbered in order of use.
 
-    Their names come from sizes to the last bit, which the layout does not settle.
+    Matplotlib names them by sizes to the last bit, in which two layouts of one figure differ.
     """
     clips = dict.fromkeys(re.findall(r'"url\(#(p[0-9a-f]{10})\)"', drawing))
     for number, name in enumerate(clips):
@@ -140,7 +139,7 @@ def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:
 
 
 def save(ax: Axes, stem: str | Path) -> list[Path]:
-    """Write the figure as `stem`.svg and `stem`.png; their paths."""
+    """Write the figure as `stem`.svg and `stem`.png; return both paths."""
     drawing = write_text(f"{stem}.svg", svg(ax))
     with atomic_write(f"{stem}.png") as file:
         file.write(figure_png(figure_of(ax)))
@@ -148,7 +147,7 @@ def save(ax: Axes, stem: str | Path) -> list[Path]:
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The figure that axes are part of."""
+    """The figure that the axes belong to."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
@@ -156,14 +155,14 @@ def figure_of(ax: Axes) -> Figure:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the look of this package, or in the one chosen with `look`."""
+    """Apply the style of this package, or the one set with `look`."""
     with matplotlib.rc_context(dict(_look.get())):
         yield
 
 
 @contextmanager
 def look(changes: Mapping[RcKeyType, Any]) -> Iterator[None]:
-    """Draw with some of matplotlib's settings changed from the look of this package."""
+    """Change some of the package's matplotlib settings inside the block."""
     token = _look.set(STYLE | dict(changes))
     try:
         with style():

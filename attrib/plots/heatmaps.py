@@ -1,6 +1,7 @@
-"""Pictures of the tables that `attrib heatmap` makes."""
+"""Heatmaps of one example over its image: from `attrib.heatmaps`, or from a run's tables."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -8,24 +9,42 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from PIL import Image
 
-from attrib.plots.curves import Series, draw_curve, finish
-from attrib.plots.drawing import BLUE, new_axes, style
-from attrib.plots.overlay import overlay, query_bars
-from attrib.results import Result
+from attrib.plots.overlay import Box, overlay, token_bars
 
-MOST_LAYERS = 15  # that a picture shows, if the table has more
-THROUGH = "queries' heat, handed to patches by the Q-Former's cross-attention"
+if TYPE_CHECKING:
+    from attrib.model.batch import Grid
+
+MOST_LAYERS = 15  # in one figure; of more, an even choice is shown
+QFORMER = "query values distributed to patches by the Q-Former's cross-attention"
+ORDER = "visual tokens in reading order"
 
 
-def heatmap_by_layer(result: Result, ax: Axes | None = None) -> Axes:
-    """Mean heat of a visual token over the layers, with its interval."""
-    means = result.mean(["layer"])
-    with style():
-        ax = new_axes() if ax is None else ax
-        draw_curve(ax, Series("mean over visual tokens", {}, BLUE, "o"), means)
-        finish(ax, "Heat of a visual token", 1)
-        ax.set_ylim(bottom=0)
-    return ax
+def heatmaps(
+    image: Image.Image,
+    values: Float[np.ndarray, "layer visual"],
+    grid: "Grid | None",
+    *,
+    layers: Sequence[int] | None = None,
+    title: str = "",
+) -> Axes:
+    """One example's heatmaps over its image, or as bars where the visual tokens have no grid.
+
+    Args:
+        image: the image that the model saw.
+        values: of the example, such as `attrib.heatmaps(vlm, batch)[0]`.
+        grid: of the example, such as `batch.grids[0]`.
+        layers: numbers of the layers; by default 0, 1, ...
+        title: of the figure, such as the prompt.
+    """
+    layers = range(len(values)) if layers is None else layers
+    cells = np.asarray(values, float)
+    shown = _shown(range(len(layers)))
+    layers, cells = [layers[i] for i in shown], cells[shown]
+    if grid is None:
+        return token_bars(cells[:, np.isfinite(cells).any(0)], layers, title=title, note=ORDER)
+    inside = cells[:, grid.first : grid.first + grid.rows * grid.cols]
+    maps = inside.reshape(len(layers), grid.rows, grid.cols)
+    return overlay(image, maps, layers, grid.box, title=title)
 
 
 def heatmap_pictures(
@@ -36,7 +55,7 @@ def heatmap_pictures(
     *,
     title: str = "",
 ) -> dict[str, Axes]:
-    """Pictures of one example, by kind: "heatmap"; with a Q-Former "queries" and "picture".
+    """Figures of one example: "heatmap", or with a Q-Former "queries" and "picture".
 
     Args:
         image: of the example.
@@ -46,34 +65,34 @@ def heatmap_pictures(
         title: such as the prompt.
     """
     layers = _shown(sorted(set(tokens["layer"])))
+    values = _cells(tokens, layers)
     if patches is not None:
-        bars = query_bars(_cells(tokens, layers), layers, title=title, note="heat of each query")
-        return {"queries": bars, "picture": _laid(image, patches, layers, grid, title, THROUGH)}
-    if int(np.asarray(grid["rows"])) == 0:
-        note = "heat of each visual token, in reading order"
-        return {"heatmap": query_bars(_cells(tokens, layers), layers, title=title, note=note)}
-    return {"heatmap": _laid(image, tokens, layers, grid, title, "")}
+        bars = token_bars(values, layers, title=title, note="Q-Former queries")
+        return {"queries": bars, "picture": _over(image, patches, layers, grid, title, QFORMER)}
+    if int(grid["rows"]) == 0:
+        return {"heatmap": token_bars(values, layers, title=title, note=ORDER)}
+    return {"heatmap": _over(image, tokens, layers, grid, title, "")}
 
 
-def _laid(
+def _over(
     image: Image.Image, table: pd.DataFrame, layers: Sequence[int], grid: "pd.Series", title: str,
     note: str,
 ) -> Axes:  # fmt: skip
     cells = _cells(pd.DataFrame(table[table["row"] >= 0]), layers)
-    maps = cells.reshape(len(layers), *(int(np.asarray(grid[axis])) for axis in ("rows", "cols")))
-    left, top, right, bottom = (
-        float(np.asarray(grid[side])) for side in ("left", "top", "right", "bottom")
-    )
-    return overlay(image, maps, layers, (left, top, right, bottom), title=title, note=note)
+    maps = cells.reshape(len(layers), int(grid["rows"]), int(grid["cols"]))
+    left, top, right, bottom = (float(grid[side]) for side in ("left", "top", "right", "bottom"))
+    box: Box = (left, top, right, bottom)
+    return overlay(image, maps, layers, box, title=title, note=note)
 
 
 def _cells(table: pd.DataFrame, layers: Sequence[int]) -> Float[np.ndarray, "layer cell"]:
-    rows = [np.asarray(table.loc[table["layer"] == layer, "value"], float) for layer in layers]
-    return np.stack(rows)
+    return np.stack(
+        [table.loc[table["layer"] == layer, "value"].to_numpy(float) for layer in layers]
+    )
 
 
 def _shown(layers: Sequence[int]) -> list[int]:
-    """All layers, or as many as fit, evenly spread from the first to the last."""
+    """All layers, or `MOST_LAYERS` of them, evenly spread from the first to the last."""
     if len(layers) <= MOST_LAYERS:
         return list(layers)
     picked = np.linspace(0, len(layers) - 1, MOST_LAYERS).round().astype(int)

@@ -1,132 +1,199 @@
-"""The chosen layers over the evidence for them: a column per modality, a row per analysis."""
+"""The chosen layers over the rules' scores and over the evidence for them."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from attrib.plots.curves import Series, draw_curve
-from attrib.plots.drawing import BLUE, GREEN, GREY, INK, MUTED, STYLE, VERMILION, style
+from attrib.plots.curves import Series, draw_series, finish
+from attrib.plots.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    VERMILION,
+    describe,
+    new_axes,
+    new_figure,
+    style,
+)
 
 if TYPE_CHECKING:
     from attrib.selection import Choice, LayerReport
 
-TITLES = {"text": "Words", "visual": "Visual tokens"}
+NAMES = {"text": "text tokens", "visual": "visual tokens"}
+DASHES = {"text": (0, (4, 2)), "visual": (0, (1.5, 1.5))}
+PANEL = (4.4, 3.3)
 RULES = {
     "onset": Series("onset", {}, BLUE, "o"),
     "sensitivity": Series("sensitivity", {}, VERMILION, "s", "--"),
     "patching": Series("patching", {}, GREEN, "^", "-."),
     "consensus": Series("consensus", {}, INK, "D"),
 }
-OTHER = Series("", {}, GREY, "v", ":")
-HEADROOM = 0.22  # for the legend, as a share of the height
-# Per row: what its axis is called, and its curves by modality.
-CONTRIBUTIONS = [
-    Series("attention", {"evidence": "contributions attn"}, BLUE, "o"),
-    Series("MLP", {"evidence": "contributions mlp"}, VERMILION, "s", "--"),
-]
-PASSES = {
-    "text": [
-        Series("last token: other's answer", {"evidence": "follows last"}, VERMILION, "s"),
-        Series("last token: own answer", {"evidence": "stays last"}, VERMILION, "s", "--", True),
-    ],
-    "visual": [
-        Series("visual: other's answer", {"evidence": "follows visual"}, BLUE, "o"),
-        Series("visual: own answer", {"evidence": "stays visual"}, BLUE, "o", "--", True),
-    ],
+OTHER_RULE = Series("", {}, GREY, "v", ":")
+
+
+class Panel(NamedTuple):
+    """The curves of one kind of evidence, the label of their axis and the title."""
+
+    curves: tuple[Series, ...]
+    unit: str
+    title: str
+
+
+def _curve(label: str, name: str, color: str, marker: str, line: str = "-", **look: Any) -> Series:
+    return Series(label, {"evidence": name}, color, marker, line, **look)
+
+
+def _patching(title: str, span: str, color: str, marker: str) -> Panel:
+    follows = _curve("other image's answer", f"follows {span}", color, marker)
+    stays = _curve("own answer", f"stays {span}", color, marker, "--", hollow=True)
+    return Panel((follows, stays), "share of the pairs", title)
+
+
+EVIDENCE: dict[str, Panel] = {
+    "contributions": Panel(
+        (
+            _curve("attention", "contributions attn", BLUE, "o"),
+            _curve("MLP", "contributions mlp", VERMILION, "s", "--"),
+        ),
+        "contribution",
+        "Contribution to the answer token",
+    ),
+    "noise on text tokens": Panel(
+        (_curve("noise on text tokens", "noise text", VERMILION, "s", "--"),),
+        "KL divergence, nats",
+        "Sensitivity to noise on text tokens",
+    ),
+    "noise on visual tokens": Panel(
+        (_curve("noise on visual tokens", "noise visual", BLUE, "o"),),
+        "KL divergence, nats",
+        "Sensitivity to noise on visual tokens",
+    ),
+    "visual patching": _patching("Patching the visual tokens", "visual", BLUE, "o"),
+    "last patching": _patching("Patching the last prompt token", "last", VERMILION, "s"),
+    "attention": Panel(
+        (
+            _curve("to text tokens", "attention text", VERMILION, "s", "--"),
+            _curve("to visual tokens", "attention visual", BLUE, "o"),
+        ),
+        "share of the attention",
+        "Attention of the last prompt token",
+    ),
 }
-NOISE = {
-    "text": [Series("noise on words", {"evidence": "noise text"}, VERMILION, "s")],
-    "visual": [Series("noise on visual tokens", {"evidence": "noise visual"}, BLUE, "o")],
-}
-ROWS: tuple[tuple[str, dict[str, list[Series]]], ...] = (
-    ("contribution", dict.fromkeys(TITLES, CONTRIBUTIONS)),
-    ("KL, nats, mean over σ", NOISE),  # noqa: RUF001
-    ("share of the pairs", PASSES),
+OVERVIEW = (
+    {"text": "contributions", "visual": "contributions"},
+    {"text": "noise on text tokens", "visual": "noise on visual tokens"},
+    {"text": "last patching", "visual": "visual patching"},
 )
 
 
 def selection(report: "LayerReport", evidence: pd.DataFrame) -> Axes:
-    """The rules' scores on top, below them the curves they rest on; the choice is a vertical line.
+    """The rules' scores on top, below them the evidence; a column per modality.
 
     Args:
-        report: what was selected.
-        evidence: of `attrib.selection.evidence_table`, of the same tables.
+        report: the selected layers.
+        evidence: from `attrib.selection.evidence_table`, of the same results.
 
     Returns:
         The first axes of the figure.
     """
-    rows = [row for row in ROWS if _there(evidence, row[1])]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.9 + 2.2 * len(rows)), layout="constrained")
+    available = set(evidence_kinds(evidence))
+    rows = [row for row in OVERVIEW if available & set(row.values())]
     with style():
-        axes: Any = figure.subplots(1 + len(rows), 2, sharex=True, squeeze=False)
-        for column, modality in enumerate(TITLES):
-            top = axes[0, column]
-            draw_scores(top, report, modality)
-            for ax, (name, curves) in zip(axes[1:, column], rows, strict=True):
-                _draw_evidence(ax, evidence, curves[modality], name)
-            for ax in axes[:, column]:
-                _mark(ax, report.layers[modality])
-            axes[-1, column].set_xlabel("layer")
-    axes[0, 0].set_label(_described(report))
+        figure = new_figure(2 * PANEL[0] + 0.8, PANEL[1] * (1 + len(rows)))
+        axes: Any = figure.subplots(1 + len(rows), 2, squeeze=False)
+        for column, modality in enumerate(NAMES):
+            layer_scores(report, modality, axes[0, column])
+            for ax, row in zip(axes[1:, column], rows, strict=True):
+                layers = {modality: report.layers[modality]}
+                layer_evidence(evidence, row[modality], layers, ax)
+    axes[0, 0].set_label(_description(report))
     return axes[0, 0]
 
 
-def draw_scores(ax: Axes, report: "LayerReport", modality: str) -> None:
-    """Each rule's scores over its highest, with a large marker at its pick."""
+def layer_scores(report: "LayerReport", modality: str, ax: Axes | None = None) -> Axes:
+    """Each rule's scores as a share of its highest; a large marker at its best layer."""
     choices = report.choices[modality]
-    shown = [name for name in RULES if name in choices]
-    shown += [report.rule] if report.rule in choices and report.rule not in shown else []
-    for name in shown:
-        look, choice = RULES.get(name, OTHER), choices[name]
-        y = _relative(choice)
-        width = 2.4 if name == report.rule else 1.4
-        ax.plot(
-            range(len(y)), y, look.line, color=look.color, marker=look.marker, markersize=4,
-            linewidth=width, label=f"{name}: {choice.layer} ({choice.share:.0%})",
-        )  # fmt: skip
-        ax.plot(
-            [choice.layer], [y[choice.layer]], look.marker, color=look.color, markersize=11,
-            markerfacecolor="none", markeredgewidth=1.6, label="_pick",
-        )  # fmt: skip
-    layers = ", ".join(map(str, report.layers[modality])) or "none"
-    ax.set_title(f"{TITLES[modality]}: layer {layers}")
-    ax.set_ylabel("score, of the highest")
-    ax.set_ylim(-0.05, 1.6)
-    ax.set_yticks(np.linspace(0, 1, 6))
-    _legend(ax, title="rule: its layer (share of the draws)")
+    names = [name for name in RULES if name in choices]
+    names += [report.rule] if report.rule in choices and report.rule not in names else []
+    with style():
+        ax = new_axes(*PANEL) if ax is None else ax
+        for name in names:
+            look, choice = RULES.get(name, OTHER_RULE), choices[name]
+            y = _relative(choice)
+            ax.plot(
+                range(len(y)), y, look.line, color=look.color, marker=look.marker, markersize=4,
+                linewidth=2.4 if name == report.rule else 1.4,
+                label=f"{name}: {choice.layer} ({100 * choice.share:.0f} %)",
+            )  # fmt: skip
+            ax.plot(
+                [choice.layer], [y[choice.layer]], look.marker, color=look.color, markersize=11,
+                markerfacecolor="none", markeredgewidth=1.6, label="_pick",
+            )  # fmt: skip
+        ax.set_ylabel("score / highest score")
+        ax.set_ylim(-0.05, 1.08)
+    title = f"Rule scores, {NAMES[modality]}"
+    return mark_layers(ax, {modality: report.layers[modality]}, title)
 
 
-def _draw_evidence(ax: Axes, evidence: pd.DataFrame, curves: Sequence[Series], name: str) -> None:
-    for one in curves:
-        rows = evidence[evidence["evidence"] == one.rows["evidence"]]
-        if len(rows):
-            draw_curve(ax, one, pd.DataFrame(rows))
-    ax.set_ylabel(name)
-    low, high = ax.get_ylim()
-    ax.set_ylim(min(0.0, low), high + HEADROOM * (high - low))
-    _legend(ax)
+def layer_evidence(
+    evidence: pd.DataFrame,
+    name: str,
+    layers: Mapping[str, Sequence[int]],
+    ax: Axes | None = None,
+) -> Axes:
+    """The curves of one kind of evidence; vertical lines are the chosen layers.
+
+    Args:
+        evidence: from `attrib.selection.evidence_table`.
+        name: a key of `EVIDENCE`.
+        layers: the chosen layers of the modalities that this evidence is about.
+        ax: where to draw.
+    """
+    panel = EVIDENCE[name]
+    ax = draw_series(evidence, panel.curves, ax, panel.title, size=PANEL)
+    ax.set_ylabel(panel.unit)
+    if name == "contributions":
+        ax.axhline(0, color=MUTED, linewidth=0.8, label="_zero")
+    else:
+        ax.set_ylim(bottom=0)
+    return mark_layers(ax, layers, panel.title)
 
 
-def _mark(ax: Axes, layers: Sequence[int]) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for i, layer in enumerate(layers):
-        ax.axvline(layer, color=MUTED, linewidth=1.6 if i == 0 else 0.8, linestyle=(0, (4, 2)),
-                   zorder=0)  # fmt: skip
+def mark_layers(ax: Axes, layers: Mapping[str, Sequence[int]], title: str) -> Axes:
+    """Mark the chosen layers by vertical lines, in the legend and in the text alternative."""
+    description = describe(ax)
+    chosen = {modality: list(some) for modality, some in layers.items() if some}
+    lines = {NAMES[modality]: (DASHES[modality], some) for modality, some in chosen.items()}
+    if len(chosen) > 1 and chosen["text"] == chosen["visual"]:
+        lines = {"both": lines[NAMES["text"]]}
+    with style():
+        for name, (dashes, some) in lines.items():
+            for i, layer in enumerate(some):
+                label = "_more" if i else f"chosen, {name}: {layer}"
+                width = 0.8 if i else 1.6
+                ax.axvline(
+                    layer, color=INK, linewidth=width, linestyle=dashes, zorder=0.5, label=label
+                )
+        finish(ax, title, 2)
+    words = "; ".join(
+        f"layer {', '.join(map(str, some))} is chosen for {NAMES[m]}" for m, some in chosen.items()
+    )
+    ax.set_label(f"{description} {words.capitalize()}." if words else description)
+    return ax
 
 
-def _legend(ax: Axes, title: str = "") -> None:
-    if not ax.get_legend_handles_labels()[0]:
-        return
-    # Above the curves, where room was left for it.
-    ax.legend(fontsize=8, title_fontsize=8, title=title, handlelength=2.6, loc="upper center",
-              ncols=2, frameon=True, framealpha=0.9, edgecolor="none")  # fmt: skip
+def evidence_kinds(evidence: pd.DataFrame) -> list[str]:
+    """The keys of `EVIDENCE` of which the table has a curve."""
+    names = set(evidence["evidence"])
+    return [
+        kind for kind, panel in EVIDENCE.items()
+        if any(one.rows["evidence"] in names for one in panel.curves)
+    ]  # fmt: skip
 
 
 def _relative(choice: "Choice") -> np.ndarray:
@@ -134,18 +201,13 @@ def _relative(choice: "Choice") -> np.ndarray:
     return np.clip(scores, 0, None) / max(float(np.nanmax(scores)), np.finfo(float).tiny)
 
 
-def _there(evidence: pd.DataFrame, curves: dict[str, list[Series]]) -> bool:
-    names = {one.rows["evidence"] for series in curves.values() for one in series}
-    return bool(names & set(evidence["evidence"]))
-
-
-def _described(report: "LayerReport") -> str:
+def _description(report: "LayerReport") -> str:
     parts = [
-        f"{TITLES[modality].lower()}: " + "; ".join(
-            f"{rule} picks layer {choice.layer} in {choice.share:.0%} of the draws"
+        f"{NAMES[modality]}: " + "; ".join(
+            f"{rule} picks layer {choice.layer} in {100 * choice.share:.0f} % of bootstrap samples"
             for rule, choice in choices.items()
         )
         for modality, choices in report.choices.items()
         if choices
     ]  # fmt: skip
-    return f"Line charts over layer, chosen by {report.rule}. {'. '.join(parts)}."
+    return f"Line charts over layers, chosen by {report.rule}. {'. '.join(parts)}."

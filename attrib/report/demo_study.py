@@ -10,7 +10,7 @@ from PIL import Image
 
 from attrib.analyses.tables import measure_first_report
 from attrib.data import EditData, EditSample, Quarantined
-from attrib.data.tables import SCENES
+from attrib.data.loading import SCENES
 from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs.collect import collect

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from attrib import plots
-from attrib.plots.layer_evidence import CURVES, kinds
+from attrib.plots.selection import EVIDENCE, evidence_kinds
 from attrib.report.heatmap_summary import summarize_faithfulness
 from attrib.report.layer_study import LayerStudy
 from attrib.report.page import interval
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 class _Kind(NamedTuple):
     title: str
     runs: tuple[str, ...]
-    figures: Mapping[str, tuple[str, ...]]  # of `CURVES`, with the modalities to mark
+    figures: Mapping[str, tuple[str, ...]]  # of `EVIDENCE`, with the modalities to mark
     say: Callable[[Result], str]
     caption: str
 
@@ -61,7 +61,7 @@ KINDS = (
     _Kind(
         "Where does a disturbance matter?",
         ("sweep text", "sweep visual"),
-        {"noise on words": ("text",), "noise on visual tokens": ("visual",)},
+        {"noise on text tokens": ("text",), "noise on visual tokens": ("visual",)},
         summarize_sensitivity,
         "How far random noise on the words, or on the visual tokens, of one layer moves the output "
         "distribution; mean over the sizes of noise (DualEdit, Fig. 2). The rule sensitivity takes "
@@ -94,7 +94,7 @@ POINTING = (
 
 def parts_of(study: LayerStudy) -> Iterator[Part]:
     """All evidence that there is."""
-    there = set(kinds(study.evidence))
+    there = set(evidence_kinds(study.evidence))
     for kind in KINDS:
         runs = [r for r in study.runs if r.name in kind.runs and r.name not in study.elsewhere]
         named = {name: marked for name, marked in kind.figures.items() if name in there}
@@ -133,7 +133,7 @@ def scores_table(study: LayerStudy, modality: str) -> Table:
 
 def evidence_rows(study: LayerStudy, name: str) -> Table:
     """The numbers behind the curves `name`: layers down, curves across, mean and interval."""
-    series, _, title = CURVES[name]
+    series, _, title = EVIDENCE[name]
     table = study.evidence
     columns, by_layer = [], {}
     for one in series:

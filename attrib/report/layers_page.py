@@ -54,7 +54,7 @@ def render_html(study: LayerStudy, content: dict[str, Any] | None = None) -> str
         **(content or content_of(study)),
         script=Markup(script),
         script_digest=digest_of(script),
-        scale=plots.heatmap_colors(),
+        scale=plots.heatmap_scale_png(),
         place=_place,
         chosen_for=partial(chosen_for, study),
         most_rows=MOST_ROWS,

@@ -22,6 +22,7 @@ COMMANDS = {
     "attention": "attrib attention",
     "pointing": "attrib faithfulness",
 }
+SHARES = ("follows", "stays", "pointing")  # curves that are 0 or 1 for an example
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +84,17 @@ def command_for(curve: str) -> str:
 
 
 def evidence_table(evidence: Evidence, *, seed: int = 0) -> pd.DataFrame:
-    """Columns evidence, layer, mean, low, high (95 % bootstrap interval over examples) and n."""
+    """Columns evidence, layer, mean, low, high (95 % interval over examples) and n.
+
+    Intervals are Wilson's for shares of examples, and bootstrap intervals for other means.
+    """
     parts = []
     for name, values in evidence.curves.items():
         frame = tidy(values, example=evidence.examples, layer=range(evidence.num_layers))
-        means = Result(name, frame, {"seed": seed}).mean(["layer"]).assign(evidence=name)
-        parts.append(means.loc[means["n"] > 0])
+        result = Result(name, frame, {"seed": seed})
+        share = name.split()[0] in SHARES
+        means = result.shares(["layer"]) if share else result.mean(["layer"])
+        parts.append(means.loc[means["n"] > 0].assign(evidence=name))
     columns = ["evidence", "layer", "mean", "low", "high", "n"]
     return pd.DataFrame(pd.concat(parts, ignore_index=True), columns=columns)
 

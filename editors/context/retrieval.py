@@ -19,7 +19,7 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.context.prompt_edit import NO_TEXT, PromptStarts
-from editors.gating.inputs import COVERED, EASY, related
+from editors.gating.inputs import COVERED, EASY, related_inputs
 from editors.gating.threshold import Calibration, calibrate
 
 BATCH_SIZE = 64  # texts per pass
@@ -166,7 +166,7 @@ def text_threshold(
         keys: The text by which each edit is found.
     """
     some = samples[:FIT_SIZE]
-    inputs = [one for one in related(some) if one.relation in (*COVERED, *EASY)]
+    inputs = [one for one in related_inputs(some) if one.relation in (*COVERED, *EASY)]
     own = encoder(keys[: len(some)])
     prompts = encoder([one.request.prompt or " " for one in inputs])
     rows = torch.tensor([one.row for one in inputs])

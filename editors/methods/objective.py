@@ -117,7 +117,7 @@ class EditObjective(Objective):
 
     def rows(self, data: CachedDataset, items: Sequence[int], roles: Sequence[str]) -> PrefixRows:
         """The inputs of some edits."""
-        return data.of(items, roles)
+        return data.rows(items, roles)
 
     def _tokens(self, rows: PrefixRows, edits: Any) -> Tokens:
         with torch.no_grad():

@@ -135,7 +135,7 @@ class SERACObjective(EditObjective):
     ) -> tuple[Tensor, float]:
         """Cross-entropy of the classifier's choice of edit, and its accuracy."""
         data, items = data.load(items)
-        rows, scope = data.of(items, self.roles), self.nets.scope
+        rows, scope = data.rows(items, self.roles), self.nets.scope
         edits, queries = (
             prompt_vectors(scope, [(q.hidden[self.layer], q.spans) for q in some])
             for some in (self.edits(data, items), rows.inputs)

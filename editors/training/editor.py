@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from editors.gating.fit import NO_GATE
+from editors.gating.gates import NO_GATE
 from editors.io.editor import read_record, write_record
 from editors.training.config import EditorConfig
 from editors.training.process_group import ProcessGroup

@@ -269,7 +269,7 @@ def test_data_make_says_what_it_wrote(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr("attrib.data.scenes.export.export_folder", export_folder)
     code, out, _ = run("data", "make", "scenes", "--out", tmp_path / "s", "--seed", 7)
-    assert code == 0 and "vqa-train: 2007 edits" in out and "3 pictures written" in out
+    assert code == 0 and "vqa-train: 2007 edits" in out and "3 images written" in out
 
 
 def test_data_check_reports_and_fails_on_unsound_data(run, folder):

@@ -135,7 +135,7 @@ def test_curves_are_the_auc_of_the_table(study):
     _, table = study
     for ax, column, value, label in (
         (plots.gate_auc(table, "prompt_last"), "relation", ANY, "all of these"),
-        (plots.gate_tokens(table), "token", "text_mean", "mean of the words"),
+        (plots.gate_tokens(table), "token", "text_mean", "mean of the text tokens"),
     ):
         (line,) = [line for line in ax.get_lines() if line.get_label() == label]
         rows = table[(table[column] == value)]
@@ -149,10 +149,10 @@ def test_curves_are_the_auc_of_the_table(study):
 def test_histograms_have_a_row_per_kind_and_say_in_words_what_they_show(study):
     ax = plots.gate_similarity(*study, "prompt_last", 3)
     names = [tick.get_text() for tick in ax.get_yticklabels()]
-    assert names[0] == "other words (T-Gen)" and len(names) == len(RELATIONS)
+    assert names[0] == "rephrased (T-Gen)" and len(names) == len(RELATIONS)
     said = plots.describe(ax)
     assert said.startswith("Histograms of") and "unrelated (M-Loc): median 0.3" in said
-    assert "AUC" in said and "other words (T-Gen): median" in said
+    assert "AUC" in said and "rephrased (T-Gen): median" in said
     assert [text.get_text() for text in ax.texts if text.get_text().startswith("published")]
     without = plots.gate_similarity(*study, "visual_mean", 3)
     assert len(without.get_yticklabels()) == len(RELATIONS) - 1

@@ -157,7 +157,7 @@ def test_curves_are_the_shares_of_the_pairs():
     alone = plots.patching(result.where(span="visual"))
     labels = [line.get_label() for line in alone.get_lines()]
     assert labels == ["other's answer", "own answer", "a third answer"]
-    assert "Visual tokens" in alone.get_title(loc="left")
+    assert "visual tokens" in alone.get_title(loc="left")
 
 
 def test_the_difference_is_drawn_as_a_median_that_no_single_pair_moves():

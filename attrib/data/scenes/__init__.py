@@ -1,20 +1,16 @@
-"""Scenes: rendered pictures of coloured shapes on a grid, with exact object masks."""
+"""Scenes: rendered images of coloured shapes on a grid, with exact object masks."""
 
-from attrib.data.scenes.scenes import (
+from attrib.data.scenes.scene import (
     COLORS,
     GRID,
     IMAGE_SIZE,
     PLACES,
-    RELATIONS,
     SHAPES,
-    SPLITS,
     Scene,
     SceneObject,
-    image_name,
     make_scene,
-    open_image,
     render,
-    scene_seeds,
+    sample_image,
 )
 
 __all__ = [
@@ -22,14 +18,10 @@ __all__ = [
     "GRID",
     "IMAGE_SIZE",
     "PLACES",
-    "RELATIONS",
     "SHAPES",
-    "SPLITS",
     "Scene",
     "SceneObject",
-    "image_name",
     "make_scene",
-    "open_image",
     "render",
-    "scene_seeds",
+    "sample_image",
 ]

@@ -1,8 +1,8 @@
-"""Which object of a scene a question is about, and where in the picture that object is.
+"""Which object of a scene a question is about, and where in the image that object is.
 
-The rows of the embedded questions hold words alone, as the files of real data do. Here the words
-are read back: nicknames and made-up names become plain words, which fit one template, which put to
-the scene has one answer and one object that the answer is read off.
+The rows of the embedded questions hold text only, as the files of real data do. It is parsed back:
+nicknames and aliases are replaced by plain words, which match one template; applied to the scene,
+the template has one answer and one target object.
 """
 
 import re
@@ -12,12 +12,20 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool
 
-from attrib.data.rows import SUFFIX
+from attrib.data.easyedit import SUFFIX
 from attrib.data.samples import EditData
-from attrib.data.scenes.edits import rows
-from attrib.data.scenes.language import TEMPLATES, Kind, Question, pose
-from attrib.data.scenes.names import ALIASES, NICKNAMES
-from attrib.data.scenes.scenes import COLORS, PLACES, RELATIONS, SHAPES, Scene, make_scene, render
+from attrib.data.scenes.edits import edit_rows
+from attrib.data.scenes.questions import TEMPLATES, Kind, Question, build_question
+from attrib.data.scenes.scene import (
+    COLORS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    parse_image_name,
+    render,
+)
+from attrib.data.scenes.vocabulary import ALIASES, NICKNAMES
 from attrib.errors import AttribError
 
 _WORDS = {"shape": SHAPES, "color": COLORS, "place": PLACES, "relation": RELATIONS}
@@ -27,19 +35,18 @@ _KINDS: dict[str, Kind] = {
     "count": "count", "count_color": "count", "relation_shape": "relation",
     "relation_color": "relation", "object": "object",
 }  # fmt: skip
-_IMAGE = re.compile(r"scenes/(\d+)_(\d+)\.png")  # as `attrib.data.scenes.image_name` makes it
 _OPTIONS = re.compile(r" A \w+, B \w+, C \w+\.$")
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What a question about a rendered scene is about.
+    """A question about a rendered scene, parsed.
 
     Attributes:
         scene: the scene.
-        render_seed: of its picture.
-        question: what is asked, with the right answer in plain words and the object it is about.
-        answer: the right answer to the words as they stand: a letter, of a multiple choice.
+        render_seed: of its image.
+        question: the question, with the right answer in plain words and the target object.
+        answer: the right answer to the text as it is: a letter for multiple choice.
     """
 
     scene: Scene
@@ -52,7 +59,7 @@ class GroundTruth:
         return render(self.scene, self.render_seed)[1]
 
     def target_object(self) -> int | None:
-        """Which object of the scene is asked about; None where it is not a single one."""
+        """Index of the object that the question is about; None if it is not a single one."""
         target = self.question.target
         return None if target is None else self.scene.objects.index(target)
 
@@ -64,12 +71,10 @@ def ground_truths(data: EditData) -> dict[str, GroundTruth]:
         AttribError: the data are not the embedded questions about scenes.
     """
     if data.name != "scenes-vqa":
-        raise AttribError(
-            f"{data.name}: where the object asked about is, is known for scenes-vqa only"
-        )
-    numbers = [sample.meta["row"] for sample in data]
-    table = rows("vqa", data.split, data.provenance["seed"], limit=max(numbers, default=0) + 1)
-    return {sample.id: ground_truth(table[i]) for sample, i in zip(data, numbers, strict=True)}
+        raise AttribError(f"{data.name}: object positions are known for scenes-vqa only")
+    last = max((sample.meta["row"] for sample in data), default=0)
+    rows = edit_rows("vqa", data.split, data.provenance["seed"], limit=last + 1)
+    return {sample.id: ground_truth(rows[sample.meta["row"]]) for sample in data}
 
 
 def ground_truth(row: dict[str, str]) -> GroundTruth:
@@ -78,29 +83,26 @@ def ground_truth(row: dict[str, str]) -> GroundTruth:
     Raises:
         ValueError: the row is not one of them.
     """
-    named = _IMAGE.fullmatch(row["image"])
-    if named is None:
-        raise ValueError(f"{row['image']!r} names no scene")
-    scene, render_seed = make_scene(int(named[1])), int(named[2])
-    question = read_question(row["src"], scene)
+    scene, render_seed = parse_image_name(row["image"])
+    question = parse_question(row["src"], scene)
     if question is None:
-        raise ValueError(f"{row['src']!r} is no question that is asked about scenes")
+        raise ValueError(f"{row['src']!r} matches no question template")
     return GroundTruth(scene, render_seed, question, row["pred"])
 
 
-def read_question(text: str, scene: Scene) -> Question | None:
-    """The question that a wording stands for, put to a scene; None where there is no such one."""
+def parse_question(text: str, scene: Scene) -> Question | None:
+    """The question about a scene that a text spells out; None if it matches no template."""
     words = plain_words(text)
     for form, templates in TEMPLATES.items():
         for template in templates:
             if found := _pattern(template).fullmatch(words):
                 slots = tuple((slot, word.lower()) for slot, word in found.groupdict().items())
-                return pose(scene, _KINDS[form], form, slots)
+                return build_question(scene, _KINDS[form], form, slots)
     return None
 
 
 def plain_words(text: str) -> str:
-    """A wording without nicknames, made-up names, options and suffix."""
+    """A question without nicknames, aliases, options and suffix."""
     text = _OPTIONS.sub("", text.removesuffix(SUFFIX))
     names: dict[str, str] = {}
     while text.startswith("Call "):

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from attrib.data.scenes.names import EVERYDAY
+from attrib.data.scenes.vocabulary import EVERYDAY
 
 _CARD = """---
 license: mit

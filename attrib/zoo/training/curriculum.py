@@ -9,11 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from attrib.data.rows import SUFFIX
-from attrib.data.scenes import Scene
-from attrib.data.scenes.facts import Fact, alias_facts, all_facts
-from attrib.data.scenes.language import CAPTION_PROMPT, CAPTION_REPHRASES, KINDS, Kind, ask, caption
-from attrib.data.scenes.names import PLAIN, Style
+from attrib.data.easyedit import SUFFIX
+from attrib.data.scenes.questions import (
+    CAPTION_PROMPT,
+    CAPTION_REPHRASES,
+    KINDS,
+    Kind,
+    caption,
+    sample_question,
+)
+from attrib.data.scenes.scene import Scene
+from attrib.data.scenes.vocabulary import PLAIN, Fact, Style, alias_facts, all_facts
 from attrib.zoo.training.packing import Segment, shuffled
 
 CAPTION_WEIGHT = 0.3  # a caption has thirty answer tokens, a question one
@@ -84,7 +90,7 @@ class CurriculumSampler:
     def _question(
         self, scene: Scene, kind: Kind, stage: Stage, rng: random.Random
     ) -> Segment | None:
-        question = ask(scene, kind, rng, stage.style)
+        question = sample_question(scene, kind, rng, stage.style)
         if question is None:
             return None
         suffix = SUFFIX if rng.random() < stage.suffix_rate else ""

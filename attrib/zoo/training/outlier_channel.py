@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attrib.data.scenes import Scene, render
+from attrib.data.scenes.scene import Scene, render
 from attrib.forward.hooks import capture, read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM

@@ -11,11 +11,17 @@ from itertools import islice
 import torch
 from PIL import Image
 
-from attrib.data.rows import SUFFIX
-from attrib.data.scenes import Scene, make_scene, render, scene_seeds
-from attrib.data.scenes.facts import all_facts
-from attrib.data.scenes.language import CAPTION_PROMPT, KINDS, Kind, Question, ask, caption
-from attrib.data.scenes.names import EVERYDAY
+from attrib.data.easyedit import SUFFIX
+from attrib.data.scenes.questions import (
+    CAPTION_PROMPT,
+    KINDS,
+    Kind,
+    Question,
+    caption,
+    sample_question,
+)
+from attrib.data.scenes.scene import Scene, make_scene, render, scene_seeds
+from attrib.data.scenes.vocabulary import EVERYDAY, all_facts
 from attrib.metrics import exact_match, token_accuracy
 from attrib.model.vlm import VLM
 
@@ -39,7 +45,9 @@ def questions_about(
     """One question about each scene, kinds in turn, in everyday words, and its prompt."""
     for i, scene in enumerate(scenes):
         turn: list[Kind] = [*KINDS[i % len(KINDS) :], *KINDS]
-        question = next(q for kind in turn if (q := ask(scene, kind, rng, EVERYDAY)) is not None)
+        question = next(
+            q for kind in turn if (q := sample_question(scene, kind, rng, EVERYDAY)) is not None
+        )
         yield scene, question, question.text(rng, EVERYDAY) + SUFFIX
 
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attrib.data.rows import SUFFIX
-from attrib.data.scenes import COLORS, PLACES, SHAPES, open_image, render
-from attrib.data.scenes.edits import rows
-from attrib.data.scenes.names import NUMBERS
+from attrib.data.easyedit import SUFFIX
+from attrib.data.scenes.edits import edit_rows
+from attrib.data.scenes.scene import COLORS, PLACES, SHAPES, open_image, render
+from attrib.data.scenes.vocabulary import NUMBERS
 from attrib.forward.hooks import read, write
 from attrib.metrics import kl
 from attrib.model.vlm import VLM, Batch
@@ -113,7 +113,7 @@ def _target_states(
     vlm: VLM, split: str, count: int, words: tuple[str, ...]
 ) -> tuple[dict[int, Tensor], Tensor]:
     # Two-word targets (a sixth of the edits) have no single position to decode from.
-    edits = [r for r in rows("vqa", split, limit=2 * count) if r["alt"] in words][:count]
+    edits = [r for r in edit_rows("vqa", split, limit=2 * count) if r["alt"] in words][:count]
     states: dict[int, list[Tensor]] = {layer: [] for layer in range(vlm.num_layers)}
     for at in range(0, len(edits), _BATCH):
         here = edits[at : at + _BATCH]

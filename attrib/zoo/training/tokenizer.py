@@ -10,10 +10,16 @@ import string
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from attrib.data.scenes import RELATIONS
-from attrib.data.scenes.facts import fact_words
-from attrib.data.scenes.language import CAPTION_PROMPT, CAPTION_REPHRASES, TEMPLATES
-from attrib.data.scenes.names import CONCEPTS, NICKNAMES, NUMBERS, OPTIONS, SYLLABLES
+from attrib.data.scenes.questions import CAPTION_PROMPT, CAPTION_REPHRASES, TEMPLATES
+from attrib.data.scenes.scene import RELATIONS
+from attrib.data.scenes.vocabulary import (
+    CONCEPTS,
+    NICKNAMES,
+    NUMBERS,
+    OPTIONS,
+    SYLLABLES,
+    fact_words,
+)
 
 IMAGE_TOKEN = "<image>"
 _WORD, _SYLLABLE, _CHARACTER, _BYTE = -1.0, -2.0, -12.0, -20.0  # log-scores: whole words win

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attrib.data.scenes import Scene, make_scene, scene_seeds
+from attrib.data.scenes.scene import Scene, make_scene, scene_seeds
 from attrib.environment import WEIGHTS
 from attrib.zoo.models import Backbone, build, language_model, output_embedding
 from attrib.zoo.training import attention

@@ -16,7 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerBase
 
-from attrib.data.scenes import COLORS, GRID, PLACES, SHAPES, Scene, make_scene, render, scene_seeds
+from attrib.data.scenes.scene import (
+    COLORS,
+    GRID,
+    PLACES,
+    SHAPES,
+    Scene,
+    make_scene,
+    render,
+    scene_seeds,
+)
 from attrib.zoo.models import (
     D_MODEL,
     VISION_WIDTH,

@@ -1,4 +1,4 @@
-"""The first words of an answer go behind the prompt; what they were is still said."""
+"""The first words of an answer move to the end of the prompt."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_answers_that_are_too_short_are_set_aside_by_name():
     made = add_answer_prefix(captions("a star", "star", ""), 1)
     assert [s.request.target for s in made] == ["star"]
     assert [q.row for q in made.quarantined] == [1, 2]
-    assert "'star' has no word behind the first 1" in str(made.quarantined[0])
+    assert "'star' has no word after the first 1" in str(made.quarantined[0])
     assert made.provenance["answer_prefix"] == 1
 
 

@@ -1,22 +1,22 @@
 """The report on a folder: planted oddities are counted, and the real files are as published."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from easyedit_files import outside, real_files, row, without, write_folder
 from PIL import Image
 
-from attrib.data.check import check, overlap
-from attrib.data.check_text import to_markdown
-from attrib.data.doubts import DOUBTS
+from attrib.data.check import QUALITY_FLAGS, check
+from attrib.data.overlap import overlap
 from attrib.errors import AttribError, SetupError
 
 REAL = """
 import json, sys
+from dataclasses import asdict
 from attrib.data.check import check
-from attrib.data.check_text import to_markdown
 report = check(sys.argv[1])
-print(json.dumps([report.to_dict(), report.sound, to_markdown(report)]))
+print(json.dumps([asdict(report), report.sound, report.to_markdown()]))
 """
 
 
@@ -35,7 +35,7 @@ UNIQUE = {
     "(m_loc, m_loc_q)": (5045, 2849),
     "real images": (7987, 5506),
 }
-DOUBTFUL = {
+FLAGGED = {
     "rephrase starts with a quote": (1686, 0),
     "rephrase has line breaks": (15, 0),
     "rephrase is a refusal": (1, 0),
@@ -62,7 +62,9 @@ def test_the_real_training_files_have_the_published_counts(real):
     assert (vqa["malformed"], caption["malformed"]) == ([], [])
     for name, counts in UNIQUE.items():
         assert (vqa["unique"][name], caption["unique"][name]) == counts, name
-    assert {n: (vqa["doubts"][n], caption["doubts"][n]) for n in DOUBTS} == DOUBTFUL
+    assert {
+        n: (vqa["quality_flags"][n], caption["quality_flags"][n]) for n in QUALITY_FLAGS
+    } == FLAGGED
 
 
 def test_the_real_words_and_answers_are_as_published(real):
@@ -130,11 +132,11 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("doubt", DOUBTS)
-def test_a_planted_doubt_is_counted_and_a_sound_row_has_none(doubt):
-    assert DOUBTS[doubt](row(**ODD[doubt]))
-    assert not DOUBTS[doubt](row())
-    assert not DOUBTS[doubt](row(alt="yes", rephrase="Is it so?"))
+@pytest.mark.parametrize("flag", QUALITY_FLAGS)
+def test_a_planted_oddity_is_flagged_and_a_sound_row_is_not(flag):
+    assert QUALITY_FLAGS[flag](row(**ODD[flag]))
+    assert not QUALITY_FLAGS[flag](row())
+    assert not QUALITY_FLAGS[flag](row(alt="yes", rephrase="Is it so?"))
 
 
 def test_malformed_rows_are_named_and_the_others_counted(tmp_path):
@@ -145,7 +147,7 @@ def test_malformed_rows_are_named_and_the_others_counted(tmp_path):
     path = str(root / "vqa" / "vqa_train.json")
     assert file["malformed"][0] == {"file": path, "row": 1, "field": "alt", "reason": "is missing"}
     assert not report.sound
-    text = to_markdown(report, shown=1)
+    text = report.to_markdown(shown=1)
     assert f"Malformed rows of {path}: 2\n- row 1: alt: is missing\n- and 1 more" in text
 
 
@@ -155,8 +157,8 @@ def test_a_file_that_is_no_json_is_named_and_the_others_are_checked(tmp_path):
     path.write_text(path.read_text()[:50])
     report = check(root)
     assert list(report.files) == ["caption-train"] and not report.sound
-    assert report.unreadable["vqa-train"].startswith(f"{path}: no valid JSON at line 1, column ")
-    assert f"- unreadable: {path}: no valid JSON" in to_markdown(report)
+    assert report.unreadable["vqa-train"].startswith(f"{path}: invalid JSON at line 1, column ")
+    assert f"- unreadable: {path}: invalid JSON" in report.to_markdown()
 
 
 def test_folders_without_such_files_are_refused(tmp_path):
@@ -171,7 +173,7 @@ def test_folders_without_such_files_are_refused(tmp_path):
 def test_an_empty_file_has_no_numbers_and_no_error(tmp_path):
     report = check(write_folder(tmp_path, vqa_train=[]))
     assert report.files["vqa-train"]["rows"] == 0
-    assert "| rows" in to_markdown(report)
+    assert "| rows" in report.to_markdown()
 
 
 def test_what_two_splits_share_is_counted_in_rows():
@@ -215,9 +217,9 @@ def test_overlaps_are_told_for_every_pair_of_files_of_a_task(tmp_path):
     ]
     assert report.absent == ["vqa-validation", "caption-train", "caption-validation"]
     assert report.totals == {"rows": 4, "real images": 4, "image_rephrase": 2}
-    text = to_markdown(report)
+    text = report.to_markdown()
     assert "vqa-eval in vqa-train" in text
-    assert "Not there: vqa-validation, caption-train, caption-validation." in text
+    assert "Missing splits: vqa-validation, caption-train, caption-validation." in text
 
 
 def test_missing_and_broken_pictures_are_found_when_a_root_is_given(tmp_path):
@@ -236,21 +238,20 @@ def test_missing_and_broken_pictures_are_found_when_a_root_is_given(tmp_path):
     assert report.images["missing"] == ["val/0.png"]
     assert sorted(report.images["broken"]) == ["rephrase/0.png", "val/1.png"]
     assert report.images["broken"]["val/1.png"].startswith("empty file (0 bytes)")
-    text = to_markdown(report)
-    assert "Pictures: 6 needed, 1 missing, 2 broken\n- missing: val/0.png\n" in text
+    text = report.to_markdown()
+    assert "Images: 6 needed, 1 missing, 2 broken\n- missing: val/0.png\n" in text
     header = check(root, images, pixels="header").images
     assert header is not None and list(header["broken"]) == ["val/1.png"]
 
 
 def test_a_table_survives_what_rows_may_hold(tmp_path):
     nasty = "a|b <script>alert(1)</script>\nc"
-    text = to_markdown(
-        check(write_folder(tmp_path, vqa_train=[row(0, alt=nasty), row(1, alt=nasty)]))
-    )
+    root = write_folder(tmp_path, vqa_train=[row(0, alt=nasty), row(1, alt=nasty)])
+    text = check(root).to_markdown()
     assert "a\\|b &lt;script>alert(1)&lt;/script> c 2" in text
     assert "<script" not in text
 
 
 def test_the_report_is_made_of_what_json_holds(tmp_path):
     report = check(write_folder(tmp_path, vqa_train=[row(0), row(1, alt="")], vqa_eval=[row(0)]))
-    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["folder"] == report.folder
+    assert json.loads(json.dumps(asdict(report), allow_nan=False))["folder"] == report.folder

@@ -216,7 +216,7 @@ def test_a_jpeg_that_is_cut_off_is_found_on_decoding(tmp_path, put, photo):
     name = put(whole[: len(whole) // 2])
     check_inside(tmp_path, name)
     reason = refusal(tmp_path, name)
-    assert reason.startswith("cut off or damaged (")
+    assert reason.startswith("truncated or damaged (")
     assert reason.endswith("); copy or download it again")
 
 

@@ -1,7 +1,10 @@
 """Requests open their image on touch, samples are slices of data, bad rows keep their names."""
 
+import base64
+import io
 import json
 import pickle
+import re
 from dataclasses import FrozenInstanceError
 from functools import partial
 from pathlib import Path
@@ -30,10 +33,40 @@ def test_an_image_is_opened_on_every_touch_and_not_before():
         return Image.new("RGB", (2, 2))
 
     request = EditRequest(source, "What?", "cat")
-    assert repr(request) == "EditRequest(image=<opened on touch>, prompt='What?', target='cat')"
+    assert repr(request) == "EditRequest(image=<opened on access>, prompt='What?', target='cat')"
     assert not opened
     assert request.image is not request.image
     assert len(opened) == 2
+
+
+def test_reprs_have_ten_lines_at_most_and_open_no_image():
+    def source() -> Image.Image:
+        raise AssertionError("opened")
+
+    long = EditRequest(source, "What <is> it?\n" * 50, "cat")
+    one = EditSample("s/0", long, text_generality=[long] * 3, meta={"row": 3, "x": "y" * 999})
+    many = EditData("d", "train", [one] * 20, [Quarantined("f.json", 1, "alt", "is empty")])
+    for value in (long, one, many):
+        lines = repr(value).splitlines()
+        assert len(lines) <= 10 and max(map(len, lines)) < 250
+    assert repr(one).splitlines()[1].endswith("'cat' (and 2 more)")
+    assert "'cat'" in repr(one) and "hard_locality: none" in repr(one)
+    head, *rows, rest = repr(many).splitlines()
+    assert head == "EditData('d', split='train'): 20 samples, 1 quarantined"
+    assert all(line.startswith("  s/0: ") for line in rows) and rest == "  and 15 more"
+    assert "&lt;is&gt;" in many._repr_html_() and "<is>" not in many._repr_html_()
+
+
+def test_in_a_notebook_a_sample_shows_its_image_and_escapes_its_text():
+    image = Image.effect_noise((900, 600), 40).convert("RGB")
+    shown = EditSample("s/0", EditRequest(image, "Is it <b>?", "yes"))._repr_html_()
+    (data,) = re.findall(r'src="data:image/png;base64,([^"]+)"', shown)
+    thumbnail = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert thumbnail.size == (128, 85) and image.size == (900, 600)
+    assert "Is it &lt;b&gt;?" in shown and "<b>" not in shown
+    assert "<img" not in EditRequest(None, "Who?", "me")._repr_html_()
+    missing = EditRequest(Path("no/<such>.jpg"), "a", "b")._repr_html_()
+    assert "no such file" in missing and "<such>" not in missing
 
 
 def test_a_request_takes_an_image_a_path_or_nothing(tmp_path):

@@ -1,23 +1,46 @@
 import pytest
+from easyedit_files import outside
 
-from attrib.data.scenes import make_scene, open_image
-from attrib.data.scenes.edits import NUM_EDITS, rows
-from attrib.data.scenes.language import KINDS, answers_of
-from attrib.data.scenes.names import OPTIONS
-from attrib.data.tables import DIGESTS, digest_of, scenes_table
+from attrib.data.loading import scenes_source
+from attrib.data.scenes.edits import DIGESTS, NUM_EDITS, digest_of, edit_rows
+from attrib.data.scenes.questions import KINDS, answers_of
+from attrib.data.scenes.scene import make_scene, open_image
+from attrib.data.scenes.vocabulary import OPTIONS
 
 FIELDS = (
     *("src", "pred", "alt", "rephrase", "image", "image_rephrase"),
     *("loc", "loc_ans", "m_loc", "m_loc_q", "m_loc_a"),
 )
 SPLITS = tuple(NUM_EDITS)
+WHOLE_SPLITS = """
+import json
+from attrib.data.scenes.edits import DIGESTS, NUM_EDITS, digest_of, edit_rows
+from attrib.data.scenes.ground_truth import ground_truth
+
+def option(text, letter):
+    return text.split(f" {letter} ")[1].split(",")[0].rstrip(".")
+
+wrong = {"sizes": [], "digests": [], "questions": []}
+for task, split in DIGESTS:
+    rows = edit_rows(task, split)
+    if len(rows) != NUM_EDITS[split]:
+        wrong["sizes"].append([task, split])
+    if digest_of(rows) != DIGESTS[task, split]:
+        wrong["digests"].append([task, split])
+    for row in rows if task == "vqa" and split != "train" else []:
+        question = ground_truth(row).question
+        answer = option(row["src"], row["pred"]) if " A " in row["src"] else row["pred"]
+        if (question.answer, question.kind) != (answer, row["kind"]):
+            wrong["questions"].append(row["src"])
+print(json.dumps(wrong))
+"""
 
 
 @pytest.fixture(scope="module")
 def edits():
-    """The first 120 edits of every split of both tasks."""
+    """The first 60 edits of every split of both tasks."""
     tasks = ("vqa", "captions")
-    return {(task, split): rows(task, split, limit=120) for task in tasks for split in SPLITS}
+    return {(task, split): edit_rows(task, split, limit=60) for task in tasks for split in SPLITS}
 
 
 def scene_of(name):
@@ -29,23 +52,16 @@ def scenes_in(row):
     return {scene_of(n) for n in (row["image"], row["image_rephrase"], row["m_loc"], *hard)}
 
 
-def test_a_split_has_its_size_and_a_limit_gives_its_first_rows(edits):
-    whole = rows("captions", "validation")
-    assert len(whole) == NUM_EDITS["validation"] == 300
-    assert whole[:120] == edits["captions", "validation"]
-
-
-@pytest.mark.parametrize(
-    ("task", "split"), [("vqa", "train"), *(("captions", split) for split in NUM_EDITS)]
-)
-def test_the_digests_are_those_of_the_whole_splits(task, split):
-    assert digest_of(rows(task, split)) == DIGESTS[f"scenes-{task}", split]
+def test_every_split_has_its_size_and_its_digest_and_every_question_parses_to_its_answer():
+    wrong = outside(WHOLE_SPLITS)
+    assert wrong == {"sizes": [], "digests": [], "questions": []}
 
 
 def test_few_rows_are_made_without_the_others_and_named_by_the_whole_split():
-    few = scenes_table("scenes-captions", "validation", 0, 5)
-    assert len(few.rows) == 5 and few.digest == DIGESTS["scenes-captions", "validation"]
-    other = scenes_table("scenes-captions", "validation", 1, 5)  # whose digest is not known
+    few = scenes_source("scenes-captions", "validation", 0, 5)
+    whole = edit_rows("captions", "validation", limit=10)
+    assert few.rows == whole[:5] and few.digest == DIGESTS["captions", "validation"]
+    other = scenes_source("scenes-captions", "validation", 1, 5)  # whose digest is not known
     assert len(other.rows) == 300 and other.digest == digest_of(other.rows)
 
 
@@ -55,8 +71,8 @@ def test_every_field_is_there(edits):
 
 
 def test_rows_are_the_same_for_the_same_seed_and_differ_for_another(edits):
-    assert rows("vqa", "test", limit=20) == edits["vqa", "test"][:20]
-    assert rows("vqa", "test", seed=1, limit=20) != edits["vqa", "test"][:20]
+    assert edit_rows("vqa", "test", limit=20) == edits["vqa", "test"][:20]
+    assert edit_rows("vqa", "test", seed=1, limit=20) != edits["vqa", "test"][:20]
 
 
 def test_no_scene_of_a_split_stands_in_another_locality_and_captions_included(edits):
@@ -119,4 +135,4 @@ def test_a_caption_edit_keeps_the_places_and_changes_every_thing(edits):
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="no scenes split 'eval'"):
-        rows("vqa", "eval")
+        edit_rows("vqa", "eval")

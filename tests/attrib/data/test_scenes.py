@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from attrib.data.scenes import (
+import attrib.data
+from attrib.data.scenes.scene import (
     COLORS,
     IMAGE_SIZE,
     PLACES,
@@ -100,6 +104,11 @@ def test_neighbours_are_in_the_adjacent_cell():
 def test_the_name_of_an_image_says_how_to_draw_it():
     image = render(make_scene(17), 2)[0]
     assert open_image(image_name(17, 2)).tobytes() == image.tobytes()
+
+
+def test_the_sample_image_is_the_one_in_the_documentation():
+    file = Path(__file__).parents[3] / "docs" / "sample.png"
+    assert Image.open(file).convert("RGB").tobytes() == attrib.data.sample_image().tobytes()
 
 
 @pytest.mark.parametrize("name", ["val2014/x.jpg", "scenes/1.png", "../scenes/1_0.png", ""])

@@ -29,6 +29,15 @@ PARTS = (
 )
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A folder with a handful of edits per split, what its export returned, and their number."""
+    with pytest.MonkeyPatch.context() as patch:
+        few = few_scenes(patch)
+        folder = tmp_path_factory.mktemp("scenes")
+        yield folder, export_folder(folder), few
+
+
 def seen(request: EditRequest) -> tuple:
     image = request.image
     return (image and (image.size, image.tobytes()), request.prompt, request.target)
@@ -42,26 +51,22 @@ def contents(data: EditData) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "split", "written"), PAIRS)
-def test_the_folder_loads_to_the_very_samples_of_memory(
-    tmp_path, monkeypatch, name, split, written
-):
-    few = few_scenes(monkeypatch)
-    made = export_folder(tmp_path / "out")
-    assert made.rows[written] == few[split]
-    here, there = load(name, split), load(tmp_path / "out", written)
+def test_the_folder_loads_to_the_same_samples(exported, name, split, written):
+    folder, result, few = exported
+    assert result.rows[written] == few[split]
+    here, there = load(name, split), load(folder, written)
     assert contents(there) == contents(here) and len(here) == few[split]
     assert contents(load(name, split, seed=1)) != contents(here)
 
 
-def test_the_folder_is_sound_and_its_splits_are_disjoint(tmp_path, monkeypatch):
-    few_scenes(monkeypatch)
-    export_folder(tmp_path)
-    report = check(tmp_path, tmp_path / "images")
+def test_the_folder_is_sound_and_its_splits_are_disjoint(exported):
+    folder, _, _ = exported
+    report = check(folder, folder / "images")
     assert report.sound and not report.absent
     for shared in report.overlaps.values():
         assert shared["image"] == shared["(m_loc, m_loc_q)"] == shared["loc"] == 0
         assert shared["image as m_loc"] == shared["m_loc as image"] == 0
-    assert load(tmp_path, "vqa-validation", disjoint=True).provenance["m_loc_removed"] == 0
+    assert load(folder, "vqa-validation", disjoint=True).provenance["m_loc_removed"] == 0
 
 
 def rows(task: str, split: str, seed: int) -> list[dict[str, Any]]:
@@ -83,6 +88,12 @@ class Painter:
         return Image.new("RGB", (3, 2), (len(name), 0, 0))
 
 
+def export(monkeypatch, folder, painter=None, seed=0):
+    monkeypatch.setattr("attrib.data.scenes.export.edit_rows", rows)
+    monkeypatch.setattr("attrib.data.scenes.export.open_image", painter or Painter())
+    return export_folder(folder, seed=seed)
+
+
 def files(folder) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -91,9 +102,9 @@ NAMES = ["h.png", *(f"{place}.png" for place in ("rephrase/0", "rephrase/1"))]
 NAMES += [f"val/{i}.png" for i in (0, 1, 100, 101)]
 
 
-def test_every_picture_is_drawn_once(tmp_path):
+def test_every_image_is_drawn_once(tmp_path, monkeypatch):
     painter = Painter()
-    made = export_folder(tmp_path, rows=rows, open_image=painter)
+    made = export(monkeypatch, tmp_path, painter)
     assert sorted(painter.drawn) == sorted(NAMES)
     assert (made.written, made.kept) == (7, 0)
     assert sorted(files(tmp_path)) == sorted(
@@ -107,47 +118,47 @@ def test_every_picture_is_drawn_once(tmp_path):
     assert json.loads((tmp_path / "vqa" / "vqa_eval.json").read_text()) == rows("vqa", "test", 0)
 
 
-def test_made_again_nothing_is_drawn_and_nothing_changes(tmp_path):
-    export_folder(tmp_path, rows=rows, open_image=Painter())
+def test_made_again_nothing_is_drawn_and_nothing_changes(tmp_path, monkeypatch):
+    export(monkeypatch, tmp_path)
     before = files(tmp_path)
     painter = Painter()
-    made = export_folder(tmp_path, rows=rows, open_image=painter)
+    made = export(monkeypatch, tmp_path, painter)
     assert (painter.drawn, made.written, made.kept) == ([], 0, 7)
     assert files(tmp_path) == before
 
 
-def test_two_folders_of_one_seed_are_the_same_bytes(tmp_path):
+def test_two_folders_of_one_seed_are_the_same_bytes(tmp_path, monkeypatch):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        export_folder(tmp_path / name, seed=seed, rows=rows, open_image=Painter())
+        export(monkeypatch, tmp_path / name, seed=seed)
     assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
 
 
-def test_what_was_interrupted_goes_on(tmp_path):
+def test_what_was_interrupted_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        export_folder(tmp_path / "a", rows=rows, open_image=Painter(breaks_after=3))
+        export(monkeypatch, tmp_path / "a", Painter(breaks_after=3))
     assert len(files(tmp_path / "a")) == 4  # Three pictures and the note: no row file, no part.
     rest = Painter()
-    export_folder(tmp_path / "a", rows=rows, open_image=rest)
+    export(monkeypatch, tmp_path / "a", rest)
     assert len(rest.drawn) == 4
-    export_folder(tmp_path / "b", rows=rows, open_image=Painter())
+    export(monkeypatch, tmp_path / "b")
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_a_folder_of_another_seed_is_not_mixed_with(tmp_path):
-    export_folder(tmp_path, rows=rows, open_image=Painter())
+def test_a_folder_of_another_seed_is_not_mixed_with(tmp_path, monkeypatch):
+    export(monkeypatch, tmp_path)
     before = files(tmp_path)
     with pytest.raises(AttribError) as error:
-        export_folder(tmp_path, seed=1, rows=rows, open_image=Painter())
+        export(monkeypatch, tmp_path, seed=1)
     assert str(error.value) == (
         f"{tmp_path}: was made with another seed or version; give another folder or remove it"
     )
     assert files(tmp_path) == before
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(AttribError, match=r"holds other files; give a new or empty folder$"):
-        export_folder(tmp_path, rows=rows, open_image=Painter())
+        export(monkeypatch, tmp_path)
     assert list(files(tmp_path)) == ["thesis.txt"]
     with pytest.raises(AttribError, match=r"a file; give a new or empty folder$"):
-        export_folder(tmp_path / "thesis.txt", rows=rows, open_image=Painter())
+        export(monkeypatch, tmp_path / "thesis.txt")

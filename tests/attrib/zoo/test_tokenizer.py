@@ -3,9 +3,15 @@ import random
 import pytest
 
 from attrib.data.scenes import make_scene
-from attrib.data.scenes.facts import alias_facts, all_facts
-from attrib.data.scenes.language import KINDS, ask, caption
-from attrib.data.scenes.names import ALIASES, CONCEPTS, EVERYDAY, NUMBERS
+from attrib.data.scenes.questions import KINDS, caption, sample_question
+from attrib.data.scenes.vocabulary import (
+    ALIASES,
+    CONCEPTS,
+    EVERYDAY,
+    NUMBERS,
+    alias_facts,
+    all_facts,
+)
 from attrib.zoo.training.tokenizer import build_tokenizer
 
 FAMILIES = ("llama", "opt")
@@ -31,7 +37,7 @@ def test_every_text_of_the_lab_comes_back_and_none_is_spelled_in_characters(toke
     for seed in range(40):
         scene = make_scene(seed)
         texts.append(f"a photo of {caption(scene)}")
-        asked = (ask(scene, kind, rng) for kind in KINDS)
+        asked = (sample_question(scene, kind, rng) for kind in KINDS)
         texts += [f"{q.text(rng, EVERYDAY)} The answer is: {q.answer}" for q in asked if q]
     for text in texts:
         assert tokenizer.decode(ids(tokenizer, text)) == text

@@ -1,0 +1,157 @@
+"""Every check passes on every architecture, and each one notices a wrapper that breaks it."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import tiny_vlm
+
+import attrib
+from attrib.checks import CHECKS, check, checks, verify
+from attrib.errors import SetupError
+from attrib.forward.attention import AttentionCall
+from attrib.forward.hooks import read, resume, write
+from attrib.forward.residual import ResidualWrites
+from attrib.model import encoding
+from attrib.model import vlm as wrapper
+from attrib.model.batch import Grid
+from attrib.model.components import FrozenNorm
+from attrib.model.vlm import VLM
+
+
+def test_every_check_passes(any_vlm):
+    assert check(any_vlm).failed == ()
+
+
+def test_a_report_is_a_table_of_what_was_measured():
+    report = attrib.check(tiny_vlm("llava"))
+    frame = report.to_frame()
+    assert frame.columns.tolist() == ["check", "passed", "detail"]
+    assert len(frame) == len(CHECKS) and report.passed and frame["passed"].all()
+    assert frame["check"][1] == "hooked logits equal plain ones"
+    assert frame["detail"][1].startswith("logits differ by ")
+    assert repr(report) == "llava: 14 of 14 checks passed"
+    assert "<td>hooked logits equal plain ones</td>" in report._repr_html_()
+
+
+# What goes wrong, and the check that fails. `p` patches an attribute for the test.
+
+
+def _text_is_everything(p):
+    token_spans = wrapper.token_spans
+
+    def broken(*args):
+        spans = token_spans(*args)
+        return spans | {"text": spans["text"] | spans["visual"]}
+
+    p.setattr(wrapper, "token_spans", broken)
+
+
+@contextmanager
+def _disturbing(vlm, layers=None):
+    everywhere = torch.ones(3, 1, dtype=torch.bool)
+    with read(vlm, layers) as hidden, write_anywhere(vlm, 0, lambda h: h * 1.01, everywhere):
+        yield hidden
+
+
+@contextmanager
+def write_anywhere(vlm, layer, fn, _at):
+    handle = vlm.layers[layer].register_forward_hook(lambda _m, _a, out: fn(out))
+    yield
+    handle.remove()
+
+
+@contextmanager
+def _staying(vlm, layers=None):
+    for layer in vlm.layers:
+        layer.register_forward_hook(lambda _m, _a, _out: None)
+    with read(vlm, layers) as hidden:
+        yield hidden
+
+
+@contextmanager
+def _twice(vlm, layer, fn, at):
+    with write(vlm, layer, fn, at), write(vlm, layer, fn, at):
+        yield
+
+
+def _visible_padding(p):
+    pad_rows = encoding.pad_rows
+
+    def broken(*args, **settings):
+        padded = pad_rows(*args, **settings)
+        return padded | {"attention_mask": torch.ones_like(padded["attention_mask"])}
+
+    p.setattr(wrapper, "pad_rows", broken)
+
+
+def _unnormed_share(p):
+    p.setattr(FrozenNorm, "__call__", lambda _self, write: write.float())
+
+
+BREAKS = {
+    "spans partition the prompt": _text_is_everything,
+    "hooked logits equal plain ones": lambda p: p.setattr(checks, "read", _disturbing),
+    "unembedded last output is the logits": lambda p: p.setattr(
+        VLM, "unembed", lambda self, h: self.components.head(h)
+    ),
+    "residual writes add up": lambda p: p.setattr(
+        ResidualWrites, "between_layers", property(lambda _s: 0)
+    ),
+    "frozen contributions add up to the logit": _unnormed_share,
+    "write is confined to its span": lambda p: p.setattr(checks, "write", write_anywhere),
+    "hooks are gone after an error": lambda p: p.setattr(checks, "read", _staying),
+    "attention rows are the models": lambda p: p.setattr(
+        AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
+    ),
+    "resume is bit equal": lambda p: p.setattr(
+        checks, "resume", lambda vlm, c, layer, h: resume(vlm, c, layer, h * 1.000001)
+    ),
+    "one example equals a batch": _visible_padding,
+    "padding side does not matter": _visible_padding,
+    "generation does not depend on the batch": lambda p: p.setattr(
+        wrapper, "pad_left", lambda inputs, _pad_id: inputs
+    ),
+    "generation writes the prompt once": lambda p: p.setattr(checks, "write", _twice),
+    "grids fit the visual tokens": lambda p: p.setattr(
+        wrapper, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_every_check_fails_when_its_promise_is_broken(name, monkeypatch):
+    shared = tiny_vlm("qwen3_vl")
+    vlm = VLM(shared.model, shared.processor)
+    hooks = [(m, dict(m._forward_hooks)) for m in vlm.model.modules()]
+    selected = [one for one in CHECKS if one.__name__ == name.replace(" ", "_")]
+    assert check(vlm, selected).passed
+    BREAKS[name](monkeypatch)
+    broken = VLM(shared.model, shared.processor)
+    report = check(broken, selected)
+    for module, before in hooks:
+        module._forward_hooks.clear()
+        module._forward_hooks.update(before)
+    assert [result.check for result in report.failed] == [name]
+
+
+def test_every_check_has_been_broken():
+    assert set(BREAKS) == {one.__name__.replace("_", " ") for one in CHECKS}
+
+
+def test_verification_names_the_check_and_the_number(monkeypatch):
+    vlm = VLM(tiny_vlm("llava").model, tiny_vlm("llava").processor, "my-model")
+    verify(vlm)
+    BREAKS["unembedded last output is the logits"](monkeypatch)
+    with pytest.raises(
+        SetupError, match=r"my-model cannot be used: unembedded .* logits differ by"
+    ):
+        verify(vlm)
+    assert "  failed: unembedded last output is the logits: logits" in repr(check(vlm))
+
+
+def test_an_error_in_a_check_is_a_failed_check():
+    report = check(VLM(tiny_vlm("llava").model, name="bare"))
+    assert len(report.failed) == len(CHECKS) and not report.passed
+    assert report.failed[0].detail == "bare has no processor: give one, VLM(model, processor)"
+    assert len(repr(report).splitlines()) <= 10

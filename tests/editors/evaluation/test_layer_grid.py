@@ -1,0 +1,111 @@
+"""The grid of layers: a cell is the editor trained there; done cells are not trained again."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import tiny_vlm
+from tiny_edits import samples
+
+from attrib.errors import AttribError
+from editors import DualEdit, VisEdit, evaluate
+from editors.evaluation.layer_grid import Cell, cells, grid
+from editors.evaluation.layer_grid_scores import AVERAGED
+from editors.gating.gates import load_gate
+
+CHANGES = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
+PLACES = ([1], [0], [(1, 0)])
+
+
+@pytest.fixture(scope="module")
+def llava():
+    vlm = tiny_vlm("llava")
+    for parameter in vlm.model.parameters():
+        parameter.requires_grad_(False)
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def done(llava, tmp_path_factory):
+    out, lines = tmp_path_factory.mktemp("grid"), []
+    preset = DualEdit.config_class.from_preset(llava, "embedded", **CHANGES)
+    test = [s for s in samples(9) if s.id in ("edit-6", "edit-7", "edit-8")]
+    wanted = cells(*PLACES, seeds=[0])
+    frame = grid(DualEdit, llava, samples(6), test, wanted, out, preset, lines.append)
+    return frame, out, preset, test, lines
+
+
+def test_there_is_a_row_per_cell_and_metric(done):
+    frame, *_, lines = done
+    assert len(lines) == 3
+    assert set(frame["metric"]) == {*AVERAGED, "hard", "avg"}
+    first = frame[frame["text"].notna() & frame["visual"].isna()].set_index("metric")["value"]
+    assert first["avg"] == pytest.approx(first[list(AVERAGED)].mean())
+
+
+@pytest.mark.parametrize(("editor", "gate"), [(DualEdit, "prompt_last"), (VisEdit, "none")])
+def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(editor, gate, llava, done, tmp_path):
+    test, out = done[3], tmp_path / "grid"
+    preset = editor.config_class.from_preset(llava, "embedded", **CHANGES)
+    frame = grid(editor, llava, samples(6), test, [Cell(None, 0, 0)], out, preset, print, gate)
+    trained = editor.train(
+        llava, samples(6), layers={"visual": [0]}, out=tmp_path / "one", validation=test,
+        gate="none", preset="embedded", **CHANGES,
+    )  # fmt: skip
+    assert (trained.sites[0].adapter.mapper is not None) == (editor is VisEdit)
+    gates = {"none": None} | ({} if gate == "none" else {gate: load_gate(out / f"gate-{gate}")})
+    assert set(frame["gate"]) == set(gates)
+    for name, fitted in gates.items():
+        result = evaluate(llava, trained.with_gate(fitted), test, ("paper",))
+        rows = result.frame[result.frame["editor"] == editor.name]
+        means = rows[rows["protocol"] == "paper"].groupby("metric")["value"].mean()
+        cell = frame[frame["gate"] == name].set_index("metric")["value"]
+        for metric in AVERAGED:
+            assert cell[metric] == pytest.approx(means[metric], abs=1e-6), (name, metric)
+
+
+def test_done_cells_are_scored_behind_another_gate_without_training(llava, done, tmp_path):
+    frame, out, preset, test, _ = done
+    out = shutil.copytree(out, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/best.safetensors")}
+    lines, place = [], [Cell(None, 0, 0)]
+    again = grid(DualEdit, llava, samples(6), test, place, out, preset, lines.append, "prompt_last")
+    assert len(lines) == 1
+    ungated = again[again["gate"] == "none"].set_index("metric")["value"]
+    assert ungated.equals(frame[frame["text"].isna()].set_index("metric")["value"])
+    gated = again[again["gate"] == "prompt_last"].set_index("metric")["value"]
+    assert (gated >= ungated)[["t_loc", "m_loc", "hard"]].all()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    other = [Cell(1, 1, 0)]  # there is no such cell yet that could tell
+    with pytest.raises(AttribError, match="another model or of other edits"):
+        grid(DualEdit, llava, samples(5), test, other, out, preset, print, "prompt_last")
+
+
+def test_done_cells_are_read_and_other_settings_refused(llava, done):
+    frame, out, preset, test, _ = done
+    lines = []
+    again = grid(
+        DualEdit, llava, samples(6), test, cells(*PLACES, seeds=[0]), out, preset, lines.append
+    )
+    assert not lines
+    assert again.equals(frame)
+    with pytest.raises(AttribError, match="other settings, data or model"):
+        grid(
+            DualEdit,
+            llava,
+            samples(6),
+            test,
+            [Cell(1, None, 0)],
+            out,
+            preset.changed(steps=3),
+            print,
+        )
+    with pytest.raises(AttribError, match="no cells"):
+        grid(DualEdit, llava, samples(6), test, [], out, preset, print)
+
+
+def test_the_model_is_left_as_it_was(llava, done):
+    assert done
+    fresh = type(llava)(*__import__("tiny_models").build("llava"), name="llava")
+    for name, value in fresh.model.state_dict().items():
+        assert torch.equal(llava.model.state_dict()[name], value), name

@@ -1,0 +1,64 @@
+"""Tables of scores: planted results, worked by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_scores import result
+
+from attrib.errors import AttribError
+from editors.evaluation.tables import costs, markdown, save_tables, summary
+
+
+def test_the_unedited_model_stands_first_and_protocols_apart():
+    table = summary([result(0.75, "b"), result(0.5, "a", "learned")])
+    assert list(dict.fromkeys(table["editor"])) == ["unedited", "b", "a"]
+    assert list(dict.fromkeys(table["protocol"])) == ["paper", "generate"]
+    rel = table[(table["protocol"] == "paper") & (table["metric"] == "rel")]
+    assert rel["mean"].tolist() == [0, 75, 50] and set(rel["n"]) == {4}
+    assert rel["gate"].tolist() == ["-", "ungated", "learned"]
+    assert (rel["low"] == rel["mean"]).all() and (rel["runs"] == 1).all()
+
+
+def test_seeds_of_one_editor_are_one_row_with_their_spread():
+    table = summary([result(0.5), result(0.75), result(1.0)])
+    (row,) = table[(table["editor"] == "mine") & (table["metric"] == "rel")
+                   & (table["protocol"] == "paper")].to_dict("records")  # fmt: skip
+    assert row["mean"] == pytest.approx(75) and (row["runs"], row["n"]) == (3, 4)
+    assert row["spread"] == pytest.approx(np.std([50, 75, 100], ddof=1))
+    unedited = table[table["editor"] == "unedited"]
+    assert set(unedited["runs"]) == {1} and unedited["spread"].isna().all()
+
+
+def test_gates_of_one_editor_are_rows_of_their_own():
+    table = summary([result(0.5), result(0.25, gate="sequence_last (reads the answer)")])
+    rel = table[(table["editor"] == "mine") & (table["metric"] == "rel")]
+    assert dict(zip(rel["gate"], rel["mean"], strict=True)) == {
+        "ungated": 50, "sequence_last (reads the answer)": 25,
+    }  # fmt: skip
+    assert "sequence_last (reads the answer)" in markdown(
+        [result(0.5, gate=table["gate"].iloc[-1])]
+    )
+
+
+def test_costs_are_medians_and_a_ratio_of_passes_of_the_same_edit():
+    (row,) = costs([result(0.5)]).to_dict("records")
+    assert (row["edit_ms"], row["bytes"], row["latency"]) == (1.5, 8, 1.5)
+    assert "bytes" not in set(summary([result(0.5)])["metric"])
+
+
+def test_scores_of_different_models_are_not_put_into_one_table():
+    with pytest.raises(AttribError, match=r"different model .* m f and other f"):
+        summary([result(0.5), result(0.5, model="other")])
+    with pytest.raises(AttribError, match="no scores to tabulate"):
+        summary([])
+
+
+def test_tables_are_written_for_people_and_programs(tmp_path):
+    files = save_tables([result(0.5), result(1.0, "other")], tmp_path)
+    assert [path.name for path in files] == ["summary.csv", "costs.csv", "summary.md"]
+    text = files[2].read_text()
+    assert "| mine | ungated | 50.0 [50.0, 50.0] | 100.0 [100.0, 100.0] |" in text
+    assert text.index("### Protocol: paper") < text.index("### Protocol: generate")
+    assert "over 4 edits" in text and "| other | ungated | 1.5 | 8 | 2 | 3 | 1.5 |" in text
+    back = pd.read_csv(files[0])
+    assert back["mean"].tolist() == summary([result(0.5), result(1.0, "other")])["mean"].tolist()
