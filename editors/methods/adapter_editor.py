@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -35,6 +35,8 @@ from editors.training.run import TrainingJob
 
 ADAPTERS, GATE = "adapters.safetensors", "gate"
 
+Made = TypeVar("Made", bound="AdapterEditor")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AdapterEditor(TrainableEditor):
@@ -63,7 +65,7 @@ class AdapterEditor(TrainableEditor):
     trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
         vlm, config = job.vlm, job.config
         gate = cls.default_gate if job.gate is None else job.gate
         check_gate(gate)
@@ -88,7 +90,7 @@ class AdapterEditor(TrainableEditor):
         return cls(vlm, config, layers, sites, fitted, trained)
 
     @classmethod
-    def needed_roles(cls, config: AdapterConfig, sites: Sequence[Site]) -> list[str]:
+    def needed_roles(cls: "type[Made]", config: AdapterConfig, sites: Sequence[Site]) -> list[str]:
         """The kinds of input that training reads; edits are made of the request's states."""
         return list(dict.fromkeys(["request", *trained_roles(config, sites)]))
 
@@ -111,7 +113,7 @@ class AdapterEditor(TrainableEditor):
         """All adapters, by the key of their site."""
         return adapters_of(self.sites)
 
-    def with_gate(self, gate: Gate | None) -> Self:
+    def with_gate(self, gate: Gate | None) -> "Made":
         """The same adapters behind another gate."""
         deepest = max(gate.layers, default=-1) if gate is not None else -1
         first = min(site.layer for site in self.sites)
@@ -168,7 +170,7 @@ class AdapterEditor(TrainableEditor):
             shutil.rmtree(path / GATE, ignore_errors=True)  # of an earlier training into the folder
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
         options = dict(record["adapters"])
         layers = options.pop("layers")
         config = cls.config_class.from_record({**record, "settings": options})

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -75,6 +75,9 @@ class FTLConfig(FTVConfig):
     }
 
 
+Made = TypeVar("Made", bound="FineTuning")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class FineTuning(TrainableEditor):
     """Gradient steps on a request: what FT-V and FT-L share.
@@ -96,14 +99,14 @@ class FineTuning(TrainableEditor):
     trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
         trained = {"settings": job.config.settings(), "seconds": 0.0, "curve": []}
         editor = cls(job.vlm, job.config, cls._layers(job.vlm, job.layers), trained)
         _ = editor._parameters()  # a model without them is refused now
         return editor
 
     @classmethod
-    def _layers(cls, vlm: VLM, layers: Any) -> list[int]:
+    def _layers(cls: "type[Made]", vlm: VLM, layers: Any) -> list[int]:
         """The layers whose MLPs are trained."""
         del vlm, layers
         return []
@@ -140,7 +143,7 @@ class FineTuning(TrainableEditor):
         return {"layers": list(self.layers), "settings": self.config.settings()}
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
         del path  # the options are all there is
         config = cls.config_class.from_record(record)
         assert isinstance(config, FTVConfig)

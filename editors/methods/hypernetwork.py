@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class HypernetworkConfig(TrainingConfig):
     matrices: Which = "up_down"
 
 
+Made = TypeVar("Made", bound="HypernetworkEditor")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class HypernetworkEditor(TrainableEditor):
     """A network that turns the gradients of a request into updates of matrices.
@@ -73,7 +76,7 @@ class HypernetworkEditor(TrainableEditor):
     trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
         vlm, config = job.vlm, job.config
         layers = last_layers(vlm, job.layers, NUM_LAYERS)
         train, held_out = job.split
@@ -96,7 +99,9 @@ class HypernetworkEditor(TrainableEditor):
         return cls(vlm, config, layers, net, trained)
 
     @classmethod
-    def _build(cls, vlm: VLM, layers: Sequence[int], config: Any, seed: int) -> nn.Module:
+    def _build(
+        cls: "type[Made]", vlm: VLM, layers: Sequence[int], config: Any, seed: int
+    ) -> nn.Module:
         """The untrained network, on the device of the matrices."""
         matrices = matrices_of(vlm, layers, config.matrices)
         with torch.random.fork_rng(devices=[]):
@@ -146,7 +151,7 @@ class HypernetworkEditor(TrainableEditor):
         save_tensors(path / NETWORK, self.net.state_dict())
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
         config = cls.config_class.from_record(record)
         net = cls._build(vlm, record["layers"], config, seed=0)
         net.load_state_dict(load_file(path / NETWORK))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from safetensors.torch import load_file
@@ -79,7 +79,7 @@ class IKE(TrainableEditor):
 
     name: ClassVar[str] = "ike"
     is_trained: ClassVar[bool] = False
-    writes_no_layer: ClassVar[str] = "it changes the prompt"
+    writes_no_layer: ClassVar[str] = "it changes what the model is given"
     config_class: ClassVar[type[EditorConfig]] = IKEConfig
 
     vlm: VLM
@@ -90,7 +90,7 @@ class IKE(TrainableEditor):
     trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls, job: TrainingJob) -> "IKE":
         vlm, config, samples = job.vlm, job.config, job.samples
         began, corpus = time.monotonic(), demonstrations(samples)
         if not corpus:
@@ -140,7 +140,7 @@ class IKE(TrainableEditor):
         save_tensors(path / KEYS, self.tensors)
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "IKE":
         config = IKEConfig.from_record(record)
         corpus, tensors = json.loads((path / TEXTS).read_text()), load_file(path / KEYS)
         encoder = loaded_encoder(vlm, config.sentence_encoder, config.compared_layer, tensors)

@@ -79,7 +79,7 @@ class KEConfig(HypernetworkConfig):
             "d_lstm": 64,
             "d_condition": 128,
             "d_head": 64,
-            "max_scale": 300.0,  # a softmax over a hundred numbers leaves little of a gradient
+            "max_scale": 300.0,  # a softmax over a hundred numbers shrinks the gradient
             "lagrange_lr_multiplier": 100.0,
         },
     }
@@ -105,8 +105,7 @@ class KE(HypernetworkEditor):
     def _network(
         cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: KEConfig
     ) -> nn.Module:
-        table = vlm.model.get_input_embeddings()
-        assert isinstance(table, nn.Embedding)
+        table: Any = vlm.model.get_input_embeddings()
         return KENetwork(shapes, table.weight.detach(), config)
 
     @classmethod
@@ -150,13 +149,9 @@ class KEObjective(HypernetworkObjective):
         updates = self.edits(data, items)
         terms = answer_losses(**self.tokens_with(updates, data, items), weights=self.weights)
         excess = size_of(updates) - net.margin
-        multiplier = net.lagrange_multiplier * self.config.lagrange_lr_multiplier
+        price = net.lagrange_multiplier * self.config.lagrange_lr_multiplier
         # One optimizer descends: the sign of the multiplier's term makes it ascend.
-        constraint = {
-            "size": multiplier.detach() * excess,
-            "multiplier": -multiplier * excess.detach(),
-        }
-        return terms | constraint
+        return terms | {"size": price.detach() * excess, "multiplier": -price * excess.detach()}
 
     def after_validation(self, metrics: Mapping[str, float]) -> None:
         """Shrink the margin if nearly all held-out answer tokens are right."""
@@ -251,6 +246,5 @@ def own_answers(vlm: VLM, samples: Sequence[EditSample]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(samples), BATCH_SIZE):
         some = [sample.request for sample in samples[start : start + BATCH_SIZE]]
-        batch = encode_requests(vlm, some, targets=False)
-        answers += vlm.generate(batch, ANSWER_TOKENS)
+        answers += vlm.generate(encode_requests(vlm, some, targets=False), ANSWER_TOKENS)
     return answers

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -147,7 +147,7 @@ class LTE(TrainableEditor):
     trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls, job: TrainingJob) -> "LTE":
         vlm, config = job.vlm, job.config
         check_template(config.template)
         layers = last_layers(vlm, job.layers, vlm.num_layers)
@@ -199,7 +199,7 @@ class LTE(TrainableEditor):
         save_tensors(path / ENCODER, encoder_tensors(self.encoder))
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "LTE":
         config, layers = LTEConfig.from_record(record), record["layers"]
         change = _untrained(vlm, layers, config, seed=0)
         change.load_state_dict(load_file(path / CHANGE))

@@ -7,7 +7,7 @@ change: an input out of scope passes it bit for bit.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -55,7 +55,7 @@ class SERAC(TrainableEditor):
     trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls, job: TrainingJob) -> "SERAC":
         vlm, config = job.vlm, job.config
         layer, nets = scope_layer(vlm, config), networks(vlm, config, config.seed)
         objective = cls.objective(job, nets)
@@ -125,7 +125,7 @@ class SERAC(TrainableEditor):
         save_tensors(path / NETWORKS, self.tensors)
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "SERAC":
         config = SERACConfig.from_record(record)
         nets = networks(vlm, config, seed=0)
         nets.load_state_dict(load_file(path / NETWORKS))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class TransformerPatcher(TrainableEditor):
     trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls, job: TrainingJob) -> "TransformerPatcher":
         vlm, config, samples = job.vlm, job.config, job.samples
         layers = last_layers(vlm, job.layers, 1)
         if len(layers) != 1:
@@ -97,7 +97,7 @@ class TransformerPatcher(TrainableEditor):
         save_tensors(path / MEMORIES, {"memories": self.memories})
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "TransformerPatcher":
         memories = load_file(path / MEMORIES)["memories"].to(vlm.device)
         config = TransformerPatcherConfig.from_record(record)
         return cls(vlm, config, record["layer"], memories, record["trained"])

@@ -1,8 +1,7 @@
 """Frozen prefix: inputs run once up to the first edited layer, so that training resumes there.
 
-An adapter changes nothing before the layer it writes. Each training input therefore passes these
-layers once; a training step pads the stored states of its inputs and calls the later layers as
-plain functions, with the adapters in between.
+An adapter changes nothing before the layer it writes. Each training input passes these layers once;
+a step pads the stored states and calls the later layers as plain functions, with the adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from editors.base import encode_requests
 
 SPANS = ("visual", "text", "last")
 Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
+Interventions = Mapping[int, Sequence[Intervention]]  # on each layer's output, in order
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +86,8 @@ class PrefixBatch:
     layer_args: dict[int, Call]
     added: dict[int, Float[Tensor, "batch pos d_model"]]
 
-    def run(
-        self, vlm: VLM, interventions: Mapping[int, Sequence[Intervention]]
-    ) -> Float[Tensor, "asked d_model"]:
-        """Run the later layers; return the last one's output at the labelled positions.
-
-        `interventions` are applied to each layer's output, in order.
-        """
+    def run(self, vlm: VLM, interventions: Interventions) -> Float[Tensor, "asked d_model"]:
+        """Run the later layers, with interventions; return the output at labelled positions."""
         h = self.hidden
         for intervene in interventions.get(self.layer, ()):
             h = intervene(h)
@@ -232,11 +227,8 @@ def _stack(row: int, pos: int, lengths: Sequence[int], *parts: Any) -> Any:
     if not isinstance(parts[0], Tensor):
         return parts[0]
     after, width = [0] * (-2 * pos - 1), max(lengths)
-    padded = [
-        nn.functional.pad(part, [*after, width - num])
-        for part, num in zip(parts, lengths, strict=True)
-    ]
-    return torch.cat(padded, row)
+    pairs = zip(parts, lengths, strict=True)
+    return torch.cat([nn.functional.pad(part, [*after, width - num]) for part, num in pairs], row)
 
 
 def _stack_masks(

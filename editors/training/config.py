@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,9 @@ def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+Config = TypeVar("Config", bound="EditorConfig")
+
+
 class EditorConfig(BaseModel):
     """Options of an editor; subclasses add theirs, with their presets.
 
@@ -49,8 +52,12 @@ class EditorConfig(BaseModel):
 
     @classmethod
     def from_preset(
-        cls, vlm: VLM, preset: str = "auto", samples: Sequence[EditSample] = (), **options: Any
-    ) -> Self:
+        cls: "type[Config]",
+        vlm: VLM,
+        preset: str = "auto",
+        samples: Sequence[EditSample] = (),
+        **options: Any,
+    ) -> "Config":
         """The options of a preset, overridden by `options`.
 
         Raises:
@@ -64,14 +71,14 @@ class EditorConfig(BaseModel):
 
     @classmethod
     def auto_preset(
-        cls, vlm: VLM, samples: Sequence[EditSample], options: Mapping[str, Any]
+        cls: "type[Config]", vlm: VLM, samples: Sequence[EditSample], options: Mapping[str, Any]
     ) -> str:
         """The preset that "auto" stands for: "embedded" for small models, else "published"."""
         del samples, options
         return "embedded" if vlm.d_model < SMALL else "published"
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
+    def from_record(cls, record: Mapping[str, Any]) -> "Config":
         """The options in a saved editor's record (JSON).
 
         Raises:
@@ -82,7 +89,7 @@ class EditorConfig(BaseModel):
         shared = {k: v for part in parts for k, v in part.items() if k in cls.model_fields}
         return cls.model_validate(current_names({**shared, **record["settings"]}))
 
-    def changed(self, **options: Any) -> Self:
+    def changed(self: "Config", **options: Any) -> "Config":
         """A copy with other options, checked as in `from_preset`."""
         return self._checked({**self.model_dump(exclude_unset=True), **current_names(options)})
 
@@ -91,7 +98,7 @@ class EditorConfig(BaseModel):
         return self.model_dump()
 
     @classmethod
-    def _checked(cls, values: Mapping[str, Any]) -> Self:
+    def _checked(cls: "type[Config]", values: Mapping[str, Any]) -> "Config":
         known = sorted(cls.model_fields)
         if unknown := [name for name in values if name not in known]:
             raise AttribError(f"no setting {unknown[0]!r}; there are {', '.join(known)}")
@@ -100,6 +107,7 @@ class EditorConfig(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             expected = first["msg"].removeprefix("Input should be ")
+            expected = expected.replace("greater than or equal to", "at least")
             name = str(first["loc"][0])
             raise AttribError(f"{name}: no {values[name]!r}; expected {expected}") from None
 

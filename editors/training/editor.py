@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
@@ -13,6 +13,8 @@ from editors.io.editor import read_record, write_record
 from editors.training.config import EditorConfig
 from editors.training.process_group import ProcessGroup
 from editors.training.run import TrainingJob
+
+Made = TypeVar("Made", bound="TrainableEditor")
 
 
 class TrainableEditor(ABC):
@@ -43,7 +45,7 @@ class TrainableEditor(ABC):
 
     @classmethod
     def train(
-        cls,
+        cls: "type[Made]",
         vlm: VLM,
         samples: Sequence[EditSample] = (),
         *,
@@ -55,7 +57,7 @@ class TrainableEditor(ABC):
         keep: bool | None = None,
         tensorboard: bool = False,
         **options: Any,
-    ) -> Self:
+    ) -> "Made":
         """Train the editor, and save it into the folder `out`, where a stopped training resumes.
 
         Args:
@@ -114,7 +116,7 @@ class TrainableEditor(ABC):
 
     @classmethod
     @abstractmethod
-    def _train(cls, job: TrainingJob) -> Self:
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
         """Train; `train` has checked the arguments and saves the result."""
 
     def save(self, path: str | Path) -> None:
@@ -124,7 +126,7 @@ class TrainableEditor(ABC):
         self._save_tensors(Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, vlm: VLM) -> Self:
+    def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":
         """The editor in a folder.
 
         Raises:
@@ -149,5 +151,5 @@ class TrainableEditor(ABC):
 
     @classmethod
     @abstractmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> Self:
+    def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
         """The editor of a record, with its tensors in the folder `path`."""

@@ -49,7 +49,10 @@ class TrainingJob:
         """
         train, held_out = validation_split(self.samples, self.validation)
         if not train:
-            raise AttribError(f"{self.name}: {len(self.samples)} samples are too few to train on")
+            raise AttribError(
+                f"{self.name}: {len(self.samples)} samples are too few to train on; see the "
+                "quarantined rows"
+            )
         return train, held_out
 
     def fit(self, objective: Objective, **identity: Any) -> dict[str, Any]:
