@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from attrib.analyses.tables import measure_first_report
+from attrib.analyses.contributions import measure_first_report
 from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.loading import SCENES
 from attrib.model.vlm import VLM
