@@ -12,7 +12,8 @@ from small_data import write_data
 
 from attrib.cli.select import SelectOptions
 from attrib.cli.table_layers import selected
-from attrib.selection import LayerReport, RuleName
+from attrib.selection import LayerReport
+from attrib.vocabulary import RuleName
 
 MADE = ("contributions", "sweep-text", "sweep-visual", "patching", "attention")
 
