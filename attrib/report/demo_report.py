@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attrib import plots
-from attrib.analyses.tables import measure_first_report
+from attrib.analyses.contributions import measure_first_report
 from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.loading import SCENES
 from attrib.files import write_text

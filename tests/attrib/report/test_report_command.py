@@ -81,7 +81,7 @@ def test_what_is_missing_is_made_read_again_and_read_in_part(report, folder, tmp
     assert "--test-split vqa-eval" in lines and "--split vqa-eval --editor o/editor" in lines
 
     for measure in ("contributions", "sensitivity", "patching", "attention", "heatmaps"):
-        monkeypatch.setattr(f"attrib.analyses.tables.measure_{measure}", pytest.fail)
+        monkeypatch.setattr(f"attrib.analyses.{measure}.measure_{measure}", pytest.fail)
     assert report(*on, "--out", "o", "--pictures", 2)[0] == 0
     assert {**said(tmp_path), "commands": 0} == {**whole, "commands": 0}
 

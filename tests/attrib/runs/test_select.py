@@ -60,7 +60,7 @@ def test_what_is_missing_is_made_and_not_made_again(select, folder, tmp_path, mo
     sweep = json.loads((tmp_path / "o" / "sweep-text" / "manifest.json").read_text())
     assert sweep["options"]["exclude_last"] is True and sweep["command"] == "sweep"
     for measure in ("contributions", "sensitivity", "patching", "attention"):
-        monkeypatch.setattr(f"attrib.analyses.tables.measure_{measure}", pytest.fail)
+        monkeypatch.setattr(f"attrib.analyses.{measure}.measure_{measure}", pytest.fail)
     code, again, err = select(*on(folder), "--batch-size", 3)
     assert (code, again) == (0, first) and err.count("exist already") == len(MADE)
     now = json.loads((tmp_path / "o" / "layers.json").read_text())
@@ -77,7 +77,7 @@ def test_an_analysis_that_refuses_the_data_is_left_out_and_said(select, folder, 
     def refused(*_given, **_options):
         raise AttribError("patching needs another image")
 
-    monkeypatch.setattr("attrib.analyses.tables.measure_patching", refused)
+    monkeypatch.setattr("attrib.analyses.patching.measure_patching", refused)
     code, out, err = select(*on(folder))
     assert code == 0 and "patching left out: patching needs another image" in err
     assert "patching of visual left out" in out
