@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from attrib.data.samples import EditRequest
-from attrib.forward.hooks import capture, read
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal
 from editors.adapters.sites import AdapterConfig, Gate, MemoryEntry, Site
