@@ -9,13 +9,13 @@ import typer
 from pydantic import Field, model_validator
 from typer import Option
 
-from attrib.cli.analyse import first_word
 from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.options import NAMED_SPLITS, PANEL, AnalysisOptions
 from attrib.cli.outputs import exit_code_for, log, results_folder
 from attrib.cli.select_runs import make_evidence
 from attrib.errors import AttribError
+from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions
+from attrib.pipeline.source import prefix_length
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ LAYERS = "layers.json"
 class SelectOptions(AnalysisOptions):
     """Options of `attrib select`."""
 
-    free = AnalysisOptions.free | {"rule", "number", "words", "against"}
+    free = frozenset({"rule", "number", "words", "against"})
 
     split: Annotated[
         str | None,
@@ -59,8 +59,8 @@ class SelectOptions(AnalysisOptions):
     ] = 1  # fmt: skip
     words: Annotated[
         int,
-        Option(help="Words of the answer that are looked at one after the other, from --lead on; "
-               "the earliest layer that one of them asks for is chosen.", min=1,
+        Option(help="Analyse this many words of the answer one after the other, from "
+               "--answer-prefix on; the earliest chosen layer is taken.", min=1,
                rich_help_panel=PANEL),
         Field(ge=1),
     ] = 1  # fmt: skip
@@ -85,7 +85,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def select(options: SelectOptions) -> int:
-    """Which layers to edit: by what their contributions, noise and patching say."""
+    """Choose the layers to edit from contributions, noise sensitivity and patching."""
+    from attrib.report.selection_summary import summarize_selection
     from attrib.selection import combine_words
 
     if options.split is None and options.data in NAMED_SPLITS:
@@ -107,7 +108,7 @@ def select(options: SelectOptions) -> int:
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
         log(f"select: of one word at a time: attrib report --from {out / 'word-1'}")
-    print(_said(report))
+    print(summarize_selection(report))
     if grid is not None:
         files += _judge(report, grid, out)
     print("\n".join(f"  {path}" for path in files))
@@ -118,9 +119,9 @@ def _words(options: SelectOptions, out: Path) -> list[tuple[SelectOptions, Path]
     """The options and the folder of each word of the answers that is looked at."""
     if options.words == 1:
         return [(options, out)]
-    first = first_word(options)
+    first = prefix_length(options)
     return [
-        (options.model_copy(update={"lead": first + number}), out / f"word-{number + 1}")
+        (options.model_copy(update={"answer_prefix": first + number}), out / f"word-{number + 1}")
         for number in range(options.words)
     ]
 
@@ -151,28 +152,19 @@ def _written(
     return report, files
 
 
-def _said(report: "LayerReport") -> str:
-    from attrib.report.selection_summary import summarize_selection
-    from attrib.selection import summarize_words
-
-    return "\n".join(filter(None, [summarize_words(report), summarize_selection(report)]))
-
-
 def _judge(report: "LayerReport", grid: "pd.DataFrame", out: Path) -> list[Path]:
-    """Print what the picks cost on a grid, and which evidence predicts it; the tables' files."""
+    """Print the regret of the picks on a grid and which evidence predicts it; the tables' files."""
     from attrib.files import write_text
     from attrib.report.selection_summary import summarize_regret
-    from attrib.selection import fixed_picks, picks_of, rank_correlations, regret
+    from attrib.selection import evaluate_on_grid
 
-    judged = regret(grid, picks_of(report) | fixed_picks(report.num_layers))
-    told = rank_correlations(grid, report.scores())
-    print(summarize_regret(judged, report.rule))
-    for table in (judged, told):
+    evaluation = evaluate_on_grid(grid, report)
+    print(summarize_regret(evaluation, report.rule))
+    tables = {"regret": next(iter(evaluation.regret.values())),
+              "correlations": evaluation.correlations}  # fmt: skip
+    for table in tables.values():
         print(f"\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
-    return [
-        write_text(out / "regret.csv", _csv(judged)),
-        write_text(out / "correlations.csv", _csv(told)),
-    ]
+    return [write_text(out / f"{name}.csv", _csv(table)) for name, table in tables.items()]
 
 
 def _csv(table: "pd.DataFrame") -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.forward.hooks import capture, read
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal, signal_layers
 from editors.adapters.router import HiddenEdit

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
-from attrib.forward.hooks import capture, read
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal
 from editors.adapters.sites import Gate, MemoryEntry

@@ -16,9 +16,16 @@ from torch.utils import _pytree as pytree
 
 from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
-from attrib.forward.hooks import capture, read
-from attrib.forward.layer_call import AXES, Call, cut, is_known, pick_rows, seen_keys
-from attrib.forward.replay import Captured, first_tensor
+from attrib.forward.hooks import first_tensor, read
+from attrib.forward.layer_call import (
+    AXES,
+    Call,
+    is_known,
+    select_rows,
+    slice_positions,
+    visible_keys,
+)
+from attrib.forward.replay import Captured, capture
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
@@ -198,10 +205,10 @@ def _distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int,
 def _args_of_row(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> Call:
     """Return one example's layer arguments, without its padding."""
     width = batch.inputs["attention_mask"].shape[1]
-    one = pick_rows(call, torch.tensor([row]), batch.size)
-    args, kwargs = cut(one, 0, num, width, like)
+    one = select_rows(call, torch.tensor([row]), batch.size)
+    args, kwargs = slice_positions(one, 0, num, width, like)
     if kwargs.get("attention_mask") is not None:
-        seen = seen_keys(one, width, like)[..., :num, :num]
+        seen = visible_keys(one, width, like)[..., :num, :num]
         causal = torch.ones(num, num, dtype=torch.bool, device=like.device).tril()
         # Without a mask attention is causal, and has faster kernels.
         kwargs = {**kwargs, "attention_mask": None if bool((seen == causal).all()) else seen}

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attrib.forward.hooks import capture, read, rerun
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture, forward_from
 from attrib.metrics import log_probabilities
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
@@ -37,7 +38,7 @@ def partial_forward(vlm: VLM, batch: Batch, first: int) -> PartialForward:
     asked = batch.labels != IGNORE_INDEX
 
     def run() -> Float[Tensor, "asked d_model"]:
-        return rerun(vlm, captured, first - 1, start)[asked]
+        return forward_from(vlm, captured, first - 1, start)[asked]
 
     return run
 

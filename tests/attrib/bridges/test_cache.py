@@ -9,7 +9,8 @@ from conftest import examples, tiny_vlm
 from transformer_lens import ActivationCache
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import attention_rows, read
+from attrib.forward.attention import attention_rows
+from attrib.forward.hooks import read
 from attrib.model.components import freeze_norm
 from attrib.model.vlm import VLM
 
@@ -23,10 +24,11 @@ def _no_grad():
 
 
 @pytest.fixture(scope="module")
-def cached(any_vlm):
-    """Each architecture with its batch and the cache at the last prompt token."""
+def cached(different_vlm):
+    """A model with its batch and the cache at the last prompt token."""
+    batch = batch_of(different_vlm.name)
     with torch.no_grad():
-        return any_vlm, batch_of(any_vlm.name), any_vlm.cache(batch_of(any_vlm.name))
+        return different_vlm, batch, different_vlm.cache(batch)
 
 
 def last_logits(vlm, batch):
