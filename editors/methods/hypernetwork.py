@@ -27,15 +27,15 @@ from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
 from editors.training.config import TrainingConfig
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
-from editors.weights.mlp import Matrix, Which, last_layers, matrices_of
-from editors.weights.partial_forward import partial_forward
-from editors.weights.rank1_update import (
+from editors.weights.low_rank_update import (
     LowRankUpdate,
     apply_updates,
     sum_of_edits,
     token_gradients,
     weight_edit,
 )
+from editors.weights.mlp import Matrix, Which, last_layers, matrices_of
+from editors.weights.partial_forward import partial_forward
 
 NETWORK = "net.safetensors"
 NUM_LAYERS = 3  # the last ones, as published for both

@@ -34,7 +34,7 @@ from editors.training.config import EditorConfig
 from editors.training.editor import TrainableEditor
 from editors.training.losses import ROLES
 from editors.training.run import TrainingJob
-from editors.weights.mlp import feed_forward, last_layers
+from editors.weights.mlp import last_layers, mlp_of
 from editors.weights.neurons import NeuronEdit, joined
 
 MEMORIES = "memories.safetensors"
@@ -82,7 +82,7 @@ class TransformerPatcher(TrainableEditor):
 
     def edit(self, vlm: VLM, request: EditRequest) -> NeuronEdit:
         """The edit that installs a request; without neurons if the answer is already right."""
-        network = feed_forward(vlm, self.layer)
+        network = mlp_of(vlm, self.layer)
         here = run_request(vlm, network, self.layer, encode_requests(vlm, [request]))
         return NeuronEdit(self.layer, train_neurons(vlm, network, here, self.memories, self.config))
 
@@ -112,7 +112,7 @@ def collect_memories(
     Only as many samples are run as are needed.
     """
     order = np.random.default_rng(config.seed).permutation(len(samples))
-    module, found, num = feed_forward(vlm, layer).up.module, [], 0
+    module, found, num = mlp_of(vlm, layer).up.module, [], 0
     for index in progress(order.tolist(), "memories"):
         if num >= config.num_memories:
             break
