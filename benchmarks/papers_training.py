@@ -56,7 +56,7 @@ class Bench:
             signals=needed, roles=trained_roles(config, sites), keep=keep,
         )  # fmt: skip
         prepared = now(self.vlm) - began
-        objective = AdapterObjective(self.vlm, sites, data, held, config)
+        objective = AdapterObjective(self.vlm, data, held, config, sites)
         seconds = _seconds_per_step(self.vlm, objective, config, self.steps)
         passes = prepared / len(self.samples) if keep else 0.0
         return {

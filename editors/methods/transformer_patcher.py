@@ -45,22 +45,16 @@ class TransformerPatcher(TrainableEditor):
     """Trains a few neurons per edit, beside those of the last MLP.
 
     Attributes:
-        vlm: The model.
-        config: How neurons are made.
         layer: The layer whose MLP is patched.
         memories: States at which they have to be silent.
-        trained: Record of how the memory was made (JSON).
     """
 
     name: ClassVar[str] = "tp"
     is_trained: ClassVar[bool] = False
     config_class: ClassVar[type[EditorConfig]] = TransformerPatcherConfig
 
-    vlm: VLM
-    config: TransformerPatcherConfig
     layer: int
     memories: Float[Tensor, "memory d_model"]
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls, job: TrainingJob) -> "TransformerPatcher":
@@ -78,7 +72,7 @@ class TransformerPatcher(TrainableEditor):
             "seconds": time.monotonic() - began,
             "curve": [],
         }
-        return cls(vlm, config, layers[0], memories, trained)
+        return cls(vlm, config, layers[0], memories, trained=trained)
 
     def edit(self, vlm: VLM, request: EditRequest) -> NeuronEdit:
         """The edit that installs a request; without neurons if the answer is already right."""
@@ -100,7 +94,7 @@ class TransformerPatcher(TrainableEditor):
     def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "TransformerPatcher":
         memories = load_file(path / MEMORIES)["memories"].to(vlm.device)
         config = TransformerPatcherConfig.from_record(record)
-        return cls(vlm, config, record["layer"], memories, record["trained"])
+        return cls(vlm, config, record["layer"], memories, trained=record["trained"])
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def test_gradients_of_two_processes_sum_to_those_of_one():
     config = AdapterConfig(d_adapter=16, num_heads=2, init="published", signal="both")
     sites, items = config.build(vlm, {"text": [1], "visual": [0]}, seed=0), [0, 3, 2, 4, 1]
     data = cache_dataset(vlm, ragged(5), first=[0], signals=[EMBED, 0, 1])
-    objective = AdapterObjective(vlm, sites, data, data, config)
+    objective = AdapterObjective(vlm, data, data, config, sites)
 
     def gradient(group):
         objective.module.zero_grad()
