@@ -26,10 +26,9 @@ from attrib.model.vlm import VLM
 from benchmarks.harness import RESULTS, clock, device_name, peak_mib, reset_peak, save
 from benchmarks.shapes import DTYPES, SHAPES, random_vlm_with_processor
 from editors.adapters.edit_signal import signal_layers
-from editors.methods.adapter_objective import AdapterObjective, trained_roles
+from editors.methods.adapter_objective import AdapterConfig, AdapterObjective, trained_roles
 from editors.prefix.streamed_dataset import cached_or_streamed
-from editors.training.config import PRESETS
-from editors.training.trainer import Run
+from editors.training.trainer import Trainer
 
 WARMUP, PAPERS_STEPS = 3, 50_000
 
@@ -46,19 +45,19 @@ class Bench:
 
     def measure(self, cached: bool) -> dict[str, Any]:
         """Seconds per step, peak memory and the projection, with cached prefixes or without."""
-        preset = PRESETS["published"].changed(steps=WARMUP, validate_every=10**9, save_every=10**9)
-        adapters = preset.adapters_at({"text": [self.text], "visual": [self.visual]})
-        sites = adapters.build(self.vlm, seed=0)
-        needed = signal_layers(adapters.signal, [self.text, self.visual])
+        few = {"steps": WARMUP, "validate_every": 10**9, "save_every": 10**9}
+        config = AdapterConfig.from_preset(self.vlm, "published", **few)
+        sites = config.build(self.vlm, {"text": [self.text], "visual": [self.visual]}, seed=0)
+        needed = signal_layers(config.signal, [self.text, self.visual])
         reset_peak(self.vlm.device)
         began = time.perf_counter()
         data, held = cached_or_streamed(
             self.vlm, self.samples, self.samples[:1], first=[min(self.text, self.visual)],
-            signals=needed, roles=trained_roles(preset.weights, sites), keep=cached,
+            signals=needed, roles=trained_roles(config, sites), keep=cached,
         )  # fmt: skip
         prepared = clock(self.vlm.device) - began
-        objective = AdapterObjective(self.vlm, sites, data, held, preset.weights, adapters)
-        seconds = _seconds_per_step(self.vlm, objective, preset.training, self.steps)
+        objective = AdapterObjective(self.vlm, sites, data, held, config)
+        seconds = _seconds_per_step(self.vlm, objective, config, self.steps)
         stored: Any = data
         return {
             "cached": cached,
@@ -74,7 +73,7 @@ class Bench:
 def _seconds_per_step(vlm: VLM, objective: AdapterObjective, training: Any, steps: int) -> float:
     """Seconds of the training loop per step, without validation, after a warm-up."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(objective, training, Path(folder), {}, lambda _line: None)
+        run = Trainer(objective, training, Path(folder), {}, lambda _line: None)
         for _ in range(WARMUP):
             run.step()
         began = clock(vlm.device)
