@@ -15,7 +15,7 @@ from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 
 Done = TypeVar("Done")
-Tail = Callable[[], Float[Tensor, "asked d_model"]]
+PartialForward = Callable[[], Float[Tensor, "asked d_model"]]
 
 
 def labels_of(batch: Batch) -> Int[Tensor, " asked"]:
@@ -25,7 +25,7 @@ def labels_of(batch: Batch) -> Int[Tensor, " asked"]:
 
 
 @torch.no_grad()
-def tail_of(vlm: VLM, batch: Batch, first: int) -> Tail:
+def partial_forward(vlm: VLM, batch: Batch, first: int) -> PartialForward:
     """What runs the layers from `first` on once more: their last output at the answer's positions.
 
     The layers in front of `first` run once, now. Hooks and parameters are those of the time of the
@@ -43,7 +43,7 @@ def tail_of(vlm: VLM, batch: Batch, first: int) -> Tail:
     return run
 
 
-def with_weights(vlm: VLM, weights: Mapping[str, Tensor], do: Callable[[], Done]) -> Done:
+def call_with_weights(vlm: VLM, weights: Mapping[str, Tensor], do: Callable[[], Done]) -> Done:
     """What `do` returns while parameters of the model have other values, which gradients reach."""
     named = {f"model.{name}": value for name, value in weights.items()}
     return functional_call(_Called(vlm.model), named, (do,))

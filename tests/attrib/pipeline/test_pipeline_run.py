@@ -114,3 +114,7 @@ def test_every_name_finds_its_class():
         assert find_analysis(name).name == name
     for alias, name in ALIASES.items():
         assert find_analysis(alias) is find_analysis(name)
+
+
+def test_a_notebook_displays_axes_as_their_figure(result):
+    assert result.plot()._repr_png_().startswith(b"\x89PNG")
