@@ -1,6 +1,7 @@
 """Several processes train what one process trains."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,15 +43,24 @@ def ragged(num):
 def test_two_processes_take_the_steps_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     alone = trained(one)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     here = Path(__file__)
-    paths = os.pathsep.join(str(folder) for folder in (here.parent, *here.parents[1:4]))
-    more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, *launch, str(SCRIPT), str(two)],
-        env=os.environ | more, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # The environment that torchrun gives its processes.
+    more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "PYTHONPATH": os.pathsep.join(map(str, (here.parent, *here.parents[1:4])))}  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, two], stderr=subprocess.PIPE, text=True,
+            env=os.environ | more | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-3000:]
     said = [(two / f"rank-{number}").read_text() for number in range(2)]
     assert said[0] == said[1]  # the same weights to the last bit
     assert said[0].startswith("2 ")
