@@ -10,7 +10,7 @@ from attrib.analyses.attention import STATISTICS
 from attrib.analyses.direct_logits import MODULES
 from attrib.data import Quarantined
 from attrib.report import Study
-from attrib.report.demo_study import Card
+from attrib.report.demo_report import Card
 from attrib.results import Result, tidy
 
 LAYERS = 12

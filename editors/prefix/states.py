@@ -1,8 +1,7 @@
 """Frozen prefix: inputs run once up to the first edited layer, so that training resumes there.
 
-An adapter changes nothing before the layer it writes. Each training input therefore passes these
-layers once; a training step pads the stored states of its inputs and calls the later layers as
-plain functions, with the adapters in between.
+An adapter changes nothing before the layer it writes. Each training input passes these layers once;
+a step pads the stored states and calls the later layers as plain functions, with the adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from editors.base import encode_requests
 
 SPANS = ("visual", "text", "last")
 Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
+Interventions = Mapping[int, Sequence[Intervention]]  # on each layer's output, in order
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class PrefixStates:
     """States of one teacher-forced input in the unedited model, without padding.
 
     Attributes:
+        request: The input.
         hidden: Output by layer, `EMBED` for the stream entering layer 0: "pos d_model".
         spans: Positions by span.
         labels: The next token's id where it belongs to the target, `IGNORE_INDEX` elsewhere.
@@ -51,6 +52,7 @@ class PrefixStates:
         added: What is added to the stream before a layer (Qwen3-VL), by layer.
     """
 
+    request: EditRequest
     hidden: dict[int, Float[Tensor, "pos d_model"]]
     spans: dict[str, Bool[Tensor, " pos"]]
     labels: Int[Tensor, " pos"]
@@ -91,13 +93,8 @@ class PrefixBatch:
     layer_args: dict[int, Call]
     added: dict[int, Float[Tensor, "batch pos d_model"]]
 
-    def run(
-        self, vlm: VLM, interventions: Mapping[int, Sequence[Intervention]]
-    ) -> Float[Tensor, "asked d_model"]:
-        """Run the later layers; return the last one's output at the labelled positions.
-
-        `interventions` are applied to each layer's output, in order.
-        """
+    def run(self, vlm: VLM, interventions: Interventions) -> Float[Tensor, "asked d_model"]:
+        """Run the later layers, with interventions; return the output at labelled positions."""
         h = self.hidden
         for intervene in interventions.get(self.layer, ()):
             h = intervene(h)
@@ -130,11 +127,12 @@ def prefix_states(
     found: list[PrefixStates] = []
     starts = range(0, len(requests), batch_size)
     for start in starts if what is None else progress(starts, what):
-        batch = encode_requests(vlm, requests[start : start + batch_size], padding_side="right")
+        some = requests[start : start + batch_size]
+        batch = encode_requests(vlm, some, padding_side="right")
         with capture(vlm) as captured, read(vlm) as hidden:
             vlm.logits(batch)
         hidden[EMBED] = captured.embed
-        found += _split(vlm, batch, captured, hidden, layers)
+        found += _split(vlm, some, batch, captured, hidden, layers)
     return found
 
 
@@ -156,7 +154,12 @@ def collate(inputs: Sequence[PrefixStates], layer: int) -> PrefixBatch:
 
 
 def _split(
-    vlm: VLM, batch: Batch, captured: Captured, hidden: dict[int, Tensor], layers: Sequence[int]
+    vlm: VLM,
+    requests: Sequence[EditRequest],
+    batch: Batch,
+    captured: Captured,
+    hidden: dict[int, Tensor],
+    layers: Sequence[int],
 ) -> list[PrefixStates]:
     """Split a padded pass into its inputs; tensors are cloned, not views of the whole batch."""
     calls, args_index = _distinct_args(vlm, captured)
@@ -167,6 +170,7 @@ def _split(
         num, labels = int(real.sum()), batch.labels[row]
         found.append(
             PrefixStates(
+                requests[row],
                 {layer: hidden[layer][row, :num].clone() for layer in layers},
                 {name: batch.spans[name][row, :num].clone() for name in SPANS},
                 labels[:num].clone(),
@@ -230,11 +234,8 @@ def _stack(row: int, pos: int, lengths: Sequence[int], *parts: Any) -> Any:
     if not isinstance(parts[0], Tensor):
         return parts[0]
     after, width = [0] * (-2 * pos - 1), max(lengths)
-    padded = [
-        nn.functional.pad(part, [*after, width - num])
-        for part, num in zip(parts, lengths, strict=True)
-    ]
-    return torch.cat(padded, row)
+    pairs = zip(parts, lengths, strict=True)
+    return torch.cat([nn.functional.pad(part, [*after, width - num]) for part, num in pairs], row)
 
 
 def _stack_masks(

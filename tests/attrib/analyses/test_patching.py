@@ -160,7 +160,7 @@ def test_a_third_answer_counts_for_neither(vlm):
     batch, other = seeing(vlm, 2)
     parts = patching_parts(vlm, batch, other)
     third = torch.full_like(parts.answer, 7)
-    told = type(parts)(torch.tensor([1, 1]), torch.tensor([2, 1]), third, parts.difference)
+    told = type(parts).of(torch.tensor([1, 1]), torch.tensor([2, 1]), third, parts.difference)
     assert (told.follows[0] == 0).all() and (told.stays[0] == 0).all()
     assert (told.neither[0] == 1).all() and told.neither[1].isnan().all()
 
