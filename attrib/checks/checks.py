@@ -182,9 +182,7 @@ def attention_rows_are_the_models(inputs: CheckInputs) -> str:
     queries = inputs.batch["last"].int().argmax(1)
     rows = [(call, call.row(queries)) for call in calls.values()]
     inputs.compare(((row.sum(-1), torch.ones_like(row.sum(-1))) for _, row in rows), 1e-5, "sums")
-    outputs = (
-        (call.weighted_values(row), gather_positions(call.out, queries)) for call, row in rows
-    )
+    outputs = ((c.weighted_values(row), gather_positions(c.out, queries)) for c, row in rows)
     return inputs.compare(outputs, 1e-5, "attention outputs")
 
 

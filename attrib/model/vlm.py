@@ -45,6 +45,7 @@ class VLM:
         model: The Hugging Face model.
         processor: The Hugging Face processor; without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
+        verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
     """
 
     model: PreTrainedModel
@@ -52,7 +53,6 @@ class VLM:
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
-    # Kind of layer calls -> whether suffix replay agrees with a whole one (`forward.suffix`).
     verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -128,11 +128,7 @@ class VLM:
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
-        """Wrap model inputs that were processed elsewhere, and find their spans.
-
-        Args:
-            inputs: Keyword arguments of the model's forward, including `input_ids`.
-        """
+        """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
         return Batch(inputs, self._spans(inputs), (None,) * len(inputs["input_ids"]))
 
