@@ -73,7 +73,7 @@ class Step:
     def plain(self) -> Tensor:
         """The loss by running the whole model, with its gradients."""
         o, batch = self.objective, self.batch
-        rows = o.data.of(range(EDITS), o.roles)
+        rows = o.data.rows(range(EDITS), o.roles)
         assert batch.labels is not None
         asked = batch.labels != IGNORE_INDEX
         with ExitStack() as stack:

@@ -71,11 +71,11 @@ def effects(vlm: "VLM", editor: Any, samples: Sequence["EditSample"]) -> pd.Data
     belong to no site); output_changed (1 unless the logits at the last prompt token are bit for bit
     the same).
     """
-    from editors.gating.inputs import related
+    from editors.gating.inputs import related_inputs
 
     rows = []
     for sample in samples:
-        inputs = related([sample])
+        inputs = related_inputs([sample])
         requests = [one.request for one in inputs]
         batch = vlm.encode([r.image for r in requests], [r.prompt for r in requests])
         relations = {"example": sample.id, "input": [one.relation for one in inputs]}

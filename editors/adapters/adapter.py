@@ -1,7 +1,7 @@
-"""Trainable writes: cross-attention from a span's hidden states to an edit's, and a mask on them.
+"""Edit adapters: cross-attention from the states of a span to those of an edit.
 
-Sources: VisEdit Eqs. 9-12, DualEdit Eqs. 4-6, both as in their published code where the papers are
-short of it (two layer norms, a query bottleneck of two linear maps, heads, a residual).
+Sources: VisEdit Eqs. 9-11 and DualEdit Sec. 3.2, with the published code where the papers leave
+details open (two layer norms, a query bottleneck of two linear maps, heads, a residual).
 """
 
 from typing import Literal
@@ -12,27 +12,59 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from editors.adapters.edit_signal import EditSignalBatch
-from editors.adapters.standardize import ChannelStandardizer
 
 Init = Literal["identity", "published"]
+SMALLEST = 0.1  # of the median standard deviation: the least by which a channel is divided
+
+
+class ChannelStandardizer(nn.Module):
+    """Standardises each channel of hidden states; the identity until it is fitted.
+
+    Some channels of large models are so large that a layer norm leaves little of the others.
+    """
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.zero: Tensor
+        self.size: Tensor
+        self.register_buffer("zero", torch.zeros(d_model))  # the mean, under its name in files
+        self.register_buffer("size", torch.ones(d_model))  # the standard deviation
+
+    def fit(self, states: Float[Tensor, "some d_model"]) -> None:
+        """Take the mean and the standard deviation of each channel; of one state, neither."""
+        if len(states) < 2:
+            return
+        std, mean = torch.std_mean(states.float(), 0)
+        self.zero.copy_(mean)
+        # A channel that hardly varies carries no information and must not be magnified.
+        size = std.clamp(min=SMALLEST * float(std.median()))
+        self.size.copy_(torch.where(size > 0, size, 1.0))
+
+    def forward(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        """Return the standardised `x`."""
+        return (x - self.zero) / self.size
+
+    def inverse(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        """Undo `forward`."""
+        return self.zero + self.size * x
 
 
 class EditAdapter(nn.Module):
-    """Moves hidden states towards an edit that they attend to.
+    """Cross-attention from hidden states to an edit, added to the hidden states.
 
-    With `init="identity"` it starts as the identity: its output map is zero. With "published" the
-    output map is drawn as any other, so that an untrained adapter disturbs the model.
+    With `init="identity"` the output projection is zero, so that an untrained adapter has no
+    effect; with "published" it is initialised like any other.
 
     Args:
-        d_model: Width of what it moves.
-        d_adapter: Width inside.
-        num_heads: Of its attention.
-        init: How the output map starts.
-        mapper: Whether it has an influence mapper.
-        d_signal: Width of what it attends to, by default `d_model`.
+        d_model: Width of the hidden states.
+        d_adapter: Width of queries, keys and values.
+        num_heads: Attention heads.
+        init: Initialisation of the output projection.
+        mapper: Whether an influence mapper weights the update.
+        d_signal: Width of the edit's states, by default `d_model`.
 
     Raises:
-        ValueError: The heads do not divide the width inside.
+        ValueError: `d_adapter` is not a multiple of `num_heads`.
     """
 
     def __init__(
@@ -64,7 +96,7 @@ class EditAdapter(nn.Module):
     def forward(
         self, h: Float[Tensor, "batch pos d_model"], edit: EditSignalBatch
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The moved states, each example's by its own edit."""
+        """Return the updated states; each example attends to its own edit."""
         x = self.units(h.float())
         states = self.norm_edit(self.units_edit(edit.states.float()))
         q = self._split(self.query(self.down(self.norm(x))))
@@ -79,7 +111,7 @@ class EditAdapter(nn.Module):
     def influence(
         self, h: Float[Tensor, "batch pos d_model"], last: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, "batch pos"]:
-        """The influence mapper's scores, before the sigmoid; both arguments are states here."""
+        """Return the influence mapper's logits, given states of this layer."""
         if self.mapper is None:
             raise AttribError("this adapter has no influence mapper; build it with mapper=True")
         return self.mapper(self.units(h.float()), self.units(last.float()))
@@ -89,7 +121,7 @@ class EditAdapter(nn.Module):
 
 
 class InfluenceMapper(nn.Module):
-    """How much each visual token matters to what an edit's prompt asks (VisEdit Eqs. 11-12)."""
+    """Predicts how much each visual token matters to an edit's prompt (VisEdit Eq. 10)."""
 
     def __init__(self, d_model: int, d_mapper: int, num_heads: int):
         super().__init__()
@@ -101,7 +133,7 @@ class InfluenceMapper(nn.Module):
     def forward(
         self, h: Float[Tensor, "batch pos d_model"], last: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, "batch pos"]:
-        """Scores before the sigmoid; `last` is the state of the edit's last prompt token."""
+        """Return logits; `last` is the state of the edit's last prompt token."""
         a = self.visual(self.norm(h.float()))
         g = self.prompt(self.norm_prompt(last.float()))
         # The mean over heads of <a, g> / sqrt(d_head) is one inner product of the whole vectors.
@@ -110,12 +142,12 @@ class InfluenceMapper(nn.Module):
 
 
 class Residual(nn.Module):
-    """A two-layer perceptron around which its input is added."""
+    """A two-layer perceptron with a skip connection."""
 
     def __init__(self, d_model: int, d_hidden: int):
         super().__init__()
         self.into, self.out = nn.Linear(d_model, d_hidden), nn.Linear(d_hidden, d_model)
 
     def forward(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-        """`x` and what the perceptron adds to it."""
+        """Return `x` plus the perceptron's output."""
         return x + self.out(self.into(x).relu())

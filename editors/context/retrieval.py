@@ -19,7 +19,7 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.context.prompt_edit import NO_TEXT, Starts
-from editors.gating.inputs import COVERED, EASY, related
+from editors.gating.inputs import COVERED, EASY, related_inputs
 from editors.gating.threshold import Calibration, calibrate
 
 AT_ONCE = 64  # texts in a pass
@@ -174,7 +174,7 @@ def text_threshold(
         keys: What each edit is found by.
     """
     some = samples[:FITTED_ON]
-    inputs = [one for one in related(some) if one.relation in (*COVERED, *EASY)]
+    inputs = [one for one in related_inputs(some) if one.relation in (*COVERED, *EASY)]
     own = encoder(keys[: len(some)])
     asked = encoder([one.request.prompt or " " for one in inputs])
     rows = torch.tensor([one.row for one in inputs])

@@ -22,8 +22,8 @@ from attrib.runs.provenance import fingerprint
 from editors.adapters.sites import check_layers
 from editors.evaluation.grid_inputs import GridInputs
 from editors.evaluation.layer_grid_scores import Opened, Scores, cell_scores, opened
-from editors.gating.checkpoint import load_gate, save_gate
-from editors.gating.fit import NO_GATE, check_gate, fit_gate
+from editors.gating.gates import NO_GATE, check_gate, load_gate, save_gate
+from editors.gating.training import fit_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.training.config import Preset
 from editors.training.trainer import Run
@@ -92,7 +92,7 @@ def grid(
         out: Folder of the cells.
         preset: How adapters are made and trained; its seed is the cell's.
         log: Receives one line per cell.
-        gate: One of `editors.gating.fit.GATES`, fitted once to `samples` for all cells; cells are
+        gate: One of `editors.gating.gates.GATES`, fitted once to `samples` for all cells; cells are
             scored behind it, and without one as well.
         inputs: What `GridInputs.of` made of these edits and layers, to share it between grids.
 

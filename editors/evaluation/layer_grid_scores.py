@@ -14,8 +14,8 @@ from torch import Tensor
 from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate
-from editors.gating.fit import NO_GATE
-from editors.gating.inputs import related
+from editors.gating.gates import NO_GATE
+from editors.gating.inputs import related_inputs
 from editors.gating.threshold import gate_scores
 from editors.methods.adapter_objective import AdapterObjective
 from editors.prefix.cached_dataset import CachedDataset
@@ -34,7 +34,7 @@ def opened(vlm: VLM, samples: Sequence[EditSample], gate: Gate) -> list[dict[str
     """For each sample, by role, which of its inputs the gate opens for; teacher-forced inputs."""
     values = gate_scores(vlm, samples, gate)["value"]
     found: list[dict[str, list[bool]]] = [{} for _ in samples]
-    for one, value in zip(related(samples), values, strict=True):
+    for one, value in zip(related_inputs(samples), values, strict=True):
         role = one.relation if one.relation in ROLES else "hard_locality"
         found[one.row].setdefault(role, []).append(bool(value >= gate.threshold))
     return found
@@ -77,7 +77,7 @@ def _served(
     test: CachedDataset, item: int, role: str, opens: Sequence[bool]
 ) -> Bool[Tensor, " token"]:
     """Per answer token of an edit's inputs of a role, in the order of the objective's tokens."""
-    queries = test.of([item], [role]).inputs
+    queries = test.rows([item], [role]).inputs
     has_image = [bool(query.spans["visual"].any()) for query in queries]
     order = sorted(range(len(queries)), key=lambda i: not has_image[i])  # these come first
     return torch.tensor([opens[i] for i in order for _ in range(len(queries[i].final))])

@@ -1,7 +1,7 @@
-"""A small network that tells whether an input is one that an edit is about.
+"""A small network that classifies pairs of input and edit: does the edit apply to the input?
 
-Both sides go through the same map, and what is compared is symmetric (products, absolute
-differences, cosines): it does not matter which of the two is the edit.
+Both sides share one encoder, and the features of a pair are symmetric (products, absolute
+differences, cosines), so that input and edit can be swapped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 
-from editors.gating.features import TEXT, VISUAL, GateReader, Inputs, padded
+from editors.adapters.edit_signal import pad_states
+from editors.gating.features import TEXT, VISUAL, GateInputs, GateReader
 
 PATCHES = "patches"
-WORST = 8  # the mean of the least alike 1/8 of the visual tokens is one of the features
-BEYOND = 2.0  # more than any cosine: padding comes last in the order of cosines
+WORST = 8  # the mean of the least similar 1/8 of the visual tokens is one of the features
+BEYOND = 2.0  # above any cosine: padding sorts last
 NUM_PATCH_FEATURES = 4
 NEVER = -50.0  # log-odds
 RENAMED = {"asked": "text_embedding", "shown": "image_embedding"}  # old names, in saved gates
@@ -25,12 +26,12 @@ RENAMED = {"asked": "text_embedding", "shown": "image_embedding"}  # old names, 
 
 @dataclass(frozen=True, eq=False)
 class EncodedInputs:
-    """What is kept of inputs; all vectors have length 1.
+    """Embeddings of inputs; all vectors have length 1.
 
     Attributes:
         text_embedding: The prompt's embedding, from states of the layers that the gate reads.
         image_embedding: The embedding of the whole image.
-        patches: Each visual token, padded on the right.
+        patches: The embedding of each visual token, padded on the right.
         count: Number of visual tokens; 0 without an image.
     """
 
@@ -40,9 +41,9 @@ class EncodedInputs:
     count: Int[Tensor, " input"]
 
     @classmethod
-    def of(cls, states: Sequence[Mapping[str, Tensor]]) -> "Encoded":
-        """Inputs side by side, each as `unpadded` gave it."""
-        patches, seen = padded([one[PATCHES] for one in states])
+    def of(cls, states: Sequence[Mapping[str, Tensor]]) -> "EncodedInputs":
+        """Batch inputs that `unpadded` returned."""
+        patches, seen = pad_states([one[PATCHES].float() for one in states])
         text, image = (
             torch.stack([one[new] if new in one else one[old] for one in states])
             for old, new in RENAMED.items()
@@ -50,44 +51,36 @@ class EncodedInputs:
         return cls(text, image, patches, seen.sum(1))
 
     def unpadded(self) -> list[dict[str, Tensor]]:
-        """One by one, without padding, each in tensors of its own."""
+        """Return each input's tensors without padding, cloned."""
+        embeddings = {name: getattr(self, name) for name in RENAMED.values()}
         return [
-            {
-                "text_embedding": text.clone(),
-                "image_embedding": image.clone(),
-                PATCHES: patches[:num].clone(),
-            }
-            for text, image, patches, num in zip(
-                self.text_embedding,
-                self.image_embedding,
-                self.patches,
-                self.count.tolist(),
-                strict=True,
-            )
+            {name: value[i].clone() for name, value in embeddings.items()}
+            | {PATCHES: self.patches[i, :num].clone()}
+            for i, num in enumerate(self.count.tolist())
         ]
 
-    def __getitem__(self, index: Int[Tensor, " chosen"]) -> "Encoded":
+    def __getitem__(self, index: Int[Tensor, " chosen"]) -> "EncodedInputs":
         return EncodedInputs(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def to(self, device: Any) -> "Encoded":
-        """The same on a device."""
+    def to(self, device: Any) -> "EncodedInputs":
+        """Move the tensors to a device."""
         return EncodedInputs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-    def without_image(self, hidden: Bool[Tensor, " input"]) -> "Encoded":
-        """The same inputs, of which some images are not to be looked at."""
+    def without_image(self, hidden: Bool[Tensor, " input"]) -> "EncodedInputs":
+        """Return the same inputs, the images of those that are `hidden` removed."""
         return replace(self, count=torch.where(hidden, 0, self.count))
 
 
 class GateNet(nn.Module):
-    """Encodes inputs one by one, and scores pairs of them.
+    """Encodes inputs one by one and scores pairs of them.
 
     Args:
-        text_width: Channels of a word's state.
-        visual_width: Channels of a visual token's state.
-        width: Of what is kept of the words, and of the picture as a whole.
-        pools: In how many ways the words are averaged, each with learned weights.
-        patch: Width of what is kept of each visual token.
-        dropout: While training.
+        text_width: Channels of a text token's features.
+        visual_width: Channels of a visual token's features.
+        width: Width of the text and image embeddings.
+        pools: Number of learned weighted averages over the text tokens.
+        patch: Width of a visual token's embedding.
+        dropout: Dropout rate in training.
     """
 
     def __init__(
@@ -113,25 +106,29 @@ class GateNet(nn.Module):
             nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
         )
 
+    @classmethod
+    def for_reader(cls, reader: GateReader, **sizes: Any) -> "GateNet":
+        """Build a network for the features of a reader."""
+        return cls(reader.width(TEXT), reader.width(VISUAL), **sizes)
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for old, new in RENAMED.items():
             for name in [n for n in state_dict if n.startswith(f"{prefix}{old}.")]:
                 state_dict[name.replace(old, new)] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    @classmethod
-    def over(cls, reader: GateReader, **sizes: Any) -> "GateNet":
-        """A network for what a reader reads."""
-        return cls(reader.width(TEXT), reader.width(VISUAL), **sizes)
-
-    def encode(self, inputs: Inputs) -> EncodedInputs:
-        """What is kept of each input."""
-        text, visual = self.dropout(inputs.text), self.dropout(inputs.visual)
+    def encode(self, inputs: GateInputs) -> EncodedInputs:
+        """Embed each input."""
+        text, visual, mask = (
+            self.dropout(inputs.text),
+            self.dropout(inputs.visual),
+            inputs.text_mask,
+        )
         words = gelu(self.word(text))
-        weights = self.attention(words).masked_fill(~inputs.real[..., None], -torch.inf).softmax(1)
+        weights = self.attention(words).masked_fill(~mask[..., None], -torch.inf).softmax(1)
         pooled = torch.einsum("itp,itw->ipw", weights, words).flatten(1)
-        last = text[torch.arange(len(text), device=text.device), inputs.real.sum(1) - 1]
-        count = inputs.seen.sum(1)
+        last = text[torch.arange(len(text), device=text.device), mask.sum(1) - 1]
+        count = inputs.visual_mask.sum(1)
         mean = visual.sum(1) / count.clamp(min=1)[:, None]
         return EncodedInputs(
             normalize(self.text_embedding(torch.cat([pooled, last], 1)), dim=-1),
@@ -141,55 +138,50 @@ class GateNet(nn.Module):
         )
 
     def compare(self, one: EncodedInputs, other: EncodedInputs) -> Float[Tensor, " pair"]:
-        """Log-odds that the two inputs of each pair are covered by one edit.
+        """Return the log-odds that one edit covers both inputs of each pair.
 
-        `NEVER` where one of them has an image and the other has none: an edit of what is seen
-        leaves text alone, and the other way round.
+        They are `NEVER` where only one of them has an image: an edit about an image does not apply
+        to text alone, nor the reverse.
         """
         seen = one.count > 0
-        image = _compared(one.image_embedding, other.image_embedding)
-        image = torch.cat([image, alike_patches(one, other)], 1)
+        image = _pair_features(one.image_embedding, other.image_embedding)
+        image = torch.cat([image, patch_features(one, other)], 1)
         features = [
-            _compared(one.text_embedding, other.text_embedding),
+            _pair_features(one.text_embedding, other.text_embedding),
             torch.where(seen[:, None], image, 0),
             seen[:, None].float(),
         ]
-        judged = self.judge(torch.cat(features, 1))[:, 0]
-        return torch.where(seen == (other.count > 0), judged, NEVER)
+        log_odds = self.judge(torch.cat(features, 1))[:, 0]
+        return torch.where(seen == (other.count > 0), log_odds, NEVER)
 
 
-def alike_patches(one: EncodedInputs, other: EncodedInputs) -> Float[Tensor, "pair feature"]:
-    """Cosines of visual tokens at the same place: mean, smallest, spread, mean of the worst.
+def patch_features(one: EncodedInputs, other: EncodedInputs) -> Float[Tensor, "pair feature"]:
+    """Cosines of visual tokens at the same place: mean, minimum, spread, mean of the lowest 1/8.
 
-    Where two images have different numbers of visual tokens, places do not correspond: the cosine
-    of the images as wholes stands for each.
+    Where two images have different numbers of visual tokens, places do not correspond, and the
+    cosine of the image embeddings stands for each.
     """
     width = min(one.patches.shape[1], other.patches.shape[1])
     cosine = (one.patches[:, :width] * other.patches[:, :width]).sum(-1)
     same = one.count == other.count
     whole = (one.image_embedding * other.image_embedding).sum(-1)
     cosine = torch.where(same[:, None], cosine, whole[:, None])
-    return _summary(cosine, torch.where(same, one.count, width).clamp(min=1))
-
-
-def _summary(
-    cosine: Float[Tensor, "pair patch"], count: Int[Tensor, " pair"]
-) -> Float[Tensor, "pair feature"]:
-    place = torch.arange(cosine.shape[1], device=cosine.device)
+    count = torch.where(same, one.count, width).clamp(min=1)
+    place = torch.arange(width, device=cosine.device)
     real = place < count[:, None]
     mean = torch.where(real, cosine, 0).sum(1) / count
-    spread = torch.where(real, (cosine - mean[:, None]) ** 2, 0).sum(1) / count
+    variance = torch.where(real, (cosine - mean[:, None]) ** 2, 0).sum(1) / count
     rising = torch.where(real, cosine, BEYOND).sort(1).values
     worst = (count // WORST).clamp(min=1)
     low = torch.where(place < worst[:, None], rising, 0).sum(1) / worst
-    # The root of zero has no slope: identical images would stop the training.
-    return torch.stack([mean, rising[:, 0], (spread + 1e-8).sqrt(), low], 1)
+    # The square root has no gradient at zero, where two images are identical.
+    return torch.stack([mean, rising[:, 0], (variance + 1e-8).sqrt(), low], 1)
 
 
-def _compared(
+def _pair_features(
     a: Float[Tensor, "pair width"], b: Float[Tensor, "pair width"]
 ) -> Float[Tensor, "pair feature"]:
-    """Symmetric features of unit vectors, scaled to a like size at any width."""
+    """Symmetric features of unit vectors, scaled to similar sizes at any width."""
     width, product = a.shape[-1], a * b
     cosine = product.sum(-1, keepdim=True)
     return torch.cat([product * width**0.5, (a - b).abs() * width**0.25, cosine], 1)

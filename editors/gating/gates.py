@@ -1,64 +1,72 @@
-"""Gates: which of the edits, if any, an input is served (DualEdit, Eq. 4, and a learned one).
+"""Gates: which edit, if any, applies to an input, by a cosine (DualEdit Eq. 4) or a network.
 
-A threshold comes from training data (`editors.gating.training`), never from the inputs that a gate
-is scored on. Gated locality is the gate's doing, so the ungated row belongs beside it.
+Thresholds come from training data (`editors.gating.training`), never from the inputs that a gate is
+evaluated on. Locality behind a gate measures the gate: report the ungated row beside it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from attrib.analyses.gating import token_positions
-from attrib.errors import AttribError
+from attrib.errors import AttribError, SetupError
+from attrib.files import atomic_write, write_text
 from attrib.model.batch import Batch
 from editors.gating.classifier import EncodedInputs, GateNet
-from editors.gating.features import GateReader, Inputs
+from editors.gating.features import GateInputs, GateReader
 
 Token = Literal["prompt_last", "sequence_last"]
+NO_GATE = "none"
+COSINES = ("prompt_last", "sequence_last")
+GATES = (NO_GATE, *COSINES, "learned")
+UNGATED = "ungated"  # name in tables
+CONFIG, TENSORS = "gate.json", "gate.safetensors"
 STATE = "state"
-PAIRS_AT_ONCE = 4096
-UNGATED = "ungated"
+PAIRS_PER_PASS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class CosineGate:
-    """Opens where the state of one token is like the edit's.
+    """Opens where the state of one token is similar to the edit's.
 
-    With `token="prompt_last"` that token is the last one of the prompt, which is there when a model
-    is used. With "sequence_last" it is the last position of the teacher-forced sequence, as in
-    DualEdit's program: **the gate then leaks**, it reads the gold answer that it is to decide
-    about. Its rates under teacher forcing say nothing about a model in use; where only a prompt is
-    given (`generate`), it compares the edit's last target token with the last prompt token.
+    With `token="prompt_last"` it is the last prompt token, which exists when a model is used. With
+    "sequence_last" it is the last position of the teacher-forced sequence, as in DualEdit's
+    program: **the gate then leaks**, because it reads the gold answer. Its open rates under teacher
+    forcing say nothing about a model in use; given a prompt alone (`generate`), it compares the
+    edit's last target token with the last prompt token.
 
     Attributes:
-        layer: Whose output is compared.
-        threshold: Cosine from which on it opens; published: 0.6 (LLaVA) and 0.8 (BLIP-2).
-        token: Which token's.
+        layer: The layer whose output is compared.
+        threshold: Lowest cosine at which it opens; published: 0.6 (LLaVA) and 0.8 (BLIP-2).
+        token: The token that is compared.
         record: How the threshold was found; JSON.
     """
 
     layer: int
     threshold: float
     token: Token = "prompt_last"
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Name in tables."""
         return self.token
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The one layer."""
+        """Layers whose outputs it reads."""
         return (self.layer,)
 
     def states(self, hidden: Mapping[int, Tensor], batch: Batch) -> list[dict[str, Tensor]]:
-        """Per example the token's state, "d_model"."""
+        """Return each example's state of the token, "d_model"."""
         leaks = self.token == "sequence_last" and "target" in batch.spans
         at = token_positions(batch, "target_last" if leaks else "prompt_last")
         h = hidden[self.layer]
@@ -67,14 +75,14 @@ class CosineGate:
     def scores(
         self, queries: Sequence[Mapping[str, Tensor]], edits: Sequence[Mapping[str, Tensor]]
     ) -> Float[Tensor, "query edit"]:
-        """Cosines."""
+        """Return cosines."""
         one, other = (
             normalize(torch.stack([s[STATE] for s in some]), dim=-1) for some in (queries, edits)
         )
         return one @ other.to(one).T
 
     def config(self) -> dict[str, Any]:
-        """All there is to it, as JSON."""
+        """Return the configuration as JSON."""
         return {
             "gate": "cosine",
             "token": self.token,
@@ -84,81 +92,77 @@ class CosineGate:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Nothing is learned."""
+        """Return no tensors: nothing is learned."""
         return {}
 
 
 @dataclass(frozen=True, eq=False)
 class OpenGate(CosineGate):
-    """No gate: every input is served, with the edit nearest to its last prompt token."""
+    """A gate that is always open: the edit nearest to the last prompt token applies."""
 
     threshold: float = -torch.inf
     token: Token = "prompt_last"
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Name in tables."""
         return UNGATED
 
     def config(self) -> dict[str, Any]:
-        """All there is to it, as JSON."""
+        """Return the configuration as JSON."""
         return {"gate": "open", "layer": self.layer}
 
 
 @dataclass(frozen=True, eq=False)
 class LearnedGate:
-    """Opens where a small network says that an input is one that the edit is about.
+    """Opens where a small network classifies an input as covered by the edit.
 
-    It reads the prompt alone, so what it keeps of an edit does not depend on the edit's target.
+    It reads the prompt alone, so that an edit's embedding does not depend on its target.
 
     Attributes:
-        reader: Picks the states it sees.
-        net: Encodes them and scores pairs; in evaluation mode.
-        threshold: Log-odds from which on it opens.
-        record: How it was trained and calibrated, with the rates on held-out training edits; JSON.
+        reader: Computes the features of inputs.
+        net: Embeds them and scores pairs; in evaluation mode.
+        threshold: Lowest log-odds at which it opens.
+        record: Training settings, calibration and rates on held-out training edits; JSON.
     """
 
-    reader: GateReader
-    net: GateNet
+    reader: GateReader = field(repr=False)
+    net: GateNet = field(repr=False)
     threshold: float
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     name: str = "learned"
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers it was trained on."""
+        """Layers whose outputs it reads."""
         return self.reader.layers
 
-    @torch.no_grad()
     def states(self, hidden: Mapping[int, Tensor], batch: Batch) -> list[dict[str, Tensor]]:
-        """Per example what the network keeps of it; visual tokens without padding."""
+        """Return each example's embeddings; visual tokens without padding."""
         return self.encode(self.reader.states(hidden, batch))
 
     @torch.no_grad()
     def encode(self, states: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """What is kept of inputs whose states a reader picked."""
-        inputs = Inputs.of(states)
+        """Embed inputs, given the reader's features."""
+        inputs = GateInputs.of(states)
         return self.net.to(inputs.text.device).encode(inputs).unpadded()
 
     @torch.no_grad()
     def scores(
         self, queries: Sequence[Mapping[str, Tensor]], edits: Sequence[Mapping[str, Tensor]]
     ) -> Float[Tensor, "query edit"]:
-        """Log-odds of the network, symmetric in query and edit."""
+        """Return the network's log-odds, symmetric in query and edit."""
         one = EncodedInputs.of(queries)
         device = one.text_embedding.device
         other, net = EncodedInputs.of(edits).to(device), self.net.to(device)
-        query, edit = torch.meshgrid(
-            *(torch.arange(len(some), device=device) for some in (queries, edits)), indexing="ij"
+        pairs = torch.cartesian_prod(
+            torch.arange(len(queries), device=device), torch.arange(len(edits), device=device)
         )
-        pairs = zip(
-            query.flatten().split(PAIRS_AT_ONCE), edit.flatten().split(PAIRS_AT_ONCE), strict=True
-        )
-        found = [net.compare(one[i], other[j]) for i, j in pairs]
+        found = [net.compare(one[p[:, 0]], other[p[:, 1]]) for p in pairs.split(PAIRS_PER_PASS)]
         return torch.cat(found).view(len(queries), len(edits))
 
     def config(self) -> dict[str, Any]:
-        """All there is to it but the tensors, as JSON."""
+        """Return everything but the tensors as JSON."""
         return {
             "gate": "learned",
             "layers": list(self.layers),
@@ -169,40 +173,62 @@ class LearnedGate:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was learned, by name, in new tensors on the CPU."""
-        parts = {"reader": self.reader, "net": self.net}
+        """Return the learned tensors by name, cloned, on the CPU."""
         return {
             f"{part}.{name}": value.detach().cpu().clone().contiguous()
-            for part, module in parts.items()
+            for part, module in (("reader", self.reader), ("net", self.net))
             for name, value in module.state_dict().items()
         }
 
     @classmethod
     def of(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "LearnedGate":
-        """The gate that has this configuration and these tensors."""
+        """Rebuild a gate from its `config()` and `tensors()`."""
         reader = GateReader(config["layers"], config["d_model"])
-        net = GateNet.over(reader, **config["sizes"])
+        net = GateNet.for_reader(reader, **config["sizes"])
         for part, module in {"reader.": reader, "net.": net}.items():
             own = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
             module.load_state_dict(own)
         return cls(reader, net.eval(), config["threshold"], config["record"])
 
 
+def check_gate(name: str) -> None:
+    """Raise AttribError unless `name` is one of `GATES`."""
+    if name not in GATES:
+        raise AttribError(f"no gate {name!r}; there are {', '.join(GATES)}")
+
+
 def gate_from_config(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> CosineGate | LearnedGate:
-    """The gate whose `config()` and `tensors()` these are.
+    """Rebuild a gate from its `config()` and `tensors()`.
 
     Raises:
-        AttribError: There is no gate of that kind.
+        AttribError: The configuration is of no known kind of gate.
     """
     kind = config.get("gate")
     if kind == "cosine":
-        return CosineGate(
-            config["layer"], config["threshold"], config["token"], config.get("record", {})
-        )
+        return CosineGate(*(config[name] for name in ("layer", "threshold", "token")),
+                          config.get("record", {}))  # fmt: skip
     if kind == "open":
         return OpenGate(config["layer"])
     if kind != "learned":
         raise AttribError(f"gate {kind!r}: expected one of cosine, open, learned")
     return LearnedGate.of(config, tensors)
+
+
+def save_gate(path: str | Path, gate: CosineGate | LearnedGate) -> Path:
+    """Write a gate into the folder `path`, its configuration last."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path / TENSORS) as file:
+        file.write(save(gate.tensors()))
+    write_text(path / CONFIG, json.dumps(gate.config(), indent=1))
+    return path
+
+
+def load_gate(path: str | Path) -> CosineGate | LearnedGate:
+    """Load the gate in the folder `path`; raise SetupError if there is none."""
+    path = Path(path)
+    if not (path / CONFIG).exists():
+        raise SetupError(f"{path} holds no gate: there is no {CONFIG} in it")
+    return gate_from_config(json.loads((path / CONFIG).read_text()), load_file(path / TENSORS))

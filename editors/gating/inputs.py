@@ -1,7 +1,7 @@
-"""What a gate is trained, calibrated and judged on: the inputs of edits, and their states."""
+"""The inputs that gates are trained, calibrated and evaluated on, and their features."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,28 +16,15 @@ from editors.base import encode_requests
 REQUEST = "request"
 COVERED = (REQUEST, "text_generality", "visual_generality")
 EASY = ("text_locality", "visual_locality")
-HARD = "hard_locality"  # where a dataset does not say in which way it is hard
-
-
-@runtime_checkable
-class StateReader(Protocol):
-    """A gate, or the part of one that picks states."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Whose outputs it reads."""
-        ...
-
-    def states(self, hidden: dict[int, Tensor], batch: Batch) -> list[dict[str, Tensor]]:
-        """What it picks of each example."""
-        ...
+HARD = "hard_locality"  # for datasets that do not name the types of hard locality inputs
+Features = Callable[[dict[int, Tensor], Batch], list[dict[str, Tensor]]]  # such as `Gate.states`
 
 
 class RelatedInput(NamedTuple):
     """An input of a sample.
 
     Attributes:
-        row: Of the sample.
+        row: Index of the sample.
         relation: "request", the name of a sample's list, or the type of a hard locality input.
         request: The input.
     """
@@ -47,42 +34,45 @@ class RelatedInput(NamedTuple):
     request: EditRequest
 
 
-def related(samples: Sequence[EditSample]) -> list[RelatedInput]:
-    """The request of each sample and every input that its edit is judged by, in order."""
-    return [
-        RelatedInput(row, *one) for row, sample in enumerate(samples) for one in _inputs(sample)
-    ]
+def related_inputs(samples: Sequence[EditSample]) -> list[RelatedInput]:
+    """Return each sample's request and every input that its edit is evaluated on, in order."""
+    return [RelatedInput(row, *one) for row, s in enumerate(samples) for one in _inputs(s)]
 
 
 @torch.no_grad()
 def collect_states(
     vlm: VLM,
     requests: Sequence[EditRequest],
-    reads: StateReader,
+    layers: Sequence[int],
+    features: Features,
     *,
     targets: bool = False,
     batch_size: int = 32,
     what: str = "inputs of the gate",
 ) -> list[dict[str, Tensor]]:
-    """Run inputs once, unedited, and keep what is picked of each, on the CPU.
+    """Run inputs once in the unedited model; return the features of each, on the CPU.
 
     Args:
         vlm: The model.
         requests: The inputs.
-        reads: What picks the states.
-        targets: Whether inputs come with their gold answers, as an edit does and as under teacher
-            forcing; that changes only what a gate picks that leaks them.
-        batch_size: Inputs of one pass.
-        what: To tell how far it is.
+        layers: Layers whose outputs are read.
+        features: Computes each example's features from these outputs.
+        targets: Whether inputs include their gold answers, as edits and teacher-forced inputs do;
+            this changes the features of a leaking gate only.
+        batch_size: Inputs per pass.
+        what: Label of the progress bar.
 
     Raises:
-        RowError: A picture cannot be used.
+        RowError: An image cannot be used.
     """
-    kept: dict[int, dict[str, Tensor]] = {}
+    found: dict[int, dict[str, Tensor]] = {}
     for some in progress(_batches(requests, batch_size), what):
-        found = _states(vlm, [requests[i] for i in some], reads, targets)
-        kept.update(zip(some, map(_on_cpu, found), strict=True))
-    return [kept[i] for i in range(len(requests))]
+        batch = encode_requests(vlm, [requests[i] for i in some], targets=targets)
+        with read(vlm, layers) as hidden:
+            vlm.logits(batch)
+        for i, states in zip(some, features(hidden, batch), strict=True):
+            found[i] = {name: value.cpu() for name, value in states.items()}
+    return [found[i] for i in range(len(requests))]
 
 
 def _inputs(sample: EditSample) -> Iterator[tuple[str, EditRequest]]:
@@ -95,23 +85,10 @@ def _inputs(sample: EditSample) -> Iterator[tuple[str, EditRequest]]:
 
 
 def _batches(requests: Sequence[EditRequest], size: int) -> list[list[int]]:
-    """Inputs of like length together: less padding, and those without an image by themselves."""
+    """Batch inputs of similar length, those without an image apart: less padding."""
 
-    def like(i: int) -> tuple[bool, int, int]:
+    def length(i: int) -> tuple[bool, int, int]:
         return requests[i].source is None, len(requests[i].prompt), i
 
-    order = sorted(range(len(requests)), key=like)
+    order = sorted(range(len(requests)), key=length)
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def _states(
-    vlm: VLM, requests: Sequence[EditRequest], reads: StateReader, targets: bool
-) -> list[dict[str, Tensor]]:
-    batch = encode_requests(vlm, requests, targets=targets)
-    with read(vlm, reads.layers) as hidden:
-        vlm.logits(batch)
-    return reads.states(hidden, batch)
-
-
-def _on_cpu(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in states.items()}

@@ -1,12 +1,13 @@
-"""Pairs of an input and an edit to learn a gate from: what an edit covers, and what it must not.
+"""Training pairs of a gate: an input, an edit, and whether the edit covers the input.
 
-Besides what a sample says of its own inputs there are pairs that follow from it: inputs of other
-samples; text-only questions, each with itself and with others; and pairs whose images are not to be
-looked at, as if neither had one.
+A sample's own inputs are labelled by the sample. Further pairs follow from them: inputs of other
+samples, text-only questions paired with themselves and with others, and pairs whose images are
+hidden from the gate.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,24 +16,19 @@ from torch import Tensor
 from editors.gating.features import VISUAL
 from editors.gating.inputs import COVERED, RelatedInput
 
-OTHERS = 4  # inputs of other samples that each edit is compared with
+OTHERS = 4  # inputs of other samples that each edit is paired with
 WEIGHTS = {"own": 1.0, "other": 0.5, "text": 0.5, "hidden": 0.25}
 
 
 @dataclass(frozen=True, eq=False)
 class InputStates:
-    """Inputs and their states.
-
-    Attributes:
-        inputs: Which input of which sample each is.
-        states: What was picked of each.
-    """
+    """Inputs of samples with the features of each."""
 
     inputs: Sequence[RelatedInput]
     states: Sequence[Mapping[str, Tensor]]
 
-    def of(self, rows: Sequence[int]) -> "Kept":
-        """The inputs of some samples, which are then counted from 0 in the order of `rows`."""
+    def select(self, rows: Sequence[int]) -> "InputStates":
+        """Return the inputs of some samples, renumbered from 0 in the order of `rows`."""
         number = {row: i for i, row in enumerate(rows)}
         keep = [i for i, one in enumerate(self.inputs) if one.row in number]
         keep.sort(key=lambda i: number[self.inputs[i].row])
@@ -42,14 +38,14 @@ class InputStates:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of inputs, by their numbers.
+    """Pairs of inputs, by index.
 
     Attributes:
-        query: The input that comes.
+        query: The input.
         edit: The input that the edit was made from.
-        covered: Whether the edit must be served.
-        weight: In the loss.
-        hidden: Whether the images are not to be looked at.
+        covered: Whether the edit applies to the input.
+        weight: Weight in the loss.
+        hidden: Whether the gate is to ignore both images.
     """
 
     query: Int[Tensor, " pair"]
@@ -59,34 +55,34 @@ class Pairs:
     hidden: Bool[Tensor, " pair"]
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(NamedTuple):
     query: int
     edit: int
     covered: bool
     kind: str
 
 
-def pairs_of(kept: InputStates, generator: torch.Generator) -> Pairs:
-    """Pairs among inputs of some samples, those of a sample one behind the other.
+def sample_pairs(data: InputStates, generator: torch.Generator) -> Pairs:
+    """Draw pairs among the inputs of some samples.
 
     The edit of a sample is its request or, half of the time, another input that it covers.
     """
-    edits = _edits(kept, generator)
-    own = [_Pair(i, edits[r.row], r.relation in COVERED, "own") for i, r in enumerate(kept.inputs)]
-    found = [*own, *_others(kept, edits, generator), *_texts(kept), *_hidden(kept, own)]
+    edits = _edits(data, generator)
+    own = [_Pair(i, edits[r.row], r.relation in COVERED, "own") for i, r in enumerate(data.inputs)]
+    found = [*own, *_others(data, edits, generator), *_texts(data), *_hidden(data, own)]
+    query, edit, covered, kinds = zip(*found, strict=True)
     return Pairs(
-        torch.tensor([pair.query for pair in found]),
-        torch.tensor([pair.edit for pair in found]),
-        torch.tensor([pair.covered for pair in found]),
-        torch.tensor([WEIGHTS[pair.kind] for pair in found]),
-        torch.tensor([pair.kind == "hidden" for pair in found]),
+        torch.tensor(query),
+        torch.tensor(edit),
+        torch.tensor(covered),
+        torch.tensor([WEIGHTS[kind] for kind in kinds]),
+        torch.tensor([kind == "hidden" for kind in kinds]),
     )
 
 
-def _edits(kept: InputStates, generator: torch.Generator) -> list[int]:
+def _edits(data: InputStates, generator: torch.Generator) -> list[int]:
     covered: dict[int, list[int]] = {}
-    for i, one in enumerate(kept.inputs):
+    for i, one in enumerate(data.inputs):
         if one.relation in COVERED:
             covered.setdefault(one.row, []).append(i)  # the request comes first
     draws = torch.rand(len(covered), 2, generator=generator).tolist()
@@ -96,20 +92,20 @@ def _edits(kept: InputStates, generator: torch.Generator) -> list[int]:
     ]
 
 
-def _others(kept: InputStates, edits: Sequence[int], generator: torch.Generator) -> list[_Pair]:
-    drawn = torch.randint(len(kept.inputs), (len(edits), OTHERS), generator=generator).tolist()
+def _others(data: InputStates, edits: Sequence[int], generator: torch.Generator) -> list[_Pair]:
+    drawn = torch.randint(len(data.inputs), (len(edits), OTHERS), generator=generator).tolist()
     return [
         _Pair(i, edit, False, "other")
         for row, (edit, some) in enumerate(zip(edits, drawn, strict=True))
         for i in some
-        if kept.inputs[i].row != row
+        if data.inputs[i].row != row
     ]
 
 
-def _texts(kept: InputStates) -> list[_Pair]:
-    """Each text-only question with itself and with the next one."""
-    texts = [i for i, one in enumerate(kept.states) if not len(one[VISUAL])]
-    prompt = [kept.inputs[i].request.prompt for i in texts]
+def _texts(data: InputStates) -> list[_Pair]:
+    """Pair each text-only question with itself and with the next one."""
+    texts = [i for i, one in enumerate(data.states) if not len(one[VISUAL])]
+    prompt = [data.inputs[i].request.prompt for i in texts]
     return [
         _Pair(i, texts[other], prompt[number] == prompt[other], "text")
         for number, i in enumerate(texts)
@@ -117,14 +113,13 @@ def _texts(kept: InputStates) -> list[_Pair]:
     ]
 
 
-def _hidden(kept: InputStates, own: Sequence[_Pair]) -> list[_Pair]:
-    seen = [
-        p for p in own if len(kept.states[p.query][VISUAL]) and len(kept.states[p.edit][VISUAL])
-    ]
-    prompt = [one.request.prompt for one in kept.inputs]
-    # Without their images the same words about another image are the same question.
+def _hidden(data: InputStates, own: Sequence[_Pair]) -> list[_Pair]:
+    prompt = [one.request.prompt for one in data.inputs]
+    has_image = [len(one[VISUAL]) > 0 for one in data.states]
+    # Without images, the same words about another image are the same question.
     return [
-        _Pair(p.query, p.edit, p.covered, "hidden")
-        for p in seen
-        if p.covered or prompt[p.query] != prompt[p.edit]
-    ]
+        pair._replace(kind="hidden")
+        for pair in own
+        if has_image[pair.query] and has_image[pair.edit]
+        and (pair.covered or prompt[pair.query] != prompt[pair.edit])
+    ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Where a gate opens: a threshold from the scores of training edits and their inputs."""
+"""Thresholds of gates, from training edits and their inputs, and tables of open rates and AUC."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,25 +10,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attrib.analyses.gate_roc import separation
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
+from attrib.results import Result
+from attrib.stats import RESAMPLES
 from editors.adapters.sites import Gate
-from editors.gating.inputs import COVERED, EASY, REQUEST, RelatedInput, collect_states, related
+from editors.gating.inputs import (
+    COVERED,
+    EASY,
+    REQUEST,
+    RelatedInput,
+    collect_states,
+    related_inputs,
+)
 
 Values = Float[np.ndarray, " _"]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what it does to the inputs that it was found on.
+    """A threshold and its open rates on the inputs that it was found on.
 
     Attributes:
-        threshold: Scores from it on open.
-        rule: In words.
-        kept: Mean share of the covered inputs that open it; each relation counts the same.
-        false_open: The same of those that must not.
-        open_rates: By relation.
+        threshold: Lowest score that opens.
+        rule: The rule, in words.
+        kept: Share of the covered inputs that open, averaged over relations.
+        false_open: Share of the other inputs that open, averaged over relations.
+        open_rates: Share that opens, by relation.
     """
 
     threshold: float
@@ -38,13 +48,8 @@ class Calibration:
     open_rates: Mapping[str, float]
 
     def record(self) -> dict[str, Any]:
-        """The same for JSON."""
-        return {
-            "rule": self.rule,
-            "kept": self.kept,
-            "false_open": self.false_open,
-            "open_rates": dict(self.open_rates),
-        }
+        """Return everything but the threshold as JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "threshold"}
 
 
 def calibrate(
@@ -54,18 +59,18 @@ def calibrate(
     false_open: float | None = None,
     keep: float | None = None,
 ) -> Calibration:
-    """The threshold of a gate, half way between two scores.
+    """Find a gate's threshold, half way between two scores.
 
     Args:
-        covered: By relation the scores of inputs that must open it.
-        others: By relation the scores of those that must not.
-        false_open: The lowest threshold at which no larger share of `others` opens.
-        keep: Or the highest one at which at least this share of `covered` opens. With neither, the
-            one where the share of `covered` that opens is most above that of `others` (Youden), of
-            equals the highest. Shares are means over relations, each counting the same.
+        covered: Scores of inputs that must open the gate, by relation.
+        others: Scores of inputs that must not, by relation.
+        false_open: Take the lowest threshold at which at most this share of `others` opens.
+        keep: Or the highest at which at least this share of `covered` opens. With neither, the
+            highest threshold with the largest difference between the two shares (Youden). Shares
+            are averaged over relations.
 
     Raises:
-        AttribError: No scores on one of the sides, both rules given, or a rate outside [0, 1].
+        AttribError: One side has no scores, both rules are given, or a rate is outside [0, 1].
     """
     if not covered or not others:
         raise AttribError("a threshold needs inputs that an edit covers, and others")
@@ -76,7 +81,7 @@ def calibrate(
             raise AttribError(f"a rate of {rate}: expected one from 0 to 1")
     cuts = _cuts(np.concatenate([*covered.values(), *others.values()]))
     kept, opened = (
-        np.mean([_open(v, cuts) for v in some.values()], 0) for some in (covered, others)
+        np.mean([_open_share(v, cuts) for v in some.values()], 0) for some in (covered, others)
     )
     if false_open is not None:
         at, rule = int((opened <= false_open).argmax()), f"at most {false_open:g} of others open"
@@ -84,19 +89,20 @@ def calibrate(
         at, rule = _last(kept >= keep), f"at least {keep:g} of covered inputs open"
     else:
         at, rule = _last(kept - opened == (kept - opened).max()), "most kept minus falsely open"
-    rates = {
-        name: float(_open(v, cuts[at : at + 1])[0]) for name, v in {**covered, **others}.items()
+    open_rates = {
+        name: float(_open_share(v, cuts[at : at + 1])[0])
+        for name, v in {**covered, **others}.items()
     }
-    return Calibration(float(cuts[at]), rule, float(kept[at]), float(opened[at]), rates)
+    return Calibration(float(cuts[at]), rule, float(kept[at]), float(opened[at]), open_rates)
 
 
-def calibrated(
+def calibrate_scores(
     scores: pd.DataFrame, *, false_open: float | None = None, keep: float | None = None
 ) -> Calibration:
-    """The threshold by what `gate_scores` returned.
+    """Find a threshold from the table of `gate_scores`.
 
-    Covered are the generality inputs (a request itself always looks like its edit), others the hard
-    locality inputs; where there are none of these, the requests and all locality inputs.
+    Covered inputs are the generality inputs (a request is always similar to its own edit), others
+    the hard locality inputs; without any of these, the requests and all locality inputs.
     """
     by = {str(name): np.asarray(some["value"]) for name, some in scores.groupby("relation")}
     covered = {name: by[name] for name in COVERED[1:] if name in by} or {REQUEST: by[REQUEST]}
@@ -108,21 +114,21 @@ def calibrated(
 def gate_scores(
     vlm: VLM, samples: Sequence[EditSample], gate: Gate, *, forced: bool = True
 ) -> pd.DataFrame:
-    """How each sample's edit scores all of the sample's inputs.
+    """Score every input of each sample against the sample's edit.
 
     Args:
         vlm: The model; inputs are run through it once, unedited.
         samples: The edits.
-        gate: What scores.
-        forced: Whether inputs come with their gold answers, as under teacher forcing, or as prompts
-            alone, as when a model is used. It matters only to a gate that leaks.
+        gate: The gate.
+        forced: Whether inputs include their gold answers, as under teacher forcing, or are prompts
+            alone, as when a model is used. Only a leaking gate scores them differently.
 
     Returns:
         The columns example, relation, value.
     """
-    inputs = related(samples)
-    edits = collect_states(vlm, [s.request for s in samples], gate, targets=True, what="edits")
-    states = collect_states(vlm, [one.request for one in inputs], gate, targets=forced)
+    inputs, reads = related_inputs(samples), (gate.layers, gate.states)
+    edits = collect_states(vlm, [s.request for s in samples], *reads, targets=True, what="edits")
+    states = collect_states(vlm, [one.request for one in inputs], *reads, targets=forced)
     return score_table([sample.id for sample in samples], inputs, states, edits, gate)
 
 
@@ -133,7 +139,7 @@ def score_table(
     edits: Sequence[Mapping[str, Tensor]],
     gate: Gate,
 ) -> pd.DataFrame:
-    """The same from states that are known: of each input, and of each sample's edit."""
+    """Return the table of `gate_scores`, given the features of inputs and edits."""
     values = torch.full((len(inputs),), torch.nan)
     of: dict[int, list[int]] = {}
     for i, one in enumerate(inputs):
@@ -150,8 +156,65 @@ def score_table(
     )
 
 
+def gate_table(
+    vlm: VLM,
+    samples: Sequence[EditSample],
+    gates: Mapping[str, Gate],
+    *,
+    forced: bool = False,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """AUC and open rates of gates by kind of input, with 95 % bootstrap intervals.
+
+    The bootstrap draws edits with all their inputs, and draws are shared by the gates. Thresholds
+    are the gates' own.
+
+    Args:
+        vlm: The model; every input is run through it once per gate, unedited.
+        samples: Test edits.
+        gates: By name.
+        forced: As in `gate_scores`.
+        seed: Seed of the bootstrap.
+        resamples: Number of draws.
+
+    Returns:
+        One row per gate and relation: `gate`, `relation`, `open` (share of these inputs that opens
+        the gate) with `open_low` and `open_high`, `n` (edits), `auc` (generality inputs against
+        these; NaN for inputs that must open) with `auc_low` and `auc_high`, `threshold`.
+
+    Raises:
+        AttribError: There is no sample.
+    """
+    if not samples:
+        raise AttribError("there is no edit to evaluate gates on; see the quarantined rows")
+    tables = []
+    for name, gate in gates.items():
+        scores = gate_scores(vlm, samples, gate, forced=forced)
+        table = open_rates(scores, gate.threshold, seed=seed, resamples=resamples)
+        tables.append(table.assign(gate=name, threshold=gate.threshold))
+    return pd.concat(tables, ignore_index=True)
+
+
+def open_rates(
+    scores: pd.DataFrame, threshold: float, *, seed: int = 0, resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """Return the rows of `gate_table` for one gate, from its `gate_scores`."""
+    provenance = {"seed": seed}
+    opened = scores.assign(value=(scores["value"] >= threshold).astype(float))
+    shares = Result("open", opened, provenance).mean(["relation"], resamples=resamples)
+    shares = shares.rename(columns={"mean": "open", "low": "open_low", "high": "open_high"})
+    # The request itself would be compared with itself.
+    rest = scores[scores["relation"] != REQUEST].assign(layer=0, token="gate")
+    columns = ["auc", "auc_low", "auc_high"]
+    if rest.empty:
+        return shares.assign(**dict.fromkeys(columns, float("nan")))
+    auc = separation(Result("gate", rest, provenance), resamples=resamples)
+    return shares.merge(auc[["relation", *columns]], "left", "relation")
+
+
 def _cuts(values: Values) -> Values:
-    """Thresholds that part the scores, rising: below all of them, between each two, above all."""
+    """Candidate thresholds, rising: the lowest score, between each two, above the highest."""
     levels = np.unique(values)
     if not np.isfinite(levels).all():
         raise AttribError("a score of the gate is not finite; no threshold can be found")
@@ -159,7 +222,7 @@ def _cuts(values: Values) -> Values:
     return np.concatenate([levels[:1], between, [np.nextafter(levels[-1], np.inf)]])
 
 
-def _open(values: Values, cuts: Values) -> Values:
+def _open_share(values: Values, cuts: Values) -> Values:
     return (len(values) - np.searchsorted(np.sort(values), cuts)) / len(values)
 
 

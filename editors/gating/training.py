@@ -1,10 +1,10 @@
-"""Learning a gate, and finding the threshold of any gate, both on training edits alone."""
+"""Training of gates and calibration of their thresholds, both on training edits alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -15,33 +15,33 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.gating.classifier import GateNet
-from editors.gating.features import GateReader, Inputs
-from editors.gating.gates import CosineGate, LearnedGate, Token
-from editors.gating.inputs import REQUEST, collect_states, related
-from editors.gating.pairs import InputStates, Pairs, pairs_of
-from editors.gating.threshold import calibrated, gate_scores, score_table
+from editors.gating.features import GateInputs, GateReader
+from editors.gating.gates import COSINES, NO_GATE, CosineGate, LearnedGate, Token, check_gate
+from editors.gating.inputs import REQUEST, collect_states, related_inputs
+from editors.gating.pairs import InputStates, Pairs, sample_pairs
+from editors.gating.threshold import calibrate_scores, gate_scores, score_table
 
-FIT_ON = 256  # inputs whose states are standardised to mean 0 and standard deviation 1
+STATISTICS_INPUTS = 256  # inputs from which features are standardised
 LARGEST_GRADIENT = 1.0  # norm
 WARMUP = 0.1  # of the steps
-FALSE_OPEN = 0.03  # mean share of hard locality inputs, each relation counting the same
+FALSE_OPEN = 0.03  # share of hard locality inputs that open, averaged over relations
 
 
 @dataclass(frozen=True)
 class GateTraining:
-    """How a gate is learned.
+    """Settings of a learned gate.
 
     Attributes:
-        steps: Updates.
-        batch_size: Edits of an update, each with all of its inputs.
-        learning_rate: Its peak (AdamW, warm-up and half a cosine).
+        steps: Optimizer steps.
+        batch_size: Edits per step, each with all of its inputs.
+        learning_rate: Peak rate (AdamW, warm-up and half a cosine).
         weight_decay: Of AdamW.
-        held_out: Share of the samples that is not learned from; the threshold is found there.
-        seed: Of the split, the weights, the pairs.
-        width: Of what is kept of the words, and of the image as a whole.
-        pools: In how many ways words are averaged.
-        patch: Of what is kept of a visual token.
-        dropout: While learning.
+        held_out: Share of the samples kept for calibration.
+        seed: Seed of the split, the weights and the pairs.
+        width: Width of the text and image embeddings.
+        pools: Number of learned weighted averages over the text tokens.
+        patch: Width of a visual token's embedding.
+        dropout: Dropout rate.
     """
 
     steps: int = 600
@@ -57,8 +57,30 @@ class GateTraining:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Those of the network."""
+        """Sizes of the network."""
         return {name: getattr(self, name) for name in ("width", "pools", "patch", "dropout")}
+
+
+def fit_gate(
+    name: str, vlm: VLM, samples: Sequence[EditSample], layer: int, **settings: Any
+) -> CosineGate | LearnedGate | None:
+    """Fit the gate called `name` to training edits; None for "none".
+
+    Args:
+        name: "prompt_last" compares the last prompt token; "sequence_last" the last target token,
+            which leaks the gold answer (DualEdit's program); "learned" is a small network that
+            reads prompts alone; or "none".
+        vlm: The model.
+        samples: Training edits.
+        layer: The layer that the gate reads; the first that is written.
+        settings: Arguments of `fit_cosine_gate` or `train_gate`.
+    """
+    check_gate(name)
+    if name == NO_GATE:
+        return None
+    if name in COSINES:
+        return fit_cosine_gate(vlm, samples, layer, cast("Token", name), **settings)
+    return train_gate(vlm, samples, [layer], **settings)
 
 
 def train_gate(
@@ -70,16 +92,16 @@ def train_gate(
     false_open: float | None = None,
     keep: float | None = None,
 ) -> LearnedGate:
-    """A gate that is learned from edits and the inputs that they are judged by.
+    """Train a gate on edits and the inputs that they are evaluated on.
 
     Args:
         vlm: The model; all inputs are run through it once, unedited.
         samples: Training edits.
-        layers: What it reads; none behind the first layer that is written.
-        settings: How it is learned.
-        false_open: Where its threshold lies, by the hard locality inputs of held-out samples (see
-            `calibrate`); with neither this nor `keep`, at a rate of 0.03.
-        keep: The other way to say that.
+        layers: Layers that it reads; none after the first layer that is written.
+        settings: Settings of the training.
+        false_open: Calibrate on held-out samples to this share of open hard locality inputs (see
+            `calibrate`); with neither this nor `keep`, 0.03.
+        keep: Or to this share of open generality inputs.
 
     Raises:
         AttribError: Fewer than two samples, a layer that the model does not have, or a loss that is
@@ -87,15 +109,15 @@ def train_gate(
     """
     settings = settings or GateTraining()
     learned, held = split(len(samples), settings)
-    reader = _reader(vlm, samples, learned, layers, settings.seed)
-    inputs = related(samples)
-    states = collect_states(vlm, [one.request for one in inputs], reader)
-    kept = InputStates(inputs, states)
-    net = fit_net(kept.of(learned), reader, settings)
-    gate = LearnedGate(reader, net, 0.0)
+    reader = _fit_reader(vlm, samples, learned, layers, settings.seed)
+    inputs = related_inputs(samples)
+    states = collect_states(vlm, [one.request for one in inputs], reader.layers, reader.states)
+    data = InputStates(inputs, states)
+    gate = LearnedGate(reader, fit_net(data.select(learned), reader, settings), 0.0)
     if false_open is None and keep is None:
         false_open = FALSE_OPEN
-    found = calibrated(_held_scores(gate, kept.of(held)), false_open=false_open, keep=keep)
+    scores = _held_out_scores(gate, data.select(held))
+    found = calibrate_scores(scores, false_open=false_open, keep=keep)
     record = {
         "settings": asdict(settings),
         "samples": {"learned": len(learned), "held_out": len(held)},
@@ -113,55 +135,49 @@ def fit_cosine_gate(
     false_open: float | None = None,
     keep: float | None = None,
 ) -> CosineGate:
-    """A gate by the cosine of one token, whose threshold is found on training edits.
+    """Calibrate a cosine gate on training edits.
 
     Args:
         vlm: The model.
         samples: Training edits.
-        layer: Whose output it compares; not behind the first layer that is written.
+        layer: The layer that it reads; not after the first layer that is written.
         token: "prompt_last", or the leaking "sequence_last".
-        false_open: Where its threshold lies; see `calibrate`. By default where most covered inputs
-            open above the share of others: at a low rate of these a cosine covers next to nothing.
-        keep: The other way to say that.
+        false_open: See `calibrate`. By default Youden's threshold: at a low rate of false openings
+            a cosine covers next to nothing.
+        keep: See `calibrate`.
     """
     gate = CosineGate(layer, 0.0, token)
-    found = calibrated(gate_scores(vlm, samples, gate), false_open=false_open, keep=keep)
+    found = calibrate_scores(gate_scores(vlm, samples, gate), false_open=false_open, keep=keep)
     record = {"samples": {"held_out": len(samples)}, "calibration": found.record()}
     return replace(gate, threshold=found.threshold, record=record)
 
 
 def split(num: int, settings: GateTraining) -> tuple[list[int], list[int]]:
-    """Which samples are learned from, and which are held out.
-
-    Raises:
-        AttribError: Fewer than two samples.
-    """
+    """Split sample indices into training and held-out; raise AttribError for fewer than two."""
     if num < 2:
-        raise AttribError(f"a gate is learned from two or more edits, got {num}")
+        raise AttribError(f"a gate is trained on two or more edits, got {num}")
     order = torch.randperm(num, generator=torch.Generator().manual_seed(settings.seed)).tolist()
     held = min(num - 1, max(1, round(settings.held_out * num)))
     return sorted(order[held:]), sorted(order[:held])
 
 
-def fit_net(kept: InputStates, reader: GateReader, settings: GateTraining) -> GateNet:
-    """The network that is learned from some inputs, in evaluation mode.
-
-    Raises:
-        AttribError: The loss is not finite.
-    """
+def fit_net(data: InputStates, reader: GateReader, settings: GateTraining) -> GateNet:
+    """Train the network; raise AttribError if the loss is not finite."""
     generator = torch.Generator().manual_seed(settings.seed)
-    num = max(one.row for one in kept.inputs) + 1
+    num = max(one.row for one in data.inputs) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        net = GateNet.over(reader, **settings.sizes).train()
+        net = GateNet.for_reader(reader, **settings.sizes).train()
         optimizer = torch.optim.AdamW(
             net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share, settings.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(_rate_share, settings.steps)
+        )
         for step in range(settings.steps):
             rows = torch.randperm(num, generator=generator)[: settings.batch_size].tolist()
-            part = kept.of(rows)
-            loss = pair_loss(net, part, pairs_of(part, generator))
+            part = data.select(rows)
+            loss = pair_loss(net, part, sample_pairs(part, generator))
             if not loss.isfinite():
                 raise AttribError(f"the gate's loss is {loss.item()} at step {step}")
             optimizer.zero_grad()
@@ -172,9 +188,9 @@ def fit_net(kept: InputStates, reader: GateReader, settings: GateTraining) -> Ga
     return net.eval()
 
 
-def pair_loss(net: GateNet, kept: InputStates, pairs: Pairs) -> Tensor:
-    """The weighted mean of the cross-entropies of all pairs."""
-    encoded = net.encode(Inputs.of(kept.states))
+def pair_loss(net: GateNet, data: InputStates, pairs: Pairs) -> Tensor:
+    """Weighted mean cross-entropy over pairs."""
+    encoded = net.encode(GateInputs.of(data.states))
     query, edit = (encoded[i].without_image(pairs.hidden) for i in (pairs.query, pairs.edit))
     scores = net.compare(query, edit)
     wanted = pairs.covered.to(scores)
@@ -182,38 +198,23 @@ def pair_loss(net: GateNet, kept: InputStates, pairs: Pairs) -> Tensor:
     return (losses * pairs.weight).sum() / pairs.weight.sum()
 
 
-def _share(steps: int, step: int) -> float:
-    """The learning rate as a share of its peak: it rises over a tenth of the steps, then falls."""
+def _rate_share(steps: int, step: int) -> float:
+    """Learning rate relative to its peak: linear warm-up, then half a cosine."""
     risen = (step + 1) / max(1, WARMUP * steps)
     return min(risen, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def _reader(
+def _fit_reader(
     vlm: VLM, samples: Sequence[EditSample], rows: Sequence[int], layers: Sequence[int], seed: int
 ) -> GateReader:
     reader = GateReader(sorted(set(layers)), vlm.d_model, seed)
-    few = [one.request for one in related([samples[row] for row in rows[:FIT_ON]])]
-    step = max(1, len(few) // FIT_ON)
-    reader.fit(collect_states(vlm, few[::step], _Raw(reader), what="a first look"))
+    some = related_inputs([samples[row] for row in rows[:STATISTICS_INPUTS]])
+    requests = [one.request for one in some[:: max(1, len(some) // STATISTICS_INPUTS)]]
+    reader.fit(collect_states(vlm, requests, reader.layers, reader.raw_states, what="statistics"))
     return reader
 
 
-@dataclass(frozen=True)
-class _Raw:
-    """States as they are, before they are standardised."""
-
-    reader: GateReader
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return self.reader.layers
-
-    def states(self, hidden: Mapping[int, Tensor], batch: Any) -> list[dict[str, Tensor]]:
-        return self.reader.raw_states(hidden, batch)
-
-
-def _held_scores(gate: LearnedGate, kept: InputStates) -> pd.DataFrame:
-    encoded = [gate.encode([one])[0] for one in kept.states]
-    edits = [s for one, s in zip(kept.inputs, encoded, strict=True) if one.relation == REQUEST]
-    ids = [str(row) for row in range(len(edits))]
-    return score_table(ids, kept.inputs, encoded, edits, gate)
+def _held_out_scores(gate: LearnedGate, data: InputStates) -> pd.DataFrame:
+    encoded = [gate.encode([one])[0] for one in data.states]
+    edits = [s for one, s in zip(data.inputs, encoded, strict=True) if one.relation == REQUEST]
+    return score_table([str(row) for row in range(len(edits))], data.inputs, encoded, edits, gate)

@@ -1,7 +1,7 @@
-"""An edit as files: safetensors for what is kept of it, JSON for what it is and of which model.
+"""Edits as files: one safetensors file, with its kind and model as JSON in the metadata.
 
-Edits that are no weights need their editor to hold; the files name it by the digest of what it has
-learned, and are refused with another.
+Edits other than weights and neurons need their editor; the file stores a digest of the editor's
+tensors, and loading with another editor is refused.
 """
 
 import json
@@ -22,14 +22,14 @@ from editors.base import Edit, WeightEdit
 from editors.io.tensors import digest_of, save_tensors
 from editors.weights.neurons import NeuronEdit, neuron_edit
 
-RECORD = "edit"  # key of the JSON in the file's metadata
+RECORD = "edit"  # metadata key of the JSON
 
 
 def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Path:
-    """Write an edit of `vlm` to one safetensors file; where it needs `editor`, with its digest.
+    """Write an edit of `vlm` to a safetensors file, with the digest of `editor` if it needs it.
 
     Raises:
-        SetupError: The edit is of a kind that no file is made of.
+        SetupError: Edits of this kind cannot be saved, or not without their editor.
     """
     record: dict[str, Any] = {
         "model": {"name": vlm.name, "fingerprint": fingerprint(vlm)},
@@ -52,21 +52,21 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
 
 
 def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
-    """The edit in a file.
+    """Load an edit.
 
     Args:
         path: The file.
-        vlm: The model that it is of.
-        editor: What made it; needed for edits that are no weights.
+        vlm: The model that was edited.
+        editor: The editor that made it; needed unless the edit consists of weights or neurons.
 
     Raises:
-        SetupError: It is no edit, or one of another model or of another editor.
+        SetupError: The file is not an edit, or it is of another model or another editor.
     """
     record, tensors = _read(Path(path))
     if record["model"]["fingerprint"] != fingerprint(vlm):
         raise SetupError(
             f"{path} is an edit of {record['model']['name']}, whose weights are not those of "
-            f"{vlm.name}; load that model, or make the edit anew"
+            f"{vlm.name}; load that model, or make the edit again"
         )
     tensors = {name: value.to(vlm.device) for name, value in tensors.items()}
     if record["kind"] == "WeightEdit":
@@ -80,7 +80,7 @@ def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
     if record["kind"] in ("HiddenEdit", "SERACEdit", "SeracEdit"):
         memories = [_memory(i, request, tensors) for i, request in enumerate(requests)]
         return editor.from_memories(memories)
-    edits = [editor.edit(vlm, request) for request in requests]  # texts, made of texts alone
+    edits = [editor.edit(vlm, request) for request in requests]  # prompts, made of text alone
     return edits[0] if len(edits) == 1 else editor.merge(edits)
 
 
@@ -114,6 +114,6 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             record = json.loads((file.metadata() or {})[RECORD])
             return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise SetupError(f"{path}: there is no such file") from error
+        raise SetupError(f"{path}: no such file") from error
     except Exception as error:  # safetensors' own error class is not public
-        raise SetupError(f"{path}: not an edit that was saved here ({error})") from error
+        raise SetupError(f"{path} is not a saved edit ({error})") from error

@@ -1,4 +1,4 @@
-"""What the folder of an editor says of it: which editor, of which model."""
+"""The record of a saved editor: its name, its model and its settings."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ SETTINGS = "editor.json"
 
 
 def write_record(path: Path, name: str, vlm: VLM, about: Mapping[str, Any]) -> None:
-    """Write which editor a folder holds, for which model, and `about` (JSON)."""
+    """Write the editor's name, its model and `about` (JSON) into the folder `path`."""
     model = {"name": vlm.name, "fingerprint": fingerprint(vlm)}
     record = {"editor": name, "model": model, **about, "versions": versions()}
     path.mkdir(parents=True, exist_ok=True)
@@ -23,10 +23,10 @@ def write_record(path: Path, name: str, vlm: VLM, about: Mapping[str, Any]) -> N
 
 
 def read_record(path: Path, name: str, vlm: VLM) -> dict[str, Any]:
-    """What `write_record` wrote of the editor `name` for `vlm`.
+    """Return the record that `write_record` wrote for the editor `name` and `vlm`.
 
     Raises:
-        SetupError: There is none, or it is of another editor or model.
+        SetupError: There is no record, or it is of another editor or model.
     """
     if not (path / SETTINGS).exists():
         raise SetupError(f"{path} holds no editor: there is no {SETTINGS} in it")

@@ -19,9 +19,8 @@ from editors.adapters.edit_signal import signal_layers
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import AdapterConfig, Gate, MemoryEntry, Site
 from editors.base import Edit
-from editors.gating.checkpoint import load_gate, save_gate
-from editors.gating.fit import NO_GATE, check_gate, fit_gate
-from editors.gating.gates import CosineGate, LearnedGate
+from editors.gating.gates import NO_GATE, CosineGate, LearnedGate, check_gate, load_gate, save_gate
+from editors.gating.training import fit_gate
 from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.adapter_objective import AdapterObjective, trained_roles

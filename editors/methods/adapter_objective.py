@@ -93,7 +93,7 @@ class AdapterObjective:
             roles: The kinds of input, by default those that are trained on.
         """
         data, items = data.load(items)
-        rows = data.of(items, self.roles if roles is None else roles)
+        rows = data.rows(items, self.roles if roles is None else roles)
         edits = [data.edits[item] for item in items]
         parts = [self._pass(part, edits) for part in (rows.where(True), rows.where(False))]
         parts = [part for part in parts if part]

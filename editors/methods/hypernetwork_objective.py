@@ -95,7 +95,7 @@ class HypernetworkObjective(AdapterObjective):
         roles: Sequence[str] | None = None,
     ) -> Tokens:
         """The same, under changes that are at hand."""
-        rows = data.of(items, self.roles if roles is None else roles)
+        rows = data.rows(items, self.roles if roles is None else roles)
         # Inputs with and without an image differ in length: apart, they need less padding.
         parts = [self._under(changes, part) for part in (rows.where(True), rows.where(False))]
         parts = [part for part in parts if part]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from editors.adapters.standardize import ChannelStandardizer
+from editors.adapters.adapter import ChannelStandardizer
 
 EDIT_PROMPT, EDIT_TARGET, QUERY = range(3)  # kinds of positions
 LONGEST_WAVE = 10_000.0  # in positions (Vaswani et al. 2017)
@@ -62,7 +62,7 @@ class Counterfactual(nn.Module):
         seen = (causal & real[:, None, :])[:, None]
         for layer in self.layers:
             h = layer(h, seen)
-        return self.units_out.back(self.leave(h[:, edit.shape[1] :]))
+        return self.units_out.inverse(self.leave(h[:, edit.shape[1] :]))
 
 
 class Scope(nn.Module):

@@ -81,7 +81,7 @@ class SERACObjective(AdapterObjective):
     ) -> Tokens:
         """Logits of the counterfactual model and clean ones, labels and roles at answer tokens."""
         data, items = data.load(items)
-        rows = data.of(items, self.roles if roles is None else roles)
+        rows = data.rows(items, self.roles if roles is None else roles)
         edits = [data.edits[item] for item in items]
         parts = [rows.where(has_image) for has_image in (True, False)]
         found = [
@@ -96,7 +96,7 @@ class SERACObjective(AdapterObjective):
     ) -> tuple[Tensor, float]:
         """Cross-entropy of the classifier's choice, and the share of right ones."""
         data, items = data.load(items)
-        rows, scope = data.of(items, self.roles), self.nets.scope
+        rows, scope = data.rows(items, self.roles), self.nets.scope
         edits, queries = (
             vectors(scope, [(q.hidden[self.layer], q.spans) for q in some])
             for some in ([data.edits[item] for item in items], rows.inputs)

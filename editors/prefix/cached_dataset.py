@@ -1,4 +1,4 @@
-"""The training data of adapters: every input of every edit, run up to the first site once."""
+"""Training inputs of edits with their prefix states in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class CachedDataset:
     Attributes:
         ids: The samples' names.
         edits: The request of each sample, with its states at every site.
-        inputs: The queries of each sample, by role; the request is among them.
+        inputs: The inputs of each sample by role, the request among them.
     """
 
     ids: list[str]
@@ -32,63 +32,62 @@ class CachedDataset:
         return len(self.edits)
 
     def load(self, items: Sequence[int]) -> "tuple[CachedDataset, list[int]]":
-        """Data that holds some edits, and where in it they are."""
+        """Return a dataset with some edits in memory, and their places in it."""
         return self, list(items)
 
     def shares(
         self, some: Sequence[int], items: Sequence[int], roles: Sequence[str]
     ) -> dict[str, float]:
-        """Which share of the answer tokens of `items` is in `some` of them, by role."""
+        """Share of the answer tokens of `items` that belong to `some` of them, by role."""
         tokens = {role: [self._num_tokens(i, role) for i in items] for role in roles}
         mine = {role: sum(self._num_tokens(i, role) for i in some) for role in roles}
         return {role: mine[role] / sum(n) for role, n in tokens.items() if any(n)}
 
     def sample_edits(self) -> list[PrefixStates]:
-        """Enough edits to take statistics from: all."""
+        """Return edits for statistics of channels: all."""
         return self.edits
 
     @property
     def num_bytes(self) -> int:
-        """Of all states; what calls of layers share is not counted."""
-        inputs = [q for roles in self.inputs for some in roles.values() for q in some]
-        return sum(q.num_bytes for q in inputs)
-
-    def _num_tokens(self, item: int, role: str) -> int:
-        """Answer tokens of an edit's inputs of a role."""
-        return sum(len(query.final) for query in self.inputs[item].get(role, ()))
+        """Bytes of all states, without the layer arguments that inputs share."""
+        every = [one for roles in self.inputs for some in roles.values() for one in some]
+        return sum(one.num_bytes for one in every)
 
     def split(self, num: int) -> "tuple[CachedDataset, CachedDataset]":
-        """The first `num` edits, and the others."""
+        """Return the first `num` edits, and the others."""
         return (
             CachedDataset(self.ids[:num], self.edits[:num], self.inputs[:num]),
             CachedDataset(self.ids[num:], self.edits[num:], self.inputs[num:]),
         )
 
-    def of(self, items: Sequence[int], roles: Sequence[str]) -> "Rows":
-        """The inputs of some samples that have one of the `roles`."""
-        inputs, edit_of, role_of = [], [], []
-        for number, item in enumerate(items):
-            for role in roles:
-                for query in self.inputs[item].get(role, ()):
-                    inputs.append(query)
-                    edit_of.append(number)
-                    role_of.append(ROLES.index(role))
-        return PrefixRows(inputs, torch.tensor(edit_of), torch.tensor(role_of))
+    def rows(self, items: Sequence[int], roles: Sequence[str]) -> "PrefixRows":
+        """Return the inputs of some edits that have one of the `roles`."""
+        found = [
+            (one, number, ROLES.index(role))
+            for number, item in enumerate(items)
+            for role in roles
+            for one in self.inputs[item].get(role, ())
+        ]
+        inputs, edit_of, role_of = zip(*found, strict=True) if found else ((), (), ())
+        return PrefixRows(list(inputs), torch.tensor(edit_of), torch.tensor(role_of))
+
+    def _num_tokens(self, item: int, role: str) -> int:
+        return sum(len(one.final) for one in self.inputs[item].get(role, ()))
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixRows:
-    """Queries, each with the number of the edit it belongs to and its role."""
+    """Inputs, with the index of the edit that each belongs to and of its role in `ROLES`."""
 
     inputs: list[PrefixStates]
     edit_of: Int[Tensor, " batch"]
     role_of: Int[Tensor, " batch"]
 
-    def where(self, has_image: bool) -> "Rows":
-        """Those with, or those without an image."""
-        some = [bool(q.spans["visual"].any()) == has_image for q in self.inputs]
+    def where(self, has_image: bool) -> "PrefixRows":
+        """Return the inputs with, or those without an image."""
+        some = [bool(one.spans["visual"].any()) == has_image for one in self.inputs]
         at = torch.tensor(some, dtype=torch.bool)
-        kept = [q for q, keep in zip(self.inputs, some, strict=True) if keep]
+        kept = [one for one, keep in zip(self.inputs, some, strict=True) if keep]
         return PrefixRows(kept, self.edit_of[at], self.role_of[at])
 
 
@@ -101,40 +100,40 @@ def cache_dataset(
     roles: Sequence[str] = ROLES,
     silent: bool = False,
 ) -> CachedDataset:
-    """Run all inputs of the samples, keeping their states.
+    """Run all inputs of the samples once and cache their states.
 
     Args:
         vlm: The model.
         samples: The edits.
-        first: Layers from which they are to be run on.
-        signals: Layers at which the states of the edits themselves are wanted.
+        first: Layers after which passes will resume.
+        signals: Layers at which adapters read the edits.
         roles: Which inputs.
-        silent: Whether not to say how far it is.
+        silent: Whether to show no progress bar.
 
     Raises:
         AttribError: There is no sample.
     """
     if not samples:
         raise AttribError("there is no sample to train on; see the quarantined rows")
-    asked = [
+    every = [
         (number, role, request)
         for number, sample in enumerate(samples)
         for role in roles
         for request in requests_of(sample, role)
     ]
-    is_edit = [role == "request" for _, role, _ in asked]
-    edits = [request for _, role, request in asked if role == "request"]
-    others = [request for _, role, request in asked if role != "request"]
-    called = (None, None) if silent else ("inputs of the edits", "edits")
-    ran = iter(prefix_states(vlm, others, first, what=called[0]))
-    installed = prefix_states(vlm, edits, sorted({*first, *signals}), what=called[1])
-    left = iter(installed)
+    requests = [request for _, role, request in every if role == "request"]
+    others = [request for _, role, request in every if role != "request"]
+    labels = (None, None) if silent else ("inputs of the edits", "edits")
+    states = iter(prefix_states(vlm, others, first, what=labels[0]))
+    edits = prefix_states(vlm, requests, sorted({*first, *signals}), what=labels[1])
+    left = iter(edits)
     inputs: list[dict[str, list[PrefixStates]]] = [{} for _ in samples]
-    for (number, role, _), edit in zip(asked, is_edit, strict=True):
-        inputs[number].setdefault(role, []).append(next(left) if edit else next(ran))
-    return CachedDataset([s.id for s in samples], installed, inputs)
+    for number, role, _ in every:
+        one = next(left) if role == "request" else next(states)
+        inputs[number].setdefault(role, []).append(one)
+    return CachedDataset([s.id for s in samples], edits, inputs)
 
 
 def requests_of(sample: EditSample, role: str) -> list[EditRequest]:
-    """The inputs of a sample that have a role."""
+    """Return the inputs of a sample that have a role."""
     return [sample.request] if role == "request" else getattr(sample, role)

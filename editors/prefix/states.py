@@ -1,27 +1,30 @@
-"""Inputs run up to a layer once, so that training goes on from there: the frozen prefix.
+"""Frozen prefix: inputs run once up to the first edited layer, so that training resumes there.
 
-An adapter changes nothing in front of it. So every input of the training data passes the layers up
-to the first site once; a training step pads the kept states of its inputs and runs the later layers
-alone, as plain function calls, with the adapters in between.
+An adapter changes nothing before the layer it writes. Each training input therefore passes these
+layers once; a training step pads the stored states of its inputs and calls the later layers as
+plain functions, with the adapters in between.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from attrib.data.samples import EditRequest
+from attrib.errors import SetupError
 from attrib.forward.hooks import capture, read
-from attrib.forward.layer_call import Call
+from attrib.forward.layer_call import AXES, Call, cut, is_known, pick_rows, seen_keys
 from attrib.forward.replay import Captured, first_tensor
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
 from editors.adapters.edit_signal import EMBED
 from editors.base import encode_requests
-from editors.prefix.calls import one_example, stacked, variants
 
 SPANS = ("visual", "text", "last")
 Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
@@ -29,76 +32,74 @@ Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "bat
 
 @dataclass(frozen=True, eq=False)
 class PrefixStates:
-    """One teacher-forced input of the unedited model, without padding.
+    """States of one teacher-forced input in the unedited model, without padding.
 
     Attributes:
-        hidden: By layer its output, `EMBED` for the stream entering layer 0: "pos d_model".
-        spans: Positions by kind.
-        labels: The next token's id where it belongs to the target, -100 elsewhere.
-        final: The last layer's output at the positions with a label.
-        calls: The different ways in which the layers were called.
-        call_of: Which of them a layer was called in.
-        between: What is added to the stream in front of a layer, where something is.
+        hidden: Output by layer, `EMBED` for the stream entering layer 0: "pos d_model".
+        spans: Positions by span.
+        labels: The next token's id where it belongs to the target, `IGNORE_INDEX` elsewhere.
+        final: The last layer's output at the labelled positions.
+        layer_args: The distinct arguments, besides hidden states, of the layer calls.
+        args_index: Index into `layer_args` for each layer.
+        added: What is added to the stream before a layer (Qwen3-VL), by layer.
     """
 
     hidden: dict[int, Float[Tensor, "pos d_model"]]
     spans: dict[str, Bool[Tensor, " pos"]]
     labels: Int[Tensor, " pos"]
     final: Float[Tensor, "asked d_model"]
-    calls: tuple[Call, ...]
-    call_of: tuple[int, ...]
-    between: dict[int, Float[Tensor, "pos d_model"]]
+    layer_args: tuple[Call, ...]
+    args_index: tuple[int, ...]
+    added: dict[int, Float[Tensor, "pos d_model"]]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the states."""
-        kept = [*self.hidden.values(), *self.between.values(), self.final]
-        return sum(t.numel() * t.element_size() for t in kept)
+        tensors = [*self.hidden.values(), *self.added.values(), self.final]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
     def last(self) -> int:
-        """Where the last prompt token stands."""
+        """Position of the last prompt token."""
         return int(self.spans["last"].int().argmax())
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixBatch:
-    """Queries side by side, padded on the right, to be run on after a layer.
+    """Prefix states padded on the right, to resume after a layer.
 
     Attributes:
-        layer: Whose output `hidden` is.
-        hidden: Their states there.
-        spans: Positions by kind.
-        labels: As in a query; -100 on padding.
-        calls: How each later layer is called.
-        between: What is added to the stream in front of a layer.
+        layer: The layer whose output `hidden` is.
+        hidden: The inputs' states there.
+        spans: Positions by span.
+        labels: As in `PrefixStates`; `IGNORE_INDEX` on padding.
+        layer_args: Arguments of each later layer's call.
+        added: What is added to the stream before a layer, by layer.
     """
 
     layer: int
     hidden: Float[Tensor, "batch pos d_model"]
     spans: dict[str, Bool[Tensor, "batch pos"]]
     labels: Int[Tensor, "batch pos"]
-    calls: dict[int, Call]
-    between: dict[int, Float[Tensor, "batch pos d_model"]]
+    layer_args: dict[int, Call]
+    added: dict[int, Float[Tensor, "batch pos d_model"]]
 
     def run(
         self, vlm: VLM, interventions: Mapping[int, Sequence[Intervention]]
     ) -> Float[Tensor, "asked d_model"]:
-        """The last layer's output where a label is asked for, row by row.
+        """Run the later layers; return the last one's output at the labelled positions.
 
-        Args:
-            vlm: The model.
-            interventions: Applied to each layer's output, in order.
+        `interventions` are applied to each layer's output, in order.
         """
         h = self.hidden
-        for move in interventions.get(self.layer, ()):
-            h = move(h)
+        for intervene in interventions.get(self.layer, ()):
+            h = intervene(h)
         for i in range(self.layer + 1, vlm.num_layers):
-            args, kwargs = self.calls[i]
-            h = h + self.between[i] if i in self.between else h
+            args, kwargs = self.layer_args[i]
+            h = h + self.added[i] if i in self.added else h
             h = first_tensor(vlm.layers[i](h, *args, **kwargs))
-            for move in interventions.get(i, ()):
-                h = move(h)
+            for intervene in interventions.get(i, ()):
+                h = intervene(h)
         return h[self.labels != IGNORE_INDEX]
 
 
@@ -111,17 +112,18 @@ def prefix_states(
     batch_size: int = 32,
     what: str | None = "inputs",
 ) -> list[PrefixStates]:
-    """Run inputs with their targets once, keeping their states at `layers`.
+    """Run inputs with their targets once; return their states at `layers`.
+
+    `what` labels the progress bar; None shows no bar.
 
     Raises:
-        SetupError: The model hands its layers something that cannot be padded.
+        SetupError: The model calls its layers with tensors that cannot be padded.
         RowError: An image cannot be used.
     """
-    starts = range(0, len(requests), batch_size)
     found: list[PrefixStates] = []
+    starts = range(0, len(requests), batch_size)
     for start in starts if what is None else progress(starts, what):
-        some = requests[start : start + batch_size]
-        batch = encode_requests(vlm, some, padding_side="right")
+        batch = encode_requests(vlm, requests[start : start + batch_size], padding_side="right")
         with capture(vlm) as captured, read(vlm) as hidden:
             vlm.logits(batch)
         hidden[EMBED] = captured.embed
@@ -129,56 +131,119 @@ def prefix_states(
     return found
 
 
-def collate(queries: Sequence[PrefixStates], layer: int) -> PrefixBatch:
-    """Queries side by side, to be run on after `layer`."""
-    lengths = [len(q.labels) for q in queries]
-    width, like = max(lengths), queries[0].final
+def collate(inputs: Sequence[PrefixStates], layer: int) -> PrefixBatch:
+    """Pad and stack prefix states, to resume after `layer`."""
+    first, lengths = inputs[0], [len(one.labels) for one in inputs]
     calls = [
-        stacked([q.calls[i] for q in queries], lengths, width, like)
-        for i in range(len(queries[0].calls))
+        _stack_args([one.layer_args[i] for one in inputs], lengths, first.final.device)
+        for i in range(len(first.layer_args))
     ]
-    layers = range(layer + 1, len(queries[0].call_of))
     return PrefixBatch(
         layer,
-        _padded([q.hidden[layer] for q in queries]),
-        {name: _padded([q.spans[name] for q in queries]) for name in SPANS},
-        _padded([q.labels for q in queries], IGNORE_INDEX),
-        {i: calls[queries[0].call_of[i]] for i in layers},
-        {i: _padded([q.between[i] for q in queries]) for i in queries[0].between if i > layer},
+        _pad([one.hidden[layer] for one in inputs]),
+        {name: _pad([one.spans[name] for one in inputs]) for name in SPANS},
+        _pad([one.labels for one in inputs], IGNORE_INDEX),
+        {i: calls[k] for i, k in enumerate(first.args_index) if i > layer},
+        {i: _pad([one.added[i] for one in inputs]) for i in first.added if i > layer},
     )
 
 
 def _split(
-    vlm: VLM,
-    batch: Batch,
-    captured: Captured,
-    hidden: dict[int, Tensor],
-    layers: Sequence[int],
+    vlm: VLM, batch: Batch, captured: Captured, hidden: dict[int, Tensor], layers: Sequence[int]
 ) -> list[PrefixStates]:
-    calls, call_of = variants(vlm, captured)
+    """Split a padded pass into its inputs; tensors are cloned, not views of the whole batch."""
+    calls, args_index = _distinct_args(vlm, captured)
     assert batch.labels is not None
-    between = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0}
-    queries = []
+    added = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0}
+    found = []
     for row, real in enumerate(batch.inputs["attention_mask"].bool()):
         num, labels = int(real.sum()), batch.labels[row]
-        asked = labels != IGNORE_INDEX
-
-        def kept(h: Tensor, row: int = row, num: int = num) -> Tensor:
-            return h[row, :num].clone()  # a view would keep the whole batch in memory
-
-        queries.append(
+        found.append(
             PrefixStates(
-                {layer: kept(hidden[layer]) for layer in layers},
-                {name: kept(batch.spans[name]) for name in SPANS},
+                {layer: hidden[layer][row, :num].clone() for layer in layers},
+                {name: batch.spans[name][row, :num].clone() for name in SPANS},
                 labels[:num].clone(),
-                hidden[vlm.num_layers - 1][row, asked].clone(),
-                tuple(one_example(call, row, num, batch, hidden[EMBED]) for call in calls),
-                call_of,
-                {i: kept(h) for i, h in between.items()},
+                hidden[vlm.num_layers - 1][row, labels != IGNORE_INDEX].clone(),
+                tuple(_args_of_row(call, row, num, batch, hidden[EMBED]) for call in calls),
+                args_index,
+                {i: h[row, :num].clone() for i, h in added.items()},
             )
         )
-    return queries
+    return found
 
 
-def _padded(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
+def _distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int, ...]]:
+    """Return the distinct arguments of a pass's layer calls, and each layer's index into them."""
+    found: dict[tuple[int, ...], int] = {}
+    calls, index = [], []
+    for i in range(vlm.num_layers):
+        call = captured.calls[i]
+        if not is_known(call):
+            raise SetupError(
+                f"{vlm.name}: layer {i} is called with tensors that cannot be padded "
+                f"({', '.join(sorted(call[1]))}); adapters cannot be trained on it yet"
+            )
+        key = tuple(id(leaf) for leaf in pytree.tree_leaves(call[1]) if isinstance(leaf, Tensor))
+        if key not in found:
+            found[key] = len(calls)
+            calls.append(call)
+        index.append(found[key])
+    return calls, tuple(index)
+
+
+def _args_of_row(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> Call:
+    """Return one example's layer arguments, without its padding."""
+    width = batch.inputs["attention_mask"].shape[1]
+    one = pick_rows(call, torch.tensor([row]), batch.size)
+    args, kwargs = cut(one, 0, num, width, like)
+    if kwargs.get("attention_mask") is not None:
+        seen = seen_keys(one, width, like)[..., :num, :num]
+        causal = torch.ones(num, num, dtype=torch.bool, device=like.device).tril()
+        # Without a mask attention is causal, and has faster kernels.
+        kwargs = {**kwargs, "attention_mask": None if bool((seen == causal).all()) else seen}
+    known = {name: kwargs[name] for name in AXES.keys() & kwargs.keys()}
+    return args, kwargs | pytree.tree_map_only(Tensor, torch.clone, known)
+
+
+def _stack_args(calls: Sequence[Call], lengths: Sequence[int], device: torch.device) -> Call:
+    """Stack the layer arguments of several examples, padded to the longest."""
+    args, first = calls[0]
+    kwargs = dict(first)
+    for name in AXES.keys() & first.keys():
+        values = [call[1][name] for call in calls]
+        if name == "attention_mask":
+            kwargs[name] = _stack_masks(values, lengths, device)
+        else:
+            kwargs[name] = pytree.tree_map(partial(_stack, *AXES[name], lengths), *values)
+    return args, kwargs
+
+
+def _stack(row: int, pos: int, lengths: Sequence[int], *parts: Any) -> Any:
+    """Pad tensors along the axis `pos` and concatenate them along `row`."""
+    if not isinstance(parts[0], Tensor):
+        return parts[0]
+    after, width = [0] * (-2 * pos - 1), max(lengths)
+    padded = [
+        nn.functional.pad(part, [*after, width - num])
+        for part, num in zip(parts, lengths, strict=True)
+    ]
+    return torch.cat(padded, row)
+
+
+def _stack_masks(
+    masks: Sequence[Tensor | None], lengths: Sequence[int], device: torch.device
+) -> Tensor | None:
+    """Stack boolean masks; None where all are causal, since padding comes last."""
+    if all(mask is None for mask in masks):
+        return None
+    width = max(lengths)
+    seen = torch.ones(len(masks), 1, width, width, dtype=torch.bool, device=device).tril()
+    for row, (mask, num) in enumerate(zip(masks, lengths, strict=True)):
+        if mask is not None:
+            seen[row, :, :num, :num] = mask[0]
+            seen[row, :, num:, num:] = True  # padding sees itself: an empty row would be NaN
+    return seen
+
+
+def _pad(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=value)

@@ -1,4 +1,4 @@
-"""Training data too large to be kept: a step's inputs pass the first layers when it needs them."""
+"""Training inputs of edits whose prefix states do not fit in memory: recomputed at each step."""
 
 import logging
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from editors.prefix.cached_dataset import CachedDataset, cache_dataset
 from editors.prefix.states import PrefixStates
 
 logger = logging.getLogger("attrib")
-FITTED = 64  # edits that statistics are taken from
-TRIED = 8  # edits by which the size of all is judged
-AT_MOST = 0.5  # of the memory that is left
+STATISTICS_EDITS = 64  # edits for statistics of channels
+SIZED_EDITS = 8  # edits from which the size of all is estimated
+MEMORY_SHARE = 0.5  # of the available memory that a cache may take
 
 
 @dataclass(eq=False)
 class StreamedDataset:
-    """What `CachedDataset` gives, made anew at every step.
+    """The interface of `CachedDataset` for training; states are recomputed for each step.
 
     Attributes:
         vlm: The model.
         samples: The edits.
-        first: Layers from which inputs are run on.
-        signals: Layers at which the states of the edits themselves are wanted.
+        first: Layers after which passes resume.
+        signals: Layers at which adapters read the edits.
         roles: Which inputs.
     """
 
@@ -39,8 +39,8 @@ class StreamedDataset:
         return len(self.samples)
 
     def load(self, items: Sequence[int]) -> tuple[CachedDataset, list[int]]:
-        """Data that holds some edits, and where in it they are."""
-        wanted = list(dict.fromkeys(items))  # where one pass over the data ends, one may come twice
+        """Return a dataset with some edits in memory, and their places in it."""
+        wanted = list(dict.fromkeys(items))  # an edit may come twice where one epoch ends
         if self._last is None or self._last[0] != wanted:
             some = [self.samples[i] for i in wanted]
             where = {"first": self.first, "signals": self.signals, "roles": self.roles}
@@ -48,12 +48,11 @@ class StreamedDataset:
         return self._last[1], [wanted.index(item) for item in items]
 
     def sample_edits(self) -> list[PrefixStates]:
-        """Enough edits to take statistics from: the first ones."""
-        data, _ = self.load(range(min(len(self), FITTED)))
-        return data.edits
+        """Return edits for statistics of channels: the first ones."""
+        return self.load(range(min(len(self), STATISTICS_EDITS)))[0].edits
 
     def shares(self, *_: object) -> dict[str, float]:
-        """Not known without running inputs of other processes: edits count alike."""
+        """Return nothing: other processes' inputs are not run here, so edits count alike."""
         return {}
 
 
@@ -67,25 +66,24 @@ def cached_or_streamed(
     roles: Sequence[str],
     keep: bool | None = None,
 ) -> tuple[CachedDataset | StreamedDataset, CachedDataset]:
-    """The data to train on, kept where there is room for it, and held-out data.
+    """Return the training dataset, cached if it fits in memory, and the held-out one.
 
     Args:
         vlm: The model.
         samples: Edits to train on.
-        held_out: Edits to validate on; always kept.
-        first: Layers from which inputs are to be run on.
-        signals: Layers at which the states of the edits themselves are wanted.
+        held_out: Edits to validate on; always cached.
+        first: Layers after which passes will resume.
+        signals: Layers at which adapters read the edits.
         roles: Which inputs.
-        keep: Whether all states are kept; by default if half of the memory that is left on the
-            model's device holds them, judged by a few edits.
+        keep: Whether to cache; by default if the states fit in half of the memory available on
+            the model's device, estimated from a few edits.
     """
     where = {"first": first, "signals": signals, "roles": roles}
-    anew = StreamedDataset(vlm, samples, first, signals, roles)
-    if keep is None and len(samples) > TRIED:
-        needed = anew.load(range(TRIED))[0].num_bytes / TRIED * len(samples)
-        keep = needed < AT_MOST * available_bytes(vlm.device)
+    streamed = StreamedDataset(vlm, samples, first, signals, roles)
+    if keep is None and len(samples) > SIZED_EDITS:
+        needed = streamed.load(range(SIZED_EDITS))[0].num_bytes / SIZED_EDITS * len(samples)
+        keep = needed < MEMORY_SHARE * available_bytes(vlm.device)
     if keep is False:
-        logger.info("inputs pass the first layers at every step: %d edits", len(samples))
-        return anew, cache_dataset(vlm, held_out, **where)
-    both = cache_dataset(vlm, [*samples, *held_out], **where)
-    return both.split(len(samples))
+        logger.info("prefix states of %d edits are recomputed at every step", len(samples))
+        return streamed, cache_dataset(vlm, held_out, **where)
+    return cache_dataset(vlm, [*samples, *held_out], **where).split(len(samples))

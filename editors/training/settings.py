@@ -6,7 +6,7 @@ from typing import Any
 
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.gating.fit import NO_GATE
+from editors.gating.gates import NO_GATE
 from editors.training.config import SMALL
 from editors.training.setting_values import check_value
 

@@ -15,8 +15,7 @@ import editors
 from attrib import cli
 from attrib.errors import SetupError
 from attrib.results import Result
-from editors.gating.checkpoint import save_gate
-from editors.gating.gates import CosineGate
+from editors.gating.gates import CosineGate, save_gate
 
 ROWS = 4  # two units
 

@@ -174,7 +174,7 @@ def test_inputs_that_are_passed_anew_give_the_same_training(tmp_path, monkeypatc
     vlm = tiny_vlm("llava")
     kept = MEND.train(vlm, samples(6), out=tmp_path / "kept", **{**QUICK, "steps": 2})
     monkeypatch.setattr("editors.prefix.streamed_dataset.available_bytes", lambda _device: 0)
-    monkeypatch.setattr("editors.prefix.streamed_dataset.TRIED", 2)
+    monkeypatch.setattr("editors.prefix.streamed_dataset.SIZED_EDITS", 2)
     anew = MEND.train(vlm, samples(6), out=tmp_path / "anew", **{**QUICK, "steps": 2})
     for name, value in kept.net.state_dict().items():
         torch.testing.assert_close(anew.net.state_dict()[name], value, rtol=1e-3, atol=1e-4)

@@ -11,7 +11,7 @@ from tiny_edits import samples
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
-from editors.adapters.standardize import ChannelStandardizer
+from editors.adapters.adapter import ChannelStandardizer
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
 from editors.methods.serac import SERAC, SERACEdit, _objective
@@ -186,7 +186,7 @@ def test_in_units_of_their_own_no_channel_hides_the_others():
         assert torch.allclose(*found, atol=1e-3) == alike
     units = ChannelStandardizer(8)
     units.fit(states * large)
-    torch.testing.assert_close(units.back(units(states)), states)
+    torch.testing.assert_close(units.inverse(units(states)), states)
 
 
 @torch.no_grad()

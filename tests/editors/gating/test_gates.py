@@ -1,7 +1,6 @@
 """Gates as they are used: one decision per input, on passes and for edits, without the answer."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +13,16 @@ from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import Gate
-from editors.gating.checkpoint import load_gate, save_gate
 from editors.gating.classifier import GateNet
 from editors.gating.features import GateReader
-from editors.gating.gates import CosineGate, LearnedGate, OpenGate, gate_from_config
+from editors.gating.gates import (
+    CosineGate,
+    LearnedGate,
+    OpenGate,
+    gate_from_config,
+    load_gate,
+    save_gate,
+)
 from editors.gating.inputs import collect_states
 from editors.prefix.states import prefix_states
 
@@ -27,11 +32,10 @@ CLOSE = {"atol": 2e-3, "rtol": 2e-3}  # states pass through half precision on th
 def learned(vlm, layers=(0,), threshold=0.0):
     """A gate that has learned nothing, over standardised states."""
     reader = GateReader(layers, vlm.d_model)
-    raw = SimpleNamespace(layers=reader.layers, states=reader.raw_states)
-    reader.fit(collect_states(vlm, requests(), raw))
+    reader.fit(collect_states(vlm, requests(), reader.layers, reader.raw_states))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = GateNet.over(reader, width=8, pools=2, patch=4)
+        net = GateNet.for_reader(reader, width=8, pools=2, patch=4)
     return LearnedGate(reader, net.eval(), threshold)
 
 
@@ -86,7 +90,7 @@ def test_what_is_kept_depends_on_neither_batch_nor_padding(vlm, name):
     for side in ("left", "right"):
         together = states(vlm, gate, encoded(vlm, asked, targets=True, side=side))
         assert_same_states(together, alone, **CLOSE)
-    kept = collect_states(vlm, asked, gate, targets=True, batch_size=3)
+    kept = collect_states(vlm, asked, gate.layers, gate.states, targets=True, batch_size=3)
     assert_same_states(kept, alone, **CLOSE)
 
 

@@ -11,7 +11,7 @@ from attrib.errors import AttribError
 from editors import DualEdit, VisEdit, evaluate
 from editors.evaluation.layer_grid import Cell, cells, grid
 from editors.evaluation.layer_grid_scores import AVERAGED
-from editors.gating.checkpoint import load_gate
+from editors.gating.gates import load_gate
 from editors.training.config import preset_for
 
 CHANGES = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}

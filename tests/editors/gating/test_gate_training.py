@@ -12,13 +12,12 @@ from tiny_edits import samples
 from attrib.analyses.gate_roc import separate
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
-from editors.evaluation.gate_table import gate_table
 from editors.gating.classifier import NEVER
 from editors.gating.features import GateReader
 from editors.gating.gates import LearnedGate
 from editors.gating.inputs import COVERED, REQUEST, RelatedInput
-from editors.gating.pairs import InputStates, pairs_of
-from editors.gating.threshold import score_table
+from editors.gating.pairs import InputStates, sample_pairs
+from editors.gating.threshold import gate_table, score_table
 from editors.gating.training import GateTraining, fit_net, split, train_gate
 
 WIDTH, PATCHES, SAME, OTHER, TEXT = 16, 4, "same_kind", "other_image", "text_locality"
@@ -136,9 +135,9 @@ def test_a_loss_that_is_no_number_is_named():
 
 
 def test_pairs_say_what_an_edit_covers():
-    kept = planted(6, seed=5).of([4, 0, 2])
+    kept = planted(6, seed=5).select([4, 0, 2])
     assert [one.row for one in kept.inputs] == sorted(one.row for one in kept.inputs)
-    pairs = pairs_of(kept, torch.Generator().manual_seed(0))
+    pairs = sample_pairs(kept, torch.Generator().manual_seed(0))
     for query, edit, covered, hidden in zip(
         pairs.query, pairs.edit, pairs.covered, pairs.hidden.tolist(), strict=True
     ):
@@ -182,5 +181,5 @@ def test_what_cannot_be_learned_from_is_refused():
         train_gate(vlm, samples(1), [0])
     with pytest.raises(AttribError, match="layers 0 to 3"):
         train_gate(vlm, samples(2), [4])
-    with pytest.raises(AttribError, match="no edit to judge"):
+    with pytest.raises(AttribError, match="no edit to evaluate gates on"):
         gate_table(vlm, [], {})

@@ -3,25 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from planted_scores import result
 
 from attrib.errors import AttribError
-from attrib.results import Result
-from editors.evaluation.metrics import COLUMNS
 from editors.evaluation.tables import costs, markdown, save_tables, summary
-
-
-def result(rel, editor="mine", gate="ungated", model="m", num=4, protocols=("paper", "generate")):
-    """Every example has the same reliability; the unedited model has none."""
-    rows = []
-    for i in range(num):
-        for protocol in protocols:
-            for name, which, value in (("unedited", "-", 0.0), (editor, gate, rel)):
-                rows.append((f"e{i}", name, which, "color", protocol, "rel", value))
-                rows.append((f"e{i}", name, which, "color", protocol, "m_loc", 1.0))
-        for cost, value in {"edit_ms": i, "bytes": 8, "pass_ms": 2, "edited_pass_ms": 3}.items():
-            rows.append((f"e{i}", editor, gate, "color", "cost", cost, float(value)))
-    made = {"model": {"name": model, "fingerprint": "f"}, "data": {"name": "d", "split": "test"}}
-    return Result("scores", pd.DataFrame(rows, columns=list(COLUMNS)), made)
 
 
 def test_the_unedited_model_stands_first_and_protocols_apart():

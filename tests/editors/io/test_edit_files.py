@@ -63,7 +63,7 @@ def test_another_model_other_adapters_and_other_files_are_refused(llava, editor,
     with pytest.raises(SetupError, match="no such file"):
         load_edit(tmp_path / "none", llava, editor)
     (tmp_path / "broken").write_bytes(b"pickle")
-    with pytest.raises(SetupError, match="not an edit that was saved here"):
+    with pytest.raises(SetupError, match="is not a saved edit"):
         load_edit(tmp_path / "broken", llava, editor)
 
 

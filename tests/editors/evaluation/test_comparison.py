@@ -5,7 +5,7 @@ import re
 from itertools import product
 
 import pytest
-from test_evaluation_table import result  # planted scores
+from planted_scores import result
 
 from editors import EDITORS
 from editors.evaluation.comparison import Comparison, Trained

@@ -9,10 +9,15 @@ from tiny_edits import samples
 
 from attrib.analyses.gate_roc import separate
 from attrib.errors import AttribError
-from editors.evaluation.gate_table import gate_table, rates
 from editors.gating.gates import CosineGate
-from editors.gating.inputs import COVERED, REQUEST, related
-from editors.gating.threshold import calibrate, calibrated, gate_scores
+from editors.gating.inputs import COVERED, REQUEST, related_inputs
+from editors.gating.threshold import (
+    calibrate,
+    calibrate_scores,
+    gate_scores,
+    gate_table,
+    open_rates,
+)
 from editors.gating.training import fit_cosine_gate
 
 POSITIVE = COVERED[1:]
@@ -84,9 +89,9 @@ def test_hard_inputs_decide_where_there_are_some():
         [("request", 9.0), ("text_generality", 2.0), ("visual_locality", 3.0), ("hard", 1.0)],
         columns=["relation", "value"],
     )
-    assert calibrated(frame).threshold == 1.5
+    assert calibrate_scores(frame).threshold == 1.5
     easy = frame[frame["relation"] != "hard"]
-    assert calibrated(easy).false_open == 0
+    assert calibrate_scores(easy).false_open == 0
 
 
 def test_a_cosine_gate_has_the_threshold_of_its_training_edits():
@@ -109,7 +114,7 @@ def test_the_table_has_the_rates_and_the_auc_of_every_gate():
     }
     table = gate_table(vlm, edits, gates, forced=True, resamples=20)
     assert set(table["gate"]) == set(gates)
-    assert set(table["relation"]) == {one.relation for one in related(edits)}
+    assert set(table["relation"]) == {one.relation for one in related_inputs(edits)}
     for name, gate in gates.items():
         found = gate_scores(vlm, edits, gate)
         mine = table[table["gate"] == name].set_index("relation")
@@ -132,7 +137,7 @@ def test_intervals_hold_the_rate_and_repeat():
     vlm, edits = tiny_vlm("llava"), samples(6)
     found = gate_scores(vlm, edits, CosineGate(1, 0.0))
     middle = float(found["value"].median())
-    one, other = (rates(found, middle, resamples=50) for _ in range(2))
+    one, other = (open_rates(found, middle, resamples=50) for _ in range(2))
     pd.testing.assert_frame_equal(one, other)
     assert ((one["open_low"] <= one["open"]) & (one["open"] <= one["open_high"])).all()
     told = one.dropna()
