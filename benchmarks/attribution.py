@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from attrib.analyses.contributions import contributions_of, key_tokens
+from attrib.analyses.contributions import contributions_of
+from attrib.analyses.direct_logits import key_tokens
 from attrib.analyses.heatmaps import Perturbation, heatmap_pass, heatmaps, stack_maps
 from attrib.analyses.sensitivity import sensitivity
 from attrib.environment import versions
-from attrib.forward.hooks import attention_rows
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import attention_rows
+from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from benchmarks import rivals

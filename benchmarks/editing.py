@@ -28,11 +28,10 @@ from attrib.forward.hooks import write
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from benchmarks.timing import compare, ratio
-from editors.methods.adapter_objective import AdapterObjective
+from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.prefix.cached_dataset import CachedDataset, cache_dataset, requests_of
 from editors.prefix.states import EMBED
-from editors.training.config import preset_for
-from editors.training.losses import answer_losses, asked_roles
+from editors.training.losses import answer_losses
 
 RESULTS = Path(__file__).parent / "results" / "editing-cpu.json"
 EDITS = 16
@@ -49,13 +48,12 @@ class Step:
     @classmethod
     def at(cls, vlm: VLM, samples: list[EditSample], text: int, visual: int) -> "Step":
         """The step of adapters at two layers."""
-        preset = preset_for(vlm, "embedded")
-        adapters = preset.adapters_at({"text": [text], "visual": [visual]})
-        sites = adapters.build(vlm, seed=0)
+        config = AdapterConfig.from_preset(vlm, "embedded")
+        sites = config.build(vlm, {"text": [text], "visual": [visual]}, seed=0)
         first = min(text, visual)
         needed = [EMBED, text, visual]
         data: CachedDataset = cache_dataset(vlm, samples, first=[first], signals=needed)
-        objective = AdapterObjective(vlm, sites, data, data, preset.weights, adapters)
+        objective = AdapterObjective(vlm, sites, data, data, config)
         asked = [r for s in samples for role in objective.roles for r in requests_of(s, role)]
         batch = vlm.encode(
             [r.image for r in asked],
@@ -78,13 +76,13 @@ class Step:
         asked = batch.labels != IGNORE_INDEX
         with ExitStack() as stack:
             for site in o.sites:
-                signals = o.signals(site, o.data.edits, rows.edit_of)
+                signals = o.signals(site, o.data.edits).rows(rows.edit_of)
                 at = site.positions(batch.spans)
                 move = partial(site.adapter, edit=signals)
                 stack.enter_context(write(self.vlm, site.layer, move, at))
             logits = self.vlm.logits(batch)[asked]
         clean = self.vlm.unembed(torch.cat([q.final for q in rows.inputs])).detach()
-        roles = asked_roles(batch.labels, rows.role_of)
+        roles = rows.role_of[:, None].expand_as(batch.labels)[asked]
         return self._back(answer_losses(logits, clean, batch.labels[asked], roles, o.weights))
 
     def _back(self, losses: dict[str, Tensor]) -> Tensor:

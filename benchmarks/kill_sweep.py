@@ -25,7 +25,13 @@ import pyarrow.parquet as pq
 
 DEFAULT = "sweep --modality text --limit 64"
 # Imported once, before the processes are split off: a kill then falls into the work.
-PRELOADED = ["attrib.cli", "attrib.runs", "attrib.analyses.tables", "attrib.plots", "attrib.report"]
+PRELOADED = [
+    "attrib.cli",
+    "attrib.runs",
+    "attrib.analyses.sensitivity",
+    "attrib.plots",
+    "attrib.report",
+]
 KILLED = -9  # exit code of a process that SIGKILL ended
 ANY_MOMENT = 0.25  # share of kills whose moment knows nothing of the work
 

@@ -25,10 +25,9 @@ from attrib.environment import versions
 from attrib.model.vlm import VLM
 from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
 from editors.adapters.edit_signal import signal_layers
-from editors.methods.adapter_objective import AdapterObjective, trained_roles
+from editors.methods.adapter_objective import AdapterConfig, AdapterObjective, trained_roles
 from editors.prefix.streamed_dataset import cached_or_streamed
-from editors.training.config import PRESETS
-from editors.training.trainer import Run
+from editors.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP, PAPERS_STEPS = 3, 50_000
@@ -46,19 +45,19 @@ class Bench:
 
     def measured(self, keep: bool) -> dict[str, Any]:
         """Seconds per step, peak memory and the projection, from kept prefixes or without."""
-        preset = PRESETS["published"].changed(steps=WARMUP, validate_every=10**9, save_every=10**9)
-        adapters = preset.adapters_at({"text": [self.text], "visual": [self.visual]})
-        sites = adapters.build(self.vlm, seed=0)
-        needed = signal_layers(adapters.signal, [self.text, self.visual])
+        few = {"steps": WARMUP, "validate_every": 10**9, "save_every": 10**9}
+        config = AdapterConfig.from_preset(self.vlm, "published", **few)
+        sites = config.build(self.vlm, {"text": [self.text], "visual": [self.visual]}, seed=0)
+        needed = signal_layers(config.signal, [self.text, self.visual])
         reset_peak(self.vlm)
         began = time.perf_counter()
         data, held = cached_or_streamed(
             self.vlm, self.samples, self.samples[:1], first=[min(self.text, self.visual)],
-            signals=needed, roles=trained_roles(preset.weights, sites), keep=keep,
+            signals=needed, roles=trained_roles(config, sites), keep=keep,
         )  # fmt: skip
         prepared = now(self.vlm) - began
-        objective = AdapterObjective(self.vlm, sites, data, held, preset.weights, adapters)
-        seconds = _seconds_per_step(self.vlm, objective, preset.training, self.steps)
+        objective = AdapterObjective(self.vlm, sites, data, held, config)
+        seconds = _seconds_per_step(self.vlm, objective, config, self.steps)
         passes = prepared / len(self.samples) if keep else 0.0
         return {
             "kept": keep,
@@ -74,7 +73,7 @@ class Bench:
 def _seconds_per_step(vlm: VLM, objective: AdapterObjective, training: Any, steps: int) -> float:
     """Of the loop itself, without validation; warmed up."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(objective, training, Path(folder), {}, lambda _line: None)
+        run = Trainer(objective, training, Path(folder), {}, lambda _line: None)
         for _ in range(WARMUP):
             run.step()
         began = now(vlm)

@@ -21,7 +21,6 @@ from attrib.files import write_text
 from editors import EDITORS
 from editors.evaluation.grid_inputs import GridInputs
 from editors.evaluation.layer_grid import Cell, grid
-from editors.training.config import preset_for
 
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
 OF_ALL: dict[str, Mapping[str, Any]] = {
@@ -45,7 +44,7 @@ SWITCHES: dict[str, dict[str, Mapping[str, Any]]] = {
         "mapper terms at weight 0.01": {"influence": 0.01},
         "mapper terms at weight 1 (paper)": {"influence": 1.0},
         "target as published": {"mapper_target": "published"},
-        "target: a tenth of a std": {"mapper_target": "gentle"},
+        "target: a tenth of a std": {"mapper_target": "0.1-sigma"},
     },
 }
 LAYERS = {"dualedit": (1, 1), "visedit": (None, 1)}
@@ -61,11 +60,11 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     cells = [Cell(text, visual, seed) for seed in range(options.seeds)]
     inputs = GridInputs.of(vlm, samples, test, cells[0].all_layers)
     parts = []
+    editor: Any = EDITORS[options.editor]
     for number, (name, changes) in enumerate(SWITCHES[options.editor].items()):
-        preset = preset_for(vlm, "embedded", steps=options.steps, **changes)
+        config = editor.config_class.from_preset(vlm, "embedded", steps=options.steps, **changes)
         out = options.runs / f"{options.editor}-{number:02d}"
-        editor = EDITORS[options.editor]
-        frame = grid(editor, vlm, samples, test, cells, out, preset, _say, inputs=inputs)
+        frame = grid(editor, vlm, samples, test, cells, out, config, _say, inputs=inputs)
         parts.append(frame.assign(switch=name, value=100 * frame["value"]))
         _say(f"{name}: {100 * frame.loc[frame['metric'] == 'avg', 'value'].mean():.1f}")
     return pd.concat(parts)[["switch", "seed", "metric", "value"]]

@@ -46,7 +46,6 @@ import attrib
 import figures
 from editors import DualEdit
 from editors.evaluation.layer_grid import cells, grid
-from editors.training.config import preset_for
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT)
 vlm = attrib.load(MODEL)
@@ -54,7 +53,8 @@ samples = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, li
 test = attrib.data.load(DATA, SPLIT, limit=4)
 with tempfile.TemporaryDirectory() as out:
     wanted = cells([], [], [(1, 1)], [0])
-    found = grid(DualEdit, vlm, samples, test, wanted, out, preset_for(vlm, "auto", steps=2), print)
+    config = DualEdit.config_class.from_preset(vlm, steps=2)
+    found = grid(DualEdit, vlm, samples, test, wanted, out, config, print)
 display(found)
 
 # %% [markdown]

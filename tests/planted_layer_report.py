@@ -10,8 +10,7 @@ from PIL import Image
 from planted_layers import LAYERS, result
 
 from attrib.data import EditRequest, EditSample, Quarantined
-from attrib.report.layer_study import layer_study
-from attrib.report.run_reader import RunRead
+from attrib.report import RunRead, layer_study
 from attrib.results import Result
 
 ROWS, COLS = 3, 4

@@ -10,7 +10,7 @@ from typer import Option
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
 from attrib.cli.outputs import log
-from attrib.cli.train import PICTURES, TrainOptions, changes_of, training_data
+from attrib.cli.train import PICTURES, TrainOptions, editor_options, training_data
 from attrib.errors import AttribError
 
 if TYPE_CHECKING:
@@ -66,16 +66,15 @@ def grid(options: GridOptions) -> int:
     from attrib import data as edit_data
     from attrib.files import write_text
     from editors.evaluation.layer_grid import grid as run
-    from editors.training.config import preset_for
 
     editor = _editor(options.editor)
     name = f"grid-{options.editor}-{Path(options.model).name}-{options.data}"
     out = options.out or Path("runs") / name
     vlm = load_model(options)
     wanted = _cells(options, editor, vlm)
-    named = {name: value for name, value in changes_of(options).items() if name != "seed"}
+    named = {name: value for name, value in editor_options(options).items() if name != "seed"}
     samples = training_data(options)
-    preset = preset_for(vlm, options.preset, samples, **named)
+    config: Any = editor.config_class.from_preset(vlm, options.preset, samples, **named)
     test = edit_data.load(
         options.data,
         options.test_split,
@@ -83,10 +82,10 @@ def grid(options: GridOptions) -> int:
         limit=options.test_limit,
         need=PICTURES,
     )
-    steps = preset.training.steps
+    steps = config.steps
     log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
     gate = options.gate or "none"
-    frame = run(editor, vlm, samples, test, wanted, out, preset, log, gate)
+    frame = run(editor, vlm, samples, test, wanted, out, config, log, gate)
     print(_table(frame))
     print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
     judged = (frame["metric"] == "avg") & (frame["gate"] == gate)

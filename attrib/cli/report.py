@@ -197,9 +197,9 @@ def _grid(path: Path) -> "pd.DataFrame":
 
 
 def _tell(study: "LayerStudy", out: Path) -> None:
-    from attrib.report.layers_page import write_layer_report
-    from attrib.report.summary import headline, partial_of, sureness
+    from attrib.report.layer_report import verdict, write_layer_report
+    from attrib.report.selection_summary import headline
 
     files = write_layer_report(study, out)
-    told = [partial_of(study), headline(study), sureness(study), *(f"  {file}" for file in files)]
+    told = [study.partial, headline(study.report), verdict(study), *(f"  {file}" for file in files)]
     print("\n".join(line for line in told if line))

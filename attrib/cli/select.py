@@ -86,6 +86,7 @@ def add_to(app: typer.Typer) -> None:
 
 def select(options: SelectOptions) -> int:
     """Choose the layers to edit from contributions, noise sensitivity and patching."""
+    from attrib.report.selection_summary import summarize_selection
     from attrib.selection import combine_words
 
     if options.split is None and options.data in NAMED_SPLITS:
@@ -107,7 +108,7 @@ def select(options: SelectOptions) -> int:
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
         log(f"select: of one word at a time: attrib report --from {out / 'word-1'}")
-    print(_said(report))
+    print(summarize_selection(report))
     if grid is not None:
         files += _judge(report, grid, out)
     print("\n".join(f"  {path}" for path in files))
@@ -151,28 +152,19 @@ def _written(
     return report, files
 
 
-def _said(report: "LayerReport") -> str:
-    from attrib.report.selection_summary import summarize_selection
-    from attrib.selection import summarize_words
-
-    return "\n".join(filter(None, [summarize_words(report), summarize_selection(report)]))
-
-
 def _judge(report: "LayerReport", grid: "pd.DataFrame", out: Path) -> list[Path]:
-    """Print what the picks cost on a grid, and which evidence predicts it; the tables' files."""
+    """Print the regret of the picks on a grid and which evidence predicts it; the tables' files."""
     from attrib.files import write_text
     from attrib.report.selection_summary import summarize_regret
-    from attrib.selection import fixed_picks, picks_of, rank_correlations, regret
+    from attrib.selection import evaluate_on_grid
 
-    judged = regret(grid, picks_of(report) | fixed_picks(report.num_layers))
-    told = rank_correlations(grid, report.scores())
-    print(summarize_regret(judged, report.rule))
-    for table in (judged, told):
+    evaluation = evaluate_on_grid(grid, report)
+    print(summarize_regret(evaluation, report.rule))
+    tables = {"regret": next(iter(evaluation.regret.values())),
+              "correlations": evaluation.correlations}  # fmt: skip
+    for table in tables.values():
         print(f"\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
-    return [
-        write_text(out / "regret.csv", _csv(judged)),
-        write_text(out / "correlations.csv", _csv(told)),
-    ]
+    return [write_text(out / f"{name}.csv", _csv(table)) for name, table in tables.items()]
 
 
 def _csv(table: "pd.DataFrame") -> str:

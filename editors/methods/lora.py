@@ -15,7 +15,7 @@ from torch import nn
 from attrib.errors import SetupError
 from attrib.model.vlm import VLM
 from editors.base import WeightEdit
-from editors.weights.partial_forward import with_weights
+from editors.weights.partial_forward import call_with_weights
 
 # What families call the maps from hidden states to queries, keys and values, alone or fused.
 ATTENDING = re.compile(
@@ -86,7 +86,7 @@ class AllLayers(nn.Module):
         """What `do` returns while the model has the copies' values; gradients reach them."""
         dtype = vlm.model.dtype
         values = {self.names[key]: value.to(dtype) for key, value in self.copies.items()}
-        return with_weights(vlm, values, do)
+        return call_with_weights(vlm, values, do)
 
 
 def _wrapped(

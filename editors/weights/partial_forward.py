@@ -8,13 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attrib.forward.hooks import capture, read, rerun
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture, forward_from
 from attrib.metrics import log_probabilities
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 
 Done = TypeVar("Done")
-Tail = Callable[[], Float[Tensor, "asked d_model"]]
+PartialForward = Callable[[], Float[Tensor, "asked d_model"]]
 
 
 def labels_of(batch: Batch) -> Int[Tensor, " asked"]:
@@ -24,7 +25,7 @@ def labels_of(batch: Batch) -> Int[Tensor, " asked"]:
 
 
 @torch.no_grad()
-def tail_of(vlm: VLM, batch: Batch, first: int) -> Tail:
+def partial_forward(vlm: VLM, batch: Batch, first: int) -> PartialForward:
     """What runs the layers from `first` on once more: their last output at the answer's positions.
 
     The layers in front of `first` run once, now. Hooks and parameters are those of the time of the
@@ -37,12 +38,12 @@ def tail_of(vlm: VLM, batch: Batch, first: int) -> Tail:
     asked = batch.labels != IGNORE_INDEX
 
     def run() -> Float[Tensor, "asked d_model"]:
-        return rerun(vlm, captured, first - 1, start)[asked]
+        return forward_from(vlm, captured, first - 1, start)[asked]
 
     return run
 
 
-def with_weights(vlm: VLM, weights: Mapping[str, Tensor], do: Callable[[], Done]) -> Done:
+def call_with_weights(vlm: VLM, weights: Mapping[str, Tensor], do: Callable[[], Done]) -> Done:
     """What `do` returns while parameters of the model have other values, which gradients reach."""
     named = {f"model.{name}": value for name, value in weights.items()}
     return functional_call(_Called(vlm.model), named, (do,))

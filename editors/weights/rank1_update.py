@@ -21,7 +21,7 @@ from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit
 from editors.weights.mlp import Matrix
-from editors.weights.partial_forward import Tail
+from editors.weights.partial_forward import PartialForward
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class LowRankUpdate:
 
 @torch.enable_grad()
 def token_gradients(
-    vlm: VLM, matrices: Sequence[Matrix], run: Tail, labels: Int[Tensor, "edit pos"]
+    vlm: VLM, matrices: Sequence[Matrix], run: PartialForward, labels: Int[Tensor, "edit pos"]
 ) -> dict[str, TokenGradients]:
     """By matrix the gradients of each request's own loss, in float32.
 
@@ -101,7 +101,9 @@ def token_gradients(
 
 
 @contextmanager
-def changed(matrices: Sequence[Matrix], changes: Mapping[str, LowRankUpdate]) -> Iterator[None]:
+def apply_updates(
+    matrices: Sequence[Matrix], changes: Mapping[str, LowRankUpdate]
+) -> Iterator[None]:
     """Passes inside see each row's own change of the matrices; gradients reach the changes."""
     seen: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -113,7 +115,7 @@ def changed(matrices: Sequence[Matrix], changes: Mapping[str, LowRankUpdate]) ->
 
 
 @torch.no_grad()
-def edit_of_changes(matrices: Sequence[Matrix], changes: Mapping[str, LowRankUpdate]) -> WeightEdit:
+def weight_edit(matrices: Sequence[Matrix], changes: Mapping[str, LowRankUpdate]) -> WeightEdit:
     """The first of the edits that the changes are for."""
     return WeightEdit(
         {

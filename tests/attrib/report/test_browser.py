@@ -5,7 +5,8 @@ import pytest
 from browser import BROWSER, browser
 from planted_layer_report import EVIL
 
-from attrib.report.layers_page import render_html
+from attrib.report.layer_report import layer_page
+from attrib.report.render import render_html
 
 pytest.importorskip("websocket", reason="no websocket-client to drive a browser with")
 pytestmark = [
@@ -34,7 +35,7 @@ def report(tmp_path_factory):
         grid=("g.csv", planted.grid()), commands={"The same again": [command]},
     )  # fmt: skip
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_html(study))
+    path.write_text(render_html(layer_page(study)))
     return path
 
 

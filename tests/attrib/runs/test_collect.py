@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from conftest import picture, tiny_vlm
 
-from attrib.analyses.tables import measure_attention
+from attrib.analyses.attention import measure_attention
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM

@@ -6,7 +6,7 @@ import torch
 from conftest import picture, save_tiny
 from small_data import write_data
 
-from attrib.analyses import tables as measures
+from attrib.analyses.attention import measure_attention
 from attrib.cli.analyse import analyse
 from attrib.cli.outputs import default_folder, refuse_unwritable
 from attrib.errors import SetupError
@@ -56,7 +56,7 @@ def test_a_command_adds_its_own_lines_to_a_dry_run(model, capsys):
 
 def test_a_finished_run_is_not_computed_again(run, model, monkeypatch):
     code, first, _ = run("attention", "--model", model, *TEXT)
-    monkeypatch.setattr("attrib.analyses.tables.measure_attention", pytest.fail)
+    monkeypatch.setattr("attrib.analyses.attention.measure_attention", pytest.fail)
     again = run("attention", "--model", model, *TEXT, "--batch-size", 3)
     assert again[:2] == (code, first) == (0, first) and "1 of 1 shards exist" in again[2]
 
@@ -153,13 +153,13 @@ def test_only_the_first_rank_reports(run, model, monkeypatch):
 
 
 def test_every_table_is_saved(run, model, tmp_path, monkeypatch):
-    measure = measures.measure_attention
+    measure = measure_attention
 
     def two(*given):
         tables = measure(*given)
         return {**tables, "more": tables["attention"].assign(word="x")}
 
-    monkeypatch.setattr("attrib.analyses.tables.measure_attention", two)
+    monkeypatch.setattr("attrib.analyses.attention.measure_attention", two)
     assert run("attention", "--model", model, *TEXT)[0] == 0
     more = Result.load(tmp_path / "o" / "more.parquet")
     assert more.analysis == "more" and set(more.frame["word"]) == {"x"}
@@ -167,7 +167,7 @@ def test_every_table_is_saved(run, model, tmp_path, monkeypatch):
 
 def test_an_interruption_is_resumed_by_the_command_it_names(run, model, monkeypatch, tmp_path):
     data, passes = write_data(tmp_path / "data"), []
-    measure = measures.measure_attention
+    measure = measure_attention
 
     def interrupted(*given):
         passes.append(given)
@@ -176,7 +176,7 @@ def test_an_interruption_is_resumed_by_the_command_it_names(run, model, monkeypa
         return measure(*given)
 
     on = ("--model", model, "--data", data, "--split", "vqa-train", "--out", "o")
-    monkeypatch.setattr("attrib.analyses.tables.measure_attention", interrupted)
+    monkeypatch.setattr("attrib.analyses.attention.measure_attention", interrupted)
     code, _, err = run("attention", *on)
     assert code == 130 and f"to continue: attrib attention --model {model} --data {data}" in err
     code, out, err = run("attention", *on)

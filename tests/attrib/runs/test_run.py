@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import picture, tiny_vlm
 
-from attrib.analyses.tables import measure_attention
+from attrib.analyses.attention import measure_attention
 from attrib.data import BadImage, EditData, EditRequest, EditSample
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.runs import Rank, prepare

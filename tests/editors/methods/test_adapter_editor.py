@@ -142,7 +142,7 @@ def test_unknown_settings_and_presets_are_refused(llava, tmp_path):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, speed=3)
     with pytest.raises(AttribError, match="no preset 'fast'; there are auto, published, embedded"):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, preset="fast")
-    with pytest.raises(AttribError, match="no sample to train on"):
+    with pytest.raises(AttribError, match="0 samples are too few to train on"):
         DualEdit.train(llava, [], layers=LAYERS, out=tmp_path, **QUICK)
 
 

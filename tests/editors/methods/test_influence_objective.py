@@ -14,7 +14,6 @@ from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import EMBED
 from editors.methods.influence_objective import ATTRIBUTIONS, mapper_losses, target_heat
 from editors.prefix.cached_dataset import cache_dataset
-from editors.training.losses import Weights
 
 QUICK = {"steps": 3, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
          "preset": "embedded"}  # fmt: skip
@@ -52,19 +51,19 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
     """In the embedded preset an adapter sees embeddings too, and in units: the mapper's must not
     be those of one place when it is taught and of another when it is used."""
     (sample,), (site,) = samples(1), editor.sites
-    heard = []
-    site.adapter.mapper.register_forward_pre_hook(lambda _, given: heard.append(given))
+    inputs = []
+    site.adapter.mapper.register_forward_pre_hook(lambda _, given: inputs.append(given))
     data = cache_dataset(llava, [sample], first=[0], signals=[EMBED, 0])
     heat = {0: {"request": [torch.ones(int(data.edits[0].spans["visual"].sum()))]}}
     rng = np.random.default_rng(0)
-    while not heard:  # the kind of input is drawn; wait for the request
-        mapper_losses(site.adapter, data, heat, [0], 0, Weights(), rng)
-    taught, taught_last = heard[0]
-    heard.clear()
+    while not inputs:  # the kind of input is drawn; wait for the request
+        mapper_losses(site.adapter, data, heat, [0], 0, editor.config, rng)
+    taught, taught_last = inputs[0]
+    inputs.clear()
     batch = llava.encode([sample.request.image], [sample.request.prompt], [sample.request.target])
     with torch.no_grad(), editor.edit(llava, sample.request).applied(llava):
         llava.logits(batch)
-    used, used_last = heard[0]
+    used, used_last = inputs[0]
     assert_close(taught_last, used_last, atol=1e-5, rtol=1e-5)
     visual = used[0, batch["visual"][0]]
     near = torch.cdist(taught[0], visual).min(1).values
@@ -102,6 +101,6 @@ def test_an_adapter_without_a_mapper_says_so():
 
 
 def test_a_target_that_there_is_not_is_refused(llava, tmp_path):
-    with pytest.raises(AttribError, match="mapper_target: no 'strong'; expected paper, published"):
+    with pytest.raises(AttribError, match="mapper_target: no 'strong'; expected 'paper', 'pub"):
         VisEdit.train(llava, samples(4), layers={"visual": [0]}, out=tmp_path,
                       **QUICK, mapper_target="strong")  # fmt: skip

@@ -11,11 +11,15 @@ from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
 from editors.base import encode_requests
 from editors.io.edit import load_edit, save_edit
-from editors.methods.mend import MEND
-from editors.methods.mend_net import MENDNet, TokenEditor
+from editors.methods.mend import MEND, MENDConfig, MENDNetwork, TokenEditor
 from editors.weights.mlp import feed_forward, matrices_of
-from editors.weights.partial_forward import tail_of
-from editors.weights.rank1_update import LowRankUpdate, TokenGradients, changed, token_gradients
+from editors.weights.partial_forward import partial_forward
+from editors.weights.rank1_update import (
+    LowRankUpdate,
+    TokenGradients,
+    apply_updates,
+    token_gradients,
+)
 
 QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
          "rank": 8, "validate_every": 4, "save_every": 4,
@@ -55,7 +59,7 @@ def test_gradients_of_several_requests_do_not_mix(name):
     requests = [asked(), asked(3, "green"), TEXT]
     matrices = matrices_of(vlm, [2, 3], "all")
     batch = encode_requests(vlm, requests)
-    together = token_gradients(vlm, matrices, tail_of(vlm, batch, 2), batch.labels)
+    together = token_gradients(vlm, matrices, partial_forward(vlm, batch, 2), batch.labels)
     for m in matrices:
         of_all = together[m.name].delta.mT @ together[m.name].x
         for got, request in zip(of_all, requests, strict=True):
@@ -72,7 +76,7 @@ def test_changes_in_a_pass_are_changes_of_the_matrices(name):
         for m in matrices
     }
     batch = encode_requests(vlm, [asked(), asked(7)])
-    with changed(matrices, changes):
+    with apply_updates(matrices, changes):
         both = vlm.logits(batch)
     for row in range(2):
         weights = {m.name: m.module.weight + changes[m.name].dense[row] for m in matrices}
@@ -85,7 +89,7 @@ def test_changes_in_a_pass_are_changes_of_the_matrices(name):
 
 
 def test_statistics_are_those_of_all_tokens_seen():
-    editor = TokenEditor(6, 2, 1, 1, normalise=True).train()
+    editor = TokenEditor(6, 1, MENDConfig(rank=2)).train()
     tokens = torch.randn(50, 6) * torch.arange(1, 7) + 3
     for part in tokens.split([1, 20, 0, 29]):
         editor(part, 0)
@@ -101,7 +105,10 @@ def test_tokens_are_pooled_and_those_without_a_gradient_left_out(pooling):
     generator = torch.Generator().manual_seed(0)
     x, delta = (torch.randn(2, 4, d, generator=generator) for d in (5, 3))
     delta[0, 2:] = 0
-    net = MENDNet({"w": (3, 5)}, 4, 1, False, pooling, 2.0, 1.0)
+    net = MENDNetwork(
+        {"w": (3, 5)},
+        MENDConfig(rank=4, normalise=False, pooling=pooling, rate=2.0, rate_lr_multiplier=1.0),
+    )
     dense = net({"w": TokenGradients(x, delta)})["w"].dense
     counts = torch.tensor([2.0, 4.0])[:, None, None] if pooling == "mean" else 1
     torch.testing.assert_close(dense, 2 * delta.mT @ x / counts)
@@ -160,7 +167,7 @@ def test_settings_choose_matrices_layers_and_terms(tmp_path):
     for changes, said in (
         ({"speed": 3}, "no setting 'speed'; there are .*pooling, rank"),
         ({"mapper_terms": ()}, "no setting 'mapper_terms'"),
-        ({"pooling": "max"}, "pooling: no 'max'; expected sum, mean"),
+        ({"pooling": "max"}, "pooling: no 'max'; expected 'sum' or 'mean'"),
         ({"gate": "learned"}, "takes no gate"),
         ({"layers": [4]}, "there is no layer 4"),
     ):

@@ -12,7 +12,7 @@ from train_in_ranks import trained
 
 from attrib.errors import AttribError
 from editors.methods.adapter_editor import ADAPTERS
-from editors.training.distributed import Ranks
+from editors.training.process_group import ProcessGroup
 
 SCRIPT = Path(__file__).parent / "train_in_ranks.py"
 
@@ -38,7 +38,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     said = [(two / f"rank-{number}").read_text() for number in range(2)]
     assert said[0] == said[1]  # the same weights to the last bit
     assert said[0].startswith("2 ")
-    fresh = alone.adapters.build(alone.vlm, seed=0)[0].adapter.state_dict()
+    fresh = alone.config.build(alone.vlm, alone.layers, seed=0)[0].adapter.state_dict()
     start = flat({f"visual-0.{name}": value for name, value in fresh.items()})
     end, end_of_two = (flat(load_file(out / ADAPTERS)) for out in (one, two))
     # Adam divides by the size of gradients, so that rounding shows where they are almost zero.
@@ -46,15 +46,15 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 
 
 def test_a_process_takes_its_part_and_no_other():
-    parts = [Ranks(number, 3).part([5, 1, 4, 2, 9, 7, 8]) for number in range(3)]
+    parts = [ProcessGroup(rank, 3).share([5, 1, 4, 2, 9, 7, 8]) for rank in range(3)]
     assert parts == [[5, 2, 8], [1, 9], [4, 7]]
-    assert Ranks().part([5, 1]) == [5, 1]
+    assert ProcessGroup().share([5, 1]) == [5, 1]
     with pytest.raises(AttribError, match="3 processes share steps of 2 items"):
-        Ranks(0, 3).part([1, 2])
+        ProcessGroup(0, 3).share([1, 2])
 
 
 def test_alone_there_is_nothing_to_sum():
     weight = torch.nn.Parameter(torch.ones(2))
-    Ranks().sum_gradients([weight])
+    ProcessGroup().all_reduce_gradients([weight])
     assert weight.grad is None
-    assert Ranks.of_environment() == Ranks()
+    assert ProcessGroup.from_environment() == ProcessGroup()

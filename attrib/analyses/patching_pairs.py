@@ -1,9 +1,11 @@
-"""Whether two batches are one prompt with two images, token for token."""
+"""Pairs for patching: the same prompt, token for token, with two images."""
 
 import torch
 from jaxtyping import Bool
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
 
@@ -48,3 +50,34 @@ def _difference(batch: Batch, other: Batch, row: int) -> str:
     one, two = (b.inputs["input_ids"][row][prompt_positions(b)[row]] for b in (batch, other))
     same = torch.equal(one, two)
     return "" if same else "the prompts differ; give the same words with another image"
+
+
+def partner(sample: EditSample) -> tuple[str, Image.Image]:
+    """The other image for a sample's question, and what it is.
+
+    "same_question": the image of a hard locality input that asks the same. Else "unrelated": the
+    image of its visual locality, which real data files have.
+
+    Raises:
+        AttribError: The sample has neither.
+    """
+    same = [r for r in sample.hard_locality if r.prompt == sample.request.prompt]
+    for name, requests in (("same_question", same), ("unrelated", sample.visual_locality)):
+        for request in requests:
+            if (image := request.image) is not None:
+                return name, image
+    raise AttribError(
+        "patching needs another image for the same question: a hard locality input that asks the "
+        "same, an image for visual locality, or --other-image"
+    )
+
+
+def partner_image(
+    sample: EditSample, other: Image.Image | None, fit: bool
+) -> tuple[Image.Image, str]:
+    """The other image for a sample, and what it is; see `partner`."""
+    own = sample.request.image
+    if own is None:
+        raise AttribError("this request is text alone: patching needs an image, give one")
+    name, image = partner(sample) if other is None else ("given", other)
+    return (ImageOps.fit(image, own.size) if fit else image), name
