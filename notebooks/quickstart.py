@@ -58,14 +58,14 @@ result.to_frame().head()
 # %%
 noise = attrib.run("sensitivity", vlm, samples[:8], modality="visual")
 print(noise.summary())
-noise.plot();
+noise.plot()
 
 # %% [markdown]
 # ## What attention reads in the image
 
 # %%
 maps = attrib.run("heatmaps", vlm, samples[:1], noise=0.1)
-maps.plot();
+maps.plot()
 
 # %% [markdown]
 # ## Read and write hidden states
@@ -77,7 +77,9 @@ maps.plot();
 with attrib.read(vlm, [0]) as hidden:
     vlm.logits(batch)
 with attrib.write(vlm, 0, lambda h: 0 * h, at=batch.spans["visual"]):
-    print(tuple(hidden[0].shape), "image ablated at layer 0:", vlm.generate(batch, max_new_tokens=4))
+    print(
+        tuple(hidden[0].shape), "image ablated at layer 0:", vlm.generate(batch, max_new_tokens=4)
+    )
 
 # %% [markdown]
 # ## Patching: which image does the answer follow?
