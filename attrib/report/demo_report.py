@@ -32,7 +32,7 @@ from attrib.report.summaries import (
     summarize_demo,
 )
 from attrib.results import Result
-from attrib.runs import collect
+from attrib.runs.collect import collect
 from attrib.runs.provenance import provenance_of
 
 CARDS = 8

@@ -19,6 +19,12 @@ from attrib.runs.provenance import fingerprint, provenance_of
 IMAGE = picture()
 
 
+@pytest.fixture(autouse=True)
+def nothing_to_free(monkeypatch):
+    """Memory runs out in pretence only: collecting garbage would take most of the time."""
+    monkeypatch.setattr("attrib.runs.collect.free_memory", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def vlm():
     return tiny_vlm("llava")

@@ -113,7 +113,9 @@ def test_faithfulness_writes_its_table_and_three_figures(run, models, tmp_path):
     assert manifest["options"]["seed"] == 0
 
 
-@pytest.mark.parametrize("flags", [PROMPT, ["--layers", "1"], ["--data", "scenes-captions"]])
+@pytest.mark.parametrize(
+    "flags", [PROMPT, ["--layers", "1"], ["--data", "scenes-captions", "--limit", "4"]]
+)
 def test_faithfulness_needs_a_ground_truth_and_all_layers(run, models, flags):
     code, _, err = run("faithfulness", "--model", models["llava"], *flags)
     told = ("needs a dataset", "No such option", "scenes-vqa only")
