@@ -16,23 +16,21 @@ PROGRAMS = ("attrib", "python", "torchrun", "accelerate", "make")
 
 
 @cache
-def command_line(name):
-    """The command of `attrib` or of `python -m figures`, which parses but runs nothing."""
-    if name == "attrib":
-        from attrib.cli import app
+def disarmed(program, name):
+    """A command that parses its arguments and runs nothing."""
+    if program == "attrib":
+        from attrib.cli import COMMANDS, load_command
+
+        assert name in COMMANDS, f"there is no attrib {name}"
+        command = load_command(name)
     else:
         from figures.__main__ import add_to
 
         add_to(app := typer.Typer())
-
-    def disarm(command):
-        for child in getattr(command, "commands", {}).values():
-            disarm(child)
-        if not getattr(command, "commands", None):
-            command.callback = lambda **_: None
-        return command
-
-    return disarm(typer.main.get_command(app))
+        command = typer.main.get_command(app)
+    for leaf in getattr(command, "commands", {"": command}).values():
+        leaf.callback = lambda **_: None
+    return command
 
 
 def check_command(line, *, complete=True):
@@ -51,9 +49,12 @@ def check_command(line, *, complete=True):
         file = ROOT / words[0].replace(".", "/")
         assert file.is_dir() or file.with_suffix(".py").is_file(), line
         return
-    arguments = words[1:]
+    program, *arguments = words
+    if arguments and arguments[0].startswith("-"):
+        return
+    name = arguments.pop(0) if program == "attrib" else "figures"
     try:
-        command_line(words[0]).main(arguments, prog_name=words[0], standalone_mode=False)
+        disarmed(program, name).main(arguments, prog_name=name, standalone_mode=False)
     except Exception as error:  # of the copy of click that typer brings along
         if not hasattr(error, "format_message"):
             raise
