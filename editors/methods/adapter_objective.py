@@ -84,7 +84,7 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
 
 
 class AdapterObjective(EditObjective):
-    """The loss of adapters on edits (VisEdit Eqs. 12-15, DualEdit App. A).
+    """The loss of adapters on edits (VisEdit Eqs. 12-15, DualEdit Eq. 5 and App. A).
 
     Args:
         vlm: The frozen model.
