@@ -18,7 +18,7 @@ PRINTED = {
     "architecture.md": r"\[1, \d+, 128\]\) \['",
     "editors.md": r"\| before: \['(.*)'\]\n.*\| edited: .*\n.*\| after: \['\1'\]",
     "models.md": r"^10 128\n10 128$",
-    "own-data.md": r"tensor\(\[\[.*\]\]\)\n\['",
+    "own-data.md": r"(?s)tensor\(\[\[.*\]\]\)\n\['",
 }
 # Files that the examples invent.
 INVENTED = {"attrib/analyses/lens.py", "attrib/pipeline/lens.py", "attrib/plots/lens.py",
