@@ -38,6 +38,7 @@ samples[0]
 from PIL import Image
 
 image, prompt = Image.open("../docs/sample.png"), "What color is the star? The answer is:"
+request = attrib.data.EditRequest(image, prompt, target="red")  # the target matters for editing only
 batch = vlm.encode([image], [prompt])
 print(vlm.generate(batch, max_new_tokens=4))
 batch
@@ -64,7 +65,8 @@ noise.plot()
 # ## What attention reads in the image
 
 # %%
-maps = attrib.run("heatmaps", vlm, samples[:1], noise=0.1)
+star = attrib.data.EditSample("star", request)
+maps = attrib.run("heatmaps", vlm, [star], noise=0.1, layers="1,3,5")
 maps.plot()
 
 # %% [markdown]
@@ -124,7 +126,7 @@ import editors
 
 with TemporaryDirectory() as folder:
     editor = editors.FTL.train(vlm, samples, layers=None, out=folder)
-edit = editor.edit(vlm, attrib.data.EditRequest(image, prompt, "red"))
+edit = editor.edit(vlm, request)
 print("before:", vlm.generate(batch, max_new_tokens=4))
 with edit.applied(vlm):
     print("edited:", vlm.generate(batch, max_new_tokens=4))
