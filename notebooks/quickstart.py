@@ -38,7 +38,7 @@ samples[0]
 from PIL import Image
 
 image, prompt = Image.open("../docs/sample.png"), "What color is the star? The answer is:"
-request = attrib.data.EditRequest(image, prompt, target="red")  # the target matters for editing only
+request = attrib.data.EditRequest(image, prompt, target="red")  # the target is for editing
 batch = vlm.encode([image], [prompt])
 print(vlm.generate(batch, max_new_tokens=4))
 batch
