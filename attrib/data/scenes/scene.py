@@ -71,6 +71,11 @@ class SceneObject:
         """The compass word of the object's cell."""
         return PLACES[self.cell]
 
+    @property
+    def name(self) -> str:
+        """Color and shape, as in "red star"."""
+        return f"{self.color} {self.shape}"
+
 
 @dataclass(frozen=True)
 class Scene:
