@@ -17,14 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import count
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 Split = Literal["train", "validation", "test", "backbone"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 GRID = 3
 IMAGE_SIZE = 96
