@@ -12,7 +12,7 @@ from attrib.analyses.cost_plan import sweep_cost
 from attrib.analyses.sensitivity import SIGMAS, sensitivity
 from attrib.errors import AttribError
 from attrib.forward import suffix
-from benchmarks.memory import CountedMemory
+from benchmarks.harness import CountedMemory
 from benchmarks.shapes import Shape, random_batch, random_vlm
 
 SMALL = Shape(side=8, text=24, layers=6, width=64, heads=4, vocab=64)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from attrib.data import load
-from attrib.data.scenes import Scene, SceneObject, make_scene
 from attrib.data.scenes.ground_truth import (
     GroundTruth,
     ground_truth,
@@ -15,6 +14,7 @@ from attrib.data.scenes.ground_truth import (
     plain_words,
 )
 from attrib.data.scenes.questions import KINDS, sample_question
+from attrib.data.scenes.scene import Scene, SceneObject, make_scene
 from attrib.data.scenes.vocabulary import Style
 from attrib.errors import AttribError
 

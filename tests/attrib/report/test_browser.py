@@ -32,7 +32,7 @@ def report(tmp_path_factory):
     command = f"attrib select --model '{EVIL}' --data {'long' * 60}"
     study = planted.study(
         prompt=f"{EVIL} {'endless' * 50}", name=EVIL, file=EVIL, number=3,
-        grid=("g.csv", planted.grid()), commands={"The same again": [command]},
+        grid=("g.csv", planted.grid()), commands={"Reproduce": [command]},
     )  # fmt: skip
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(render_html(layer_page(study)))

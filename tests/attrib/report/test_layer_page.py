@@ -277,7 +277,7 @@ def test_json_holds_the_content_and_no_number_json_lacks(study, content):
     assert plain["layers"] == {m: list(layers) for m, layers in study.report.layers.items()}
     assert plain["headline"] == headline(study.report) and len(plain["samples"]) == planted.NUMBER
     assert plain["quarantined"][0]["file"] == "a.json"
-    assert plain["commands"]["The same again"] == ["attrib select --model planted"]
+    assert plain["commands"]["Reproduce"] == ["attrib select --model planted"]
     assert plain["provenance"]["versions"]["python"] == "3.11"
 
 

@@ -84,7 +84,7 @@ def test_an_analysis_that_refuses_the_data_is_left_out_and_said(select, folder, 
 
 
 def test_folders_of_runs_are_read_and_nothing_is_computed(select, tmp_path, monkeypatch):
-    monkeypatch.setattr("attrib.cli.select_runs.load_model", pytest.fail)
+    monkeypatch.setattr("attrib.cli.select.load_model", pytest.fail)
     runs = saved(tmp_path / "runs")
     code, out, _ = select("--from", runs, "--out", "o", "--number", 2)
     assert code == 0 and "onset 6, sensitivity 3, patching 4" in out
@@ -116,11 +116,11 @@ def test_a_grid_tells_what_the_choice_costs(select, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--from", "nowhere"), "--from nowhere: no result.parquet there"),
+        (("--from", "nowhere"), "--from nowhere: no results of an analysis there"),
         (("--from", ".", "--rule", "best"), "Input should be"),
         (("--from", "bad"), "not a whole Parquet file"),
         (("--prompt", "What?"), "not one photo"),
-        (("--against", "none.csv"), "--against none.csv: no such file"),
+        (("--against", "none.csv"), "grid none.csv: no such file"),
     ],
 )
 def test_what_cannot_be_read_is_a_line_and_exit_code_2(select, tmp_path, arguments, told):
@@ -164,7 +164,7 @@ def test_the_command_knows_all_rules():
 def test_every_word_asked_for_is_looked_at_in_a_folder_of_its_own(select, monkeypatch, tmp_path):
     def made(options, out):
         asked[out.name] = options.answer_prefix
-        return [planted.patching(visual=9 - options.answer_prefix, last=6)], []
+        return [planted.patching(visual=9 - options.answer_prefix, last=6)]
 
     asked = {}
     monkeypatch.setattr("attrib.cli.select.make_evidence", made)
@@ -194,7 +194,7 @@ def test_a_table_looks_at_two_words_of_long_answers(monkeypatch, tmp_path, data,
 
     def made(options, _out):
         asked.append(options.answer_prefix or 0)
-        return planted.evidence(), []
+        return planted.evidence()
 
     monkeypatch.setattr("attrib.cli.select.make_evidence", made)
     for _ in range(2):  # picked once

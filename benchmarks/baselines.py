@@ -1,4 +1,4 @@
-"""How the same numbers are obtained without this package: what the benchmarks compare with."""
+"""The same results without this package: what the benchmarks compare with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ CHUNK = 32  # perturbed copies in one attention call
 
 @contextmanager
 def layer_calls(vlm: VLM) -> Iterator[dict[int, dict[str, Any]]]:
-    """The arguments of every decoder layer in the forward pass inside the context."""
+    """Record the arguments of every decoder layer in the forward pass inside the context."""
     calls: dict[int, dict[str, Any]] = {}
 
     def keep(layer: int) -> Callable:
@@ -40,14 +40,14 @@ def layer_calls(vlm: VLM) -> Iterator[dict[int, dict[str, Any]]]:
 def brute_heatmaps(
     vlm: VLM, batch: Batch, layers: Sequence[int], noise: float, sets: Tensor
 ) -> list[Tensor]:
-    """VisEdit's Eqs. 6-8 as they are written: one attention call per perturbed set of tokens.
+    """VisEdit's Eqs. 6-8 literally: one attention call per perturbed set of tokens.
 
     Args:
-        vlm: a LLaVA of one example per batch.
-        batch: the example.
-        layers: which.
+        vlm: a LLaVA.
+        batch: one example.
+        layers: the layers to compute.
         noise: in standard deviations of the visual states.
-        sets: Bool "set visual", which visual tokens each copy perturbs.
+        sets: Bool "set visual", the visual tokens that each copy perturbs.
     """
     with layer_calls(vlm) as calls:
         vlm.logits(batch)
@@ -79,16 +79,14 @@ def _brute_heatmap(
 
 
 def single_tokens(visual: int) -> Tensor:
-    """One visual token to a set."""
+    """Sets of one visual token each."""
     return torch.eye(visual, dtype=torch.bool)
 
 
 def neighbourhoods(side: int, radius: int) -> Tensor:
-    """Every visual token with its neighbours on the grid."""
-    row, col = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    row, col = row.flatten(), col.flatten()
-    near = (row[:, None] - row).abs().maximum((col[:, None] - col).abs())
-    return near <= radius
+    """Sets of every visual token with its neighbours on the grid."""
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    return (cells[:, None] - cells).abs().amax(-1) <= radius
 
 
 def naive_sweep(
@@ -102,14 +100,14 @@ def naive_sweep(
     for layer in layers:
         for sigma in sigmas:
 
-            def disturb(_module: object, _args: object, out: Any, sigma: float = sigma) -> Any:
+            def perturb(_module: object, _args: object, out: Any, sigma: float = sigma) -> Any:
                 h = out[0] if isinstance(out, tuple) else out
                 new = h.clone()
                 for s in spans:
                     new = new + sigma * h[batch.spans[s]].std() * base[s].to(h)
                 return (new, *out[1:]) if isinstance(out, tuple) else new
 
-            handle = vlm.layers[layer].register_forward_hook(disturb)
+            handle = vlm.layers[layer].register_forward_hook(perturb)
             try:
                 rows.append(kl(clean, vlm.logits(batch), batch["last"]))
             finally:
@@ -118,7 +116,7 @@ def naive_sweep(
 
 
 def hugging_face_outputs(vlm: VLM, batch: Batch) -> object:
-    """All hidden states and attention weights, by the switches of transformers."""
+    """All hidden states and attention weights, with the options of transformers."""
     model: Any = vlm.model
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")  # sdpa gives no weights
@@ -131,7 +129,7 @@ def hugging_face_outputs(vlm: VLM, batch: Batch) -> object:
 
 
 def bridge_calls(vlm: VLM, batch: Batch) -> tuple[Callable[[], object], Callable[..., object]]:
-    """TransformerLens on the same weights: everything cached; and a sweep by hooks."""
+    """TransformerLens on the same weights: a full cache, and a sweep with hooks."""
     bridge: Any = vlm.to_bridge()
     inputs = dict(batch.inputs)
     ids = inputs.pop("input_ids")
@@ -147,10 +145,10 @@ def bridge_calls(vlm: VLM, batch: Batch) -> tuple[Callable[[], object], Callable
         for layer in layers:
             for sigma in sigmas:
 
-                def disturb(h: Tensor, sigma: float = sigma, **_: object) -> Tensor:
+                def perturb(h: Tensor, sigma: float = sigma, **_: object) -> Tensor:
                     return h + sigma * h[at].std() * noise.to(h)
 
-                hooks = [(f"blocks.{layer}.hook_resid_post", disturb)]
+                hooks = [(f"blocks.{layer}.hook_resid_post", perturb)]
                 out = bridge.run_with_hooks(ids, fwd_hooks=hooks, **inputs)
                 rows.append(kl(clean, out, batch["last"]))
         return torch.stack(rows, 1)
@@ -159,9 +157,9 @@ def bridge_calls(vlm: VLM, batch: Batch) -> tuple[Callable[[], object], Callable
 
 
 def nnsight_outputs(vlm: VLM, batch: Batch) -> Callable[[], object] | None:
-    """A call that keeps what attention and MLP put out, by nnsight; None where it is not installed.
+    """A call that saves the outputs of attention and MLP with nnsight; None if not installed.
 
-    It keeps no attention rows: nnsight has them from eager attention alone.
+    Attention rows are not saved: nnsight has them only with eager attention.
     """
     try:
         import nnsight  # pyright: ignore[reportMissingImports]

@@ -1,10 +1,10 @@
-"""What each switch of the adapters is worth: short trainings that differ in it alone.
+"""Ablations of the adapters' options: short trainings that differ in one option.
 
-    python -m benchmarks.switches --editor dualedit
-    python -m benchmarks.switches --editor visedit      # VisEdit's Table 3, and more
+    python -m benchmarks.ablations --editor dualedit
+    python -m benchmarks.ablations --editor visedit      # VisEdit's Table 3, and more
 
-All see the same edits for the same number of steps, at one place, and are scored without a gate on
-held-out edits. Trainings that are there already are read. Writes, per editor, the means of all
+All train on the same edits for the same number of steps at the same layers, and are scored without
+a gate on held-out edits. Finished trainings are reused. Writes, per editor, the means of all
 metrics (teacher-forced token accuracy, in per cent) to `figures/tables/switches/`.
 """
 
@@ -23,20 +23,20 @@ from editors.evaluation.grid_inputs import GridInputs
 from editors.evaluation.layer_grid import Cell, grid
 
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
-OF_ALL: dict[str, Mapping[str, Any]] = {
+SHARED: dict[str, Mapping[str, Any]] = {
     "as preset": {},
     "signal: states at the site alone": {"signal": "site"},
     "signal: input embeddings alone": {"signal": "embed"},
     "signal: whole edit": {"signal_span": "all"},
-    "channels as they are": {"own_units": False},
-    "output map drawn, as published": {"init": "published"},
+    "channels not standardized": {"own_units": False},
+    "random output map, as published": {"init": "published"},
     "near neighbours in the loss": {"hard": 1.0},
     "Adam at 0.005 instead of Muon": {"optimizer": "adam", "learning_rate": 0.005},
 }
-SWITCHES: dict[str, dict[str, Mapping[str, Any]]] = {
-    "dualedit": {**OF_ALL, "writes the last prompt token": {"write_last": True}},
+ABLATIONS: dict[str, dict[str, Mapping[str, Any]]] = {
+    "dualedit": {**SHARED, "writes the last prompt token": {"write_last": True}},
     "visedit": {
-        **OF_ALL,
+        **SHARED,
         "- IM (no mapper)": {"mapper": False},
         "- CA (no cross-attention)": {"signal": "none"},
         **{f"- {name}": {"mapper_terms": tuple(t for t in MAPPER if t != name)} for name in MAPPER},
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     inputs = GridInputs.of(vlm, samples, test, cells[0].all_layers)
     parts = []
     editor: Any = EDITORS[options.editor]
-    for number, (name, changes) in enumerate(SWITCHES[options.editor].items()):
+    for number, (name, changes) in enumerate(ABLATIONS[options.editor].items()):
         config = editor.config_class.from_preset(vlm, "embedded", steps=options.steps, **changes)
         out = options.runs / f"{options.editor}-{number:02d}"
         frame = grid(editor, vlm, samples, test, cells, out, config, _say, inputs=inputs)
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """Means over seeds, a row per switch, as Markdown."""
+    """Means over seeds, a row per ablation, as Markdown."""
     wide = frame.pivot_table("value", "switch", "metric", "mean", sort=False).round(1)
     head = ["switch", *wide.columns]
     lines = [[str(name), *map(str, row)] for name, row in zip(wide.index, wide.values, strict=True)]
@@ -85,8 +85,8 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.switches", description=__doc__)
-    parser.add_argument("--editor", choices=SWITCHES, default="dualedit")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=__doc__)
+    parser.add_argument("--editor", choices=ABLATIONS, default="dualedit")
     parser.add_argument("--model", default="tiny-llava")
     parser.add_argument("--data", default="scenes-vqa")
     parser.add_argument("--steps", type=int, default=100)
