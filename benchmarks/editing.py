@@ -49,7 +49,7 @@ class Step:
         first = min(text, visual)
         needed = [EMBED, text, visual]
         data: CachedDataset = cache_dataset(vlm, samples, first=[first], signals=needed)
-        objective = AdapterObjective(vlm, sites, data, data, config)
+        objective = AdapterObjective(vlm, data, data, config, sites)
         asked = [r for s in samples for role in objective.roles for r in requests_of(s, role)]
         batch = vlm.encode(
             [r.image for r in asked],

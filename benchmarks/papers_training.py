@@ -56,7 +56,7 @@ class Bench:
             signals=needed, roles=trained_roles(config, sites), keep=cached,
         )  # fmt: skip
         prepared = clock(self.vlm.device) - began
-        objective = AdapterObjective(self.vlm, sites, data, held, config)
+        objective = AdapterObjective(self.vlm, data, held, config, sites)
         seconds = _seconds_per_step(self.vlm, objective, config, self.steps)
         stored: Any = data
         return {

@@ -4,12 +4,13 @@ The encoder is a sentence encoder, or the mean of the model's own states.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -24,6 +25,19 @@ from editors.gating.threshold import Calibration, calibrate
 
 BATCH_SIZE = 64  # texts per pass
 FIT_SIZE = 512  # texts whose mean is taken, and edits on which a threshold is found
+
+
+class RetrievalOptions(BaseModel):
+    """How texts are compared.
+
+    Attributes:
+        sentence_encoder: Folder of a model for the package sentence-transformers; without one the
+            model's own states are compared.
+        compared_layer: The layer of these states; None for the middle one.
+    """
+
+    sentence_encoder: str | None = None
+    compared_layer: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +118,22 @@ class SentenceEncoder:
 
 
 def encoder_of(
-    vlm: VLM, sentence_encoder: str | None, layer: int | None, texts: Sequence[str]
+    vlm: VLM, options: RetrievalOptions, texts: Sequence[str] = (), mean: Tensor | None = None
 ) -> StatesEncoder | SentenceEncoder:
-    """The sentence encoder in a folder, or else the states of a layer, by default the middle one.
+    """The encoder of some options; an encoder of states has a `mean`, by default that of `texts`.
 
     Raises:
         AttribError: There is no such encoder or layer.
     """
-    if sentence_encoder is not None:
-        return SentenceEncoder.at(sentence_encoder)
-    layer = vlm.num_layers // 2 if layer is None else layer
+    if options.sentence_encoder is not None:
+        return SentenceEncoder.at(options.sentence_encoder)
+    layer = vlm.num_layers // 2 if options.compared_layer is None else options.compared_layer
     if not 0 <= layer < vlm.num_layers:
         raise AttribError(
             f"layer {layer}: {vlm.name} has layers 0 to {vlm.num_layers - 1} to compare texts in"
         )
-    return StatesEncoder(vlm, layer).fitted(texts)
+    encoder = StatesEncoder(vlm, layer, mean)
+    return encoder.fitted(texts) if mean is None else encoder
 
 
 def nearest(
@@ -183,12 +198,3 @@ def encoder_tensors(encoder: StatesEncoder | SentenceEncoder) -> dict[str, Tenso
     """The tensors that an encoder has to be saved with."""
     mean = encoder.mean if isinstance(encoder, StatesEncoder) else None
     return {} if mean is None else {"mean": mean}
-
-
-def loaded_encoder(
-    vlm: VLM, sentence_encoder: str | None, layer: int | None, tensors: Mapping[str, Tensor]
-) -> StatesEncoder | SentenceEncoder:
-    """The encoder that was saved with these tensors."""
-    if sentence_encoder is not None:
-        return SentenceEncoder.at(sentence_encoder)
-    return StatesEncoder(vlm, vlm.num_layers // 2 if layer is None else layer, tensors["mean"])

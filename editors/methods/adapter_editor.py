@@ -44,12 +44,9 @@ class AdapterEditor(TrainableEditor):
     """Adapters at layers of one model, trained to apply any edit that they are given.
 
     Attributes:
-        vlm: The model they were trained for.
-        config: Their options.
         layers: The layers whose output they write, by modality, counted from 0.
         sites: The adapters.
         gate: Decides which inputs an edit applies to; None applies it to all.
-        trained: Record of the training (JSON).
     """
 
     needs_layers: ClassVar[bool] = True
@@ -58,12 +55,9 @@ class AdapterEditor(TrainableEditor):
     modalities: ClassVar[tuple[str, ...]]
     default_gate: ClassVar[str] = NO_GATE
 
-    vlm: VLM
-    config: AdapterConfig
     layers: Mapping[str, Sequence[int]]
     sites: Sequence[Site]
     gate: Gate | None = None
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
@@ -88,7 +82,7 @@ class AdapterEditor(TrainableEditor):
         trained = job.fit(objective, adapters={"layers": layers, **config.settings()})
         with torch.enable_grad():
             fitted = fit_gate(gate, vlm, train, min(written))
-        return cls(vlm, config, layers, sites, fitted, trained)
+        return cls(vlm, config, layers, sites, fitted, trained=trained)
 
     @classmethod
     def needed_roles(cls: "type[Made]", config: AdapterConfig, sites: Sequence[Site]) -> list[str]:
@@ -107,7 +101,7 @@ class AdapterEditor(TrainableEditor):
     ) -> AdapterObjective:
         """The loss on `data`, the inputs of `samples`."""
         del samples  # needed by editors whose loss is not on inputs and answers alone
-        return AdapterObjective(vlm, sites, data, held_out, config)
+        return AdapterObjective(vlm, data, held_out, config, sites)
 
     @property
     def module(self) -> nn.ModuleDict:
@@ -176,6 +170,8 @@ class AdapterEditor(TrainableEditor):
         layers = options.pop("layers")
         config = cls.config_class.from_record({**record, "settings": options})
         assert isinstance(config, AdapterConfig)
-        editor = cls(vlm, config, layers, config.build(vlm, layers, 0), None, record["trained"])
+        editor = cls(
+            vlm, config, layers, config.build(vlm, layers, 0), None, trained=record["trained"]
+        )
         editor.module.load_state_dict(load_file(path / ADAPTERS))
         return editor.with_gate(load_gate(path / GATE)) if (path / GATE).exists() else editor

@@ -1,6 +1,7 @@
 """Options, presets and objective of editors with adapters."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,20 +16,15 @@ from editors.adapters.sites import AdapterOptions, Site
 from editors.methods.objective import EditObjective
 from editors.prefix.cached_dataset import CachedDataset, PrefixRows
 from editors.prefix.states import Intervention, PrefixStates, collate
-from editors.prefix.streamed_dataset import StreamedDataset
-from editors.training.config import TrainingConfig, has_phrases
+from editors.training.config import SMALL_MODEL, TrainingConfig, has_phrases
 
 MapperTerm = Literal["mapper_up", "mapper_down", "mapper_attribution"]
 EMBEDDED = {
+    **SMALL_MODEL,
     "steps": 400,
     "batch_size": 16,
-    "optimizer": "muon",
     "learning_rate": 2e-2,
-    "warmup": 30,
-    "decay": "cosine",
     "clip": 5.0,
-    "validate_every": 50,
-    "save_every": 50,
     "d_adapter": 128,
     "num_heads": 8,
     "own_units": True,
@@ -83,31 +79,26 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
         return super().loss_options | mapper
 
 
+@dataclass(eq=False)
 class AdapterObjective(EditObjective):
-    """The loss of adapters on edits (VisEdit Eqs. 12-15, DualEdit App. A).
+    """The loss of adapters on edits (VisEdit Eqs. 12-15, DualEdit Eq. 5 and App. A).
 
-    Args:
-        vlm: The frozen model.
-        sites: The adapters.
-        data: Inputs to train on, run up to the first site.
-        held_out: Inputs to validate on.
-        config: Loss weights, and what the adapters attend to.
+    Attributes:
+        sites: The adapters; the inputs are run up to the first one.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        sites: Sequence[Site],
-        data: CachedDataset | StreamedDataset,
-        held_out: CachedDataset,
-        config: AdapterConfig,
-    ):
-        super().__init__(vlm, adapters_of(sites), data, held_out, config)
-        self.sites, self.config = sites, config
-        self.first = min(site.layer for site in sites)
-        self.roles = trained_roles(config, sites)
-        if config.own_units:
+    sites: Sequence[Site]
+
+    def __post_init__(self):
+        self.module = adapters_of(self.sites)
+        self.first = min(site.layer for site in self.sites)
+        if self.config.own_units:
             self._fit_units()
+
+    @property
+    def roles(self) -> list[str]:
+        """The kinds of input that are trained on."""
+        return trained_roles(self.config, self.sites)
 
     def edits(self, data: CachedDataset, items: Sequence[int]) -> list[PrefixStates]:
         """The edits' own states."""

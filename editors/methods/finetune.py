@@ -83,25 +83,19 @@ class FineTuning(TrainableEditor):
     """Gradient steps on a request: what FT-V and FT-L share.
 
     Attributes:
-        vlm: The model.
-        config: The options.
         layers: The layers whose MLPs are trained; none for FT-V.
-        trained: The options once more, as all editors record them (JSON).
         sequential: Several edits set the same weights: each is made while the ones before it apply.
     """
 
     is_trained: ClassVar[bool] = False
     sequential: ClassVar[bool] = True
 
-    vlm: VLM
-    config: FTVConfig
     layers: Sequence[int] = ()
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
         trained = {"settings": job.config.settings(), "seconds": 0.0, "curve": []}
-        editor = cls(job.vlm, job.config, cls._layers(job.vlm, job.layers), trained)
+        editor = cls(job.vlm, job.config, cls._layers(job.vlm, job.layers), trained=trained)
         _ = editor._parameters()  # a model without them is refused now
         return editor
 
@@ -147,7 +141,7 @@ class FineTuning(TrainableEditor):
         del path  # the options are all there is
         config = cls.config_class.from_record(record)
         assert isinstance(config, FTVConfig)
-        return cls(vlm, config, record["layers"], record["trained"])
+        return cls(vlm, config, record["layers"], trained=record["trained"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

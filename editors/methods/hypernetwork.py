@@ -23,19 +23,19 @@ from editors.io.tensors import save_tensors
 from editors.methods.objective import EditObjective
 from editors.prefix.cached_dataset import CachedDataset, PrefixRows
 from editors.prefix.states import collate
-from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
+from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.config import TrainingConfig
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
-from editors.weights.mlp import Matrix, Which, last_layers, matrices_of
-from editors.weights.partial_forward import partial_forward
-from editors.weights.rank1_update import (
+from editors.weights.low_rank_update import (
     LowRankUpdate,
     apply_updates,
     sum_of_edits,
     token_gradients,
     weight_edit,
 )
+from editors.weights.mlp import Matrix, Which, last_layers, matrices_of
+from editors.weights.partial_forward import partial_forward
 
 NETWORK = "net.safetensors"
 NUM_LAYERS = 3  # the last ones, as published for both
@@ -62,18 +62,12 @@ class HypernetworkEditor(TrainableEditor):
     """A network that turns the gradients of a request into updates of matrices.
 
     Attributes:
-        vlm: The model it was trained for.
-        config: Its options.
         layers: The layers whose MLPs are updated.
         net: The network.
-        trained: Record of the training (JSON).
     """
 
-    vlm: VLM
-    config: Any  # the editor's own subclass of `HypernetworkConfig`
     layers: Sequence[int]
     net: nn.Module
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
@@ -94,9 +88,9 @@ class HypernetworkEditor(TrainableEditor):
         matrices = matrices_of(vlm, layers, config.matrices)
         conditions = cls._conditions(vlm, config, [*train, *held_out])
         kind = cls.objective_class(config)
-        objective = kind(vlm, matrices, net, data, validation, config, first, conditions)
+        objective = kind(vlm, data, validation, config, net, matrices, first, conditions)
         trained = job.fit(objective, layers=layers, settings=config.settings())
-        return cls(vlm, config, layers, net, trained)
+        return cls(vlm, config, layers, net, trained=trained)
 
     @classmethod
     def _build(
@@ -155,37 +149,24 @@ class HypernetworkEditor(TrainableEditor):
         config = cls.config_class.from_record(record)
         net = cls._build(vlm, record["layers"], config, seed=0)
         net.load_state_dict(load_file(path / NETWORK))
-        return cls(vlm, config, record["layers"], net, record["trained"])
+        return cls(vlm, config, record["layers"], net, trained=record["trained"])
 
 
+@dataclass(eq=False)
 class HypernetworkObjective(EditObjective):
     """The loss of a hypernetwork on edits (MEND, section 3): passes under its updates.
 
-    Args:
-        vlm: The frozen model.
-        matrices: What is updated.
-        net: The network.
-        data: Inputs to train on, run up to `first`.
-        held_out: Inputs to validate on.
-        config: Loss weights and options.
+    Attributes:
+        module: The network.
+        matrices: The matrices that are updated.
         first: The layer whose outputs are cached: all layers after it run again.
         conditions: What the network reads of each sample besides gradients.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        matrices: Sequence[Matrix],
-        net: nn.Module,
-        data: CachedDataset | StreamedDataset,
-        held_out: CachedDataset,
-        config: Any,
-        first: int,
-        conditions: Conditions,
-    ):
-        super().__init__(vlm, net, data, held_out, config)
-        self.matrices, self.config = matrices, config
-        self.first, self.conditions = first, conditions
+    module: nn.Module
+    matrices: Sequence[Matrix]
+    first: int
+    conditions: Conditions
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted terms of the loss; a network with running statistics updates them."""

@@ -25,11 +25,11 @@ from editors.base import Edit, encode_requests
 from editors.context.prompt_edit import PromptEdit, fact_of, max_positions, text_tokens
 from editors.context.retrieval import (
     NearestText,
+    RetrievalOptions,
     SentenceEncoder,
     StatesEncoder,
     encoder_of,
     encoder_tensors,
-    loaded_encoder,
     nearest,
 )
 from editors.io.tensors import save_tensors
@@ -42,15 +42,12 @@ KEYS, TEXTS = "demonstrations.safetensors", "demonstrations.json"
 LINE = "New Fact: {fact}\nPrompt: "
 
 
-class IKEConfig(EditorConfig):
+class IKEConfig(EditorConfig, RetrievalOptions):
     """Options of IKE: how demonstrations are retrieved.
 
     Attributes:
         demonstrations: Number in front of the edit's own (published: 32), if they fit.
         room: Positions left free for questions longer than the edit's own and for generation.
-        sentence_encoder: Folder of a model for the package sentence-transformers; without one the
-            model's own states are compared.
-        compared_layer: The layer of these states; None for the middle one.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -60,8 +57,6 @@ class IKEConfig(EditorConfig):
 
     demonstrations: int = 32
     room: int = 64
-    sentence_encoder: str | None = None
-    compared_layer: int | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,12 +64,9 @@ class IKE(TrainableEditor):
     """A corpus of demonstrations, and the encoder that retrieves those of an edit.
 
     Attributes:
-        vlm: The model.
-        config: How demonstrations are retrieved.
         corpus: All demonstrations.
         encoder: Encoder of texts.
         keys: The encoded corpus.
-        trained: Options, and the time to encode the corpus (JSON).
     """
 
     name: ClassVar[str] = "ike"
@@ -82,12 +74,9 @@ class IKE(TrainableEditor):
     writes_no_layer: ClassVar[str] = "it changes what the model is given"
     config_class: ClassVar[type[EditorConfig]] = IKEConfig
 
-    vlm: VLM
-    config: IKEConfig
     corpus: Sequence[str]
     encoder: StatesEncoder | SentenceEncoder
     keys: Float[Tensor, "demonstration width"]
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls, job: TrainingJob) -> "IKE":
@@ -95,7 +84,7 @@ class IKE(TrainableEditor):
         began, corpus = time.monotonic(), demonstrations(samples)
         if not corpus:
             raise AttribError("there is no sample to make demonstrations of")
-        encoder = encoder_of(vlm, config.sentence_encoder, config.compared_layer, corpus)
+        encoder = encoder_of(vlm, config, corpus)
         keys = encoder(corpus)
         trained = {
             "settings": config.settings(),
@@ -104,7 +93,7 @@ class IKE(TrainableEditor):
             "seconds": time.monotonic() - began,
             "curve": [],
         }
-        editor = cls(vlm, config, corpus, encoder, keys, trained)
+        editor = cls(vlm, config, corpus, encoder, keys, trained=trained)
         editor._warn_if_few_fit(samples[0].request)
         return editor
 
@@ -132,9 +121,6 @@ class IKE(TrainableEditor):
         """The keys of the demonstrations, to which its edits belong."""
         return {"keys": self.keys, **encoder_tensors(self.encoder)}
 
-    def _record(self) -> dict[str, Any]:
-        return {"settings": self.config.settings()}
-
     def _save_tensors(self, path: Path) -> None:
         write_text(path / TEXTS, json.dumps(list(self.corpus), indent=0))
         save_tensors(path / KEYS, self.tensors)
@@ -143,8 +129,8 @@ class IKE(TrainableEditor):
     def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "IKE":
         config = IKEConfig.from_record(record)
         corpus, tensors = json.loads((path / TEXTS).read_text()), load_file(path / KEYS)
-        encoder = loaded_encoder(vlm, config.sentence_encoder, config.compared_layer, tensors)
-        return cls(vlm, config, corpus, encoder, tensors["keys"], record["trained"])
+        encoder = encoder_of(vlm, config, mean=tensors.get("mean"))
+        return cls(vlm, config, corpus, encoder, tensors["keys"], trained=record["trained"])
 
     def _retrieved(self, vlm: VLM, request: EditRequest) -> list[str]:
         """The demonstrations of an edit, as many as fit."""

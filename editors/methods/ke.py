@@ -27,9 +27,9 @@ from editors.methods.hypernetwork import (
     HypernetworkEditor,
     HypernetworkObjective,
 )
-from editors.training.config import EditorConfig
+from editors.training.config import SMALL_MODEL, EditorConfig
 from editors.training.losses import LossWeights, answer_losses
-from editors.weights.rank1_update import LowRankUpdate, TokenGradients
+from editors.weights.low_rank_update import LowRankUpdate, TokenGradients
 
 ANSWER_TOKENS = 16  # of the model's own answer
 BATCH_SIZE = 32  # prompts that are answered at once
@@ -66,15 +66,10 @@ class KEConfig(HypernetworkConfig):
             "generality": 0.1,
         },
         "embedded": {
+            **SMALL_MODEL,
             "steps": 600,
-            "batch_size": 8,
-            "optimizer": "muon",
             "learning_rate": 1e-2,
-            "warmup": 30,
-            "decay": "cosine",
             "clip": 5.0,
-            "validate_every": 50,
-            "save_every": 50,
             "best_by": "accuracy",
             "d_lstm": 64,
             "d_condition": 128,
@@ -135,9 +130,8 @@ class KEObjective(HypernetworkObjective):
     code).
     """
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.weights, self.roles = LossWeights(), ["request"]
+    roles = ("request",)
+    weights = LossWeights()
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The loss of the request, and two terms that move the updates and the multiplier."""

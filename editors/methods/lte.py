@@ -22,18 +22,18 @@ from editors.base import Edit
 from editors.context.prompt_edit import PromptEdit, fact_of
 from editors.context.retrieval import (
     NearestText,
+    RetrievalOptions,
     SentenceEncoder,
     StatesEncoder,
     encoder_of,
     encoder_tensors,
-    loaded_encoder,
     text_threshold,
 )
 from editors.io.tensors import save_tensors
 from editors.methods.lora import AllLayers, LowRank
 from editors.methods.lte_objective import LTEObjective
 from editors.prefix.cached_dataset import cache_dataset
-from editors.training.config import EditorConfig, TrainingConfig
+from editors.training.config import SMALL_MODEL, EditorConfig, TrainingConfig
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
 from editors.weights.mlp import last_layers
@@ -41,7 +41,7 @@ from editors.weights.mlp import last_layers
 CHANGE, ENCODER = "change.safetensors", "encoder.safetensors"
 
 
-class LTEConfig(TrainingConfig):
+class LTEConfig(TrainingConfig, RetrievalOptions):
     """Options of LTE: what is trained, and how an edit is written.
 
     Attributes:
@@ -55,21 +55,15 @@ class LTEConfig(TrainingConfig):
             enough to an edit, or "always" all, the nearest edit's. One edit alone applies to all.
         threshold: Lowest cosine at which an edit is near enough; None for the best one on the
             training edits (published: 0.3, with a sentence encoder).
-        sentence_encoder: Folder of a model for the package sentence-transformers; without one the
-            model's own states are compared.
-        compared_layer: The layer of these states; None for the middle one.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {"learning_rate": 3e-4},
         "published_all": {"learning_rate": 5e-6, "batch_size": 1, "parameters": "all"},
         "embedded": {
+            **SMALL_MODEL,
             "steps": 1000,
-            "batch_size": 8,
-            "optimizer": "muon",
             "learning_rate": 4e-3,
-            "warmup": 30,
-            "decay": "cosine",
             "clip": 1.0,
             "validate_every": 100,
             "save_every": 100,
@@ -85,8 +79,6 @@ class LTEConfig(TrainingConfig):
     template: str = "[Updated Information]: {fact}\n[Query]: "
     scope: Literal["retrieved", "always"] = "retrieved"
     threshold: float | None = None
-    sentence_encoder: str | None = None
-    compared_layer: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,25 +118,19 @@ class LTE(TrainableEditor):
     """A change of the decoder, and the encoder that retrieves the edit of a question.
 
     Attributes:
-        vlm: The model it was trained for.
-        config: Its options.
         layers: The layers that are changed.
         change: What was trained.
         encoder: Encoder of prompts and edits, by the changed decoder.
         threshold: Lowest cosine at which an edit applies to a question.
-        trained: Record of the training (JSON).
     """
 
     name: ClassVar[str] = "lte"
     config_class: ClassVar[type[EditorConfig]] = LTEConfig
 
-    vlm: VLM
-    config: LTEConfig
     layers: Sequence[int]
     change: LowRank | AllLayers
     encoder: StatesEncoder | SentenceEncoder
     threshold: float
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls, job: TrainingJob) -> "LTE":
@@ -155,7 +141,7 @@ class LTE(TrainableEditor):
         objective = cls.objective(job, change)
         trained = job.fit(objective, layers=layers, settings=config.settings())
         encoder, threshold, trained["scope"] = _scope(vlm, change, config, job.split[0])
-        return cls(vlm, config, layers, change, encoder, threshold, trained)
+        return cls(vlm, config, layers, change, encoder, threshold, trained=trained)
 
     @classmethod
     def objective(cls, job: TrainingJob, change: LowRank | AllLayers) -> LTEObjective:
@@ -163,7 +149,7 @@ class LTE(TrainableEditor):
         vlm, config, (train, held_out) = job.vlm, job.config, job.split
         roles = list(dict.fromkeys(["request", *config.roles]))
         data = cache_dataset(vlm, [*train, *held_out], first=[], signals=[], roles=roles)
-        return LTEObjective(vlm, change, *data.split(len(train)), config, config.template)
+        return LTEObjective(vlm, *data.split(len(train)), config, change)
 
     def edit(self, vlm: VLM, request: EditRequest) -> LTEEdit:
         """The edit that puts a request in front of every question; nothing is computed for it."""
@@ -203,9 +189,10 @@ class LTE(TrainableEditor):
         config, layers = LTEConfig.from_record(record), record["layers"]
         change = _untrained(vlm, layers, config, seed=0)
         change.load_state_dict(load_file(path / CHANGE))
-        tensors = load_file(path / ENCODER)
-        encoder = loaded_encoder(vlm, config.sentence_encoder, config.compared_layer, tensors)
-        return cls(vlm, config, layers, change, encoder, record["threshold"], record["trained"])
+        encoder = encoder_of(vlm, config, mean=load_file(path / ENCODER).get("mean"))
+        return cls(
+            vlm, config, layers, change, encoder, record["threshold"], trained=record["trained"]
+        )
 
 
 def check_template(template: str) -> None:
@@ -233,7 +220,7 @@ def _scope(
     """The encoder, the threshold, and a record of how it was found."""
     facts = [fact_of(sample.request) for sample in samples]
     with change.applied(vlm):
-        encoder = encoder_of(vlm, config.sentence_encoder, config.compared_layer, facts)
+        encoder = encoder_of(vlm, config, facts)
         if config.threshold is not None:
             return encoder, config.threshold, "as given"
         if not any(sample.text_locality or sample.visual_locality for sample in samples):

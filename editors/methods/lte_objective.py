@@ -1,54 +1,46 @@
 """The objective of LTE: new answers behind the edit's text, old answers for all other inputs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from attrib.model.batch import IGNORE_INDEX
-from attrib.model.vlm import VLM
 from editors.base import encode_requests
 from editors.context.prompt_edit import PromptStarts, fact_of, prepend_to_prompts, text_tokens
 from editors.methods.lora import AllLayers, LowRank
 from editors.methods.objective import EditObjective
 from editors.prefix.cached_dataset import CachedDataset, PrefixRows
-from editors.training.losses import LOCALITY, ROLES, LossWeights
+from editors.training.losses import LOCALITY, ROLES
 
 NO_EDIT = -1
 
 
+@dataclass(eq=False)
 class LTEObjective(EditObjective):
     """The loss of a decoder that learns to follow an edit in its prompt (LTE, LiveEdit's code).
 
     Locality is compared with the original weights, once with the edit's text in front and once
     without.
 
-    Args:
-        vlm: The model; its own weights stay as they are.
-        change: What is trained.
-        data: The original model's final states, of edits to train on.
-        held_out: Those of edits to validate on.
-        weights: Weights of the loss terms.
-        template: The text in front of a question, with "{fact}" for the edit.
+    Attributes:
+        module: The change that is trained.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        change: LowRank | AllLayers,
-        data: CachedDataset,
-        held_out: CachedDataset,
-        weights: LossWeights,
-        template: str,
-    ):
-        super().__init__(vlm, change, data, held_out, weights, batch_size=8)
-        self.change, self.template, self.starts = change, template, PromptStarts.of(vlm)
+    batch_size: ClassVar[int] = 8
+
+    module: LowRank | AllLayers
+
+    def __post_init__(self):
+        self.starts = PromptStarts.of(self.vlm)
 
     def edits(self, data: CachedDataset, items: Sequence[int]) -> list[str]:
         """The texts of some edits."""
         facts = [fact_of(data.edits[item].request) for item in items]
-        return [self.template.format(fact=fact) for fact in facts]
+        return [self.config.template.format(fact=fact) for fact in facts]
 
     def rows(self, data: CachedDataset, items: Sequence[int], roles: Sequence[str]) -> PrefixRows:
         """The inputs of some edits, those of locality once more without the edit's text."""
@@ -71,5 +63,5 @@ class LTEObjective(EditObjective):
         texts = ["" if i == NO_EDIT else edits[i] for i in rows.edit_of.tolist()]
         tokens = [text_tokens(vlm, text) for text in texts]
         with vlm.rewrite_prompts(lambda given: prepend_to_prompts(vlm, given, self.starts, tokens)):
-            logits = self.change.run(vlm, lambda: vlm.logits(batch))
+            logits = self.module.run(vlm, lambda: vlm.logits(batch))
         return logits[batch.labels != IGNORE_INDEX]

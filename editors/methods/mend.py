@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from attrib.model.vlm import VLM
 from editors.methods.hypernetwork import HypernetworkConfig, HypernetworkEditor
-from editors.training.config import EditorConfig
-from editors.weights.rank1_update import LowRankUpdate, TokenGradients
+from editors.training.config import SMALL_MODEL, EditorConfig
+from editors.weights.low_rank_update import LowRankUpdate, TokenGradients
 
 Pooling = Literal["sum", "mean"]
 EPSILON = 1e-7  # added to standard deviations, as in the published code
@@ -49,11 +49,10 @@ class MENDConfig(HypernetworkConfig):
             "generality": 0.1,
         },
         "embedded": {
+            **SMALL_MODEL,
+            "optimizer": "adam",
             "steps": 1600,
-            "batch_size": 8,
             "learning_rate": 5e-4,  # 1e-3 for as long loses unrelated inputs: see LOG.md
-            "warmup": 30,
-            "decay": "cosine",
             "clip": 5.0,
             "validate_every": 100,
             "save_every": 100,

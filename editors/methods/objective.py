@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
@@ -17,32 +18,37 @@ from editors.training.losses import LossWeights, Tokens, answer_losses, token_ac
 from editors.training.trainer import Objective
 
 
+@dataclass(eq=False)
 class EditObjective(Objective):
     """Cross-entropy of the new answers and KL of the unrelated ones (VisEdit Eqs. 12-15).
 
-    Subclasses say how an edit is made (`edits`) and what the edited model predicts (`logits`).
+    Subclasses set `module`, and define how an edit is made (`edits`) and what the edited model
+    predicts (`logits`).
 
-    Args:
+    Attributes:
         vlm: The frozen model.
-        module: What is trained.
         data: Inputs to train on, run up to some layer.
         held_out: Inputs to validate on.
-        weights: Weights of the loss terms.
+        config: Weights of the loss terms, and other options.
         batch_size: Edits per pass over held-out data.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        module: nn.Module,
-        data: CachedDataset | StreamedDataset,
-        held_out: CachedDataset,
-        weights: LossWeights,
-        batch_size: int = 16,
-    ):
-        self.vlm, self.module, self.data, self.held_out = vlm, module, data, held_out
-        self.weights, self.batch_size = weights, batch_size
-        self.roles = weights.roles
+    batch_size: ClassVar[int] = 16
+
+    vlm: VLM
+    data: CachedDataset | StreamedDataset
+    held_out: CachedDataset
+    config: Any  # the editor's own subclass of `TrainingConfig`
+
+    @property
+    def weights(self) -> LossWeights:
+        """Weights of the loss terms."""
+        return self.config
+
+    @property
+    def roles(self) -> list[str]:
+        """The kinds of input that are trained on."""
+        return self.weights.roles
 
     @abstractmethod
     def edits(self, data: CachedDataset, items: Sequence[int]) -> Any:

@@ -38,22 +38,16 @@ class SERAC(TrainableEditor):
     """A scope classifier and a counterfactual model for one model.
 
     Attributes:
-        vlm: The model they were trained for.
-        config: Their options.
         answer: The counterfactual model.
         gate: The classifier, with its threshold; None takes every input to be in scope.
-        trained: Record of the training (JSON).
     """
 
     name: ClassVar[str] = "serac"
     writes_no_layer: ClassVar[str] = "a model of its own answers"
     config_class: ClassVar[type[EditorConfig]] = SERACConfig
 
-    vlm: VLM
-    config: SERACConfig
     answer: Counterfactual
     gate: Gate | None
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls, job: TrainingJob) -> "SERAC":
@@ -62,7 +56,7 @@ class SERAC(TrainableEditor):
         objective = cls.objective(job, nets)
         trained = job.fit(objective, settings=config.settings())
         scope = ScopeGate(nets.eval().scope, layer, 0.0).calibrated(vlm, job.split[1])
-        return cls(vlm, config, nets.eval().answer, scope, trained)
+        return cls(vlm, config, nets.eval().answer, scope, trained=trained)
 
     @classmethod
     def objective(cls, job: TrainingJob, nets: Networks) -> SERACObjective:
@@ -77,7 +71,7 @@ class SERAC(TrainableEditor):
             roles=list(dict.fromkeys(["request", *config.roles])),
             keep=job.keep,
         )
-        return SERACObjective(vlm, nets, layer, data, validation, config)
+        return SERACObjective(vlm, data, validation, config, nets, layer)
 
     def with_gate(self, gate: Gate | None) -> "SERAC":
         """The same counterfactual model behind another gate, or behind none."""
@@ -132,7 +126,7 @@ class SERAC(TrainableEditor):
         nets.load_state_dict(load_file(path / NETWORKS))
         threshold, calibration = record["threshold"], record["calibration"]
         scope = ScopeGate(nets.eval().scope, scope_layer(vlm, config), threshold, calibration)
-        return cls(vlm, config, nets.answer, scope, record["trained"])
+        return cls(vlm, config, nets.answer, scope, trained=record["trained"])
 
 
 def scope_layer(vlm: VLM, config: SERACConfig) -> int:

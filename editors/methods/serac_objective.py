@@ -1,6 +1,7 @@
 """Options and objective of SERAC: the counterfactual answers, and the classifier's choice."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.model.batch import IGNORE_INDEX
-from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED
 from editors.gating.inputs import COVERED
 from editors.methods.objective import EditObjective
@@ -18,7 +18,7 @@ from editors.methods.serac_networks import Networks, pad_with_positions
 from editors.prefix.cached_dataset import CachedDataset, PrefixRows
 from editors.prefix.states import PrefixStates
 from editors.prefix.streamed_dataset import StreamedDataset
-from editors.training.config import TrainingConfig
+from editors.training.config import SMALL_MODEL, TrainingConfig
 from editors.training.losses import ROLES
 
 SCOPE = "scope"  # the classifier's term of the loss
@@ -43,15 +43,10 @@ class SERACConfig(TrainingConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {},  # sizes and rate; unlike published, the networks are not pre-trained
         "embedded": {
+            **SMALL_MODEL,
             "steps": 800,
-            "batch_size": 8,
-            "optimizer": "muon",
             "learning_rate": 5e-3,  # at 2e-2 no phrase is copied after 400 steps: LOG.md
-            "warmup": 30,
-            "decay": "cosine",
             "clip": 1.0,
-            "validate_every": 50,
-            "save_every": 50,
             # Unrelated inputs are the classifier's task. Learning them costs the small model the
             # rest: it would have to be a second vision-language model (LOG.md).
             "locality": 0.01,
@@ -74,39 +69,29 @@ class SERACConfig(TrainingConfig):
     own_units: bool = False
 
 
+@dataclass(eq=False)
 class SERACObjective(EditObjective):
     """The loss of both networks (LiveEdit's form, with the direction of KL corrected).
 
     Answers: cross-entropy for the request and its generality, KL(unedited || counterfactual) for
     locality. Scope: each input is classified as one of the batch's edits, or as none.
 
-    Args:
-        vlm: The frozen model.
-        nets: The counterfactual model and the classifier.
+    Attributes:
+        module: The counterfactual model and the classifier.
         layer: The layer whose states the classifier reads.
-        data: Inputs to train on.
-        held_out: Inputs to validate on.
-        config: Loss weights and options.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        nets: Networks,
-        layer: int,
-        data: CachedDataset | StreamedDataset,
-        held_out: CachedDataset,
-        config: SERACConfig,
-    ):
-        super().__init__(vlm, nets, data, held_out, config)
-        self.nets, self.layer, self.scope_weight = nets, layer, config.scope_weight
-        if config.own_units:
+    module: Networks
+    layer: int
+
+    def __post_init__(self):
+        if self.config.own_units:
             self._fit_units()
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted terms of the loss on some edits."""
         scope, _ = self.scope_loss(self.data, items)
-        return {**super().losses(items, rng), SCOPE: self.scope_weight * scope}
+        return {**super().losses(items, rng), SCOPE: self.config.scope_weight * scope}
 
     def validation(self) -> dict[str, float]:
         """The loss and accuracies of answers, and the accuracy of the classifier."""
@@ -114,7 +99,11 @@ class SERACObjective(EditObjective):
         found = [self.scope_loss(self.held_out, items) for items in self.held_out_batches()]
         loss = float(np.mean([loss.item() for loss, _ in found]))
         accuracy = float(np.mean([share for _, share in found]))
-        return {**metrics, "loss": metrics["loss"] + self.scope_weight * loss, SCOPE: accuracy}
+        return {
+            **metrics,
+            "loss": metrics["loss"] + self.config.scope_weight * loss,
+            SCOPE: accuracy,
+        }
 
     def edits(self, data: CachedDataset, items: Sequence[int]) -> list[PrefixStates]:
         """The edits' own states."""
@@ -125,7 +114,7 @@ class SERACObjective(EditObjective):
     ) -> Float[Tensor, "token d_vocab"]:
         """Logits of the counterfactual model at the answer tokens, row by row."""
         own = [edits[i] for i in rows.edit_of.tolist()]
-        states = self.nets.answer(*_embeddings(own), *_embeddings(rows.inputs))
+        states = self.module.answer(*_embeddings(own), *_embeddings(rows.inputs))
         labels = nn.utils.rnn.pad_sequence([q.labels for q in rows.inputs], True, IGNORE_INDEX)
         dtype = rows.inputs[0].final.dtype
         return self.vlm.unembed(states[labels != IGNORE_INDEX].to(dtype))
@@ -135,7 +124,7 @@ class SERACObjective(EditObjective):
     ) -> tuple[Tensor, float]:
         """Cross-entropy of the classifier's choice of edit, and its accuracy."""
         data, items = data.load(items)
-        rows, scope = data.rows(items, self.roles), self.nets.scope
+        rows, scope = data.rows(items, self.roles), self.module.scope
         edits, queries = (
             prompt_vectors(scope, [(q.hidden[self.layer], q.spans) for q in some])
             for some in (self.edits(data, items), rows.inputs)
@@ -148,7 +137,7 @@ class SERACObjective(EditObjective):
         return nn.functional.cross_entropy(scores, wanted), accuracy
 
     def _fit_units(self) -> None:
-        answer, scope, edits = self.nets.answer, self.nets.scope, self.data.sample_edits()
+        answer, scope, edits = self.module.answer, self.module.scope, self.data.sample_edits()
         answer.units.fit(torch.cat([q.hidden[EMBED] for q in edits]))
         answer.units_out.fit(torch.cat([q.final for q in edits]))
         words = [q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits]

@@ -34,7 +34,7 @@ from editors.training.config import EditorConfig
 from editors.training.editor import TrainableEditor
 from editors.training.losses import ROLES
 from editors.training.run import TrainingJob
-from editors.weights.mlp import feed_forward, last_layers
+from editors.weights.mlp import last_layers, mlp_of
 from editors.weights.neurons import NeuronEdit, joined
 
 MEMORIES = "memories.safetensors"
@@ -45,22 +45,16 @@ class TransformerPatcher(TrainableEditor):
     """Trains a few neurons per edit, beside those of the last MLP.
 
     Attributes:
-        vlm: The model.
-        config: How neurons are made.
         layer: The layer whose MLP is patched.
         memories: States at which they have to be silent.
-        trained: Record of how the memory was made (JSON).
     """
 
     name: ClassVar[str] = "tp"
     is_trained: ClassVar[bool] = False
     config_class: ClassVar[type[EditorConfig]] = TransformerPatcherConfig
 
-    vlm: VLM
-    config: TransformerPatcherConfig
     layer: int
     memories: Float[Tensor, "memory d_model"]
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
     def _train(cls, job: TrainingJob) -> "TransformerPatcher":
@@ -78,11 +72,11 @@ class TransformerPatcher(TrainableEditor):
             "seconds": time.monotonic() - began,
             "curve": [],
         }
-        return cls(vlm, config, layers[0], memories, trained)
+        return cls(vlm, config, layers[0], memories, trained=trained)
 
     def edit(self, vlm: VLM, request: EditRequest) -> NeuronEdit:
         """The edit that installs a request; without neurons if the answer is already right."""
-        network = feed_forward(vlm, self.layer)
+        network = mlp_of(vlm, self.layer)
         here = run_request(vlm, network, self.layer, encode_requests(vlm, [request]))
         return NeuronEdit(self.layer, train_neurons(vlm, network, here, self.memories, self.config))
 
@@ -100,7 +94,7 @@ class TransformerPatcher(TrainableEditor):
     def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "TransformerPatcher":
         memories = load_file(path / MEMORIES)["memories"].to(vlm.device)
         config = TransformerPatcherConfig.from_record(record)
-        return cls(vlm, config, record["layer"], memories, record["trained"])
+        return cls(vlm, config, record["layer"], memories, trained=record["trained"])
 
 
 @torch.no_grad()
@@ -112,7 +106,7 @@ def collect_memories(
     Only as many samples are run as are needed.
     """
     order = np.random.default_rng(config.seed).permutation(len(samples))
-    module, found, num = feed_forward(vlm, layer).up.module, [], 0
+    module, found, num = mlp_of(vlm, layer).up.module, [], 0
     for index in progress(order.tolist(), "memories"):
         if num >= config.num_memories:
             break

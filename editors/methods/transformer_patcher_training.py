@@ -13,7 +13,7 @@ from attrib.forward.hooks import on_input
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from editors.training.config import EditorConfig
-from editors.weights.mlp import FeedForward
+from editors.weights.mlp import MLP
 from editors.weights.neurons import Neurons, patched, unit_input
 from editors.weights.partial_forward import PartialForward, labels_of, partial_forward, target_loss
 
@@ -97,7 +97,7 @@ class PatchedRequest:
 
 
 @torch.no_grad()
-def run_request(vlm: VLM, network: FeedForward, layer: int, batch: Batch) -> PatchedRequest:
+def run_request(vlm: VLM, network: MLP, layer: int, batch: Batch) -> PatchedRequest:
     """Run a batch of one request up to the layer that is patched."""
     run, labels = partial_forward(vlm, batch, layer), labels_of(batch)
     x: list[Tensor] = []
@@ -124,7 +124,7 @@ class TrainablePatch(nn.Module):
 
     def __init__(
         self,
-        network: FeedForward,
+        network: MLP,
         at: Float[Tensor, "neuron d_model"],
         config: TransformerPatcherConfig,
     ):
@@ -152,7 +152,7 @@ class TrainablePatch(nn.Module):
 @torch.enable_grad()
 def train_neurons(
     vlm: VLM,
-    network: FeedForward,
+    network: MLP,
     request: PatchedRequest,
     memories: Float[Tensor, "memory d_model"],
     config: TransformerPatcherConfig,
@@ -177,7 +177,7 @@ MemoryLoss = Callable[[Neurons, Float[Tensor, " neuron"], int], Float[Tensor, ""
 
 def _train(
     vlm: VLM,
-    network: FeedForward,
+    network: MLP,
     request: PatchedRequest,
     patch: TrainablePatch,
     at: Float[Tensor, "neuron d_model"],

@@ -70,27 +70,18 @@ class VisEdit(AdapterEditor):
         if len(sites) > 1:
             raise AttribError("VisEdit's influence mapper is for one layer: give one visual layer")
         heat = target_heat(vlm, samples, sites[0].layer, ATTRIBUTIONS[config.mapper_target])
-        return MapperObjective(vlm, sites, data, held_out, config, heat)
+        return MapperObjective(vlm, data, held_out, config, sites, heat)
 
 
+@dataclass(eq=False)
 class MapperObjective(AdapterObjective):
     """The loss of an adapter plus that of its influence mapper (VisEdit, end of section 4.3).
 
-    Args:
+    Attributes:
         heat: The mapper's target heatmaps, by sample.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        sites: Sequence[Site],
-        data: CachedDataset | StreamedDataset,
-        held_out: CachedDataset,
-        config: AdapterConfig,
-        heat: Sequence[Heat],
-    ):
-        super().__init__(vlm, sites, data, held_out, config)
-        self.heat = heat
+    heat: Sequence[Heat]
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The weighted terms of the loss on some edits."""

@@ -17,6 +17,15 @@ from editors.training.losses import LossWeights
 
 SMALL = 512  # residual width below which "auto" takes the preset for the embedded models
 PHRASE = 5  # median number of words from which on answers count as phrases
+# What the presets for the embedded models have in common.
+SMALL_MODEL = {
+    "batch_size": 8,
+    "optimizer": "muon",
+    "warmup": 30,
+    "decay": "cosine",
+    "validate_every": 50,
+    "save_every": 50,
+}
 # Options and values of earlier versions, in saved editors and checkpoints.
 OLD_NAMES = {"rate_speed": "rate_lr_multiplier", "price_speed": "lagrange_lr_multiplier"}
 OLD_VALUES = {("best_by", "right"): "accuracy", ("mapper_target", "gentle"): "0.1-sigma"}

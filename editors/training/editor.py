@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,6 +18,7 @@ from editors.training.run import TrainingJob
 Made = TypeVar("Made", bound="TrainableEditor")
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainableEditor(ABC):
     """What all editors share: training, saving and loading.
 
@@ -40,8 +42,8 @@ class TrainableEditor(ABC):
     config_class: ClassVar[type[EditorConfig]]
 
     vlm: VLM
-    config: Any
-    trained: Mapping[str, Any] | None
+    config: Any  # of the type `config_class`
+    trained: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     @classmethod
     def train(
@@ -141,9 +143,9 @@ class TrainableEditor(ABC):
         except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise SetupError(f"{path}: incomplete, or of another version: {error}") from error
 
-    @abstractmethod
     def _record(self) -> dict[str, Any]:
         """What `editor.json` holds besides the training's record (JSON)."""
+        return {"settings": self.config.settings()}
 
     def _save_tensors(self, path: Path) -> None:
         """Write what was trained; nothing by default."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input, on_output
 from attrib.model.vlm import VLM
-from editors.weights.mlp import FeedForward, feed_forward
+from editors.weights.mlp import MLP, mlp_of
 
 TOP = 16.0  # where activation functions are far above 1
 
@@ -74,7 +74,7 @@ class NeuronEdit:
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """Add the neurons to passes inside; no weight of the model changes."""
-        network = feed_forward(vlm, self.layer)
+        network = mlp_of(vlm, self.layer)
         branches = 1 if network.gate is None else 2
         if self.neurons.keys.shape[::2] != (branches, vlm.d_model):
             raise AttribError(f"the neurons are of another model than {vlm.name}")
@@ -83,7 +83,7 @@ class NeuronEdit:
 
 
 @contextmanager
-def patched(network: FeedForward, neurons: Neurons) -> Iterator[None]:
+def patched(network: MLP, neurons: Neurons) -> Iterator[None]:
     """Add neurons to an MLP in passes inside; gradients reach them."""
     inputs: dict[str, Tensor] = {}
 

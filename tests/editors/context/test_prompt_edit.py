@@ -44,10 +44,9 @@ def answers(vlm, batch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_text_in_front_is_text_written_into_the_prompt(any_vlm, side):
-    batch = encoded(any_vlm, side=side)
-    wanted = answers(any_vlm, encoded(any_vlm, (TEXT,) * 3, side))
+def test_text_in_front_is_text_written_into_the_prompt(any_vlm):
+    batch = encoded(any_vlm)
+    wanted = answers(any_vlm, encoded(any_vlm, (TEXT,) * 3))
     with PromptEdit((TEXT,)).applied(any_vlm):
         logits = any_vlm.logits(batch)
     assert logits.shape[:2] == batch["last"].shape
@@ -55,14 +54,13 @@ def test_text_in_front_is_text_written_into_the_prompt(any_vlm, side):
     assert not torch.allclose(answers(any_vlm, batch), wanted, atol=1e-2)
 
 
-def test_generation_continues_the_prompt_with_the_text_written_into_it(any_vlm):
-    wanted = any_vlm.generate(encoded(any_vlm, (TEXT,) * 3, targets=None), 4)
-    plain = any_vlm.generate(encoded(any_vlm, targets=None), 4)
-    with PromptEdit((TEXT,)).applied(any_vlm):
-        assert any_vlm.generate(encoded(any_vlm, side="right", targets=None), 4) == wanted
-    # The tiny PaliGemma says special tokens alone, whatever it is asked.
-    assert plain != wanted or not any(wanted)
-    assert any_vlm.generate(encoded(any_vlm, targets=None), 4) == plain
+def test_generation_continues_the_prompt_with_the_text_written_into_it(vlm):
+    wanted = vlm.generate(encoded(vlm, (TEXT,) * 3, targets=None), 4)
+    plain = vlm.generate(encoded(vlm, targets=None), 4)
+    with PromptEdit((TEXT,)).applied(vlm):
+        assert vlm.generate(encoded(vlm, side="right", targets=None), 4) == wanted
+    assert plain != wanted
+    assert vlm.generate(encoded(vlm, targets=None), 4) == plain
 
 
 @torch.no_grad()
@@ -125,12 +123,12 @@ def test_what_a_rewriter_runs_itself_is_run_as_given(vlm):
     assert torch.equal(seen[0], plain)
 
 
-def test_spans_and_labels_move_with_their_tokens(any_vlm):
-    batch, wanted = encoded(any_vlm), encoded(any_vlm, (TEXT,) * 3)
+def test_spans_and_labels_move_with_their_tokens(vlm):
+    batch, wanted = encoded(vlm), encoded(vlm, (TEXT,) * 3)
     ran = []
-    with any_vlm.rewrite_prompts(lambda b: ran.append(b) or RewrittenBatch(b)), \
-            PromptEdit((TEXT,)).applied(any_vlm):  # fmt: skip
-        answers(any_vlm, batch)
+    with vlm.rewrite_prompts(lambda b: ran.append(b) or RewrittenBatch(b)), \
+            PromptEdit((TEXT,)).applied(vlm):  # fmt: skip
+        answers(vlm, batch)
     (run,) = ran
     assert torch.equal(run.labels, wanted.labels)
     for name, span in wanted.spans.items():

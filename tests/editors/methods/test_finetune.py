@@ -10,7 +10,7 @@ from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from editors.io.edit import load_edit, save_edit
 from editors.methods.finetune import FTL, FTV
-from editors.weights.mlp import feed_forward
+from editors.weights.mlp import mlp_of
 from editors.weights.vision import visual_parameters
 
 
@@ -66,7 +66,7 @@ def test_no_step_is_taken_once_the_loss_is_small(tmp_path):
 
 def test_what_is_trained_is_found_by_structure(any_vlm):
     assert visual_parameters(any_vlm, "connector")
-    found = feed_forward(any_vlm, any_vlm.num_layers - 1)
+    found = mlp_of(any_vlm, any_vlm.num_layers - 1)
     assert found.down.shape == found.up.shape[::-1]
     assert found.gate is None or "gate" in found.gate.name
     assert f"layers.{any_vlm.num_layers - 1}." in found.down.name

@@ -15,7 +15,7 @@ from editors.adapters.edit_signal import EMBED
 from editors.methods.influence_objective import ATTRIBUTIONS, mapper_losses, target_heat
 from editors.prefix.cached_dataset import cache_dataset
 
-QUICK = {"steps": 3, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
+QUICK = {"steps": 2, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.03,
          "preset": "embedded"}  # fmt: skip
 
 
@@ -24,9 +24,10 @@ def llava():
     return tiny_vlm("llava")
 
 
-@pytest.fixture
-def editor(llava, tmp_path):
-    return VisEdit.train(llava, samples(6), layers={"visual": [0]}, out=tmp_path, **QUICK)
+@pytest.fixture(scope="module")
+def editor(llava, tmp_path_factory):
+    out = tmp_path_factory.mktemp("visedit")
+    return VisEdit.train(llava, samples(4), layers={"visual": [0]}, out=out, **QUICK)
 
 
 @pytest.mark.parametrize("target", ATTRIBUTIONS)
@@ -74,13 +75,12 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
 
 
 def test_teaching_it_makes_it_open_for_the_request_and_shut_for_other_inputs(llava, tmp_path):
-    longer = {**QUICK, "steps": 40}
+    longer = {**QUICK, "steps": 14, "warmup": 0, "validate_every": 14}
     options = {"layers": {"visual": [0]}, "influence": 1.0, **longer}
-    taught = VisEdit.train(llava, samples(8), out=tmp_path / "taught", **options)
-    ablated = VisEdit.train(
-        llava, samples(8), out=tmp_path / "ablated", mapper_terms=("mapper_attribution",), **options
-    )
-    data = cache_dataset(llava, samples(8), first=[0], signals=[EMBED, 0])
+    some, terms = samples(5), ("mapper_attribution",)
+    taught = VisEdit.train(llava, some, out=tmp_path / "taught", **options)
+    ablated = VisEdit.train(llava, some, out=tmp_path / "ablated", mapper_terms=terms, **options)
+    data = cache_dataset(llava, some, first=[0], signals=[EMBED, 0])
 
     def margin(editor):
         adapter = editor.sites[0].adapter
@@ -93,6 +93,18 @@ def test_teaching_it_makes_it_open_for_the_request_and_shut_for_other_inputs(lla
             return (adapter.influence(inside, last) - adapter.influence(outside, last)).mean()
 
     assert margin(taught) > margin(ablated) + 0.1
+
+
+@pytest.mark.parametrize("ablated", [{"locality": 0.0}, {"generality": 0.0, "reliability": 0.0}])
+def test_the_terms_stay_when_other_terms_have_no_weight(llava, ablated):
+    config = VisEdit.config_class.from_preset(llava, "embedded", d_adapter=16, **ablated)
+    sites, some = config.build(llava, {"visual": [0]}, seed=0), samples(3)
+    roles = VisEdit.needed_roles(config, sites)
+    data = cache_dataset(llava, some, first=[0], signals=[EMBED, 0], roles=roles)
+    objective = VisEdit.objective(llava, config, sites, data, data, some)
+    losses = objective.losses([0, 2], np.random.default_rng(0))
+    assert {"mapper_up", "mapper_down", "mapper_attribution"} <= set(losses)
+    assert bool("visual_locality" in losses) == bool(config.locality)
 
 
 def test_an_adapter_without_a_mapper_says_so():

@@ -12,9 +12,9 @@ from attrib.errors import AttribError
 from editors.io.edit import load_edit, save_edit
 from editors.methods.ke import KE, KEConfig, KENetwork, condition_of, own_answers
 
-QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
-         "validate_every": 4, "save_every": 4, "d_lstm": 8,
-         "d_condition": 16, "d_head": 16, "learning_rate": 0.02, "warmup": 0,
+QUICK = {"best_by": "loss", "steps": 5, "batch_size": 2,
+         "validate_every": 5, "save_every": 5, "d_lstm": 8,
+         "d_condition": 16, "d_head": 16, "learning_rate": 0.04, "warmup": 0,
          "preset": "embedded"}  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_words_decide_and_padding_does_not():
 def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
     vlm = tiny_vlm(name)
     before = state(vlm)
-    editor = KE.train(vlm, told(5), out=tmp_path, **{**QUICK, "steps": 10})
+    editor = KE.train(vlm, told(4), out=tmp_path, **QUICK)
     assert_restored(vlm, before)
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < 0.97 * losses[0]
@@ -102,7 +102,7 @@ def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
 
 def test_the_lagrange_multiplier_rises_while_updates_are_too_large(tmp_path):
     vlm = tiny_vlm("llava")
-    editor = KE.train(vlm, told(5), out=tmp_path, loss="ke", **QUICK)
+    editor = KE.train(vlm, told(4), out=tmp_path, loss="ke", **QUICK)
     assert set(editor.trained["curve"][0]) == {"step", "loss", "request"}
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert losses[-1] < losses[0]

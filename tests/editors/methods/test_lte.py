@@ -12,7 +12,7 @@ from attrib.errors import AttribError, SetupError
 from editors.context.prompt_edit import PromptEdit, fact_of
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
-from editors.methods.lora import LowRank, attending
+from editors.methods.lora import LowRank, qkv_projections
 from editors.methods.lte import LTE
 from editors.training.losses import LOCALITY, ROLES
 from editors.training.run import TrainingJob
@@ -57,7 +57,7 @@ def test_low_rank_additions_are_additions_to_the_weights(any_vlm):
     plain = any_vlm.logits(batch)
     with change.applied(any_vlm):
         found = any_vlm.logits(batch)
-    linears = attending(any_vlm, change.layers)
+    linears = qkv_projections(any_vlm, change.layers)
     assert len(linears) == 3 * any_vlm.num_layers
     before = {key: linear.weight.data for key, linear in linears.items()}
     for key, linear in linears.items():

@@ -21,7 +21,7 @@ from editors.methods.transformer_patcher_training import (
     run_request,
     train_neurons,
 )
-from editors.weights.mlp import feed_forward
+from editors.weights.mlp import mlp_of
 from editors.weights.neurons import NeuronEdit, Neurons
 
 # Not among `samples`: what a neuron is made for must not be what it is to be silent at.
@@ -44,7 +44,7 @@ def patcher(request, tmp_path_factory):
 
 def start(vlm, config=None):
     """The network, the request and the neurons at the start."""
-    network = feed_forward(vlm, vlm.num_layers - 1)
+    network = mlp_of(vlm, vlm.num_layers - 1)
     request = run_request(vlm, network, vlm.num_layers - 1, encode_requests(vlm, [OWN]))
     at = request.x[request.wrong][:5]
     return network, at, TrainablePatch(network, at, config or TransformerPatcherConfig()).neurons
@@ -62,7 +62,7 @@ def test_at_the_start_a_neuron_fires_with_one_at_its_token(any_vlm):
 
 def test_copies_of_a_networks_own_neurons_double_its_output(vlm):
     layer = vlm.num_layers - 1
-    network = feed_forward(vlm, layer)
+    network = mlp_of(vlm, layer)
     into = [m.module for m in (network.gate, network.up) if m]
     zero = torch.zeros(into[0].out_features)
     copies = Neurons(
@@ -90,7 +90,7 @@ def test_the_answer_becomes_right_and_the_model_stays(patcher):
 
 def test_there_is_a_neuron_per_wrong_token_and_none_where_all_are_right(patcher):
     vlm = patcher.vlm
-    network = feed_forward(vlm, patcher.layer)
+    network = mlp_of(vlm, patcher.layer)
     request = run_request(vlm, network, patcher.layer, encode_requests(vlm, [OWN]))
     for num in (0, 2):
         some = replace(request, wrong=request.wrong[:num])
@@ -110,7 +110,7 @@ def test_memories_are_what_the_network_sees_at_answers(patcher):
     memories = collect_memories(vlm, patcher.layer, samples(4), config)
     assert memories.shape == (50, vlm.d_model)
     assert torch.equal(memories, collect_memories(vlm, patcher.layer, samples(4), config))
-    network = feed_forward(vlm, patcher.layer)
+    network = mlp_of(vlm, patcher.layer)
     for sample in samples(4):
         request = run_request(vlm, network, patcher.layer, encode_requests(vlm, [sample.request]))
         gaps = torch.cdist(request.x, memories).amin(1)

@@ -10,8 +10,8 @@ from editors import VisEdit
 from editors.io.tensors import digest_of
 from editors.training.process_group import ProcessGroup
 
-QUICK = {"steps": 7, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
-         "validate_every": 3, "save_every": 3, "warmup": 0, "preset": "embedded",
+QUICK = {"steps": 2, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
+         "validate_every": 2, "save_every": 2, "warmup": 0, "preset": "embedded",
          "optimizer": "adam"}  # fmt: skip
 # Muon is left out: it makes full steps of gradients that are rounding alone.
 
