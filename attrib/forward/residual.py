@@ -1,4 +1,4 @@
-"""Writes of every layer's attention and MLP to the residual stream, at chosen positions."""
+"""Writes of every layer to the residual stream, at chosen positions (VisEdit, Eq. 1)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

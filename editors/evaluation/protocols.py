@@ -2,7 +2,7 @@
 
 paper: teacher-forced token accuracy; for locality, agreement with the unedited model's argmax on
     the answer's tokens (VisEdit's and DualEdit's program).
-exact: all of these tokens at once, the equality that both papers write down.
+exact: all of these tokens at once, the equality of the papers (DualEdit, Eqs. 1-3).
 generate: greedy decoding from the prompt alone. Right is an answer that is the target, or goes on
     after it with a new word: the benchmarks' targets carry no end, so no editor was taught one. A
     word that goes on is another one: "20" is not "2", "reddish" not "red". For locality, the same
