@@ -9,10 +9,11 @@ from torch import Tensor
 
 from attrib.data import EditSample
 from attrib.forward.attention import attention_rows
-from attrib.model.batch import Batch, Span
+from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
+from attrib.vocabulary import Span
 
 # Text never includes the begin-of-sequence token: it is an attention sink, and counting it as text
 # would alone put text above the image. It stands by itself.
