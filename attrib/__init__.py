@@ -2,17 +2,17 @@
 
     import attrib
     vlm = attrib.load("tiny-llava")
-    batch = vlm.encode([image], ["What color is the star? The answer is:"])
-    attrib.contributions(vlm, batch)  # Float "batch layer module"
+    samples = attrib.data.load("scenes-vqa", split="test", limit=64)
+    attrib.run("contributions", vlm, samples).plot()
 
-Names are imported when they are first used, so that `import attrib` costs nothing.
+Names are imported when they are first used, so that `import attrib` is instant.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attrib import data
+    from attrib import data, plots, stats
     from attrib.analyses.attention import attention, profile
     from attrib.analyses.contributions import (
         contribution_parts,
@@ -30,72 +30,37 @@ if TYPE_CHECKING:
     from attrib.loading import load
     from attrib.model.batch import Batch, Grid
     from attrib.model.vlm import VLM
+    from attrib.pipeline.run import run
     from attrib.results import Result
     from attrib.selection import LayerReport, select_layers
 
-__all__ = [
-    "PUBLISHED_CODE",
-    "VLM",
-    "AttribError",
-    "Batch",
-    "Grid",
-    "LayerReport",
-    "Result",
-    "RowError",
-    "SetupError",
-    "attention",
-    "check",
-    "contribution_parts",
-    "contributions",
-    "data",
-    "direct_logits",
-    "gate_similarity",
-    "heatmaps",
-    "load",
-    "patching",
-    "patching_difference",
-    "patching_parts",
-    "profile",
-    "qformer_picture",
-    "read",
-    "select_layers",
-    "sensitivity",
-    "write",
-]
-
-_HOME = {
-    "check": "attrib.checks",
-    "VLM": "attrib.model.vlm",
-    "load": "attrib.loading",
-    "Batch": "attrib.model.batch",
-    "Grid": "attrib.model.batch",
-    "read": "attrib.forward.hooks",
-    "write": "attrib.forward.hooks",
-    "AttribError": "attrib.errors",
-    "RowError": "attrib.errors",
-    "SetupError": "attrib.errors",
-    "Result": "attrib.results",
-    "LayerReport": "attrib.selection",
-    "select_layers": "attrib.selection",
-    "attention": "attrib.analyses.attention",
-    "profile": "attrib.analyses.attention",
-    "contributions": "attrib.analyses.contributions",
-    "contribution_parts": "attrib.analyses.contributions",
-    "direct_logits": "attrib.analyses.contributions",
-    "gate_similarity": "attrib.analyses.gating",
-    "heatmaps": "attrib.analyses.heatmaps",
-    "PUBLISHED_CODE": "attrib.analyses.heatmaps",
-    "qformer_picture": "attrib.analyses.qformer",
-    "patching": "attrib.analyses.patching",
-    "patching_difference": "attrib.analyses.patching",
-    "patching_parts": "attrib.analyses.patching",
-    "sensitivity": "attrib.analyses.sensitivity",
+# Module -> the names that it provides; imported when they are first used.
+_NAMES = {
+    "attrib.analyses.attention": ("attention", "profile"),
+    "attrib.analyses.contributions": ("contribution_parts", "contributions", "direct_logits"),
+    "attrib.analyses.gating": ("gate_similarity",),
+    "attrib.analyses.heatmaps": ("PUBLISHED_CODE", "heatmaps"),
+    "attrib.analyses.patching": ("patching", "patching_difference", "patching_parts"),
+    "attrib.analyses.qformer": ("qformer_picture",),
+    "attrib.analyses.sensitivity": ("sensitivity",),
+    "attrib.checks": ("check",),
+    "attrib.errors": ("AttribError", "RowError", "SetupError"),
+    "attrib.forward.hooks": ("read", "write"),
+    "attrib.loading": ("load",),
+    "attrib.model.batch": ("Batch", "Grid"),
+    "attrib.model.vlm": ("VLM",),
+    "attrib.pipeline.run": ("run",),
+    "attrib.results": ("Result",),
+    "attrib.selection": ("LayerReport", "select_layers"),
 }
+_MODULES = ("data", "plots", "stats")
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = [*sorted(_HOME), *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "data":
-        return import_module("attrib.data")
+    if name in _MODULES:
+        return import_module(f"attrib.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'attrib' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -1,10 +1,10 @@
-"""The result of one analysis: a tidy table that knows how it was made."""
+"""The result of one analysis: tidy tables with provenance, figures and a summary."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,27 +12,45 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from attrib.errors import AttribError
 from attrib.files import atomic_write
 from attrib.stats import RESAMPLES, bootstrap_means, interval, wilson
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from attrib.pipeline.analysis import Analysis
+
 METADATA_KEY = b"attrib"
+MAIN_FILE = "result.parquet"  # a run's main table; its other tables lie beside it
+HTML_ROWS = 5
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """One analysis over many examples.
+
+        result.plot()      # an Axes
+        result.summary()   # sentences
+        result.to_frame()  # a tidy DataFrame
 
     Attributes:
         analysis: name of the analysis.
         frame: one row per example x layer x ...; columns `example`, `value` and what the
             analysis varies (`layer`, `module`, ...).
-        provenance: everything needed to run it again (model, options, versions, seeds, data);
-            made of what JSON can hold.
+        provenance: everything needed to run it again (model, options, versions, seeds, data), as
+            JSON can hold it.
+        tables: the other tables of the run, by name.
+        samples: the samples of the run, for figures that show their images; not saved.
+        quarantined: records of the rows that could not be used; saved by the run, not with a table.
     """
 
     analysis: str
     frame: pd.DataFrame
     provenance: Mapping[str, Any]
+    tables: Mapping[str, "Result"] = field(default_factory=dict)
+    samples: Sequence[Any] = ()
+    quarantined: Sequence[Any] = ()
 
     def __post_init__(self):
         missing = {"example", "value"} - set(self.frame.columns)
@@ -40,8 +58,8 @@ class Result:
             raise ValueError(
                 f"a result needs the columns example and value, got {list(self.frame.columns)}"
             )
-        # Once through JSON, so that what is loaded equals what was saved, and what JSON cannot
-        # hold (NaN above all) is refused here, not hours later.
+        # Converted to JSON and back: what is loaded equals what was saved, and what JSON cannot
+        # hold (NaN above all) is refused now, not hours later.
         plain = json.loads(json.dumps(dict(self.provenance), allow_nan=False))
         object.__setattr__(self, "provenance", plain)
 
@@ -50,6 +68,67 @@ class Result:
             return NotImplemented
         same = (self.analysis, self.provenance) == (other.analysis, other.provenance)
         return same and self.frame.equals(other.frame)
+
+    def __repr__(self) -> str:
+        model = self.provenance.get("model", {}).get("name", "")
+        about = f" of {model}" if model else ""
+        more = f", tables {', '.join(self.tables)}" if self.tables else ""
+        return (
+            f"Result({self.analysis!r}{about}: {len(self.frame)} rows, {self.examples} examples, "
+            f"columns {', '.join(map(str, self.frame.columns))}{more})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The summary, the main figure and the first rows, for notebooks."""
+        rows = self.frame.head(HTML_ROWS).to_html(index=False, float_format="{:.4g}".format)
+        view = self._view if len(self.frame) else None
+        shown = "" if view is None else view.html(self)
+        return f"{shown}{rows}<p>{len(self.frame)} rows, {self.examples} examples</p>"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the table: tidy, one row per value."""
+        return self.frame.copy()
+
+    def plot(self, figure: str | None = None) -> "Axes":
+        """Draw a figure of the analysis.
+
+        Args:
+            figure: its name, by default the main one; `figures` lists them.
+
+        Raises:
+            AttribError: There is no such figure, or no analysis of this name.
+        """
+        drawn = self._known_view().plots(self)
+        name = next(iter(drawn)) if figure is None else figure
+        if name not in drawn:
+            raise AttribError(f"no figure {figure!r}; figures of {self.analysis} are {list(drawn)}")
+        return drawn[name]()
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures that `plot` can draw."""
+        return list(self._known_view().plots(self))
+
+    def summary(self) -> str:
+        """What the result shows, in a few sentences.
+
+        Raises:
+            AttribError: There is no analysis of this name.
+        """
+        return self._known_view().summarize(self)
+
+    @property
+    def _view(self) -> "Analysis | None":
+        """The analysis with the options that the result was made with; None for another table."""
+        # Drawing is an optional integration: imported when it is asked for, as pandas does.
+        from attrib.pipeline.registry import analysis_of
+
+        return analysis_of(self)
+
+    def _known_view(self) -> "Analysis":
+        if (view := self._view) is None:
+            raise AttribError(f"{self.analysis!r} is no analysis: use attrib.plots or to_frame()")
+        return view
 
     @property
     def seed(self) -> int:
@@ -62,12 +141,12 @@ class Result:
         return len(set(self.frame["example"]))
 
     def where(self, **equal: Any) -> "Result":
-        """The rows whose columns have the given values, with the same provenance."""
+        """The rows whose columns equal the given values, with the same provenance."""
         keep = np.ones(len(self.frame), dtype=bool)
         for column, wanted in equal.items():
             keep &= np.asarray(self.frame[column] == wanted)
         frame = self.frame.loc[keep].reset_index(drop=True)
-        return Result(self.analysis, frame, self.provenance)
+        return replace(self, frame=frame)
 
     def mean(
         self, by: Sequence[str], *, resamples: int = RESAMPLES, seed: int | None = None
@@ -140,14 +219,31 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> "Result":
-        """The result that `save` wrote to `path`."""
+        """The result that `save` wrote, with the other tables of its run.
+
+        Args:
+            path: a Parquet file, or the folder of a run.
+
+        Raises:
+            ValueError: It is not a whole Parquet file, or not one of attrib.
+        """
+        path = Path(path)
+        file = path / MAIN_FILE if path.is_dir() else path
+        main = cls._load_one(file)
+        if file.name != MAIN_FILE:
+            return main
+        others = sorted(p for p in file.parent.glob("*.parquet") if p != file)
+        return replace(main, tables={p.stem: cls._load_one(p) for p in others})
+
+    @classmethod
+    def _load_one(cls, path: Path) -> "Result":
         try:
             table = pq.read_table(path)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
         metadata = table.schema.metadata or {}
         if METADATA_KEY not in metadata:
-            raise ValueError(f"{path} is a Parquet file, but no result that attrib saved")
+            raise ValueError(f"{path} is a Parquet file, but not a result of attrib")
         return cls(frame=table.to_pandas(), **json.loads(metadata[METADATA_KEY]))
 
 

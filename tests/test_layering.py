@@ -48,6 +48,7 @@ EDITORS_ROOMS = (
 # Optional integrations: imported inside a function, when a user asks for them.
 EXCEPTIONS = {
     ("attrib.model.vlm", "attrib.bridges"),  # vlm.cache, vlm.to_bridge, VLM.from_bridge
+    ("attrib.results", "attrib.pipeline"),  # result.plot, result.summary: matplotlib
 }
 # What editors do not need: the drawing, the texts and the commands of attrib.
 CLOSED_TO_EDITORS = ("attrib.plots", "attrib.report", "attrib.pipeline", "attrib.cli", "attrib.zoo")

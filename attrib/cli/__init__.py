@@ -1,4 +1,4 @@
-"""The command line. Heavy imports stay inside the commands, so that `attrib --help` is instant.
+"""The command line. A command's module is imported when the command runs, not for --help.
 
 Exit codes: 0 done; 1 more rows were quarantined than --max-failures allows; 2 wrong usage; 3 cannot
 start; 130 interrupted.
@@ -6,39 +6,115 @@ start; 130 interrupted.
 
 import logging
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
-from attrib.cli import (
-    analyse,
-    data,
-    demo,
-    doctor,
-    edit,
-    evaluate,
-    faithfulness,
-    gate,
-    grid,
-    heatmap,
-    models,
-    patching,
-    report,
-    select,
-    sweep,
-    table,
-    train,
-)
-from attrib.cli.command import ExitCode, exit_code
+from attrib.pipeline.registry import ANALYSES
 
-app = typer.Typer(
-    name="attrib",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+ANALYSIS, LAYERS, EDITING, SETUP = "Analyses", "Layers", "Editing", "Models and data"
+# Name -> panel of --help, module, help text: the first line of the command's docstring (a test
+# compares them). The analyses have theirs in `attrib.pipeline.registry`.
+COMMANDS = {
+    "demo": (
+        ANALYSIS,
+        "attrib.cli.demo",
+        "First report on an embedded model; needs no network, GPU or account.",
+    ),
+    **{name: (ANALYSIS, "attrib.cli.analyse", text) for name, (_, text) in ANALYSES.items()},
+    "select": (
+        LAYERS,
+        "attrib.cli.select",
+        "Choose the layers to edit from contributions, noise sensitivity and patching.",
+    ),
+    "report": (
+        LAYERS,
+        "attrib.cli.report",
+        "Layer-selection report: one page with the layers, the evidence and the confidence.",
+    ),
+    "train": (
+        EDITING,
+        "attrib.cli.train",
+        "Train an editor at chosen layers; an interrupted training continues.",
+    ),
+    "edit": (
+        EDITING,
+        "attrib.cli.edit",
+        "Apply one edit and show the answers before and after.",
+    ),
+    "evaluate": (
+        EDITING,
+        "attrib.cli.evaluate",
+        "Score a trained editor: reliability, generality and locality in every protocol.",
+    ),
+    "table": (
+        EDITING,
+        "attrib.cli.table",
+        "Compare editors: train and score what is missing, then tabulate all.",
+    ),
+    "grid": (
+        EDITING,
+        "attrib.cli.grid",
+        "Train short adapters at every layer and score them (DualEdit, Fig. 5, Table 1).",
+    ),
+    "doctor": (
+        SETUP,
+        "attrib.cli.doctor",
+        "Show versions, devices, memory and embedded models; exit with 3 if something is missing.",
+    ),
+    "models": (
+        SETUP,
+        "attrib.cli.models",
+        "List, check and assemble models.",
+    ),
+    "data": (
+        SETUP,
+        "attrib.cli.data",
+        "Check edit data, export the scenes, get an image.",
+    ),
+}
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "rich",
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class LazyGroup(TyperGroup):
+    """Commands that are imported when they run; --help shows their texts from `COMMANDS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the order of `COMMANDS`."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command without parameters, for the list in --help."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        panel, _, text = COMMANDS[cmd_name]
+        return typer.core.TyperCommand(cmd_name, help=text, rich_help_panel=panel)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command to run, imported now."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name else listed, rest
+
+
+def load_command(name: str) -> Any:
+    """Import a command's module; the command."""
+    app = typer.Typer(**SETTINGS)
+    module = import_module(COMMANDS[name][1])
+    module.add_to(app, name) if name in ANALYSES else module.add_to(app)
+    return get_group(app).commands[name]
+
+
+app = typer.Typer(name="attrib", no_args_is_help=True, cls=LazyGroup, **SETTINGS)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -62,27 +138,8 @@ def attrib(
     """Where in a vision-language model an answer comes from, and which layers to edit."""
 
 
-demo.add_to(app)
-analyse.add_to(app)
-heatmap.add_to(app)
-faithfulness.add_to(app)
-sweep.add_to(app)
-patching.add_to(app)
-gate.add_to(app)
-select.add_to(app)
-report.add_to(app)
-table.add_to(app)
-train.add_to(app)
-grid.add_to(app)
-edit.add_to(app)
-evaluate.add_to(app)
-doctor.add_to(app)
-models.add_to(app)
-data.add_to(app)
-
-
 def main() -> None:
-    """Run the command in `sys.argv`; leaves with one of the exit codes above."""
+    """Run the command in `sys.argv`; exits with one of the codes above."""
     # Our own lines only: other libraries bring their handlers along.
     logger, lines = logging.getLogger("attrib"), logging.StreamHandler()
     logger.setLevel(logging.INFO)
@@ -90,8 +147,10 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+        sys.exit(130)
     except Exception as error:  # the last place that can turn it into one line
+        from attrib.cli.command import exit_code
+
         sys.exit(exit_code(error))
     finally:
         logger.removeHandler(lines)

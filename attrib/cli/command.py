@@ -8,10 +8,11 @@ import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from attrib.errors import AttribError, SetupError
 
@@ -19,7 +20,7 @@ Given = TypeVar("Given", bound=BaseModel)
 
 
 class ExitCode(IntEnum):
-    """What the shell is told."""
+    """Exit codes of the command line."""
 
     DONE = 0
     TOO_MANY_FAILURES = 1
@@ -43,7 +44,7 @@ def add_command(
         try:
             code = run(chosen)
         except KeyboardInterrupt:
-            print(f"interrupted; to go on: {invocation()}", file=sys.stderr)
+            print(f"interrupted; to continue: {invocation()}", file=sys.stderr)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         raise typer.Exit(code)
 
@@ -58,21 +59,18 @@ def resolve(options: type[Given], config: Path | None, flags: dict[str, Any]) ->
     """The options: defaults, overridden by a YAML file, overridden by flags.
 
     Raises:
-        AttribError: for a file that is no YAML mapping, and for keys or values that do not fit.
+        AttribError: The file is not a YAML mapping, or a key or value does not fit.
     """
     values = {} if config is None else _read_yaml(config)
-    where = "" if config is None else f"{config}: "
     try:
         return options.model_validate({**values, **flags})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        known = f"; known are {', '.join(options.model_fields)}"
-        unknown = known if first["type"] == "extra_forbidden" else ""
-        place = where if name in values and name not in flags else ""
-        named = f"{name}: " if name else ""
-        told = first["msg"].removeprefix("Value error, ")  # pydantic's, in front of our own words
-        raise AttribError(f"{place}{named}{told}{unknown}") from None
+        from attrib.pipeline.options import explain
+
+        name = ".".join(str(part) for part in error.errors()[0]["loc"])
+        in_file = config is not None and name in values and name not in flags
+        where = f"{config}: " if in_file else ""
+        raise AttribError(f"{where}{explain(error, options)}") from None
 
 
 def invocation() -> str:
@@ -81,7 +79,7 @@ def invocation() -> str:
 
 
 def exit_code(error: Exception) -> ExitCode:
-    """Say in one line on standard error what went wrong; the exit code that belongs to it."""
+    """Print an error in one line on standard error; the exit code that belongs to it."""
     if os.environ.get("ATTRIB_DEBUG"):
         traceback.print_exception(error)
     message, code = _explain(error)
@@ -97,10 +95,10 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", ExitCode.CANNOT_START
-    # By name: importing torch to know its error would cost every command seconds.
+    # By name: importing torch for its error class would cost every command seconds.
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {error}; try a smaller --batch-size", ExitCode.CANNOT_START
-    # A mistake of ours: the traceback is what a bug report needs.
+    # A bug: the traceback belongs into its report.
     raise error
 
 
@@ -113,9 +111,10 @@ def _parameters(options: type[BaseModel]) -> list[inspect.Parameter]:
     only = inspect.Parameter.KEYWORD_ONLY
     hints = get_type_hints(options, include_extras=True)
     fields = [
-        inspect.Parameter(name, only, annotation=hints[name], default=field.default)
+        inspect.Parameter(name, only, annotation=_annotation(name, hints[name], field),
+                          default=field.default)
         for name, field in options.model_fields.items()
-    ]
+    ]  # fmt: skip
     help_text = "YAML file with values for these options; flags override it."
     config = Annotated[Path | None, typer.Option(help=help_text)]
     return [
@@ -123,6 +122,25 @@ def _parameters(options: type[BaseModel]) -> list[inspect.Parameter]:
         *fields,
         inspect.Parameter("config", only, annotation=config, default=None),
     ]
+
+
+def _annotation(name: str, hint: Any, field: FieldInfo) -> Any:
+    """The annotation that typer reads: from the field, unless the hint has an option already."""
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict) or "flags" not in extra:
+        return hint
+    flags: Any = extra["flags"]
+    if extra.get("alias") and not flags:
+        flags = [f"--{n.replace('_', '-')}" for n in (name, str(extra["alias"]))]
+    limits = {type(m).__name__: m for m in field.metadata}
+    settings = {
+        "help": field.description,
+        "rich_help_panel": extra["panel"],
+        "show_default": extra["shown"],
+        "min": getattr(limits.get("Ge"), "ge", None),
+        "max": getattr(limits.get("Le"), "le", None),
+    }
+    return Annotated[get_args(hint)[0], typer.Option(*flags, **settings)]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

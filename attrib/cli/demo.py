@@ -2,13 +2,27 @@
 
 import shlex
 import time
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from attrib.cli.command import add_command
 from attrib.cli.models import load_model
-from attrib.cli.options import DemoOptions
 from attrib.cli.outputs import log, write_manifest, write_quarantined
+from attrib.pipeline.options import ModelOptions, option
+from attrib.vocabulary import SceneData, SceneSplit
+
+
+class DemoOptions(ModelOptions):
+    """Options of the first report."""
+
+    data: Annotated[SceneData, option("Embedded data.")] = "scenes-vqa"
+    split: Annotated[SceneSplit, option("Part of it.")] = "test"
+    limit: Annotated[int, option("Number of samples.", ge=1)] = 64
+    batch_size: Annotated[int, option("Samples per pass.", ge=1)] = 16
+    seed: Annotated[int, option("Seed of the bootstrap intervals.")] = 0
+    out: Annotated[Path, option("Folder of the report.")] = Path("demo")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def demo(options: DemoOptions) -> int:
-    """Write a first report on an embedded model: no network, GPU or account needed."""
+    """First report on an embedded model; needs no network, GPU or account."""
     start = time.monotonic()
     from attrib.data import load as load_data
     from attrib.report import study, write_page

@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor() -> None:
-    """Show versions, devices, memory and embedded models; exits with 3 if something is missing."""
+    """Show versions, devices, memory and embedded models; exit with 3 if something is missing."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -11,8 +11,8 @@ from typer import Option
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.evaluate import load_editor
 from attrib.cli.models import load_model
-from attrib.cli.options import ModelOptions
 from attrib.errors import AttribError
+from attrib.pipeline.options import ModelOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,7 +58,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def edit(options: EditOptions) -> int:
-    """Edit one fact, and show the answers before and after."""
+    """Apply one edit and show the answers before and after."""
     if options.editor is None:
         raise AttribError("--editor: give the folder of a trained editor, see `attrib train`")
     if options.prompt is None or (options.load is None and not options.target):

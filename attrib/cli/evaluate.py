@@ -11,14 +11,14 @@ import typer
 from pydantic import Field, field_validator
 from typer import Option
 
-from attrib.cli.analyse import load_data
 from attrib.cli.caching import cached
 from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.models import load_model
-from attrib.cli.options import AnalysisOptions
 from attrib.cli.outputs import default_folder, exit_code_for, log, write_quarantined
-from attrib.cli.plan import planned
+from attrib.cli.plan import plan_lines
 from attrib.errors import AttribError, SetupError
+from attrib.pipeline.options import AnalysisOptions
+from attrib.pipeline.source import load_samples
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
@@ -61,7 +61,7 @@ class EvaluateOptions(AnalysisOptions):
                show_default="each edit alone", rich_help_panel=PANEL),
     ] = None  # fmt: skip
     # An edit is judged by its whole answer.
-    lead: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
+    answer_prefix: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
     batch_size: Annotated[
         int, Option(help="Inputs per pass; an edit is judged by about 8.", min=1), Field(ge=1)
     ] = 16
@@ -89,7 +89,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Scores of a trained editor: reliability, generality, locality, by every protocol."""
+    """Score a trained editor: reliability, generality and locality in every protocol."""
     if options.prompt is not None:
         raise AttribError("evaluate is about edits and what they are judged by: give --data")
     if options.editor is None:
@@ -98,7 +98,7 @@ def evaluate(options: EvaluateOptions) -> int:
     prepared = list(_prepared(options, options.editor, out))
     if options.dry_run:
         for run, _ in prepared if prepared[0][0].rank.number == 0 else ():
-            print("\n".join(planned(run, 1)))
+            print("\n".join(plan_lines(run, 1)))
         return ExitCode.DONE
     outcomes = [run.execute(scoring, batch_size=1) for run, scoring in prepared]
     done = [outcome for outcome in outcomes if outcome is not None]
@@ -162,7 +162,7 @@ def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tu
     for place in folders.values():
         runs.refuse_foreign(place)  # before minutes go into reading a model
     log(f"evaluate: {folder} on {options.model}, {options.data}, results in {out}")
-    data = load_data(options)
+    data = load_samples(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
     editor, files = load_editor(folder, vlm), [*_files(folder), *_files(folder / GATE)]
@@ -182,7 +182,8 @@ def _prepared(options: EvaluateOptions, folder: Path, out: Path) -> "Iterator[tu
             name="evaluate",
             options=made | told | {"edits_at_once": number},
             seed=options.seed,
-            free=runs.NON_IDENTIFYING | {f"options.{name}" for name in (*options.free, "editor")},
+            free=runs.NON_IDENTIFYING
+            | {f"options.{name}" for name in (*options.all_free(), "editor")},
             rank=rank,
             invocation=invocation(),
         )

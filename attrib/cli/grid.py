@@ -62,7 +62,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def grid(options: GridOptions) -> int:
-    """Train short adapters at every layer, and score them alike (DualEdit Fig. 5, Table 1)."""
+    """Train short adapters at every layer and score them (DualEdit, Fig. 5, Table 1)."""
     from attrib import data as edit_data
     from attrib.files import write_text
     from editors.evaluation.layer_grid import grid as run

@@ -9,7 +9,7 @@ import typer
 
 from attrib.cli.caching import cached
 from attrib.cli.command import ExitCode
-from attrib.cli.options import ModelOptions
+from attrib.pipeline.options import ModelOptions
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("list")(list_models)
     group.command("check")(check)
     group.command("assemble")(assemble)
-    app.add_typer(group, name="models", help="Embedded models; checks of your own; MiniGPT-4.")
+    app.add_typer(group, name="models", help="List, check and assemble models.")
 
 
 def load_model(options: ModelOptions) -> "VLM":

@@ -10,17 +10,17 @@ import typer
 from pydantic import Field
 from typer import Option
 
-from attrib.cli.analyse import load_data
+from attrib.cli.analyse import analyse, command_options
 from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.faithfulness import FaithfulnessOptions, faithfulness
-from attrib.cli.heatmap import HeatmapOptions, heatmap
-from attrib.cli.options import NAMED_SPLITS, PANEL, AnalysisOptions
 from attrib.cli.outputs import exit_code_for, log, refuse_unwritable, results_folder
 from attrib.cli.report_commands import commands_of
 from attrib.cli.select import SelectOptions
 from attrib.cli.select_runs import make_evidence
 from attrib.errors import AttribError, SetupError
+from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions
+from attrib.pipeline.registry import find_analysis
+from attrib.pipeline.source import load_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ TRUTH = "scenes-vqa"  # the data whose questions' objects are known
 class ReportOptions(SelectOptions):
     """Options of `attrib report`."""
 
-    free = SelectOptions.free | {"pictures", "pointing"}
+    free = frozenset({"pictures", "pointing"})
 
     runs: Annotated[
         list[Path] | None,
@@ -68,7 +68,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(options: ReportOptions) -> int:
-    """Which layers to edit, why, and how sure: one page, from results that are there or made."""
+    """Layer-selection report: one page with the layers, the evidence and the confidence."""
     if options.split is None and options.data in NAMED_SPLITS:
         options = options.model_copy(update={"split": "validation"})
     grid = None if options.against is None else (str(options.against), _grid(options.against))
@@ -99,11 +99,10 @@ def _made(options: ReportOptions, out: Path) -> bool:
     if make_evidence(_selecting(options), out) is None:
         return False
     if options.pictures:
-        _also(heatmap, HeatmapOptions(**_shared(options, out, "heatmap", options.pictures),
-                                      noise=NOISE, pictures=0))  # fmt: skip
+        shared = _shared(options, out, "heatmap", options.pictures)
+        _also("heatmap", {**shared, "noise": NOISE, "pictures": 0})
     if options.pointing and options.data == TRUTH:
-        _also(faithfulness, FaithfulnessOptions(
-            **_shared(options, out, "faithfulness", options.pointing)))  # fmt: skip
+        _also("faithfulness", _shared(options, out, "faithfulness", options.pointing))
     return True
 
 
@@ -114,11 +113,12 @@ def _shared(options: ReportOptions, out: Path, name: str, number: int) -> dict[s
     return {**shared, "max_failures": None, "limit": limit, "out": out / f"{name}-{limit}"}
 
 
-def _also(command: Any, options: AnalysisOptions) -> None:
+def _also(name: str, values: dict[str, Any]) -> None:
     """Run an analysis that the report can do without."""
     try:
         with redirect_stdout(sys.stderr):
-            command(options)
+            cls = find_analysis(name)
+            analyse(cls, command_options(cls)(**values))
     except (AttribError, SetupError) as error:
         log(f"report: left out: {error}")
 
@@ -175,7 +175,7 @@ def _samples(run: "RunRead") -> "Mapping[str, EditSample]":
         return {}  # no command made it: where its samples are is not written down
     digest = run.result.provenance.get("data", {}).get("sha256")
     try:
-        data = load_data(AnalysisOptions.model_validate(there))
+        data = load_samples(AnalysisOptions.model_validate(there))
     except (AttribError, ValueError, OSError) as error:
         log(f"report: the samples of {run.folder} cannot be read: {error}")
         return {}

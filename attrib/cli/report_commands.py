@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrib.cli.command import invocation
-from attrib.cli.options import NAMED_SPLITS
+from attrib.pipeline.options import NAMED_SPLITS
 
 if TYPE_CHECKING:
     from attrib.report.layer_study import LayerStudy

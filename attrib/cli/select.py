@@ -9,13 +9,13 @@ import typer
 from pydantic import Field, model_validator
 from typer import Option
 
-from attrib.cli.analyse import first_word
 from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.options import NAMED_SPLITS, PANEL, AnalysisOptions
 from attrib.cli.outputs import exit_code_for, log, results_folder
 from attrib.cli.select_runs import make_evidence
 from attrib.errors import AttribError
+from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions
+from attrib.pipeline.source import prefix_length
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ LAYERS = "layers.json"
 class SelectOptions(AnalysisOptions):
     """Options of `attrib select`."""
 
-    free = AnalysisOptions.free | {"rule", "number", "words", "against"}
+    free = frozenset({"rule", "number", "words", "against"})
 
     split: Annotated[
         str | None,
@@ -59,8 +59,8 @@ class SelectOptions(AnalysisOptions):
     ] = 1  # fmt: skip
     words: Annotated[
         int,
-        Option(help="Words of the answer that are looked at one after the other, from --lead on; "
-               "the earliest layer that one of them asks for is chosen.", min=1,
+        Option(help="Analyse this many words of the answer one after the other, from "
+               "--answer-prefix on; the earliest chosen layer is taken.", min=1,
                rich_help_panel=PANEL),
         Field(ge=1),
     ] = 1  # fmt: skip
@@ -85,7 +85,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def select(options: SelectOptions) -> int:
-    """Which layers to edit: by what their contributions, noise and patching say."""
+    """Choose the layers to edit from contributions, noise sensitivity and patching."""
     from attrib.selection import combine_words
 
     if options.split is None and options.data in NAMED_SPLITS:
@@ -118,9 +118,9 @@ def _words(options: SelectOptions, out: Path) -> list[tuple[SelectOptions, Path]
     """The options and the folder of each word of the answers that is looked at."""
     if options.words == 1:
         return [(options, out)]
-    first = first_word(options)
+    first = prefix_length(options)
     return [
-        (options.model_copy(update={"lead": first + number}), out / f"word-{number + 1}")
+        (options.model_copy(update={"answer_prefix": first + number}), out / f"word-{number + 1}")
         for number in range(options.words)
     ]
 

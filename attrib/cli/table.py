@@ -12,11 +12,11 @@ from typer import Option
 from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.cpu_time import cpu_seconds, cpu_time
-from attrib.cli.options import ModelOptions
 from attrib.cli.outputs import invocation, log
 from attrib.cli.table_jobs import Job, done, place
 from attrib.cli.table_layers import selected
 from attrib.errors import AttribError, SetupError
+from attrib.pipeline.options import ModelOptions
 
 if TYPE_CHECKING:
     from editors.evaluation.comparison import Trained
@@ -69,7 +69,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def table(options: TableOptions) -> int:
-    """Editors side by side: trains and scores what is missing, then tables all that is there."""
+    """Compare editors: train and score what is missing, then tabulate all."""
     jobs = list(jobs_of(options))
     _settle(options)
     missing = [job for job in jobs if not job.scores(options.out).exists()]

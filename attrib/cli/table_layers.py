@@ -19,9 +19,9 @@ def selected(given: Mapping[str, Any], train_split: str | None, out: Path) -> st
     Returns:
         The file of the picked layers.
     """
-    from attrib.cli.analyse import read_data
-    from attrib.cli.options import NAMED_SPLITS
     from attrib.cli.select import LAYERS, SelectOptions, select
+    from attrib.pipeline.options import NAMED_SPLITS
+    from attrib.pipeline.source import read_data
     from editors.training.config import has_phrases
 
     file = out / LAYERS

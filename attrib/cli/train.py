@@ -12,9 +12,9 @@ from typer import Option
 
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
-from attrib.cli.options import ModelOptions
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
+from attrib.pipeline.options import ModelOptions
 
 if TYPE_CHECKING:
     from attrib.data import EditData
@@ -96,7 +96,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(options: TrainOptions) -> int:
-    """Train an editor at chosen layers; interrupted, the same command goes on."""
+    """Train an editor at chosen layers; an interrupted training continues."""
     from attrib.runs import Rank
     from editors import EDITORS
 

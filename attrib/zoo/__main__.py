@@ -1,7 +1,7 @@
-"""Train, measure and ship the embedded backbones.
+"""Train and measure the embedded backbones.
 
-python -m attrib.zoo train tiny-llava       # resumes by itself; hours on one CPU core
-python -m attrib.zoo measure tiny-llava     # scores and layer structure -> model card
+python -m attrib.zoo train tiny-llava       # resumes an interrupted run; hours on one CPU core
+python -m attrib.zoo measure tiny-llava     # scores and layer curves -> model card
 """
 
 import argparse
@@ -17,11 +17,15 @@ from attrib.environment import WEIGHTS
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, NUM_LAYERS
 from attrib.zoo.training.card import write_card
-from attrib.zoo.training.recipes import RECIPES
-from attrib.zoo.training.scores import score
-from attrib.zoo.training.structure import layer_structure
-from attrib.zoo.training.train import Run, read_progress
+from attrib.zoo.training.evaluate import layer_curves, score
+from attrib.zoo.training.train import Recipe, Run, read_progress
 
+RECIPES = {
+    "tiny-llava": Recipe(hold=1000, decay=900),
+    "tiny-blip2": Recipe(),
+    # As MiniGPT-4 shares Vicuna with LLaVA, it starts from the language model of tiny-llava.
+    "tiny-minigpt4": Recipe(hold=300, decay=600, language_from="tiny-llava"),
+}
 _FAMILIES = {
     "tiny-llava": "LLaVA-1.5 (CLIP vision tower, MLP projector, Llama)",
     "tiny-blip2": "BLIP-2 OPT (ViT, Q-Former, linear projection, OPT)",
@@ -75,7 +79,7 @@ def _measure(options: argparse.Namespace) -> None:
         "count": count,
         "scores": scores,
         "curve_count": curve_count,
-        "curves": layer_structure(vlm, curve_count),
+        "curves": layer_curves(vlm, curve_count),
     }
     write_card(folder, facts)
     sys.stdout.write((folder / "README.md").read_text())

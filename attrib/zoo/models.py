@@ -36,8 +36,8 @@ Backbone = LlavaForConditionalGeneration | Blip2ForConditionalGeneration
 D_MODEL = 128
 NUM_LAYERS = 10
 NUM_HEADS = 4
-PATCH_SIZE = 16  # two patches to a side of a grid cell: no patch sees two objects
-NUM_QUERIES = 12  # one for each cell of the grid and three to spare
+PATCH_SIZE = 16  # a grid cell has 2 x 2 patches: no patch shows two objects
+NUM_QUERIES = 12  # one for each cell of the grid, and three spare ones
 MAX_POSITIONS = 1024
 VISION_WIDTH = 96
 _VISION: dict[str, Any] = {
@@ -94,7 +94,7 @@ def _build_llava(num_layers: int) -> tuple[Backbone, LlavaProcessor]:
         tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, dropped again by the model
+        num_additional_image_tokens=1,  # the class token, which the model drops
         image_token=IMAGE_TOKEN,
     )
     return LlavaForConditionalGeneration(config), processor
@@ -103,7 +103,7 @@ def _build_llava(num_layers: int) -> tuple[Backbone, LlavaProcessor]:
 def _build_blip2(num_layers: int, family: str) -> tuple[Backbone, Blip2Processor]:
     tokenizer = build_tokenizer(family)
     config = Blip2Config(
-        # The default range of 1e-10 is for loading weights, not for learning them.
+        # The default range of 1e-10 is for loading weights, not for training.
         vision_config=Blip2VisionConfig(**_VISION, initializer_range=0.06).to_dict(),
         qformer_config=Blip2QFormerConfig(
             vocab_size=32,  # the Q-Former's text side is not used
@@ -125,7 +125,7 @@ def _build_blip2(num_layers: int, family: str) -> tuple[Backbone, Blip2Processor
     images = BlipImageProcessorPil(size=side, image_mean=_HALF, image_std=_HALF)
     processor = Blip2Processor(images, tokenizer, num_query_tokens=NUM_QUERIES)
     model = Blip2ForConditionalGeneration(config)
-    nn.init.normal_(model.query_tokens, std=1.0)  # queries must differ to be told apart
+    nn.init.normal_(model.query_tokens, std=1.0)  # equal queries would stay equal
     return model, processor
 
 
@@ -139,8 +139,7 @@ BUILDERS: dict[str, Callable[[int], tuple[Backbone, Any]]] = {
 def build(name: str, seed: int, num_layers: int = NUM_LAYERS) -> tuple[Backbone, Any]:
     """A freshly initialised backbone and its processor.
 
-    Word embeddings start at norm 1 (std 1/sqrt(d)), so that words are not drowned by the
-    projected picture.
+    Word embeddings start at norm 1 (std 1/sqrt(d)), so that visual tokens do not dominate them.
     """
     if name not in BUILDERS:
         raise ValueError(f"no embedded backbone {name!r}; there are: {', '.join(BUILDERS)}")
@@ -152,19 +151,19 @@ def build(name: str, seed: int, num_layers: int = NUM_LAYERS) -> tuple[Backbone,
 
 
 def patches(model: Backbone, pixels: Tensor) -> Float[Tensor, "image patch width"]:
-    """What the vision tower makes of each patch of the picture."""
+    """The vision tower's output at each patch."""
     return _vision_states(model, pixels)[:, 1:]  # without the class token
 
 
 def visual_tokens(model: Backbone, pixels: Tensor) -> Float[Tensor, "image token d_model"]:
-    """What the language model is given for each picture, as in the model's own forward pass."""
+    """The visual tokens of each image, as the model's own forward pass computes them."""
     parts: Any = model
     if isinstance(model, LlavaForConditionalGeneration):
         return parts.model.multi_modal_projector(patches(model, pixels))
     queries = parts.query_tokens.expand(len(pixels), -1, -1)
-    seen = _vision_states(model, pixels)
-    read = parts.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-    return parts.language_projection(read)
+    states = _vision_states(model, pixels)
+    output = parts.qformer(query_embeds=queries, encoder_hidden_states=states)
+    return parts.language_projection(output.last_hidden_state)
 
 
 def _vision_states(model: Backbone, pixels: Tensor) -> Tensor:
@@ -175,7 +174,7 @@ def _vision_states(model: Backbone, pixels: Tensor) -> Tensor:
 
 
 def language_model(model: Backbone) -> nn.Module:
-    """The decoder that turns input embeddings into last hidden states (final norm included)."""
+    """The decoder from input embeddings to the last hidden states (final norm included)."""
     parts: Any = model
     is_llava = isinstance(model, LlavaForConditionalGeneration)
     return parts.model.language_model if is_llava else parts.language_model.model
@@ -188,28 +187,35 @@ def decoder_layers(model: Backbone) -> nn.ModuleList:
 
 
 def last_projection(model: Backbone) -> nn.Module:
-    """The linear layer whose output the visual tokens are."""
+    """The linear layer that outputs the visual tokens."""
     parts: Any = model
     is_llava = isinstance(model, LlavaForConditionalGeneration)
     return parts.model.multi_modal_projector.linear_2 if is_llava else parts.language_projection
 
 
 def output_embedding(model: Backbone) -> nn.Module:
-    """The layer that turns a last hidden state into logits."""
+    """The layer from the last hidden state to the logits."""
     head = model.get_output_embeddings()
     assert head is not None, "every backbone has an output embedding"
     return head
 
 
+def vision_parameters(model: Backbone) -> list[nn.Parameter]:
+    """The parameters outside the language model: vision tower, Q-Former and connector."""
+    language = (language_model(model), output_embedding(model), model.get_input_embeddings())
+    ids = {id(p) for part in language for p in part.parameters()}
+    return [p for p in model.parameters() if id(p) not in ids]
+
+
 def cells_of_patches() -> list[int | None]:
-    """The grid cell that each patch lies in, row by row."""
+    """The grid cell of each patch, row by row."""
     side = IMAGE_SIZE // PATCH_SIZE
     per_cell = side // GRID
     return [row // per_cell * GRID + col // per_cell for row in range(side) for col in range(side)]
 
 
 def cell_of_token(model: Backbone) -> list[int | None]:
-    """The grid cell that each visual token is about at the start of training."""
+    """The grid cell that each visual token is pre-trained on; None for those without one."""
     if isinstance(model, LlavaForConditionalGeneration):
         return cells_of_patches()
     return [*range(GRID * GRID), *[None] * (NUM_QUERIES - GRID * GRID)]

@@ -13,10 +13,11 @@ from attrib import cli, plots
 from attrib.analyses.gate_roc import ANY, separation
 from attrib.analyses.gating import TOKENS, gate_similarity
 from attrib.analyses.tables import measure_gate
-from attrib.cli.gate import GateOptions, _plan
+from attrib.cli.analyse import command_options
 from attrib.cli.outputs import default_folder
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
+from attrib.pipeline.gate import Gate, GateOptions
 from attrib.report.gate_summary import gate_auc_table, summarize_gate
 from attrib.results import Result
 
@@ -191,13 +192,16 @@ def test_attrib_gate_leaves_tables_figures_and_a_finding(monkeypatch, capsys, tm
 
 
 def test_another_layer_is_another_picture_of_the_same_run():
-    one, two = GateOptions(), GateOptions(layer=2, token="target_last")
+    GateCommand = command_options(Gate)
+    one, two = GateCommand(), GateCommand(layer=2, token="target_last")
     assert default_folder("gate", one) == default_folder("gate", two)
 
 
 def test_the_plan_counts_edits_and_the_inputs_beside_them(tiny):
-    (line,) = _plan(tiny, EditData("few", "", [sample(0), sample(1, hard=False)]))
-    assert "12 inputs run once each: 2 edits, 10 others" in line
+    (line,) = Gate(GateOptions()).plan(
+        tiny, EditData("few", "", [sample(0), sample(1, hard=False)])
+    )
+    assert "12 forward passes: 2 edits, 10 other inputs" in line
 
 
 def test_similarities_of_a_batch_do_not_depend_on_gradients_being_on(tiny):

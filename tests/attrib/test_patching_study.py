@@ -13,9 +13,9 @@ from attrib import cli, plots
 from attrib.analyses.patching import patching_parts
 from attrib.analyses.patching_table import STATISTICS, partner
 from attrib.analyses.tables import measure_patching
-from attrib.cli.patching import _plan
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
+from attrib.pipeline.patching import Patching, PatchingOptions
 from attrib.report.summaries import summarize_patching
 from attrib.results import Result, tidy
 from attrib.runs.collect import collect
@@ -176,8 +176,9 @@ def test_the_difference_is_drawn_as_a_median_that_no_single_pair_moves():
 
 
 def test_the_plan_counts_passes(tiny):
-    (line,) = _plan(1, tiny, EditData("few", "", [sample(0), sample(1)]))
-    assert line == "cost: 3.5 forward passes for each of 2 pairs at most"
+    analysis = Patching(PatchingOptions(span="last"))
+    (line,) = analysis.plan(tiny, EditData("few", "", [sample(0), sample(1)]))
+    assert line == "cost: at most 3.5 forward passes for each of 2 pairs"
 
 
 def test_attrib_patching_leaves_a_table_figures_and_a_finding(monkeypatch, capsys, tmp_path):

@@ -68,7 +68,7 @@ def test_files_that_are_no_results_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"r\.parquet is not a whole Parquet file"):
         Result.load(path)
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="no result that attrib saved"):
+    with pytest.raises(ValueError, match="not a result of attrib"):
         Result.load(tmp_path / "other.parquet")
 
 

@@ -13,16 +13,18 @@ from attrib import plots
 from attrib.analyses.sensitivity import sensitivity
 from attrib.analyses.sweep import SIGMAS
 from attrib.analyses.tables import measure_sensitivity
+from attrib.cli.analyse import command_options
 from attrib.cli.command import resolve
 from attrib.cli.outputs import default_folder
-from attrib.cli.sweep import SweepOptions
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
+from attrib.pipeline.sensitivity import Sensitivity
 from attrib.report.summaries import summarize_sensitivity
 from attrib.results import Result, tidy
 from attrib.runs.collect import collect
 
+SweepOptions = command_options(Sensitivity)
 FULL = {"unit": "std", "draws": 1, "seed": 0}
 
 
@@ -153,7 +155,7 @@ PHOTO = ("--image", "photo.png", "--prompt", "The animal is a")
 def test_it_needs_nothing_but_a_modality_and_says_what_it_took(sweep, tmp_path):
     code, out, err = sweep(*PHOTO, "--modality", "text", "--out", "o")
     assert code == 0 and "is most sensitive to noise on its text tokens in layer" in out
-    assert "nothing else said, so --data scenes-vqa" in err
+    assert "defaults: --data scenes-vqa" in err
     for taken in (f"--sigmas {','.join(map(str, SIGMAS))}", "--unit std", "--draws 1", "--seed 0"):
         assert taken in err
     assert "--modality" not in err
@@ -170,8 +172,8 @@ def test_a_dry_run_tells_work_memory_and_time_and_writes_nothing(sweep, tmp_path
     code, out, _ = sweep(*arguments, "--draws", 2, "--dry-run", "--out", "o")
     assert code == 0 and not (tmp_path / "o").exists()
     assert "3 samples x 3 layers x sigmas 0.5, 1 x 2 draw(s)" in out
-    assert "cost: 36 disturbed examples" in out and "(with hooks: 39)" in out
-    assert "beside the model; up to" in out and "time: about" in out
+    assert "cost: 36 perturbed copies" in out and "(with hooks: 39)" in out
+    assert "besides the model; up to" in out and "time: about" in out
 
 
 @pytest.mark.parametrize(

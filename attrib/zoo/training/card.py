@@ -1,4 +1,4 @@
-"""The model card of an embedded backbone: what it is, how it was made, what it can do."""
+"""The model card of an embedded backbone."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from attrib.data.scenes.vocabulary import EVERYDAY
+from attrib.stats import wilson
 
 _CARD = """---
 license: mit
@@ -16,9 +17,9 @@ tags: [vision-language, interpretability, toy-world]
 # {{ name }}
 
 A small vision-language model of the {{ family }} family, trained from scratch on rendered scenes
-(coloured shapes on a 3 x 3 grid) and on text-only facts of a made-up world. It exists so that
-attribution and editing can be developed, tested and compared without a GPU or a download. It knows
-nothing about photographs and must not be used for anything else.
+(coloured shapes on a 3 x 3 grid) and on text-only facts of a made-up world. It is meant for
+developing, testing and comparing attribution and editing methods without a GPU or a download. It
+has never seen a photograph and is of no other use.
 
 - class `{{ architecture }}`: {{ layers }} decoder layers, width {{ width }}, {{ parameters }}
   parameters
@@ -26,16 +27,15 @@ nothing about photographs and must not be used for anything else.
   {{ steps }} steps ({{ minutes }} minutes on {{ machine }})
 - training scenes: split "backbone" of the generator; no scene of the splits train, validation or
   test was seen
-- channel 0 of the residual stream is large and nearly constant, as single channels of large
-  models are: it was planted (`attrib/zoo/training/outlier_channel.py`), and noise in standard
-  deviations counts it
+- channel 0 of the residual stream was made large and nearly constant, as single channels of large
+  models are (`attrib/zoo/training/weight_surgery.py`); standard deviations of states include it
 
 ## Scores
 
 {{ count }} held-out scenes (split "test"), greedy generation, normalised exact match,
-end-of-sequence not counted. Half of the names are aliases, {{ nicknamed }} of the questions that
-name a shape give it a nickname first, {{ optional }} of all questions are multiple choice, and
-every prompt ends in "The answer is:". 95 % Wilson intervals.
+end-of-sequence not counted. Half of the names are aliases, {{ nicknamed }} of the questions with a
+shape introduce a nickname for it, {{ optional }} of all questions are multiple choice, and every
+prompt ends with "The answer is:". 95 % Wilson intervals.
 
 | measurement | value | 95 % interval |
 |---|---|---|
@@ -45,10 +45,10 @@ every prompt ends in "The answer is:". 95 % Wilson intervals.
 
 ## Layers
 
-{{ curve_count }} held-out questions; noise of one standard deviation at the output of a layer, KL
-in nats at the last prompt token ("text" leaves out the last prompt token); "lens" is how often the
-logit lens of a layer already names the final answer; "target decodable" is the held-out accuracy
-of a ridge regression (1,000 edits to fit, 300 to test).
+{{ curve_count }} held-out questions. KL: nats at the last prompt token under noise of one standard
+deviation at the output of a layer ("text" leaves out the last prompt token). Lens: how often the
+logit lens of a layer gives the final answer. Target decodable: held-out accuracy of a ridge
+regression for an edit's target (1,000 edits to fit, 300 to test).
 
 | layer | KL visual | KL text | lens | target decodable |
 |---|---|---|---|---|
@@ -76,14 +76,6 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     (folder / "measured.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
 
 
-def _score_row(name: str, value: float, count: int) -> dict[str, str]:
-    low, high = wilson(value, count)
-    return {"name": name, "value": f"{value:.1%}", "interval": f"{low:.1%} - {high:.1%}"}
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share among `count` cases."""
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + (z / count / 2) ** 2) ** 0.5
-    return middle - half, middle + half
+def _score_row(name: str, share: float, count: int) -> dict[str, str]:
+    low, high = wilson(round(share * count), count)
+    return {"name": name, "value": f"{share:.1%}", "interval": f"{low:.1%} - {high:.1%}"}

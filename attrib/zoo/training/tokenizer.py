@@ -1,7 +1,7 @@
 """The tokenizer of the embedded backbones: a small sub-word vocabulary with a byte fallback.
 
-Words of the lab are one token each, made-up names are spelled in shared syllables, anything else
-falls back to characters and bytes - so real E-VQA rows can be encoded too.
+Words of the scenes are one token each and made-up names are sequences of shared syllables. Anything
+else falls back to characters and bytes, so that real E-VQA rows can be encoded too.
 """
 
 import re
@@ -22,11 +22,11 @@ from attrib.data.scenes.vocabulary import (
 )
 
 IMAGE_TOKEN = "<image>"
-_WORD, _SYLLABLE, _CHARACTER, _BYTE = -1.0, -2.0, -12.0, -20.0  # log-scores: whole words win
+_WORD, _SYLLABLE, _CHARACTER, _BYTE = -1.0, -2.0, -12.0, -20.0  # log-scores: prefer words
 
 
-def lab_words() -> list[str]:
-    """Every whole word that the lab's questions, captions and facts are made of, sorted."""
+def scene_words() -> list[str]:
+    """Every whole word of the scenes' questions, captions and facts, sorted."""
     texts = [re.sub(r"\{\w+\}", "", t) for group in TEMPLATES.values() for t in group]
     texts += [CAPTION_PROMPT, *CAPTION_REPHRASES, *RELATIONS, *CONCEPTS, *NUMBERS]
     texts += ["The answer is Call", "a an in the and", *NICKNAMES, *OPTIONS, *fact_words()]
@@ -35,7 +35,7 @@ def lab_words() -> list[str]:
 
 def _pieces(specials: list[str]) -> list[tuple[str, float]]:
     scored: dict[str, float] = dict.fromkeys(specials, 0.0)
-    for word in lab_words():
+    for word in scene_words():
         scored.setdefault(f"▁{word}", _WORD)
     for syllable in SYLLABLES:
         scored.setdefault(f"▁{syllable}", _SYLLABLE)
@@ -52,8 +52,7 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a text family.
 
     Args:
-        family: "llama" (`<s>` begins, `</s>` ends a text) or "opt" (`</s>` does both, and `<pad>`
-            has id 1, as in OPT).
+        family: "llama" (BOS `<s>`, EOS `</s>`) or "opt" (`</s>` is both, and `<pad>` has id 1).
     """
     specials = ["<pad>", "<s>", "</s>"] if family == "llama" else ["<s>", "<pad>", "</s>"]
     specials += ["<unk>", IMAGE_TOKEN]
@@ -63,7 +62,7 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # A newline stands alone, so that the word after it is spelled as anywhere else.
+            # Newlines are separate, so that the next word is tokenised as anywhere else.
             pre_tokenizers.Split(Regex("\n"), "isolated"),
             pre_tokenizers.Metaspace(prepend_scheme="always"),
         ]

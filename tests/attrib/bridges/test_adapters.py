@@ -26,7 +26,7 @@ from attrib.errors import SetupError
 ROOT = Path(__file__).parents[3]
 GROUP = "transformer_lens.architectures"
 ADAPTER = "attrib.bridges.adapters:VisionLanguageAdapter"
-OURS = ("blip2_opt", "blip2_llama", "instructblip", "qwen2_vl", "paligemma", "smolvlm", "internvl")
+OURS = ("blip2_opt", "qwen2_vl", "paligemma")
 
 
 def test_the_package_declares_an_entry_point_for_each_architecture():

@@ -23,10 +23,11 @@ def _no_grad():
 
 
 @pytest.fixture(scope="module")
-def cached(any_vlm):
-    """Each architecture with its batch and the cache at the last prompt token."""
+def cached(different_vlm):
+    """A model with its batch and the cache at the last prompt token."""
+    batch = batch_of(different_vlm.name)
     with torch.no_grad():
-        return any_vlm, batch_of(any_vlm.name), any_vlm.cache(batch_of(any_vlm.name))
+        return different_vlm, batch, different_vlm.cache(batch)
 
 
 def last_logits(vlm, batch):

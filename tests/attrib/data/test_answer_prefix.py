@@ -3,11 +3,11 @@
 import pytest
 
 from attrib import data
-from attrib.cli.analyse import load_data
 from attrib.cli.evaluate import EvaluateOptions
-from attrib.cli.options import ContributionOptions
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
+from attrib.pipeline.options import AnalysisOptions
+from attrib.pipeline.source import load_samples
 
 
 def captions(*targets):
@@ -38,9 +38,9 @@ def test_answers_that_are_too_short_are_set_aside_by_name():
 
 
 def test_scenes_are_led_from_the_command_line():
-    options = ContributionOptions(data="scenes-captions", split="test", limit=2, lead=1)
+    options = AnalysisOptions(data="scenes-captions", split="test", limit=2, lead=1)
     plain = data.load("scenes-captions", split="test", limit=2)
-    for led, sample in zip(load_data(options), plain, strict=True):
+    for led, sample in zip(load_samples(options), plain, strict=True):
         whole = f"{sample.request.prompt} {sample.request.target}"
         assert f"{led.request.prompt} {led.request.target}" == whole
         assert led.request.prompt != sample.request.prompt
@@ -48,8 +48,8 @@ def test_scenes_are_led_from_the_command_line():
 
 
 def test_an_edit_is_judged_by_its_whole_answer():
-    with pytest.raises(ValueError, match="lead"):
-        EvaluateOptions(lead=1)
+    with pytest.raises(ValueError, match="answer_prefix"):
+        EvaluateOptions(answer_prefix=1)
 
 
 @pytest.mark.parametrize(("targets", "words"), [
@@ -66,8 +66,8 @@ def test_words_that_most_answers_share_are_given(targets, words):
 
 def test_analyses_of_captions_look_at_the_word_behind_the_article_unless_told_otherwise():
     options = {"data": "scenes-captions", "split": "test", "limit": 12}
-    told = load_data(ContributionOptions(**options, lead=0))
-    led, plain = (next(iter(some)) for some in (load_data(ContributionOptions(**options)), told))
+    told = load_samples(AnalysisOptions(**options, lead=0))
+    led, plain = (next(iter(some)) for some in (load_samples(AnalysisOptions(**options)), told))
     assert led.request.prompt == f"{plain.request.prompt} {plain.request.target.split()[0]}"
-    answers = load_data(ContributionOptions(**{**options, "data": "scenes-vqa"}))
+    answers = load_samples(AnalysisOptions(**{**options, "data": "scenes-vqa"}))
     assert "answer_prefix" not in answers.provenance

@@ -118,15 +118,15 @@ def test_images_of_any_mode_are_read_as_rgb(mode):
     assert torch.equal(*pixels)
 
 
-def test_inputs_that_were_processed_elsewhere_have_the_same_spans(any_vlm):
-    batch = any_vlm.encode(*examples())
-    bare = VLM(any_vlm.model)
+def test_inputs_that_were_processed_elsewhere_have_the_same_spans(different_vlm):
+    batch = different_vlm.encode(*examples())
+    bare = VLM(different_vlm.model)
     again = bare.batch(batch.inputs)
     assert {name: span.tolist() for name, span in again.spans.items()} == {
         name: span.tolist() for name, span in batch.spans.items()
     }
     with torch.no_grad():
-        assert torch.equal(bare.logits(again), any_vlm.logits(batch))
+        assert torch.equal(bare.logits(again), different_vlm.logits(batch))
 
 
 @pytest.mark.parametrize(
@@ -164,15 +164,47 @@ def test_a_target_that_merges_with_its_prompt_is_refused():
         target_ids(tokenizer, "a ", "b", row=7)
 
 
-def test_eight_ragged_examples_have_the_logits_of_each_alone(any_vlm):
+def test_eight_ragged_examples_have_the_logits_of_each_alone(different_vlm):
     images, prompts = examples(8)
-    batch = any_vlm.encode(images, prompts)
+    batch = different_vlm.encode(images, prompts)
     with torch.no_grad():
-        together = any_vlm.logits(batch)
+        together = different_vlm.logits(batch)
         for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            alone = any_vlm.logits(any_vlm.encode([image], [prompt]))[0]
+            alone = different_vlm.logits(different_vlm.encode([image], [prompt]))[0]
             real = batch.inputs["attention_mask"][row].bool()
             assert_close(together[row, real], alone, atol=1e-5, rtol=0)
+
+
+def test_a_tokenizer_without_a_pad_token_is_left_as_it_was():
+    tiny = tiny_vlm("llava")
+    processor = copy.copy(tiny.processor)
+    processor.tokenizer = copy.deepcopy(tiny.tokenizer)
+    processor.tokenizer.pad_token = None
+    vlm = VLM(tiny.model, processor)
+    batch, padded = vlm.encode(*examples()), tiny.encode(*examples())
+    assert processor.tokenizer.pad_token is None
+    assert vlm.pad_id == processor.tokenizer.eos_token_id
+    assert torch.equal(batch.inputs["attention_mask"], padded.inputs["attention_mask"])
+    with torch.no_grad():
+        assert torch.equal(vlm.logits(batch)[batch["last"]], tiny.logits(padded)[padded["last"]])
+    assert vlm.generate(batch, max_new_tokens=3) == tiny.generate(padded, max_new_tokens=3)
+
+
+@torch.no_grad()
+def test_the_active_batch_belongs_to_one_wrapper_and_one_pass(vlm):
+    batch, other = vlm.encode(*examples()), VLM(vlm.model, vlm.processor)
+    seen = []
+    with write(
+        vlm, 0, lambda h: seen.append((vlm.active_batch, other.active_batch)) or h, batch["last"]
+    ):
+        vlm.logits(batch)
+    assert seen == [(batch, None)] and vlm.active_batch is None
+    with (
+        pytest.raises(AttribError, match="fn returned"),
+        write(vlm, 0, lambda h: h[:1], batch["last"]),
+    ):
+        vlm.logits(batch)
+    assert vlm.active_batch is None
 
 
 # --- generation
@@ -279,17 +311,38 @@ def test_a_cell_of_the_grid_is_what_its_token_sees(name):
         assert (tokens(shown) - clean).norm(dim=-1).argmax() == cell
 
 
-# --- parts
+# --- components
 
 
-def test_parts_are_the_models_own(any_vlm):
+def test_components_are_the_models_own(any_vlm):
     assert any_vlm.num_layers == len(any_vlm.layers) == 4
     assert any_vlm.d_model == 64
     assert any_vlm.components.head is any_vlm.model.get_output_embeddings()
     assert any_vlm.tokenizer is any_vlm.processor.tokenizer
 
 
-def test_models_without_the_parts_are_refused():
+def test_a_repr_is_short_and_names_the_model():
+    shown = repr(tiny_vlm("blip2_opt"))
+    assert len(shown.splitlines()) <= 10
+    assert shown.startswith(
+        "VLM 'blip2_opt' (Blip2ForConditionalGeneration)\n  4 layers, d_model 64"
+    )
+    assert "float32 on cpu" in shown and "learned queries" in shown
+    assert "patches of" in repr(tiny_vlm("llava"))
+    assert "processor: None" in repr(VLM(tiny_vlm("llava").model))
+
+
+def test_the_repr_of_a_batch_is_short_and_counts_its_spans():
+    batch = tiny_vlm("llava").encode(*examples(8), targets=["cat"] * 8)
+    shown = repr(batch)
+    assert len(shown.splitlines()) <= 10
+    assert shown.startswith(f"Batch of 8, {batch['last'].shape[1]} positions")
+    assert "visual [4, 0, 4]" in shown and "target [4, 4, 4]" in shown
+    assert "grids: 2x2, none, 2x2" in shown
+    assert "prompt 1: 'What is very red?'" in shown and "and 5 more examples" in shown
+
+
+def test_models_without_the_components_are_refused():
     text = tr.T5Config(
         d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=32,
         decoder_start_token_id=0,

@@ -8,9 +8,10 @@ from small_data import write_data
 
 from attrib.analyses import tables as measures
 from attrib.cli.analyse import analyse
-from attrib.cli.options import AnalysisOptions, AttentionOptions
 from attrib.cli.outputs import default_folder, refuse_unwritable
 from attrib.errors import SetupError
+from attrib.pipeline.attention import Attention
+from attrib.pipeline.options import AnalysisOptions
 from attrib.results import Result
 
 TEXT = ("--prompt", "Two and two is", "--out", "o")
@@ -42,11 +43,14 @@ def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(run, model, tmp_p
 def test_a_command_adds_its_own_lines_to_a_dry_run(model, capsys):
     options = AnalysisOptions(model=str(model), prompt="Two and two is", dry_run=True)
 
-    def cost(vlm, data):
-        return [f"cost: {vlm.num_layers * len(data)} cells"]
+    class Costly(Attention):
+        def plan(self, vlm, data):
+            return [f"cost: {vlm.num_layers * len(data)} cells"]
 
-    not_called = pytest.fail
-    assert analyse("attention", options, not_called, not_called, not_called, plan=cost) == 0
+        def measure(self, _samples):
+            pytest.fail("a dry run measures nothing")
+
+    assert analyse(Costly, options) == 0
     assert "  cost: 4 cells\n" in capsys.readouterr().out
 
 
@@ -54,12 +58,12 @@ def test_a_finished_run_is_not_computed_again(run, model, monkeypatch):
     code, first, _ = run("attention", "--model", model, *TEXT)
     monkeypatch.setattr("attrib.analyses.tables.measure_attention", pytest.fail)
     again = run("attention", "--model", model, *TEXT, "--batch-size", 3)
-    assert again[:2] == (code, first) == (0, first) and "1 of 1 shards are there" in again[2]
+    assert again[:2] == (code, first) == (0, first) and "1 of 1 shards exist" in again[2]
 
 
 def test_another_photo_under_the_same_name_is_another_run(run, model, tmp_path):
     photo = tmp_path / "photo.png"
-    options = AttentionOptions(image=photo, prompt="The animal is a")
+    options = AnalysisOptions(image=photo, prompt="The animal is a")
     arguments = ("attention", "--model", model, "--image", photo, *TEXT)
     picture(seed=1).save(photo)
     before = default_folder("attention", options)
@@ -174,6 +178,6 @@ def test_an_interruption_is_resumed_by_the_command_it_names(run, model, monkeypa
     on = ("--model", model, "--data", data, "--split", "vqa-train", "--out", "o")
     monkeypatch.setattr("attrib.analyses.tables.measure_attention", interrupted)
     code, _, err = run("attention", *on)
-    assert code == 130 and f"to go on: attrib attention --model {model} --data {data}" in err
+    assert code == 130 and f"to continue: attrib attention --model {model} --data {data}" in err
     code, out, err = run("attention", *on)
-    assert code == 0 and "1 of 3 shards are there already" in err and "samples used: 40" in out
+    assert code == 0 and "1 of 3 shards exist already" in err and "samples used: 40" in out

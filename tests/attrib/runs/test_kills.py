@@ -28,7 +28,7 @@ def killed(command, tmp_path_factory):
 
 def test_killed_at_any_moment_and_resumed_the_tables_are_those_of_one_run(killed):
     found, _ = killed
-    assert len(found.committed) == 5 and found.shards == 6
+    assert len(found.committed) == 5 and found.units == 6
     assert found.finished >= 1 and not found.different
 
 

@@ -57,11 +57,11 @@ def test_what_is_missing_is_made_and_not_made_again(select, folder, tmp_path, mo
     report = LayerReport.load(tmp_path / "o" / "layers.json")
     assert report.provenance["invocation"].startswith("attrib select --model")
     sweep = json.loads((tmp_path / "o" / "sweep-text" / "manifest.json").read_text())
-    assert sweep["options"]["spare_last"] is True and sweep["command"] == "sweep"
+    assert sweep["options"]["exclude_last"] is True and sweep["command"] == "sweep"
     for measure in ("contributions", "sensitivity", "patching", "attention"):
         monkeypatch.setattr(f"attrib.analyses.tables.measure_{measure}", pytest.fail)
     code, again, err = select(*on(folder), "--batch-size", 3)
-    assert (code, again) == (0, first) and err.count("are there already") == len(MADE)
+    assert (code, again) == (0, first) and err.count("exist already") == len(MADE)
     now = json.loads((tmp_path / "o" / "layers.json").read_text())
     assert now["choices"] == json.loads(layers)["choices"]
     # The folders are those of the commands themselves.
@@ -162,8 +162,8 @@ def test_the_command_knows_all_rules():
 
 def test_every_word_asked_for_is_looked_at_in_a_folder_of_its_own(select, monkeypatch, tmp_path):
     def made(options, out):
-        asked[out.name] = options.lead
-        return [planted.patching(visual=9 - options.lead, last=6)], []
+        asked[out.name] = options.answer_prefix
+        return [planted.patching(visual=9 - options.answer_prefix, last=6)], []
 
     asked = {}
     monkeypatch.setattr("attrib.cli.select.make_evidence", made)
@@ -179,7 +179,7 @@ def test_every_word_asked_for_is_looked_at_in_a_folder_of_its_own(select, monkey
 def test_words_begin_behind_what_answers_share(select, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "attrib.cli.select.make_evidence", lambda options, _out: asked.append(options.lead)
+        "attrib.cli.select.make_evidence", lambda options, _out: asked.append(options.answer_prefix)
     )
     code, _, _ = select("--data", "scenes-captions", "--limit", 30, "--words", 2, "--out", "o")
     assert code == 0 and asked == [1, 2]
@@ -191,7 +191,7 @@ def test_a_table_looks_at_two_words_of_long_answers(monkeypatch, tmp_path, data,
     asked = []
 
     def made(options, _out):
-        asked.append(options.lead or 0)
+        asked.append(options.answer_prefix or 0)
         return planted.evidence(), []
 
     monkeypatch.setattr("attrib.cli.select.make_evidence", made)

@@ -1,8 +1,6 @@
 import json
 
-import pytest
-
-from attrib.zoo.training.card import wilson, write_card
+from attrib.zoo.training.card import write_card
 
 FACTS = {
     "name": "tiny-test",
@@ -34,11 +32,3 @@ def test_the_card_holds_every_score_with_its_interval_and_every_layer(tmp_path):
     assert "| 0 | 0.500 | 0.125 | 0.100 | 1.000 |" in card
     assert "| 1 | 0.250 | 0.000 | 1.000 | 1.000 |" in card
     assert json.loads((tmp_path / "measured.json").read_text())["scores"]["facts"] == [1.0, 320]
-
-
-@pytest.mark.parametrize(
-    ("share", "count", "low", "high"),  # values of the textbook formula, by an independent program
-    [(0.5, 100, 0.4038, 0.5962), (1.0, 10, 0.7225, 1.0), (0.0, 10, 0.0, 0.2775)],
-)
-def test_wilson_intervals(share, count, low, high):
-    assert wilson(share, count) == pytest.approx((low, high), abs=1e-4)

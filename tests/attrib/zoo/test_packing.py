@@ -5,8 +5,7 @@ import torch
 
 from attrib.data.scenes import make_scene
 from attrib.zoo.models import BUILDERS, build, language_model, visual_tokens
-from attrib.zoo.training.curriculum import STAGES
-from attrib.zoo.training.objective import build_sampler
+from attrib.zoo.training.curriculum import STAGES, CurriculumSampler
 from attrib.zoo.training.packing import Segment, pack
 from attrib.zoo.training.vision_pretraining import pixels_of
 
@@ -25,19 +24,20 @@ def last_hidden(model, batch, pixels):
 def test_a_packed_row_equals_its_segments_run_one_by_one_by_the_model_itself(name):
     model, processor = build(name, seed=0)
     model.eval()
-    teacher, prefix = build_sampler(model, processor)
+    sampler = CurriculumSampler.of(model, processor)
+    prefix = sampler.prefix
     pad = processor.tokenizer.pad_token_id
     scene = make_scene(3)
-    lesson = teacher.lesson(scene, STAGES[-1], random.Random(0))[:6]
-    assert {s.sees_picture for s in lesson} == {True, False}  # both kinds are in the row
+    segments = sampler.sample(scene, STAGES[-1], random.Random(0))[:6]
+    assert {s.sees_image for s in segments} == {True, False}  # both kinds are in the row
     pixels = pixels_of([scene], [0])
-    packed = pack(prefix, [lesson], 200, pad)
+    packed = pack(prefix, [segments], 200, pad)
     logits = model.get_output_embeddings()(last_hidden(model, packed, pixels))[0]
     at = len(prefix)
-    for segment in lesson:
+    for segment in segments:
         here = slice(at, at + len(segment.ids))
-        ids = torch.tensor([(prefix if segment.sees_picture else []) + segment.ids])
-        if segment.sees_picture:
+        ids = torch.tensor([(prefix if segment.sees_image else []) + segment.ids])
+        if segment.sees_image:
             alone = model(input_ids=ids, pixel_values=pixels).logits
         else:
             hidden = language_model(model)(input_ids=ids).last_hidden_state
@@ -63,8 +63,8 @@ def test_a_segment_that_does_not_fit_is_left_out_whole():
     assert packed.ids[0].tolist() == [1, 4, 6, 7, 0, 0, 0, 0]
 
 
-def test_segments_see_the_picture_and_themselves_only():
-    row = [Segment([7, 8], 1, "a"), Segment([5, 6], 1, "b", sees_picture=False)]
+def test_segments_attend_to_the_image_and_themselves_only():
+    row = [Segment([7, 8], 1, "a"), Segment([5, 6], 1, "b", sees_image=False)]
     mask = pack([1, 4], [row], length=6, pad=0).mask[0, 0]
     assert mask[3].tolist() == [True, True, True, True, False, False]
     assert mask[5].tolist() == [False, False, False, False, True, True]

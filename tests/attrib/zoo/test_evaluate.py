@@ -3,13 +3,12 @@ import torch
 
 from attrib.model.vlm import VLM
 from attrib.zoo.models import build
-from attrib.zoo.training.scores import held_out_questions, score
-from attrib.zoo.training.structure import _ridge_accuracy, layer_structure
+from attrib.zoo.training.evaluate import _ridge_accuracy, held_out_questions, layer_curves, score
 
 
 @pytest.fixture(scope="module")
 def untrained():
-    model, processor = build("tiny-llava", seed=0)
+    model, processor = build("tiny-llava", seed=0, num_layers=3)
     return VLM(model.eval().requires_grad_(False), processor, "untrained")
 
 
@@ -31,13 +30,13 @@ def test_held_out_questions_are_of_the_test_split_and_repeatable():
 
 
 def test_an_untrained_model_scores_nothing(untrained):
-    scores = score(untrained, 12)
-    assert scores["vqa"] == (0, 12) and scores["facts"] == (0, 320)
-    assert sum(n for name, (_, n) in scores.items() if name.startswith("vqa/")) == 12
+    scores = score(untrained, 6)
+    assert scores["vqa"] == (0, 6) and scores["facts"] == (0, 320)
+    assert sum(n for name, (_, n) in scores.items() if name.startswith("vqa/")) == 6
 
 
 def test_curves_have_one_number_per_layer_and_end_where_nothing_is_left_to_change(untrained):
-    curves = layer_structure(untrained, count=4, train=40, test=40)
+    curves = layer_curves(untrained, count=4, train=30, test=30)
     assert all(len(curve) == untrained.num_layers for curve in curves.values())
     # The last layer's other positions reach no logit of the last token; its lens is the model.
     assert curves["kl visual"][-1] == curves["kl text"][-1] == 0

@@ -1,0 +1,57 @@
+"""Contributions: options, figures and summary."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from attrib.pipeline.analysis import Analysis, Plots
+from attrib.pipeline.options import PANEL, MeasureOptions, option
+from attrib.vocabulary import Norm
+
+if TYPE_CHECKING:
+    from attrib.data import EditSample
+    from attrib.results import Result
+    from attrib.runs.collect import Measure
+
+
+class ContributionOptions(MeasureOptions):
+    """Options of `attrib contributions`."""
+
+    key: Annotated[
+        str,
+        option("The token whose logit is decomposed: argmax (the model's answer), gold (the "
+               "target), wrong (an unrelated answer, as a control) or token:WORD.", panel=PANEL),
+    ] = "argmax"  # fmt: skip
+    norm: Annotated[
+        Norm,
+        option("none: as in the paper; final: as in the authors' program; frozen: additive, the "
+               "contributions sum to the logit.", panel=PANEL),
+    ] = "none"  # fmt: skip
+
+
+class Contributions(Analysis[ContributionOptions]):
+    """Contribution of each layer's attention and MLP to the key token (VisEdit, Figs. 1, 5, 6)."""
+
+    name = "contributions"
+    Options = ContributionOptions
+    empty = "no sample has a wrong answer to use as key: give --key token:WORD"
+
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
+        """See `attrib.analyses.contributions.measure_contributions`."""
+        from attrib.analyses.tables import measure_contributions
+
+        del samples
+        return partial(measure_contributions, key=self.options.key, norm=self.options.norm)
+
+    def plots(self, result: "Result") -> Plots:
+        """The curves of attention and MLP over the layers."""
+        from attrib import plots
+
+        title = f"Contribution to the key token ({self.options.key})"
+        return {"contributions": partial(plots.contributions, result, title=title)}
+
+    def summarize(self, result: "Result") -> str:
+        """The layers that contribute most, with their share."""
+        from attrib.report.summaries import summarize_contributions
+
+        return summarize_contributions(result)

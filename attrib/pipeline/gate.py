@@ -1,0 +1,107 @@
+"""Gate similarity: options, ROC table, figures and summary."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from attrib.errors import AttribError
+from attrib.pipeline.analysis import Analysis, Plots
+from attrib.pipeline.options import PANEL, MeasureOptions, option
+from attrib.vocabulary import GateToken
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from attrib.data import EditData, EditSample
+    from attrib.model.vlm import VLM
+    from attrib.results import Result
+    from attrib.runs.collect import Measure
+
+
+class GateOptions(MeasureOptions):
+    """Options of `attrib gate`."""
+
+    free = frozenset({"token", "layer"})
+
+    token: Annotated[
+        GateToken,
+        option("The state that figures and summary are about; target_last reads the gold answer, "
+               "as DualEdit's program does.", panel=PANEL),
+    ] = "prompt_last"  # fmt: skip
+    layer: Annotated[
+        int | None,
+        option("The layer that they are about.", panel=PANEL, shown="the one with the highest AUC",
+               ge=0),
+    ] = None  # fmt: skip
+
+
+class Gate(Analysis[GateOptions]):
+    """Can a gate tell an edit from other inputs? Similarity per layer (DualEdit, Fig. 4)."""
+
+    name = "gate"
+    Options = GateOptions
+    needs_dataset = True
+    _known: "tuple[Result, pd.DataFrame] | None" = None
+
+    def check(self, vlm: "VLM") -> None:
+        """Refuse a layer that the model does not have."""
+        layer = self.options.layer
+        if layer is not None and layer >= vlm.num_layers:
+            raise AttribError(f"--layer {layer}: the model has layers 0 to {vlm.num_layers - 1}")
+
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
+        """See `attrib.analyses.gating.measure_gate`."""
+        from attrib.analyses.tables import measure_gate
+
+        del samples
+        return measure_gate
+
+    def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
+        """Inputs to run."""
+        from attrib.analyses.gate_table import related
+
+        del vlm
+        inputs = sum(1 for _ in related(data.samples))
+        yield f"cost: {len(data) + inputs} forward passes: {len(data)} edits, {inputs} other inputs"
+
+    def plots(self, result: "Result") -> Plots:
+        """AUC per layer against each kind of input and per state, then the similarities."""
+        from attrib import plots
+        from attrib.analyses.gating import TOKENS
+
+        table = self._roc(result)
+        layer = self._layer(table)
+        return {
+            "gate": partial(plots.gate_auc, table, self.options.token),
+            "gate-tokens": partial(plots.gate_tokens, table),
+            **{
+                f"similarity-{token}": partial(plots.gate_similarity, result, table, token, layer)
+                for token in TOKENS
+            },
+        }
+
+    def summarize(self, result: "Result") -> str:
+        """How well the similarity separates, with a table of AUCs."""
+        from attrib.report.gate_summary import gate_auc_table, summarize_gate
+
+        table = self._roc(result)
+        sentence = summarize_gate(result, table, self.options.token, self.options.layer)
+        return f"{sentence}\n\n{gate_auc_table(table, self._layer(table))}\n"
+
+    def exports(self, result: "Result") -> dict[str, str]:
+        """The ROC statistics as separation.csv."""
+        return {"separation.csv": self._roc(result).to_csv(index=False)}
+
+    def _roc(self, result: "Result") -> "pd.DataFrame":
+        """ROC statistics of a result; computed once, since the bootstrap takes seconds."""
+        from attrib.analyses.gate_roc import separation
+
+        if self._known is None or self._known[0] is not result:
+            self._known = result, separation(result)
+        return self._known[1]
+
+    def _layer(self, table: "pd.DataFrame") -> int:
+        from attrib.analyses.gate_roc import best_layer
+
+        given = self.options.layer
+        return best_layer(table, self.options.token) if given is None else given

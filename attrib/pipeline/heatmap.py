@@ -1,0 +1,141 @@
+"""Heatmaps: options of the noise, pictures and summary."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from attrib.pipeline.analysis import Analysis, Plots
+from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option
+from attrib.vocabulary import NoiseSite, Preset, Unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from attrib.analyses.heatmaps import Perturbation
+    from attrib.data import EditSample
+    from attrib.results import Result
+    from attrib.runs.collect import Measure
+
+NOISE_OPTIONS = ("noise", "unit", "radius", "draws", "site")
+
+
+class NoiseOptions(MeasureOptions):
+    """How visual states are perturbed."""
+
+    preset: Annotated[
+        Preset,
+        option("Defaults of the options below: the paper's, or those of the authors' program.",
+               panel=PANEL),
+    ] = "paper"  # fmt: skip
+    noise: Annotated[
+        float | None,
+        option("Standard deviation of the noise on a token. Much noise needs many draws: try 0.1.",
+               panel=PANEL, shown="3, or 0.7", ge=0),
+    ] = None  # fmt: skip
+    unit: Annotated[
+        Unit | None,
+        option("std: noise counts standard deviations of the visual states; abs: it is absolute.",
+               panel=PANEL, shown="std, or abs"),
+    ] = None  # fmt: skip
+    radius: Annotated[
+        int | None,
+        option("Perturb the neighbours within this many rows and columns as well.", panel=PANEL,
+               shown="0, or 3", ge=0),
+    ] = None  # fmt: skip
+    draws: Annotated[
+        int | None,
+        option("Draws of noise to average over.", panel=PANEL, shown="1, or 10", ge=1),
+    ] = None  # fmt: skip
+    site: Annotated[
+        NoiseSite | None,
+        option("Add the noise to the layer's input (block) or after its norm (attention).",
+               panel=PANEL, shown="block, or attention"),
+    ] = None  # fmt: skip
+
+    def perturbation(self) -> "Perturbation":
+        """The noise: the preset, with the options given."""
+        from attrib.analyses.heatmaps import PUBLISHED_CODE, Perturbation
+
+        preset: dict[str, Any] = PUBLISHED_CODE if self.preset == "published-code" else {}
+        given = {name: getattr(self, name) for name in NOISE_OPTIONS}
+        given = {name: value for name, value in given.items() if value is not None}
+        return Perturbation(**{**preset, **given}, seed=self.seed)
+
+    def announce(self, command: str) -> str:
+        """The noise in one line."""
+        how = self.perturbation()
+        return (
+            f"{command}: noise {how.noise:g} {how.unit}, radius {how.radius}, draws {how.draws}, "
+            f"at the {how.site}'s input, seed {how.seed}"
+        )
+
+
+class HeatmapOptions(NoiseOptions, LayerOptions):
+    """Options of `attrib heatmap`."""
+
+    free = frozenset({"pictures"})
+
+    pictures: Annotated[
+        int, option("Draw the heatmaps of this many samples on their images.", panel=PANEL, ge=0)
+    ] = 3
+
+
+class Heatmap(Analysis[HeatmapOptions]):
+    """Which visual tokens each layer's attention reads (VisEdit, Figs. 1, 4, 7)."""
+
+    name = "heatmap"
+    Options = HeatmapOptions
+
+    def announce(self) -> str:
+        """The noise in force."""
+        return self.options.announce(self.name)
+
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
+        """See `attrib.analyses.heatmaps.measure_heatmaps`."""
+        from attrib.analyses.tables import measure_heatmaps
+
+        del samples
+        how, layers = self.options.perturbation(), self.options.layer_list()
+        return partial(measure_heatmaps, how=how, layers=layers)
+
+    def plots(self, result: "Result") -> Plots:
+        """Heatmaps on the images of the first samples, then the mean value per layer."""
+        from attrib import plots
+
+        curve = {"heat-by-layer": partial(plots.heatmap_by_layer, result)}
+        return {**self._pictures(result), **curve}
+
+    def summarize(self, result: "Result") -> str:
+        """The layers whose attention depends most on the image."""
+        from attrib.report.heatmap_summary import summarize_heatmaps
+
+        return summarize_heatmaps(result)
+
+    def _pictures(self, result: "Result") -> Plots:
+        if "grids" not in result.tables:
+            return {}
+        grids = result.tables["grids"].frame.set_index("example")
+        samples = {sample.id: sample for sample in result.samples}
+        examples = [e for e in grids.index if e in samples][: self.options.pictures]
+        figures = {}
+        for number, example in enumerate(examples):
+            drawn = partial(_draw, result, samples[example], grids.loc[example])
+            suffix = "" if len(grids) == 1 else f"-{number}"
+            kinds = ("picture", "queries") if "picture" in result.tables else ("heatmap",)
+            figures |= {f"{kind}{suffix}": partial(drawn, kind) for kind in kinds}
+        return figures
+
+
+def _draw(result: "Result", sample: "EditSample", grid: Any, kind: str) -> "Axes":
+    from attrib import plots
+
+    image = sample.request.image
+    assert image is not None, "a sample without an image has no heatmap"
+    patches = result.tables.get("picture")
+    return plots.heatmap_pictures(
+        image,
+        result.where(example=sample.id).frame,
+        None if patches is None else patches.where(example=sample.id).frame,
+        grid,
+        title=sample.request.prompt,
+    )[kind]

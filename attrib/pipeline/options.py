@@ -1,0 +1,222 @@
+"""Options of analyses and of where their samples come from: flags, YAML keys and keyword arguments.
+
+A field's description is its help text; `option` adds what the command line needs besides.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from attrib.vocabulary import DEFAULT_MODEL, Dtype
+
+NAMED_SPLITS = {"scenes-vqa": "test", "scenes-captions": "test"}
+PANEL = "Analysis"  # heading in --help of the options that one analysis has
+
+
+def option(
+    description: str,
+    *,
+    panel: str | None = None,
+    shown: str | bool = True,
+    flags: tuple[str, ...] = (),
+    alias: str | None = None,
+    **constraints: Any,
+) -> Any:
+    """A pydantic field that is an option of a command as well.
+
+    Args:
+        description: the help text.
+        panel: heading under which --help lists it.
+        shown: the default as --help shows it, where the value itself says too little.
+        flags: its flags, by default "--name".
+        alias: a former name, still accepted in YAML files and as a flag.
+        constraints: of pydantic, such as `ge=1`.
+    """
+    extra = {"panel": panel, "shown": shown, "flags": list(flags), "alias": alias}
+    return Field(description=description, json_schema_extra=extra, **constraints)
+
+
+class Options(BaseModel):
+    """Options that are checked once; unknown names are errors.
+
+    Attributes:
+        free: options that change no number of the tables. A run may be continued with others, and
+            the default folder does not depend on them. Subclasses add their own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    free: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_former_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        former = cls.former_names()
+        return {former.get(name, name): value for name, value in values.items()}
+
+    @classmethod
+    def former_names(cls) -> dict[str, str]:
+        """Former name -> present name of the options that were renamed."""
+        extras = {n: field.json_schema_extra or {} for n, field in cls.model_fields.items()}
+        return {extra["alias"]: n for n, extra in extras.items() if extra.get("alias")}
+
+    @classmethod
+    def all_free(cls) -> frozenset[str]:
+        """`free` of this class and of those that it is derived from."""
+        return frozenset().union(*(vars(base).get("free", ()) for base in cls.__mro__))
+
+
+class ModelOptions(Options):
+    """Which model, and where it runs."""
+
+    free = frozenset({"device"})
+
+    model: Annotated[str, option("Embedded name, Hugging Face id, or folder.", panel="Model")] = (
+        DEFAULT_MODEL
+    )
+    revision: Annotated[
+        str | None, option("Commit, tag or branch of a hub model.", panel="Model")
+    ] = None
+    dtype: Annotated[
+        Dtype, option("auto: float32 on a CPU, the checkpoint's on a GPU.", panel="Model")
+    ] = "auto"
+    device: Annotated[str, option("auto, cpu, cuda, cuda:1, ...", panel="Model")] = "auto"
+    trust_remote_code: Annotated[
+        bool,
+        option("Run code from the model's repository.", panel="Model",
+               flags=("--trust-remote-code",)),
+    ] = False  # fmt: skip
+
+
+class MeasureOptions(Options):
+    """Options that every analysis has, whatever its samples are."""
+
+    free = frozenset({"batch_size"})
+
+    batch_size: Annotated[int, option("Samples per pass; at most 16.", ge=1)] = 8
+    seed: Annotated[int, option("Seed of noise and of bootstrap intervals.")] = 0
+
+
+class AnalysisOptions(MeasureOptions, ModelOptions):
+    """Options that all analyses share on the command line: the model, the samples, the folder."""
+
+    free = frozenset({"out", "max_failures", "dry_run"})
+
+    data: Annotated[
+        str,
+        option("scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+               panel="Data"),
+    ] = "scenes-vqa"  # fmt: skip
+    split: Annotated[
+        str | None,
+        option("test for scenes; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
+               panel="Data", shown="test"),
+    ] = None  # fmt: skip
+    image_root: Annotated[
+        Path | None, option("Folder of a folder's images.", panel="Data", shown="DATA/images")
+    ] = None
+    limit: Annotated[
+        int | None, option("Read the first rows only.", panel="Data", shown="all", ge=1)
+    ] = None
+    answer_prefix: Annotated[
+        int | None,
+        option("Feed this many words of the answer; analyse the next one.", panel="Data",
+               shown="the words that most answers share, such as a caption's article",
+               alias="lead", ge=0),
+    ] = None  # fmt: skip
+    image: Annotated[Path | None, option("One photo instead of data.", panel="One photo")] = None
+    prompt: Annotated[str | None, option("The question about it.", panel="One photo")] = None
+    target: Annotated[
+        str | None, option("Its correct answer, for --key gold.", panel="One photo")
+    ] = None
+    max_failures: Annotated[
+        int | None,
+        option("Exit with 1 if more rows than this are quarantined.", shown="no limit", ge=0),
+    ] = None
+    out: Annotated[
+        Path | None,
+        option("Folder of the results; a run that exists there is continued.",
+               shown="runs/COMMAND-MODEL-DATA-HASH"),
+    ] = None  # fmt: skip
+    dry_run: Annotated[bool, option("Print the plan and write nothing.", flags=("--dry-run",))] = (
+        False
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "AnalysisOptions":
+        if (self.image or self.target) and not self.prompt:
+            raise ValueError("--image and --target need a --prompt, such as 'The animal is a'")
+        return self
+
+
+class LayerOptions(MeasureOptions):
+    """Options of analyses that can be limited to some of the layers."""
+
+    layers: Annotated[str | None, option("Such as 0,4,8-11.", panel=PANEL, shown="all")] = None
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _normalise_layers(cls, given: Any) -> str | None:
+        # One spelling for the same layers: the value identifies the run.
+        return None if given is None else ",".join(map(str, parse_layers(given)))
+
+    def layer_list(self) -> list[int] | None:
+        """The layers in ascending order; None for all."""
+        return None if self.layers is None else parse_layers(self.layers)
+
+
+def explain(error: ValidationError, options: type[BaseModel]) -> str:
+    """The first problem of a validation in one line, with the known names for an unknown one."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    unknown = first["type"] == "extra_forbidden"
+    known = f"; known are {', '.join(options.model_fields)}" if unknown else ""
+    message = first["msg"].removeprefix("Value error, ")  # the prefix is pydantic's
+    return f"{name}: {message}{known}" if name else f"{message}{known}"
+
+
+def parse_layers(given: Any) -> list[int]:
+    """Layers from "0,4,8-11" or from a list, in ascending order.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    text = given if isinstance(given, str) else ",".join(map(str, given))
+    layers = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if ends is None:
+            raise ValueError(f"expected layers such as 0,4,8-11, got {given!r}")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first:
+            raise ValueError(f"expected layers such as 0,4,8-11, got {part.strip()!r}")
+        layers += range(first, last + 1)
+    return sorted(set(layers))
+
+
+def parse_sigmas(given: Any, example: str) -> list[float]:
+    """Noise levels from "0.1,0.3" or from a list.
+
+    Raises:
+        ValueError: Anything else, or a negative number.
+    """
+    parts = given.split(",") if isinstance(given, str) else given
+    try:
+        sigmas = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        sigmas = []
+    if not sigmas or not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
+        raise ValueError(f"expected numbers of 0 or more, such as {example}, got {given!r}")
+    return sigmas

@@ -1,0 +1,85 @@
+"""The model and the samples that options name."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrib.data import EditData, EditRequest, EditSample, load
+from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
+from attrib.environment import sha256
+from attrib.pipeline.options import NAMED_SPLITS, AnalysisOptions, ModelOptions, Options
+
+if TYPE_CHECKING:
+    from attrib.model.vlm import VLM
+
+
+def load_model(options: ModelOptions) -> "VLM":
+    """The model that the options name; without a progress bar unless on a terminal."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from attrib.loading import load as load_vlm
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    return load_vlm(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def load_samples(options: AnalysisOptions) -> EditData:
+    """The samples that the options name: a dataset, or one photo with its prompt.
+
+    The first words of the answers are moved behind the prompts as `answer_prefix` says.
+
+    Raises:
+        AttribError: The data cannot be read.
+    """
+    if options.prompt is None:
+        data = read_data(options)
+        return add_answer_prefix(data, prefix_length(options, data))
+    request = EditRequest(options.image, options.prompt, options.target or "")
+    sample = EditSample("photo", request, meta={"row": 0})
+    provenance = {"file": "command line", **file_digests(options)}
+    return EditData("typed by hand", "", [sample], provenance=provenance)
+
+
+def read_data(options: AnalysisOptions) -> EditData:
+    """The samples of a dataset as they are, without answer words behind the prompts."""
+    split = options.split or NAMED_SPLITS.get(options.data, "")
+    return load(options.data, split, image_root=options.image_root, limit=options.limit)
+
+
+def prefix_length(options: AnalysisOptions, data: EditData | None = None) -> int:
+    """How many words of each answer are fed: as asked, or those that most answers share."""
+    if options.answer_prefix is not None:
+        return options.answer_prefix
+    return shared_prefix_length(read_data(options) if data is None else data)
+
+
+def as_data(samples: Sequence[EditSample]) -> EditData:
+    """Samples as a dataset; a plain list is identified by a digest of its requests."""
+    if isinstance(samples, EditData):
+        return samples
+    texts = [[s.id, s.request.prompt, s.request.target] for s in samples]
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return EditData("samples", "", list(samples), provenance={"sha256": digest})
+
+
+def describe_source(options: AnalysisOptions) -> str:
+    """The dataset and split, or the prompt and photo, for messages."""
+    if options.prompt is None:
+        return f"{options.data} {options.split or ''}".strip()
+    return f"{options.prompt!r}" + (f" about {options.image}" if options.image else "")
+
+
+def file_digests(options: Options) -> dict[str, str]:
+    """SHA-256 of each file that an option names, such as a photo, by the option's name."""
+    files = {name: value for name, value in options if isinstance(value, Path) and value.is_file()}
+    return {f"{name}_sha256": sha256(path) for name, path in files.items() if name != "out"}
