@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attrib import data, plots, stats
     from attrib.analyses.attention import attention, profile
-    from attrib.analyses.contributions import (
-        contribution_parts,
-        contributions,
-        direct_logits,
-    )
+    from attrib.analyses.contributions import contribution_parts, contributions
+    from attrib.analyses.direct_logits import direct_logits
     from attrib.analyses.gating import gate_similarity
     from attrib.analyses.heatmaps import PUBLISHED_CODE, heatmaps
     from attrib.analyses.patching import patching, patching_difference, patching_parts
-    from attrib.analyses.qformer import qformer_picture
+    from attrib.analyses.qformer import queries_to_patches
     from attrib.analyses.sensitivity import sensitivity
     from attrib.checks import check
     from attrib.errors import AttribError, RowError, SetupError
@@ -41,7 +38,7 @@ _NAMES = {
     "attrib.analyses.gating": ("gate_similarity",),
     "attrib.analyses.heatmaps": ("PUBLISHED_CODE", "heatmaps"),
     "attrib.analyses.patching": ("patching", "patching_difference", "patching_parts"),
-    "attrib.analyses.qformer": ("qformer_picture",),
+    "attrib.analyses.qformer": ("queries_to_patches",),
     "attrib.analyses.sensitivity": ("sensitivity",),
     "attrib.checks": ("check",),
     "attrib.errors": ("AttribError", "RowError", "SetupError"),

@@ -20,12 +20,11 @@ PACKAGES = (
     "matplotlib",
 )
 WEIGHTS = Path(__file__).parent / "zoo" / "weights"
-CHUNK = 1 << 20
-LARGEST_DIGESTED = 1 << 30  # reading more would cost seconds; a hub model has its commit
+MAX_BYTES = 1 << 30  # hashing more takes seconds; a hub model has its commit
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the platform and of the packages that numbers depend on."""
+    """Versions of Python, of the platform and of the packages that results depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
@@ -42,17 +41,14 @@ def embedded_names() -> list[str]:
 
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_digest(folder: str | Path) -> str | None:
-    """One SHA-256 over a checkpoint's safetensors files; None if they are too large to reread."""
+    """One SHA-256 over a checkpoint's safetensors files; None if they are too large to hash."""
     files = sorted(Path(folder).glob("*.safetensors"))
-    if not files or sum(file.stat().st_size for file in files) > LARGEST_DIGESTED:
+    if not files or sum(file.stat().st_size for file in files) > MAX_BYTES:
         return None
     digests = "".join(sha256(file) for file in files)
     return hashlib.sha256(digests.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file exists complete, or not at all."""
 
 import os
 import tempfile
@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends well, and else is removed.
+    """A binary file that replaces `path` when the block succeeds and is removed otherwise.
 
-    Readers see the old file or the new one, never a part: the bytes go to a hidden neighbour
-    (the same file system), are flushed to the disk, and the neighbour is renamed.
+    Readers see the old file or the new one, never a part: the bytes go to a hidden file in the same
+    folder, are flushed to disk, and the file is renamed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a result is as readable as any other file.
+        # mkstemp creates files with mode 600; results get the usual permissions.
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(path)
     except BaseException:
@@ -32,13 +32,13 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """`path`, holding `text` as UTF-8."""
+    """Write `text` as UTF-8, atomically; the path."""
     with atomic_write(path) as file:
         file.write(text.encode())
     return Path(path)
 
 
 def _umask() -> int:
-    mask = os.umask(0)  # The only portable way to read it is to set it.
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask

@@ -1,9 +1,9 @@
-"""Memory that does not suffice: how to tell it from a mistake, and how to get some of it back."""
+"""Out-of-memory errors: recognise them, free memory, measure what is available."""
 
 import psutil
 import torch
 
-# What devices say whose error is a RuntimeError like any other; compared in lower case.
+# Messages of devices that raise a plain RuntimeError; compared in lower case.
 SHORT = (
     "out of memory",  # CUDA, ROCm, XPU, MPS
     "can't allocate memory",  # a CPU
@@ -13,7 +13,7 @@ SHORT = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on whatever device."""
+    """Whether an error means that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     told = str(error).lower()
@@ -21,14 +21,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt left behind: before a smaller one, not as a habit."""
+    """Free what a failed attempt left behind, before a smaller one."""
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on a device; that of the machine for the CPU."""
+    """Free memory of a device; of the machine for the CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -1,12 +1,11 @@
-"""How far a long computation is: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long computations: a bar on a terminal or in a notebook, lines elsewhere."""
 
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
-
-from tqdm import tqdm
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
@@ -14,21 +13,24 @@ logger = logging.getLogger("attrib")
 
 
 def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items, one by one, while saying on standard error how many are done.
+    """Yield the items and report on standard error how many are done.
 
     Args:
-        items: what is worked on.
+        items: the work, item by item.
         what: name of the work, such as "contributions".
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without ipywidgets, tqdm warns and draws a text bar
+            from tqdm.auto import tqdm
         yield from tqdm(items, desc=what, unit="batch", leave=False)
         return
-    said = start = time.monotonic()
+    last = start = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if done and now - said > SECONDS_BETWEEN_LINES:
+        if done and now - last > SECONDS_BETWEEN_LINES:
             left = (now - start) / done * (len(items) - done)
             logger.info("%s: %d of %d batches, %.0f s left", what, done, len(items), left)
-            said = now
+            last = now
         yield item
     logger.info("%s: %d batches in %.1f s", what, len(items), time.monotonic() - start)

@@ -53,13 +53,10 @@ class Result:
     quarantined: Sequence[Any] = ()
 
     def __post_init__(self):
-        missing = {"example", "value"} - set(self.frame.columns)
-        if missing:
-            raise ValueError(
-                f"a result needs the columns example and value, got {list(self.frame.columns)}"
-            )
-        # Converted to JSON and back: what is loaded equals what was saved, and what JSON cannot
-        # hold (NaN above all) is refused now, not hours later.
+        if missing := {"example", "value"} - set(self.frame.columns):
+            raise ValueError(f"a result needs the columns example and value: {missing} missing")
+        # Through JSON and back: what is loaded equals what was saved, and what JSON cannot hold
+        # (NaN above all) is refused now, not hours later.
         plain = json.loads(json.dumps(dict(self.provenance), allow_nan=False))
         object.__setattr__(self, "provenance", plain)
 
@@ -73,16 +70,17 @@ class Result:
         model = self.provenance.get("model", {}).get("name", "")
         about = f" of {model}" if model else ""
         more = f", tables {', '.join(self.tables)}" if self.tables else ""
-        return (
-            f"Result({self.analysis!r}{about}: {len(self.frame)} rows, {self.examples} examples, "
-            f"columns {', '.join(map(str, self.frame.columns))}{more})"
-        )
+        columns = ", ".join(map(str, self.frame.columns))
+        counts = f"{len(self.frame)} rows, {self.examples} examples"
+        return f"Result({self.analysis!r}{about}: {counts}, columns {columns}{more})"
 
     def _repr_html_(self) -> str:
         """The summary, the main figure and the first rows, for notebooks."""
         rows = self.frame.head(HTML_ROWS).to_html(index=False, float_format="{:.4g}".format)
-        view = self._view if len(self.frame) else None
-        shown = "" if view is None else view.html(self)
+        try:
+            shown = self._view().html(self) if len(self.frame) else ""
+        except AttribError:  # a table of no analysis
+            shown = ""
         return f"{shown}{rows}<p>{len(self.frame)} rows, {self.examples} examples</p>"
 
     def to_frame(self) -> pd.DataFrame:
@@ -98,7 +96,7 @@ class Result:
         Raises:
             AttribError: There is no such figure, or no analysis of this name.
         """
-        drawn = self._known_view().plots(self)
+        drawn = self._view().plots(self)
         name = next(iter(drawn)) if figure is None else figure
         if name not in drawn:
             raise AttribError(f"no figure {figure!r}; figures of {self.analysis} are {list(drawn)}")
@@ -107,7 +105,7 @@ class Result:
     @property
     def figures(self) -> list[str]:
         """Names of the figures that `plot` can draw."""
-        return list(self._known_view().plots(self))
+        return list(self._view().plots(self))
 
     def summary(self) -> str:
         """What the result shows, in a few sentences.
@@ -115,20 +113,14 @@ class Result:
         Raises:
             AttribError: There is no analysis of this name.
         """
-        return self._known_view().summarize(self)
+        return self._view().summarize(self)
 
-    @property
-    def _view(self) -> "Analysis | None":
-        """The analysis with the options that the result was made with; None for another table."""
+    def _view(self) -> "Analysis":
+        """The analysis, with the options that the result was made with."""
         # Drawing is an optional integration: imported when it is asked for, as pandas does.
         from attrib.pipeline.registry import analysis_of
 
         return analysis_of(self)
-
-    def _known_view(self) -> "Analysis":
-        if (view := self._view) is None:
-            raise AttribError(f"{self.analysis!r} is no analysis: use attrib.plots or to_frame()")
-        return view
 
     @property
     def seed(self) -> int:
@@ -145,16 +137,14 @@ class Result:
         keep = np.ones(len(self.frame), dtype=bool)
         for column, wanted in equal.items():
             keep &= np.asarray(self.frame[column] == wanted)
-        frame = self.frame.loc[keep].reset_index(drop=True)
-        return replace(self, frame=frame)
+        return replace(self, frame=self.frame.loc[keep].reset_index(drop=True))
 
     def mean(
         self, by: Sequence[str], *, resamples: int = RESAMPLES, seed: int | None = None
     ) -> pd.DataFrame:
-        """Mean over examples per group, with a 95 % bootstrap interval.
+        """Mean over examples per group, with a 95 % bootstrap interval over examples.
 
-        Examples are drawn, not rows: one draw decides for all groups, so that curves of one
-        draw belong together. Values that are not finite are left out, and `n` shows it.
+        All groups share the draws. Values that are not finite are ignored; `n` counts the others.
 
         Args:
             by: columns that make a group, such as `["layer", "module"]`.
@@ -169,7 +159,7 @@ class Result:
         with np.errstate(invalid="ignore"):
             mean = np.nansum(values, 0) / counts
         ends = np.full((2, len(groups)), np.nan)
-        some = counts > 1  # One example says nothing about the spread.
+        some = counts > 1  # one example has no spread
         if some.any():
             seed = self.seed if seed is None else seed
             ends[:, some] = interval(

@@ -1,1 +1,1 @@
-"""Measurements of the program itself: python -m benchmarks.NAME prints and saves them."""
+"""Benchmarks: `python -m benchmarks.NAME` measures, prints and saves."""

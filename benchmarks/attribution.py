@@ -7,38 +7,35 @@ Prints the table and writes it, with all rounds, to `benchmarks/results/`.
 """
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attrib.analyses.contributions import contributions_of, key_tokens
+from attrib.analyses.contributions import contributions_of
+from attrib.analyses.direct_logits import key_tokens
 from attrib.analyses.heatmaps import Perturbation, heatmap_pass, heatmaps, stack_maps
 from attrib.analyses.sensitivity import sensitivity
-from attrib.environment import versions
-from attrib.forward.hooks import attention_rows
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import attention_rows
+from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from benchmarks import rivals
+from benchmarks import baselines
+from benchmarks.harness import RESULTS, compare, is_gpu, ratio, save
 from benchmarks.shapes import LLAVA_7B, Shape, random_batch, random_vlm
-from benchmarks.timing import compare, ratio
 
 SIGMAS = (0.1, 0.3, 1.0, 3.0)
-RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured on what, and how often."""
+    """A model, a batch and the number of rounds."""
 
     vlm: VLM
     batch: Batch
@@ -49,7 +46,7 @@ class Bench:
     def versus(
         self, what: str, naive: Callable[[], object], ours: Callable[[], object], scale: float = 1.0
     ) -> Row:
-        """How many times longer `naive` takes than `ours`; `scale` of it where it ran in part."""
+        """How many times longer `naive` takes than `ours`; `scale` extrapolates a partial run."""
         timed = compare({"naive": naive, "ours": ours}, self.rounds, self.device)
         times = {k: v * scale for k, v in ratio(timed["naive"], timed["ours"]).items()}
         weights = sum(p.numel() * p.element_size() for p in self.vlm.model.parameters())
@@ -61,7 +58,7 @@ class Bench:
         return {"what": what, **times, **seconds, **memory}
 
 
-def everything(vlm: VLM, batch: Batch) -> object:
+def one_pass(vlm: VLM, batch: Batch) -> object:
     """Heatmaps, contributions and attention rows of all layers, in one pass."""
     last, layers = batch["last"], range(vlm.num_layers)
     with (
@@ -75,7 +72,7 @@ def everything(vlm: VLM, batch: Batch) -> object:
 
 
 def capture(vlm: VLM, batch: Batch) -> object:
-    """What contributions and attention profiles need."""
+    """The residual writes and attention rows that contributions and attention profiles need."""
     with residual_writes(vlm, batch["last"]) as writes, attention_rows(vlm, batch["last"]) as rows:
         vlm.logits(batch)
     return writes, rows
@@ -86,11 +83,11 @@ def measure(bench: Bench) -> list[Row]:
     """All comparisons on one shape."""
     vlm, batch, shape = bench.vlm, bench.batch, bench.shape
     plain = partial(vlm.logits, batch)
-    single = rivals.single_tokens(shape.visual)
-    near = rivals.neighbourhoods(shape.side, radius=3)
-    some = [0, vlm.num_layers // 2]  # what is naive takes long: two layers stand for all
+    single = baselines.single_tokens(shape.visual)
+    near = baselines.neighbourhoods(shape.side, radius=3)
+    some = [0, vlm.num_layers // 2]  # the naive ways are slow: two layers represent all
     share = vlm.num_layers / len(some)
-    brute = partial(rivals.brute_heatmaps, vlm, batch, some, 3.0)
+    brute = partial(baselines.brute_heatmaps, vlm, batch, some, 3.0)
     ours = partial(heatmaps, vlm, batch)
     rows = [
         bench.versus("heatmaps, token by token, all layers", partial(brute, single), ours, share),
@@ -101,7 +98,7 @@ def measure(bench: Bench) -> list[Row]:
             share,
         ),
         bench.versus(
-            "all analyses of one pass, over a plain one", partial(everything, vlm, batch), plain
+            "all analyses of one pass, over a plain one", partial(one_pass, vlm, batch), plain
         ),
         bench.versus("capture for them, over a plain one", partial(capture, vlm, batch), plain),
     ]
@@ -109,7 +106,7 @@ def measure(bench: Bench) -> list[Row]:
         rows.append(
             bench.versus(
                 f"sweep, {modality}, over all layers",
-                partial(rivals.naive_sweep, vlm, batch, modality, SIGMAS, some),
+                partial(baselines.naive_sweep, vlm, batch, modality, SIGMAS, some),
                 partial(sensitivity, vlm, batch, modality, SIGMAS),
                 scale=share,
             )
@@ -118,15 +115,15 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def against_peers(bench: Bench) -> list[Row]:
-    """Ours beside other libraries."""
+    """Comparisons with other libraries."""
     vlm, batch = bench.vlm, bench.batch
-    some = [0, vlm.num_layers // 2]  # naive sweeps take long: two layers stand for all
+    some = [0, vlm.num_layers // 2]  # naive sweeps are slow: two layers represent all
     ours = partial(capture, vlm, batch)
-    cached, swept = rivals.bridge_calls(vlm, batch)
+    cached, swept = baselines.bridge_calls(vlm, batch)
     rows = [
         bench.versus(
             "output_attentions=True, output_hidden_states=True, over our capture",
-            partial(rivals.hugging_face_outputs, vlm, batch),
+            partial(baselines.hugging_face_outputs, vlm, batch),
             ours,
         ),
         bench.versus("TransformerLens run_with_cache, over our capture", cached, ours),
@@ -137,7 +134,7 @@ def against_peers(bench: Bench) -> list[Row]:
             scale=vlm.num_layers / len(some),
         ),
     ]
-    traced = rivals.nnsight_outputs(vlm, batch)
+    traced = baselines.nnsight_outputs(vlm, batch)
     if traced is not None:
         what = "nnsight trace of module outputs, without attention rows, over our capture"
         rows.append(bench.versus(what, traced, ours))
@@ -145,7 +142,7 @@ def against_peers(bench: Bench) -> list[Row]:
 
 
 @torch.no_grad()
-def growth(dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
+def scaling(dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
     """All analyses of one pass over a plain one, as visual tokens and layers grow."""
     shapes = [Shape(side=side, layers=4) for side in (8, 16, 24, 32, 48)]
     shapes += [Shape(side=16, layers=layers) for layers in (2, 8, 16)]
@@ -154,13 +151,13 @@ def growth(dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
         vlm = random_vlm(shape, dtype, device)
         bench = Bench(vlm, random_batch(vlm, shape), shape, rounds, device)
         what = f"{shape.visual} visual tokens, {shape.layers} layers"
-        all_of_it = partial(everything, vlm, bench.batch)
+        all_of_it = partial(one_pass, vlm, bench.batch)
         rows.append(bench.versus(what, all_of_it, partial(vlm.logits, bench.batch)))
     return rows
 
 
 def show(rows: list[Row]) -> str:
-    """A table for people."""
+    """The rows as an aligned text table."""
     lines = [f"{'':66} {'ratio':>8} {'from':>8} {'to':>8} {'s':>8} {'over s':>8} {'memory':>8}"]
     for row in rows:
         times = [row["median"], row["low"], row["high"]]
@@ -190,28 +187,24 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         tables = {"ratios": measure(bench)}
     if options.shape == "small" and options.part == "all":
-        tables["growth"] = growth(dtype, options.device, options.rounds)
+        tables["growth"] = scaling(dtype, options.device, options.rounds)
     for rows in tables.values():
         sys.stdout.write(show(rows) + "\n\n")
     _save(options, shape, tables)
 
 
 def _save(options: argparse.Namespace, shape: Shape, tables: dict[str, list[Row]]) -> None:
-    gpu = options.device.startswith("cuda")
-    machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU"
+    gpu = is_gpu(options.device)
     head = {
-        "date": date.today().isoformat(),
-        "machine": machine,
+        "machine": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
         "shape": asdict(shape),
         "rounds": options.rounds,
-        "versions": versions(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     name = "attribution" if options.part == "all" else "peers"
     file = options.out / f"{name}-{options.shape}-{options.device.partition(':')[0]}.json"
-    file.write_text(json.dumps(head | tables, indent=1) + "\n")
+    save(file, head, tables)
     sys.stdout.write(f"{file}\n")
 
 

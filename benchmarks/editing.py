@@ -1,18 +1,16 @@
-"""What training adapters costs from kept prefixes, against running the whole model in every step.
+"""What training adapters costs from cached prefixes, against running the whole model in every step.
 
     python -m benchmarks.editing
 
-Both do the same step on the same edits of scenes-vqa (the losses are compared first); the plain way
-runs images, prompts and all layers through hooks, its inputs tokenised beforehand. Prints ratios
-measured in one run, and writes them to `benchmarks/results/editing-cpu.json`.
+Both do the same step on the same edits of scenes-vqa (the losses are compared first). The plain
+step runs images, prompts and all layers with hooks, on inputs that were tokenised before. Prints
+ratios measured in one run, and writes them to `benchmarks/results/editing-cpu.json`.
 """
 
 import argparse
-import json
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,24 +21,21 @@ from torch import Tensor
 
 import attrib
 from attrib.data.samples import EditSample
-from attrib.environment import versions
 from attrib.forward.hooks import write
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
-from benchmarks.timing import compare, ratio
-from editors.methods.adapter_objective import AdapterObjective
+from benchmarks.harness import RESULTS, compare, ratio, save
+from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.prefix.cached_dataset import CachedDataset, cache_dataset, requests_of
 from editors.prefix.states import EMBED
-from editors.training.config import preset_for
-from editors.training.losses import answer_losses, asked_roles
+from editors.training.losses import answer_losses
 
-RESULTS = Path(__file__).parent / "results" / "editing-cpu.json"
 EDITS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One training step on all edits, in both ways."""
+    """One training step on all edits, done both ways."""
 
     vlm: VLM
     objective: AdapterObjective
@@ -49,13 +44,12 @@ class Step:
     @classmethod
     def at(cls, vlm: VLM, samples: list[EditSample], text: int, visual: int) -> "Step":
         """The step of adapters at two layers."""
-        preset = preset_for(vlm, "embedded")
-        adapters = preset.adapters_at({"text": [text], "visual": [visual]})
-        sites = adapters.build(vlm, seed=0)
+        config = AdapterConfig.from_preset(vlm, "embedded")
+        sites = config.build(vlm, {"text": [text], "visual": [visual]}, seed=0)
         first = min(text, visual)
         needed = [EMBED, text, visual]
         data: CachedDataset = cache_dataset(vlm, samples, first=[first], signals=needed)
-        objective = AdapterObjective(vlm, sites, data, data, preset.weights, adapters)
+        objective = AdapterObjective(vlm, data, data, config, sites)
         asked = [r for s in samples for role in objective.roles for r in requests_of(s, role)]
         batch = vlm.encode(
             [r.image for r in asked],
@@ -65,26 +59,26 @@ class Step:
         )
         return cls(vlm, objective, batch)
 
-    def kept(self) -> Tensor:
-        """The loss from kept prefixes, with its gradients."""
+    def cached(self) -> Tensor:
+        """Compute the loss from cached prefixes, and its gradients."""
         losses = self.objective.losses(range(EDITS), np.random.default_rng(0))
         return self._back(losses)
 
     def plain(self) -> Tensor:
-        """The loss by running the whole model, with its gradients."""
+        """Compute the loss by running the whole model, and its gradients."""
         o, batch = self.objective, self.batch
         rows = o.data.rows(range(EDITS), o.roles)
         assert batch.labels is not None
         asked = batch.labels != IGNORE_INDEX
         with ExitStack() as stack:
             for site in o.sites:
-                signals = o.signals(site, o.data.edits, rows.edit_of)
+                signals = o.signals(site, o.data.edits).rows(rows.edit_of)
                 at = site.positions(batch.spans)
                 move = partial(site.adapter, edit=signals)
                 stack.enter_context(write(self.vlm, site.layer, move, at))
             logits = self.vlm.logits(batch)[asked]
         clean = self.vlm.unembed(torch.cat([q.final for q in rows.inputs])).detach()
-        roles = asked_roles(batch.labels, rows.role_of)
+        roles = rows.role_of[:, None].expand_as(batch.labels)[asked]
         return self._back(answer_losses(logits, clean, batch.labels[asked], roles, o.weights))
 
     def _back(self, losses: dict[str, Tensor]) -> Tensor:
@@ -95,25 +89,25 @@ class Step:
 
 
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
-    """A row per place of the adapters."""
+    """A row per pair of layers of the adapters."""
     vlm = attrib.load(name)
     samples = list(attrib.data.load("scenes-vqa", split="train", limit=EDITS))
     rows = []
     for text, visual in ((1, 1), (4, 4), (6, 6), (8, 8)):
         step = Step.at(vlm, samples, text, visual)
-        losses = step.plain().item(), step.kept().item()
+        losses = step.plain().item(), step.cached().item()
         if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[0]):
-            raise AssertionError(f"the two ways differ at layers {text}, {visual}: {losses}")
-        timed = compare({"plain": step.plain, "kept": step.kept}, rounds, "cpu")
+            raise AssertionError(f"the losses differ at layers {text}, {visual}: {losses}")
+        timed = compare({"plain": step.plain, "cached": step.cached}, rounds, "cpu")
         rows.append(
             {
                 "text": text,
                 "visual": visual,
-                **ratio(timed["plain"], timed["kept"]),
+                **ratio(timed["plain"], timed["cached"]),
                 "plain steps/s": 1 / timed["plain"].median,
-                "kept steps/s": 1 / timed["kept"].median,
+                "cached steps/s": 1 / timed["cached"].median,
                 "plain peak MiB": timed["plain"].peak_bytes / 2**20,
-                "kept peak MiB": timed["kept"].peak_bytes / 2**20,
+                "cached peak MiB": timed["cached"].peak_bytes / 2**20,
             }
         )
     return rows
@@ -124,22 +118,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.editing", description=__doc__)
     parser.add_argument("--model", default="tiny-llava")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "editing-cpu.json")
     options = parser.parse_args(arguments)
     rows = measure(options.model, options.rounds)
     for row in rows:
         numbers = " ".join(f"{k} {v:.2f}" for k, v in row.items())
         sys.stdout.write(f"{numbers}\n")
     head = {
-        "date": date.today().isoformat(),
-        "threads": torch.get_num_threads(),
-        "model": options.model,
-        "edits in a step": EDITS,
-        "rounds": options.rounds,
-        "versions": versions(),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+        "threads": torch.get_num_threads(), "model": options.model,
+        "edits in a step": EDITS, "rounds": options.rounds,
+    }  # fmt: skip
+    save(options.out, head, {"rows": rows})
 
 
 if __name__ == "__main__":

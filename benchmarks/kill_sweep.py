@@ -2,10 +2,10 @@
 
     python -m benchmarks.kill_sweep --kills 100 -- sweep --modality text --limit 64
 
-The command runs once undisturbed. Then it is started again and again on another folder and killed:
-one time in four at any moment, else within about two units of work after it has added a unit, since
-most of the time of a small run is its start. A run that ends by itself is compared with the
-undisturbed one, bit for bit, and the next begins in a new folder. The last one is compared too.
+The command first runs uninterrupted. Then it is started repeatedly on another folder and killed:
+one time in four at any moment, otherwise within about two units of work after a new unit, since a
+small run spends most of its time on starting. A run that finishes is compared with the
+uninterrupted one, bit for bit, and the next starts in a new folder. The last one is compared too.
 """
 
 import argparse
@@ -24,23 +24,29 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 DEFAULT = "sweep --modality text --limit 64"
-# Imported once, before the processes are split off: a kill then falls into the work.
-PRELOADED = ["attrib.cli", "attrib.runs", "attrib.analyses.tables", "attrib.plots", "attrib.report"]
+# Imported once, before the processes fork, so that a kill hits the work and not the imports.
+PRELOADED = [
+    "attrib.cli",
+    "attrib.runs",
+    "attrib.analyses.sensitivity",
+    "attrib.plots",
+    "attrib.report",
+]
 KILLED = -9  # exit code of a process that SIGKILL ended
-ANY_MOMENT = 0.25  # share of kills whose moment knows nothing of the work
+ANY_MOMENT = 0.25  # share of kills at a random moment
 
 
 @dataclass
 class Kills:
-    """What came of it.
+    """Result of `kill_and_resume`.
 
     Attributes:
-        seconds: that the undisturbed run took.
-        units: parts of the undisturbed run.
-        committed: how many units were there at each kill.
-        unfinished: kills that fell into the writing of a file.
-        finished: runs that came to their end after kills, all with the same tables.
-        different: tables that differ from the undisturbed run's.
+        seconds: duration of the uninterrupted run.
+        units: its number of units.
+        committed: number of units that existed at each kill.
+        unfinished: kills during the writing of a file.
+        finished: runs that finished after kills.
+        different: their tables that differ from the uninterrupted run's.
     """
 
     seconds: float
@@ -54,7 +60,7 @@ class Kills:
 def start(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> "multiprocessing.process.BaseProcess":
-    """`attrib ARGUMENTS` in a process of its own that starts at once; its words go to `log`."""
+    """Start `attrib ARGUMENTS` in its own process; its output goes to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_command, args=(list(arguments), log, dict(environment or {})))
@@ -66,7 +72,7 @@ def kill_and_resume(arguments: Sequence[str], folder: Path, *, kills: int, seed:
     """Kill a command `kills` times; `--out` is added to its arguments."""
     chance, log = random.Random(seed), folder / "log.txt"
     whole = folder / "whole"
-    _finish([*arguments, "--dry-run"], whole, log)  # The first process waits for the imports.
+    _finish([*arguments, "--dry-run"], whole, log)  # this one waits for the imports
     begin = time.monotonic()
     _finish(arguments, whole, log)
     found = Kills(time.monotonic() - begin, len(_units(whole)))
@@ -96,7 +102,7 @@ def kill_and_resume(arguments: Sequence[str], folder: Path, *, kills: int, seed:
 
 
 def different(one: Path, other: Path) -> list[str]:
-    """The tables of two folders that are not equal, bit for bit, or not in both."""
+    """The tables that are not in both folders or not equal, bit for bit."""
     names = {path.name for out in (one, other) for path in out.glob("*.parquet")}
     return sorted(name for name in names if not _equal(one / name, other / name))
 
@@ -125,7 +131,7 @@ def _finish(arguments: Sequence[str], out: Path, log: Path) -> None:
 
 
 def _command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Be `attrib ARGUMENTS`."""
+    """Run `attrib ARGUMENTS` in this process."""
     os.environ.update(environment)
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, sys.stdout.fileno())
@@ -141,14 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", type=Path, help="write what came of it as JSON")
+    parser.add_argument("--save", type=Path, help="JSON file for the result")
     parser.add_argument("command", nargs="*", default=DEFAULT.split(), help=DEFAULT)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = kill_and_resume(given.command, Path(folder), kills=given.kills, seed=given.seed)
     print(f"attrib {' '.join(given.command)}: {found.seconds:.1f} s, {found.units} units")
     print(f"{len(found.committed)} kills, {found.unfinished} of them while a file was written")
-    print(f"units there at a kill: {dict(sorted(Counter(found.committed).items()))}")
+    print(f"units at a kill: {dict(sorted(Counter(found.committed).items()))}")
     print(f"{found.finished} runs finished after kills; tables that differ: {found.different}")
     if given.save:
         given.save.write_text(json.dumps({"command": given.command, **asdict(found)}) + "\n")

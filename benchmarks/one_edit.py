@@ -3,9 +3,10 @@
     python -m benchmarks.one_edit                                # one GPU
     python -m benchmarks.one_edit --shape small --device cpu --dtype float32
 
-Weights are random (costs do not depend on them), the model in bfloat16, editors as published and
-untrained. Per editor: seconds to set it up, to make an edit and for a pass under it, peak memory of
-all three, bytes kept. The model must come back bit for bit; what does not fit is said.
+Weights are random (costs do not depend on them), the model is in bfloat16, editors are as published
+and untrained. Per editor: seconds to set it up, for an edit and for a forward pass under it, peak
+memory of all three, and bytes stored. The model must be restored bit for bit; editors that run out
+of memory are listed with the error.
 Writes `benchmarks/results/one-edit-DEVICE.json`.
 """
 
@@ -15,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,19 @@ import torch
 
 import attrib
 from attrib.data.samples import EditSample
-from attrib.environment import versions
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
+from benchmarks.harness import RESULTS, clock, device_name, peak_mib, reset_peak, save
+from benchmarks.shapes import DTYPES, SHAPES, random_vlm_with_processor
 from editors import EDITORS
 from editors.evaluation.restore_check import Checksum
 
-RESULTS = Path(__file__).parent / "results"
-SETUP = 16  # edits that an editor is set up with
+SETUP = 16  # number of edits that an editor is set up with
 PAPERS = {"visedit": {"visual": [19]}, "dualedit": {"text": [16], "visual": [19]}}
 
 
-def measured(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksum) -> Any:
-    """The costs of one edit; or why there is none."""
+def measure(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksum) -> Any:
+    """The costs of one edit, or the error."""
     try:
         return _costs(name, vlm, samples, checksum)
     except (AttribError, torch.OutOfMemoryError) as error:
@@ -50,16 +49,16 @@ def _costs(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksu
     if EDITORS[name].is_trained:
         options |= {"steps": 0}
     request = samples[-1].request
-    reset_peak(vlm)
+    reset_peak(vlm.device)
     with tempfile.TemporaryDirectory() as folder:
-        began = now(vlm)
+        began = clock(vlm.device)
         editor = EDITORS[name].train(vlm, samples[:-1], out=folder, preset="published", **options)
-        ready = now(vlm)
+        ready = clock(vlm.device)
     edit = editor.edit(vlm, request)
-    made = now(vlm)
+    made = clock(vlm.device)
     with torch.no_grad(), edit.applied(vlm):
         vlm.logits(vlm.encode([request.image], [request.prompt]))
-        passed = now(vlm)
+        passed = clock(vlm.device)
     checksum.require(Checksum.of(vlm.model), name, request.prompt)
     return {
         "editor": name,
@@ -67,7 +66,7 @@ def _costs(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksu
         "seconds for an edit": made - ready,
         "seconds for a pass": passed - made,
         "bytes kept": edit.num_bytes,
-        "peak MiB": peak_mib(vlm),
+        "peak MiB": peak_mib(vlm.device),
     }
 
 
@@ -81,17 +80,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     shape = SHAPES[options.shape]
-    vlm = asked(shape, options.dtype, options.device)
+    dtype = getattr(torch, options.dtype)
+    vlm = random_vlm_with_processor(shape, dtype, options.device)
     samples = list(attrib.data.load("scenes-vqa", split="train", limit=SETUP + 1))
     checksum, rows = Checksum.of(vlm.model), []
     for name in options.editors.split(","):
-        rows.append(measured(name, vlm, samples, checksum))
+        rows.append(measure(name, vlm, samples, checksum))
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
-    head = {"date": date.today().isoformat(), "shape": asdict(shape), "dtype": options.dtype,
-            "device": device_name(options.device), "versions": versions()}  # fmt: skip
-    path = options.out or RESULTS / f"one-edit-{options.device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+    head = {
+        "shape": asdict(shape), "dtype": options.dtype, "device": device_name(options.device),
+    }  # fmt: skip
+    save(options.out or RESULTS / f"one-edit-{options.device}.json", head, {"rows": rows})
 
 
 if __name__ == "__main__":

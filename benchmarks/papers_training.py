@@ -3,10 +3,10 @@
     python -m benchmarks.papers_training                        # one GPU
     python -m benchmarks.papers_training --shape small --device cpu --dtype float32 --steps 3
 
-Weights are random (costs do not depend on them), the model in bfloat16, adapters in float32, text
-at layer 16 and visual at layer 19, steps of 4 edits as published. Measures steps from kept prefixes
-and with inputs that pass the whole model at every step, in one run, and projects both to the
-papers' 50,000 steps. Writes `benchmarks/results/papers-training-DEVICE.json`.
+Weights are random (costs do not depend on them), the model is in bfloat16 and the adapters, text at
+layer 16 and visual at layer 19, in float32; batches of 4 edits as published. Measures steps from
+cached prefixes and steps that run the whole model, in one run, and projects both to the papers'
+50,000 steps. Writes `benchmarks/results/papers-training-DEVICE.json`.
 """
 
 import argparse
@@ -15,22 +15,21 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import attrib
 from attrib.data.samples import EditSample
-from attrib.environment import versions
 from attrib.model.vlm import VLM
-from benchmarks.on_device import DTYPES, SHAPES, asked, device_name, now, peak_mib, reset_peak
+from benchmarks.harness import RESULTS, clock, device_name, peak_mib, reset_peak, save
+from benchmarks.shapes import DTYPES, SHAPES, random_vlm_with_processor
 from editors.adapters.edit_signal import signal_layers
-from editors.methods.adapter_objective import AdapterObjective, trained_roles
+from editors.methods.adapter_objective import AdapterConfig, AdapterObjective, trained_roles
 from editors.prefix.streamed_dataset import cached_or_streamed
-from editors.training.config import PRESETS
-from editors.training.trainer import Run
+from editors.training.trainer import Trainer
 
-RESULTS = Path(__file__).parent / "results"
 WARMUP, PAPERS_STEPS = 3, 50_000
 
 
@@ -44,47 +43,43 @@ class Bench:
     visual: int
     steps: int
 
-    def measured(self, keep: bool) -> dict[str, Any]:
-        """Seconds per step, peak memory and the projection, from kept prefixes or without."""
-        preset = PRESETS["published"].changed(steps=WARMUP, validate_every=10**9, save_every=10**9)
-        adapters = preset.adapters_at({"text": [self.text], "visual": [self.visual]})
-        sites = adapters.build(self.vlm, seed=0)
-        needed = signal_layers(adapters.signal, [self.text, self.visual])
-        reset_peak(self.vlm)
+    def measure(self, cached: bool) -> dict[str, Any]:
+        """Seconds per step, peak memory and the projection, with cached prefixes or without."""
+        few = {"steps": WARMUP, "validate_every": 10**9, "save_every": 10**9}
+        config = AdapterConfig.from_preset(self.vlm, "published", **few)
+        sites = config.build(self.vlm, {"text": [self.text], "visual": [self.visual]}, seed=0)
+        needed = signal_layers(config.signal, [self.text, self.visual])
+        reset_peak(self.vlm.device)
         began = time.perf_counter()
         data, held = cached_or_streamed(
             self.vlm, self.samples, self.samples[:1], first=[min(self.text, self.visual)],
-            signals=needed, roles=trained_roles(preset.weights, sites), keep=keep,
+            signals=needed, roles=trained_roles(config, sites), keep=cached,
         )  # fmt: skip
-        prepared = now(self.vlm) - began
-        objective = AdapterObjective(self.vlm, sites, data, held, preset.weights, adapters)
-        seconds = _seconds_per_step(self.vlm, objective, preset.training, self.steps)
-        passes = prepared / len(self.samples) if keep else 0.0
+        prepared = clock(self.vlm.device) - began
+        objective = AdapterObjective(self.vlm, data, held, config, sites)
+        seconds = _seconds_per_step(self.vlm, objective, config, self.steps)
+        stored: Any = data
         return {
-            "kept": keep,
+            "cached": cached,
             "seconds per step": seconds,
             "steps per second": 1 / seconds,
-            "seconds to keep an edit": passes,
-            "MiB kept of an edit": _kept_mib(data, len(self.samples)) if keep else 0.0,
-            "peak MiB": peak_mib(self.vlm),
+            "seconds to cache an edit": prepared / len(self.samples) if cached else 0.0,
+            "MiB cached per edit": stored.num_bytes / len(self.samples) / 2**20 if cached else 0.0,
+            "peak MiB": peak_mib(self.vlm.device),
             "hours for 50,000 steps": PAPERS_STEPS * seconds / 3600,
         }
 
 
 def _seconds_per_step(vlm: VLM, objective: AdapterObjective, training: Any, steps: int) -> float:
-    """Of the loop itself, without validation; warmed up."""
+    """Seconds of the training loop per step, without validation, after a warm-up."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(objective, training, Path(folder), {}, lambda _line: None)
+        run = Trainer(objective, training, Path(folder), {}, lambda _line: None)
         for _ in range(WARMUP):
             run.step()
-        began = now(vlm)
+        began = clock(vlm.device)
         for _ in range(steps):
             run.step()
-        return (now(vlm) - began) / steps
-
-
-def _kept_mib(data: Any, num: int) -> float:
-    return data.num_bytes / num / 2**20
+        return (clock(vlm.device) - began) / steps
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,19 +93,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     shape = SHAPES[options.shape]
-    vlm = asked(shape, options.dtype, options.device)
+    dtype = getattr(torch, options.dtype)
+    vlm = random_vlm_with_processor(shape, dtype, options.device)
     samples = list(attrib.data.load("scenes-vqa", split="train", limit=options.edits))
     text, visual = shape.layers * 16 // 32, shape.layers * 19 // 32
     bench = Bench(vlm, samples, text, visual, options.steps)
-    rows = [bench.measured(keep) for keep in (True, False)]
+    rows = [bench.measure(cached) for cached in (True, False)]
     for row in rows:
         sys.stdout.write(json.dumps(row) + "\n")
-    head = {"date": date.today().isoformat(), "shape": asdict(shape), "dtype": options.dtype,
-            "device": device_name(options.device), "layers": {"text": text, "visual": visual},
-            "steps": options.steps, "edits": options.edits, "versions": versions()}  # fmt: skip
-    path = options.out or RESULTS / f"papers-training-{options.device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+    head = {
+        "shape": asdict(shape), "dtype": options.dtype, "device": device_name(options.device),
+        "layers": {"text": text, "visual": visual}, "steps": options.steps, "edits": options.edits,
+    }  # fmt: skip
+    save(options.out or RESULTS / f"papers-training-{options.device}.json", head, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+import attrib
 from attrib.model.batch import Batch, Grid
 from attrib.model.vlm import VLM
 
@@ -14,10 +15,18 @@ IMAGE, BOS, FIRST_WORD = 3, 1, 5
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaVA-like model and of one prompt; the defaults fit two CPU cores."""
+    """Sizes of a LLaVA-like model and of one prompt; the defaults fit two CPU cores.
+
+    Attributes:
+        side: rows and columns of visual tokens.
+        text: number of text tokens.
+        layers: of the language model, as are the following.
+        width: of the hidden states.
+        heads: of the attention.
+        vocab: number of words.
+    """
 
     side: int = 24
-    """Rows and columns of visual tokens."""
     text: int = 40
     layers: int = 8
     width: int = 512
@@ -32,10 +41,13 @@ class Shape:
 
 # LLaVA-1.5-7B: Vicuna-7B behind CLIP ViT-L/14 at 336 pixels.
 LLAVA_7B = Shape(layers=32, width=4096, heads=32, vocab=32064)
+TINY = Shape(side=4, layers=8, width=64, heads=4, vocab=512)
+SHAPES = {"llava-7b": LLAVA_7B, "small": TINY}  # for `random_vlm_with_processor`
+DTYPES = ("bfloat16", "float32")
 
 
 def random_vlm(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> VLM:
-    """A LLaVA of this shape with random weights, made where it will run."""
+    """A LLaVA of this shape with random weights, created on its device."""
     torch.manual_seed(seed)
     large = shape.width >= LLAVA_7B.width
     vision = CLIPVisionConfig(
@@ -74,8 +86,21 @@ def random_vlm(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> 
     return VLM(model.eval().requires_grad_(False), name=f"llava-like {shape}")
 
 
+def random_vlm_with_processor(shape: Shape, dtype: torch.dtype, device: str) -> VLM:
+    """A random model with the processor of tiny-llava at the shape's image size."""
+    vlm = random_vlm(shape, dtype, device)
+    processor = attrib.load("tiny-llava").processor
+    side = shape.side * PATCH
+    processor.patch_size = PATCH
+    for name in ("size", "crop_size"):
+        setattr(processor.image_processor, name, {"height": side, "width": side})
+    vlm.model.config.image_token_id = processor.image_token_id
+    vlm.model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return VLM(vlm.model, processor, name=vlm.name)
+
+
 def random_batch(vlm: VLM, shape: Shape, seed: int = 0) -> Batch:
-    """One prompt behind one picture, as LLaVA-1.5 puts them."""
+    """One prompt after one image, in the format of LLaVA-1.5."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(FIRST_WORD, shape.vocab, (shape.text,), generator=generator)
     ids = torch.cat([torch.tensor([BOS]), torch.full((shape.visual,), IMAGE), words])[None]

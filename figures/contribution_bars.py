@@ -31,7 +31,7 @@ def contributions(
 
     Columns: example, layer, and MODULE for the first of `norms`, MODULE_NORM for the others.
     """
-    from attrib.analyses.tables import measure_contributions
+    from attrib.analyses.contributions import measure_contributions
 
     parts = []
     for norm in norms:

@@ -32,7 +32,7 @@ CURVES = (
 
 def measure(setting: Setting) -> Measured:
     """Measure the tables "profile" (attention by kind of token) and "strips" (of one sample)."""
-    from attrib.analyses.tables import measure_attention
+    from attrib.analyses.attention import measure_attention
 
     vlm, data = load_inputs(setting)
     table = collect_tables(vlm, data, measure_attention)["attention"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from attrib.forward.disturbance import Modality
+    from attrib.forward.noise import Modality
 
 PANELS: "tuple[tuple[Modality, str], ...]" = (("visual", "a"), ("text", "b"), ("both", "c"))
 SURE = 0.95  # share of resamples that must agree
@@ -24,7 +24,7 @@ SURE = 0.95  # share of resamples that must agree
 
 def measure(setting: Setting) -> Measured:
     """Measure the table "noise": example, layer, and KL in nats in a column MODALITY_SIGMA."""
-    from attrib.analyses.sweep import SIGMAS
+    from attrib.analyses.sensitivity import SIGMAS
 
     vlm, data = load_inputs(setting)
     both = collect_tables(vlm, data, _sweep(setting.seed, SIGMAS))["sweep"]
@@ -35,7 +35,7 @@ def measure(setting: Setting) -> Measured:
 
 
 def _sweep(seed: int, sigmas: tuple[float, ...]) -> Any:
-    from attrib.analyses.tables import measure_sensitivity
+    from attrib.analyses.sensitivity import measure_sensitivity
 
     def run(vlm: Any, batch: Any, samples: Any) -> dict[str, pd.DataFrame]:
         parts = [

@@ -128,7 +128,7 @@ def _gate_layers(editor: Any) -> tuple[int, ...]:
 
 
 def _site(editor: Any, site: Any) -> dict[str, Any]:
-    adapter, kind = site.adapter, editor.adapters
+    adapter, kind = site.adapter, editor.config
     return {
         "key": site.key,
         "layer": site.layer,

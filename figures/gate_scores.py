@@ -34,7 +34,7 @@ def measure_gates(setting: Setting, name: str) -> Measured:
     The layer is the one that the gate of the trained DualEdit reads. Without that editor it is the
     layer where the last prompt token separates best, and the learned gate is left out.
     """
-    from attrib.analyses.tables import measure_gate
+    from attrib.analyses.gating import measure_gate
 
     vlm, data = load_inputs(setting)
     table = collect_tables(vlm, data, measure_gate)["gate"]

@@ -41,7 +41,7 @@ def pointing_rates(vlm: "VLM", data: "EditData", seed: int) -> pd.DataFrame | No
     Columns: example, layer, chance and one per name in `NOISES`; only questions about one object.
     None if the data have no ground truth.
     """
-    from attrib.analyses.tables import measure_faithfulness
+    from attrib.analyses.pointing_game import measure_faithfulness
 
     if not (truths := ground_truths_of(data)):
         return None
@@ -107,7 +107,7 @@ def _maps(
 
     With a Q-Former, the heat of queries is distributed over patches.
     """
-    from attrib.analyses.tables import measure_heatmaps
+    from attrib.analyses.heatmaps import measure_heatmaps
 
     tables = collect_tables(vlm, data, partial(measure_heatmaps, how=how, layers=layers))
     cells = tables.get("picture", tables["heatmap"])

@@ -81,7 +81,7 @@ def measure_mapper(
               "captions": _captions(usable, chosen)}  # fmt: skip
     site = editor.sites[0]
     more = {"layer": site.layer, "num_layers": vlm.num_layers,
-            "target": editor.adapters.mapper_target}  # fmt: skip
+            "target": editor.config.mapper_target}  # fmt: skip
     return Measured(
         tables, _images(usable, chosen, images), provenance(name, setting, len(usable), **more)
     )
@@ -95,7 +95,7 @@ def influence_maps(
     from editors.methods.influence_objective import ATTRIBUTIONS, target_heat
 
     site = editor.sites[0]
-    heat = target_heat(vlm, samples, site.layer, ATTRIBUTIONS[editor.adapters.mapper_target])
+    heat = target_heat(vlm, samples, site.layer, ATTRIBUTIONS[editor.config.mapper_target])
     roles = {
         "request": [s.request for s in samples],
         "other picture": [s.visual_generality[0] for s in samples],

@@ -46,13 +46,13 @@ def object_cells(
 
     None if they are unknown: other data, no grid, or a question about no single object.
     """
-    from attrib.analyses.pointing_game import on_cells
+    from attrib.analyses.pointing_game import masks_to_grid
     from attrib.data.scenes import render
 
     if truth is None or grid is None or (target := truth.target_object()) is None:
         return None
     masks = render(truth.scene, OTHER_RENDERING)[1] if other else truth.masks()
-    return ObjectCells(on_cells(masks, grid), target)
+    return ObjectCells(masks_to_grid(masks, grid), target)
 
 
 def truth_scores(

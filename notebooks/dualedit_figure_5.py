@@ -41,7 +41,6 @@ import attrib
 import figures
 from editors import DualEdit
 from editors.evaluation.layer_grid import cells, grid
-from editors.training.config import preset_for
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT)
 vlm = attrib.load(MODEL)
@@ -49,7 +48,8 @@ samples = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, li
 test = attrib.data.load(DATA, SPLIT, limit=8)
 with tempfile.TemporaryDirectory() as out:
     wanted = cells([], [], [(1, 1)], [0])
-    found = grid(DualEdit, vlm, samples, test, wanted, out, preset_for(vlm, "auto", steps=8), print)
+    config = DualEdit.config_class.from_preset(vlm, steps=8)
+    found = grid(DualEdit, vlm, samples, test, wanted, out, config, print)
 display(found)
 
 # %% [markdown]

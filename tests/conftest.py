@@ -7,6 +7,7 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import shape_checks  # noqa: F401  before the packages are imported
 import tiny_models
 import torch
 from PIL import Image

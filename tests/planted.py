@@ -7,10 +7,10 @@ import pandas as pd
 from PIL import Image
 
 from attrib.analyses.attention import STATISTICS
-from attrib.analyses.contributions import MODULES
+from attrib.analyses.direct_logits import MODULES
 from attrib.data import Quarantined
 from attrib.report import Study
-from attrib.report.demo_study import Card
+from attrib.report.demo_report import Card
 from attrib.results import Result, tidy
 
 LAYERS = 12

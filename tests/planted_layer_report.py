@@ -10,8 +10,7 @@ from PIL import Image
 from planted_layers import LAYERS, result
 
 from attrib.data import EditRequest, EditSample, Quarantined
-from attrib.report.layer_study import layer_study
-from attrib.report.run_reader import RunRead
+from attrib.report import RunRead, layer_study
 from attrib.results import Result
 
 ROWS, COLS = 3, 4
@@ -88,6 +87,6 @@ def grid(best=(6, 5), singles=False):
 def study(prompt="What color is the star?", name="planted", number=1, **more):
     """A study with heatmaps; `number` rows were set aside."""
     file = more.pop("file", "a.json")
-    given = {"commands": {"The same again": [f"attrib select --model {name}"]}, **more}
+    given = {"commands": {"Reproduce": [f"attrib select --model {name}"]}, **more}
     made = given.pop("runs", None) or [*runs(name, bad_rows(number, file)), heatmap()]
     return layer_study(made, samples=lambda _run: samples(prompt), **given)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attrib.analyses.patching_table import STATISTICS
+from attrib.analyses.patching import STATISTICS
 from attrib.results import Result, tidy
 
 LAYERS = 12

@@ -1,22 +1,35 @@
-"""The type checker behind jaxtyping's shape checks in tests: beartype, but cheap for closures."""
+"""Makes the shape checks of tests cheap for closures: `import shape_checks` before the packages.
 
-from collections import Counter
+jaxtyping decorates every function, also those inside other functions. These are defined again at
+each call of the outer function, and decorating them each time took half of the suite's CPU time.
+Here only the first definition of each is decorated, and so checked.
+"""
+
+from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
-from beartype import beartype
+import jaxtyping
 
-_definitions: Counter[tuple[str, str]] = Counter()
+_decorate = jaxtyping.jaxtyped
+_defined: set[CodeType] = set()
 
 
-def typechecked(function: Any) -> Any:
-    """Check arguments and results; of a function inside a function, for its first definition only.
+def _first_definition(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is None or "<locals>" not in function.__qualname__:
+        return True
+    if code in _defined:
+        return False
+    _defined.add(code)
+    return True
 
-    Such a function is defined again at every call of the outer one, and decorating it each time
-    would cost more than half of the CPU time of this suite.
-    """
-    if "<locals>" in getattr(function, "__qualname__", ""):
-        key = function.__module__, function.__qualname__
-        _definitions[key] += 1
-        if _definitions[key] > 2:  # jaxtyping asks twice: for the arguments and for the result
-            return function
-    return beartype(function)
+
+def _jaxtyped(*args: Any, **settings: Any) -> Any:
+    decorator: Callable[[Any], Any] = _decorate(*args, **settings)
+    if args:
+        return decorator
+    return lambda function: decorator(function) if _first_definition(function) else function
+
+
+jaxtyping.jaxtyped = _jaxtyped

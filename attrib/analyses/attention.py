@@ -1,12 +1,18 @@
 """What the last prompt token attends to, layer by layer (DualEdit, Fig. 1)."""
 
+from collections.abc import Sequence
+
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.forward.hooks import attention_rows
+from attrib.data import EditSample
+from attrib.forward.attention import attention_rows
 from attrib.model.batch import Batch, Span
 from attrib.model.vlm import VLM
+from attrib.results import tidy
+from attrib.runs.collect import Tables
 
 # Text never includes the begin-of-sequence token: it is an attention sink, and counting it as text
 # would alone put text above the image. It stands by itself.
@@ -58,3 +64,17 @@ def _mean_sum_top(
     count = count.where(count > 0, torch.nan)
     top = inside.topk(min(TOP, inside.shape[-1])).values.sum(-1) / count.clamp(max=TOP)
     return inside.sum(-1) / count, inside.sum(-1) * (count / count), top
+
+
+def measure_attention(vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> Tables:
+    """The table "attention"."""
+    return {"attention": attention_table(attention(vlm, batch), batch, samples)}
+
+
+def attention_table(
+    rows: Float[Tensor, "batch layer pos"], batch: Batch, samples: Sequence[EditSample]
+) -> pd.DataFrame:
+    """One row per example, layer and statistic; see `profile`."""
+    ids = [sample.id for sample in samples]
+    values = profile(rows, batch).cpu().numpy()
+    return tidy(values, example=ids, layer=range(rows.shape[1]), statistic=STATISTICS)

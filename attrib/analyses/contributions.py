@@ -13,23 +13,41 @@ every write then speaks at full volume, and logits no longer add up over layers.
 statistics frozen at the true last state they do add up (`norm="frozen"`, direct logit attribution).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
+from attrib.analyses.attention import attention_table, head_mean
+from attrib.analyses.direct_logits import (
+    MODULES,
+    Key,
+    direct_logits_of,
+    key_tokens,
+    last_writes,
+    module_writes,
+    unembedding,
+)
+from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.forward.residual import ResidualWrites
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import attention_rows
+from attrib.forward.residual import ResidualWrites, residual_writes
+from attrib.metrics import exact_match
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.results import tidy
+from attrib.runs.collect import Tables
 
-MODULES = ("attn", "mlp")
+NO_TOKEN = -1
+TOKEN = "token:"  # in front of a word that stands for its first token
+MAX_NEW_TOKENS = 12  # longer than any answer of the embedded data
 Norm = Literal["none", "final", "frozen"]
-Key = Literal["argmax", "gold"] | Int[Tensor, " batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,30 +65,6 @@ class Contributions:
     logit: Float[Tensor, "batch layer module"]
     probability: Float[Tensor, "batch layer module"]
     key: Int[Tensor, " batch"]
-
-
-@dataclass(frozen=True, eq=False)
-class DirectLogits:
-    """The key token's logit as a sum: every write's share, under the final norm frozen.
-
-    Attributes:
-        modules: shares of attention and MLP of each layer.
-        embed: share of the embedding that enters layer 0.
-        between_layers: shares of writes between layers (visual features of some models).
-        constant: what no write causes: biases of the final norm and of the output embedding.
-        key: the key token of each example.
-    """
-
-    modules: Float[Tensor, "batch layer module"]
-    embed: Float[Tensor, " batch"]
-    between_layers: Float[Tensor, "batch layer"]
-    constant: Float[Tensor, " batch"]
-    key: Int[Tensor, " batch"]
-
-    @property
-    def total(self) -> Float[Tensor, " batch"]:
-        """The sum of all shares: the logit the model gives the key token."""
-        return self.modules.sum((1, 2)) + self.between_layers.sum(1) + self.embed + self.constant
 
 
 @torch.no_grad()
@@ -100,42 +94,6 @@ def contribution_parts(
     return contributions_of(vlm, writes, key_tokens(vlm, batch, writes, key), norm)
 
 
-@torch.no_grad()
-def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
-    """The key token's logit at the last prompt token, taken apart into the share of every write."""
-    writes = last_writes(vlm, batch)
-    return direct_logits_of(vlm, writes, key_tokens(vlm, batch, writes, key))
-
-
-def last_writes(vlm: VLM, batch: Batch) -> ResidualWrites:
-    """All writes to the residual stream at the last prompt token, from one forward pass."""
-    with residual_writes(vlm, batch["last"]) as writes:
-        vlm.logits(batch)
-    return writes
-
-
-def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[Tensor, " batch"]:
-    """The key token id of each example; see `contributions` for what `key` may be."""
-    logits = vlm.unembed(writes.final)
-    if isinstance(key, Tensor):
-        d_vocab = logits.shape[-1]
-        if key.shape != (batch.size,) or not bool(((key >= 0) & (key < d_vocab)).all()):
-            raise AttribError(
-                f"key: expected {batch.size} token ids below {d_vocab}, one per example, got "
-                f"{tuple(key.shape)} with values {key.flatten()[:8].tolist()}"
-            )
-        return key.to(writes.final.device)
-    if key == "argmax":
-        return logits.argmax(-1)
-    if key != "gold":
-        raise AttribError(
-            f'key: expected "argmax", "gold" or one token id per example, got {key!r}'
-        )
-    if batch.labels is None:
-        raise AttribError('key "gold" needs targets: vlm.encode(images, prompts, targets)')
-    return batch.labels[batch["last"]].to(writes.final.device)
-
-
 def contributions_of(
     vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"], norm: Norm
 ) -> Contributions:
@@ -145,7 +103,7 @@ def contributions_of(
         return Contributions(shares, shares, torch.ones_like(shares), key)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
-    modules, weight = _modules(writes), _weight(vlm)
+    modules, weight = module_writes(writes), unembedding(vlm)
     logit, logp = [], []
     for layer in range(vlm.num_layers):  # layer by layer: a vocabulary is wide
         write = modules[:, layer]
@@ -158,34 +116,111 @@ def contributions_of(
     return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)
 
 
-def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
-    """Shares of captured writes in the key token's logit; no forward pass."""
-    frozen = vlm.freeze_norm(writes.final)
-    direction = _weight(vlm)[key]
-
-    def share(write: Tensor) -> Tensor:
-        across = direction.reshape(len(direction), *[1] * (write.ndim - 2), -1)
-        return (frozen(write) * across).sum(-1)
-
-    bias = getattr(vlm.components.head, "bias", None)
-    constant = direction @ frozen.constant
-    if isinstance(bias, Tensor):
-        constant = constant + bias.float()[key]
-    modules = share(_modules(writes))
-    return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
-
-
-def _modules(writes: ResidualWrites) -> Float[Tensor, "batch layer module d_model"]:
-    return torch.stack([writes.attn, writes.mlp], dim=2)
-
-
-def _weight(vlm: VLM) -> Float[Tensor, "d_vocab d_model"]:
-    weight = vlm.components.head.weight
-    assert isinstance(weight, Tensor)
-    return weight.float()
-
-
 def _at(
     logits: Float[Tensor, "batch module d_vocab"], key: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch module"]:
     return logits.gather(-1, key[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
+
+
+def measure_contributions(
+    vlm: VLM, batch: Batch, samples: Sequence[EditSample], *, key: str, norm: Norm
+) -> Tables:
+    """The table "contributions"; see `choose_key` for what `key` may be."""
+    writes = last_writes(vlm, batch)
+    return {"contributions": _contributions(vlm, batch, samples, writes, key, norm)}
+
+
+def measure_first_report(
+    vlm: VLM,
+    batch: Batch,
+    samples: Sequence[EditSample],
+    *,
+    norm: Norm,
+    truth: Callable[[EditSample], str],
+) -> Tables:
+    """The tables "contributions", "wrong_key" and "attention" of one pass, and "answers".
+
+    `truth` tells the right answer to a sample's request, which `answers` compares with.
+    """
+    last = batch["last"]
+    with residual_writes(vlm, last) as writes, attention_rows(vlm, last) as rows:
+        vlm.logits(batch)
+    said = vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
+    truths = [truth(sample) for sample in samples]
+    answers = {
+        "example": [sample.id for sample in samples],
+        "answer": said,
+        "truth": truths,
+        "value": exact_match(said, truths).float().tolist(),
+    }
+    return {
+        "contributions": _contributions(vlm, batch, samples, writes, "argmax", norm),
+        "wrong_key": _contributions(vlm, batch, samples, writes, "wrong", norm),
+        "attention": attention_table(head_mean(vlm, rows), batch, samples),
+        "answers": pd.DataFrame(answers),
+    }
+
+
+def choose_key(
+    vlm: VLM, batch: Batch, samples: Sequence[EditSample], writes: ResidualWrites, key: str
+) -> Int[Tensor, " batch"]:
+    """One key token per sample; -1 where a sample has none.
+
+    Args:
+        vlm: the model.
+        batch: the samples' requests.
+        samples: where answers come from.
+        writes: of the pass over the batch.
+        key: "argmax", what the model says; "gold", the target; "token:WORD"; or "wrong", the
+            answer to an unrelated question (of the sample's visual, else of its text locality)
+            that starts with another token than what the model says, if there is one.
+    """
+    if key == "gold":
+        return _first_tokens(vlm, [sample.request.target for sample in samples])
+    if key.startswith(TOKEN) and len(key) > len(TOKEN):
+        return _first_tokens(vlm, [key.removeprefix(TOKEN)] * len(samples))
+    argmax = key_tokens(vlm, batch, writes, "argmax")
+    if key == "argmax":
+        return argmax
+    if key != "wrong":
+        raise AttribError(f"key: expected argmax, gold, wrong or token:WORD, got {key!r}")
+    rights = argmax.tolist()
+    return torch.tensor(
+        [_wrong_token(vlm, sample, right) for sample, right in zip(samples, rights, strict=True)],
+        device=argmax.device,
+    )
+
+
+def _wrong_token(vlm: VLM, sample: EditSample, right: int) -> int:
+    unrelated = (*sample.visual_locality, *sample.text_locality)
+    tokens = (vlm.answer_token(request.target) for request in unrelated)
+    return next((token for token in tokens if token != right), NO_TOKEN)
+
+
+def _first_tokens(vlm: VLM, answers: Sequence[str]) -> Int[Tensor, " batch"]:
+    if empty := [i for i, answer in enumerate(answers) if not answer.strip()]:
+        raise AttribError(f"sample {empty[0]} of the batch has no target: use --key argmax")
+    return torch.tensor([vlm.answer_token(answer) for answer in answers])
+
+
+def _contributions(
+    vlm: VLM,
+    batch: Batch,
+    samples: Sequence[EditSample],
+    writes: ResidualWrites,
+    key: str,
+    norm: Norm,
+) -> pd.DataFrame:
+    tokens = choose_key(vlm, batch, samples, writes, key).to(writes.final.device)
+    parts = contributions_of(vlm, writes, tokens.clamp(min=0), norm)
+    ids = [sample.id for sample in samples]
+    table = tidy(
+        parts.value.cpu().numpy(), example=ids, layer=range(vlm.num_layers), module=MODULES
+    )
+    rows_each = vlm.num_layers * len(MODULES)
+    table = table.assign(
+        logit=parts.logit.double().cpu().numpy().ravel(),
+        probability=parts.probability.double().cpu().numpy().ravel(),
+        key=np.repeat(vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist()), rows_each),
+    )
+    return table.loc[np.repeat((tokens != NO_TOKEN).cpu().numpy(), rows_each)]

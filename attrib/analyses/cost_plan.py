@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 import torch
 
-from attrib.analyses.sensitivity import ROWS_OF_LOGITS
-from attrib.analyses.sweep import SIGMAS, checked, nothing_to_disturb, versions_at_once
+from attrib.analyses.sensitivity import (
+    ROWS_OF_LOGITS,
+    SIGMAS,
+    checked,
+    copies_at_once,
+    nothing_to_perturb,
+)
 from attrib.errors import AttribError
-from attrib.forward.cutting import CleanPass, can_be_cut, clean_pass, suffix_of
-from attrib.forward.disturbance import Modality, disturbed_positions
-from attrib.forward.suffix import Suffix
+from attrib.forward.noise import Modality, perturbed_positions
+from attrib.forward.suffix import CleanPass, Suffix, build_suffix, clean_pass, is_sliceable
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 
@@ -31,7 +35,7 @@ class SweepCost:
     """What a sweep over one batch takes.
 
     Attributes:
-        versions: Disturbed examples to run.
+        copies: Disturbed examples to run.
         at_once: How many of them run together.
         share: Of an example's positions, how many are run again.
         forwards: The work, in forward passes over the batch.
@@ -41,7 +45,7 @@ class SweepCost:
         memory: Bytes at the height, the model's weights not counted; an estimate.
     """
 
-    versions: int
+    copies: int
     at_once: int
     share: float
     forwards: float
@@ -59,33 +63,33 @@ def sweep_cost(
     draws: int = 1,
     *,
     layers: Iterable[int] | None = None,
-    spare_last: bool = False,
-    max_versions: int | None = None,
+    exclude_last: bool = False,
+    max_copies: int | None = None,
 ) -> SweepCost:
     """What `sensitivity` of these arguments takes, at the price of a forward pass and the test.
 
     Raises:
         AttribError: As `sensitivity`.
     """
-    chosen = set(checked(vlm, modality, sigmas, "std", draws, layers, max_versions))
-    at = disturbed_positions(batch, modality, spare_last)
+    chosen = set(checked(vlm, modality, sigmas, "std", draws, layers, max_copies))
+    at = perturbed_positions(batch, modality, exclude_last)
     if not at.any():
-        raise AttribError(nothing_to_disturb(modality))
+        raise AttribError(nothing_to_perturb(modality))
     clean = clean_pass(vlm, batch)
-    suffix = suffix_of(clean, int(at.any(0).int().argmax()))
+    suffix = build_suffix(clean, int(at.any(0).int().argmax()))
     share = suffix.num_pos / at.shape[1]
     each = draws * sum(sigma > 0 for sigma in sigmas)
     disturbed = int(at.any(1).sum())
     per_layer = [each * disturbed * (layer in chosen) for layer in range(vlm.num_layers)]
-    versions = sum(per_layer)
+    copies = sum(per_layer)
     passes = each * sum(_layers_run(suffix, layer) for layer in chosen) / vlm.num_layers
-    at_once = min(versions, versions_at_once(suffix, max_versions))
+    at_once = min(copies, copies_at_once(suffix, max_copies))
     return SweepCost(
-        versions=versions,
+        copies=copies,
         at_once=at_once,
         share=share,
         forwards=1 + _keys_in_front(share) + passes * share * disturbed / batch.size,
-        test=_test(suffix, share) if can_be_cut(clean) else 0.0,
+        test=_test(suffix, share) if is_sliceable(clean) else 0.0,
         naive=1 + each * len(chosen),
         memory=_memory(clean, suffix, at_once, per_layer),
     )

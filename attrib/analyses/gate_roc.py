@@ -26,7 +26,7 @@ DRAWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Separation:
+class Roc:
     """ROC-AUC, best threshold and its open rates, once per vector of weights.
 
     Attributes:
@@ -40,7 +40,7 @@ class Separation:
     rates: Float[np.ndarray, "draw 2"]
 
 
-def separation(result: Result, *, resamples: int = RESAMPLES) -> pd.DataFrame:
+def gate_roc(result: Result, *, resamples: int = RESAMPLES) -> pd.DataFrame:
     """AUC and best threshold of a gate, per layer, token and kind of locality input.
 
     Positives are the generality inputs, negatives those of one `relation`, or of all of them
@@ -81,7 +81,7 @@ def separation(result: Result, *, resamples: int = RESAMPLES) -> pd.DataFrame:
 def best_layer(table: pd.DataFrame, token: str) -> int:
     """The layer where a token tells generality from all locality best, by its AUC.
 
-    `table` is what `separation` returns.
+    `table` is what `gate_roc` returns.
 
     Raises:
         AttribError: No layer has an AUC: generality or locality inputs are missing.
@@ -97,11 +97,11 @@ def overall(table: pd.DataFrame, token: str) -> pd.DataFrame:
     return table.loc[(table["token"] == token) & (table["relation"] == ANY)]
 
 
-def separate(
+def roc(
     value: Float[np.ndarray, " item"],
     positive: Bool[np.ndarray, " item"],
     weights: Float[np.ndarray, "item draw"],
-) -> Separation:
+) -> Roc:
     """AUC, threshold and open rates of weighted items; NaN where one side has no weight.
 
     Weights are whole numbers: sums of them are exact, and equally good thresholds are equal.
@@ -118,7 +118,7 @@ def separate(
         auc, best = _swept(*sides)
         at = int(best[0]) if start == 0 else at
         parts.append((auc, _cuts(levels)[best], _rates(sides, at)))
-    return Separation(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return Roc(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def _swept(
@@ -160,7 +160,7 @@ def _row(both: pd.DataFrame, weights: Float[np.ndarray, "example draw"]) -> dict
     value = np.asarray(both["value"], dtype=float)
     positive = np.asarray(both["relation"].isin(POSITIVE))
     example = np.asarray(both["example"])
-    told = separate(value, positive, weights[example])
+    told = roc(value, positive, weights[example])
     columns = {
         "auc": told.auc,
         "threshold": told.threshold,

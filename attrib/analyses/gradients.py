@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.analyses.visual_tokens import VisualTokens
-from attrib.forward.hooks import capture, read
-from attrib.forward.residual import pick
+from attrib.forward.hooks import gather_positions, read
+from attrib.forward.replay import capture
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 
@@ -29,7 +29,7 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
     """
     tokens = VisualTokens.of(batch)
     with torch.enable_grad(), _differentiable(vlm), capture(vlm) as captured, read(vlm) as hidden:
-        total = pick(vlm.logits(batch), tokens.last).amax(-1).sum()
+        total = gather_positions(vlm.logits(batch), tokens.last).amax(-1).sum()
     outputs = [hidden[layer] for layer in range(vlm.num_layers - 1)]
     inputs = [captured.embed, *outputs]
     gradients = torch.autograd.grad(total, inputs)
@@ -38,7 +38,7 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
         # What is written between two layers (Qwen3-VL) belongs to the input of the second.
         entering = captured.inputs[layer][1] if layer in captured.inputs else states
         product = (entering.detach() * gradient).sum(-1, keepdim=True)
-        layers.append(tokens.pick(product)[..., 0].to(tokens.at.device))
+        layers.append(tokens.gather(product)[..., 0].to(tokens.at.device))
     values = torch.stack(layers, 1)
     return values.masked_fill(~tokens.real[:, None], torch.nan)
 

@@ -21,17 +21,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attrib.analyses.token_swaps import output_changes
-from attrib.analyses.visual_tokens import VisualTokens
+from attrib.analyses.key_value_swap import output_changes
+from attrib.analyses.qformer import grids_of, patch_attention_if_any, project
+from attrib.analyses.visual_tokens import VisualTokens, refuse_text_alone
+from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.forward.attention_replay import Attended, Site, each_attention
+from attrib.forward.attention_replay import AttentionRecord, Site, each_attention
 from attrib.forward.noise import Unit
-from attrib.model.batch import Batch
+from attrib.model.batch import Batch, Grid
 from attrib.model.vlm import VLM
+from attrib.runs.collect import Tables
 
 # What the authors' program does, in place of what the paper says. Its values are twice ours: it
 # leaves out the half of Eq. 8.
@@ -122,7 +127,7 @@ def heatmap_pass(
     noise = [tokens.noise(batch, vlm.d_model, how.seed, draw) for draw in range(how.draws)]
     maps: dict[int, Tensor] = {}
 
-    def work(attended: Attended) -> None:
+    def work(attended: AttentionRecord) -> None:
         each = [_draw_map(attended, tokens, how, one, near) for one in noise]
         maps[attended.layer] = torch.stack(each).mean(0)
 
@@ -142,7 +147,7 @@ def stack_maps(
 
 
 def _draw_map(
-    attended: Attended,
+    attended: AttentionRecord,
     tokens: VisualTokens,
     how: Perturbation,
     noise: Float[Tensor, "batch token d_model"],
@@ -151,7 +156,7 @@ def _draw_map(
     """The heatmap of one layer under one draw of noise."""
     hidden = attended.entry(how.site).hidden
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    clean = tokens.pick(hidden).to(dtype)
+    clean = tokens.gather(hidden).to(dtype)
     added = how.noise * noise.to(clean)
     if how.unit == "std":
         added = added * tokens.std(clean)
@@ -172,3 +177,94 @@ def half_cosine_distance(
     tiny = torch.finfo(a.dtype).tiny
     longer = (2 * (a * change).sum(-1) + squared) / (before + after).clamp(min=tiny)
     return ((squared - longer.square()) / (4 * before * after).clamp(min=tiny)).clamp(0, 1)
+
+
+NO_PLACE = -1  # row and column of a visual token that lies on no grid
+SIDES = ("left", "top", "right", "bottom")
+Places = np.ndarray  # Int "row_col cell"
+
+
+def measure_heatmaps(
+    vlm: VLM,
+    batch: Batch,
+    samples: Sequence[EditSample],
+    *,
+    how: Perturbation,
+    layers: Sequence[int] | None = None,
+) -> Tables:
+    """The tables "heatmap" and "grids"; and for a model with a Q-Former "picture".
+
+    "heatmap": example, layer, token (counted from the first visual one), row, col (-1: on no grid)
+    and value. "picture": the scores of the queries handed on to the patches they attend to;
+    example, layer, patch, row, col, value. "grids": per example rows and cols, of tokens or of
+    those patches, the box they fill (left, top, right, bottom, in pixels of the image), and as
+    value the number of visual tokens.
+
+    Raises:
+        AttribError: a sample has no image.
+    """
+    refuse_text_alone(batch)
+    wanted = range(vlm.num_layers) if layers is None else layers
+    ids = [sample.id for sample in samples]
+    with patch_attention_if_any(vlm) as seen, heatmap_pass(vlm, batch, wanted, how) as maps:
+        vlm.logits(batch)
+    scores, grids = stack_maps(maps, wanted, batch), grids_of(vlm, batch, samples)
+    boxes = {"grids": _grid_table(ids, grids, batch)}
+    if not seen:
+        return {
+            "heatmap": _table(ids, scores, _token_places(batch, grids), wanted, "token"),
+            **boxes,
+        }
+    nowhere = _token_places(batch, [None] * batch.size)
+    picture = project(scores, seen[-1], batch)
+    patches = [_places(grid, picture.shape[-1]) for grid in grids]
+    return {
+        "heatmap": _table(ids, scores, nowhere, wanted, "token"),
+        "picture": _table(ids, picture, patches, wanted, "patch"),
+        **boxes,
+    }
+
+
+def _token_places(batch: Batch, grids: Sequence[Grid | None]) -> list[Places]:
+    counts = batch["visual"].sum(1).tolist()
+    return [_places(grid, count) for grid, count in zip(grids, counts, strict=True)]
+
+
+def _places(grid: Grid | None, cells: int) -> Places:
+    """Row and column of the visual tokens or patches of one example."""
+    places = np.full((2, cells), NO_PLACE)
+    if grid is not None:
+        on_grid = np.indices((grid.rows, grid.cols)).reshape(2, -1)
+        places[:, grid.first : grid.first + grid.rows * grid.cols] = on_grid
+    return places
+
+
+def _table(
+    ids: Sequence[str],
+    values: Float[Tensor, "batch layer cell"],
+    places: Sequence[Places],
+    layers: Sequence[int],
+    name: str,
+) -> pd.DataFrame:
+    """One row per example, layer and cell."""
+    arrays = values.double().cpu().numpy()
+    parts = []
+    for example, mine, place in zip(ids, arrays, places, strict=True):
+        cells = place.shape[1]
+        columns = {
+            "example": example,
+            "layer": np.repeat(np.asarray(layers), cells),
+            name: np.tile(np.arange(cells), len(layers)),
+            "row": np.tile(place[0], len(layers)),
+            "col": np.tile(place[1], len(layers)),
+            "value": mine[:, :cells].ravel(),
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _grid_table(ids: Sequence[str], grids: Sequence[Grid | None], batch: Batch) -> pd.DataFrame:
+    none = (0, 0, *[np.nan] * 4)
+    shapes = [none if grid is None else (grid.rows, grid.cols, *grid.box) for grid in grids]
+    table = pd.DataFrame(shapes, columns=["rows", "cols", *SIDES])
+    return table.assign(example=ids, value=batch["visual"].sum(1).double().tolist())

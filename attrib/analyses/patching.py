@@ -10,21 +10,25 @@ Answers are argmax tokens behind the prompt: the first token of what would be sa
 activation patching of the residual stream, also known as interchange intervention.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
-from attrib.analyses.pairs import check_pairs, prompt_positions
+from attrib.analyses.patching_pairs import check_pairs, partner_image, prompt_positions
+from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.forward.hooks import capture, read, rerun
-from attrib.forward.replay import Captured
-from attrib.forward.residual import pick, rows_of
+from attrib.forward.hooks import gather_positions, position_index, read
+from attrib.forward.replay import Captured, capture, forward_from
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.results import tidy
+from attrib.runs.collect import Tables
 
 PatchSpan = Literal["visual", "text", "last", "all"]
 SPANS: tuple[PatchSpan, ...] = get_args(PatchSpan)
@@ -173,14 +177,14 @@ def patched_logits(
     for layer in range(vlm.num_layers):
         own, other = runs.own[layer], runs.other[layer]
         hidden = torch.where(at.to(own.device), other, own)
-        yield last_logits(vlm, batch, rerun(vlm, runs.captured, layer, hidden))
+        yield last_logits(vlm, batch, forward_from(vlm, runs.captured, layer, hidden))
 
 
 def last_logits(
     vlm: VLM, batch: Batch, hidden: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits behind the prompt, from the last layer's output; float32 or better."""
-    logits = vlm.unembed(pick(hidden, rows_of(batch["last"])))
+    logits = vlm.unembed(gather_positions(hidden, position_index(batch["last"])))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -195,3 +199,61 @@ def span_positions(batch: Batch, span: PatchSpan) -> Bool[Tensor, "batch pos"]:
 
 def _answer(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
     return logits.argmax(-1).masked_fill(logits.isnan().any(-1), BROKEN)
+
+
+STATISTICS = ("follows", "stays", "neither", "difference", "same_answer")
+
+
+def measure_patching(
+    vlm: VLM,
+    batch: Batch,
+    samples: Sequence[EditSample],
+    *,
+    spans: Sequence[PatchSpan] = ("visual", "last"),
+    other: Image.Image | None = None,
+    fit: bool = False,
+) -> Tables:
+    """The table "patching": example, layer, span, statistic, value, own, other, partner.
+
+    Statistics are `follows`, `stays`, `neither` (0 or 1, together 1), `difference` (the normalised
+    logit difference), all NaN where both images get the same answer; and `same_answer`, which marks
+    such pairs with 1. `own` and `other` are the first tokens of the two answers.
+
+    Args:
+        vlm: The model.
+        batch: The samples' requests.
+        samples: Where the other images come from, see `partner`.
+        spans: Where states are replaced.
+        other: The other image of all samples, instead.
+        fit: Crop and scale the other image to the size of the request's, so that models whose
+            number of visual tokens depends on it can be patched.
+
+    Raises:
+        AttribError: A sample has no image, no partner, or one with other visual tokens.
+    """
+    pictures, names = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
+    others = vlm.encode(list(pictures), [sample.request.prompt for sample in samples])
+    runs = clean_runs(vlm, batch, others)
+    parts = [patching_of(vlm, batch, runs, span) for span in spans]
+    values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()
+    ids, layers = [sample.id for sample in samples], range(vlm.num_layers)
+    table = tidy(values, example=ids, layer=layers, span=spans, statistic=STATISTICS)
+    each = len(table) // len(samples)
+    labels = {
+        "own": _decoded(vlm, parts[0].own),
+        "other": _decoded(vlm, parts[0].other),
+        "partner": names,
+    }
+    columns = {name: np.repeat(np.array(v, dtype=object), each) for name, v in labels.items()}
+    return {"patching": table.assign(**columns)}
+
+
+def _statistics(parts: Patching) -> Float[Tensor, "batch layer statistic"]:
+    same = parts.same_answer[:, None].float().expand_as(parts.difference)
+    same = same.where((parts.answer != BROKEN) & (parts.own != BROKEN)[:, None], torch.nan)
+    columns = [parts.follows, parts.stays, parts.neither, parts.difference, same]
+    return torch.stack([column.float() for column in columns], dim=-1)
+
+
+def _decoded(vlm: VLM, tokens: Int[Tensor, " batch"]) -> list[str]:
+    return vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist())

@@ -7,8 +7,8 @@ last cross-attention, mean over heads. It shows where the queries that are read 
 which patches the answer depends on.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.forward.attention import AttentionCall
-from attrib.forward.attention_functions import attending_by
+from attrib.forward.attention import AttentionCall, override_attention
 from attrib.model.batch import Batch, Grid
 from attrib.model.patch_grid import find_grid
 from attrib.model.vlm import VLM
@@ -31,7 +31,7 @@ def find_qformer(vlm: VLM) -> nn.Module | None:
 
 
 @torch.no_grad()
-def qformer_picture(
+def queries_to_patches(
     vlm: VLM, batch: Batch, scores: Float[Tensor, "batch layer query"]
 ) -> Float[Tensor, "batch layer patch"]:
     """Scores of queries, such as `heatmaps` gives, shared out among patches in reading order.
@@ -68,7 +68,7 @@ def patch_attention(vlm: VLM) -> Iterator[list[Float[Tensor, "image query patch"
             seen[:] = [call.row(queries).mean(1)[..., -_num_patches(vlm) :]]
         return out
 
-    with attending_by(qformer, respond):
+    with override_attention(qformer, respond):
         yield seen
 
 
@@ -77,7 +77,7 @@ def project(
     attention: Float[Tensor, "image query patch"],
     batch: Batch,
 ) -> Float[Tensor, "batch layer patch"]:
-    """`scores` shared out by captured attention; see `qformer_picture`."""
+    """`scores` shared out by captured attention; see `queries_to_patches`."""
     has_image = batch["visual"].any(1).to(scores.device)
     attention = attention.to(scores)
     picture = scores.new_full((*scores.shape[:2], attention.shape[-1]), torch.nan)
@@ -103,3 +103,16 @@ def _vision_config(vlm: VLM) -> Any:
     if not (isinstance(config.image_size, int) and isinstance(config.patch_size, int)):
         raise AttribError(f"{vlm.name}: the patches of its images are not on a square grid")
     return config
+
+
+def patch_attention_if_any(vlm: VLM) -> AbstractContextManager[list[Tensor]]:
+    """`patch_attention` of a model with a Q-Former; for others a list that stays empty."""
+    return nullcontext([]) if find_qformer(vlm) is None else patch_attention(vlm)
+
+
+def grids_of(vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> list[Grid | None]:
+    """Where an example's visual tokens lie, or with a Q-Former the patches behind them."""
+    if find_qformer(vlm) is None:
+        return list(batch.grids)
+    images = [sample.request.image for sample in samples]
+    return [None if image is None else patch_grid(vlm, image) for image in images]

@@ -12,28 +12,90 @@ layers, and "abs" mostly shows that growth. An example's noise is the same in al
 its size, for all sigmas. In "both" each modality gets the noise it gets alone, in its own unit.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.analyses.chunks import in_chunks
-from attrib.analyses.sweep import SIGMAS, checked, nothing_to_disturb, versions_at_once
+from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.forward.cutting import clean_pass, suffix_of
-from attrib.forward.disturbance import (
-    Disturbance,
+from attrib.forward.noise import (
+    SPANS,
     Modality,
-    disturbance,
-    disturbed_positions,
+    NoiseDraw,
+    Unit,
+    draw_noise,
+    perturbed_positions,
 )
-from attrib.forward.noise import Unit
-from attrib.forward.suffix import Suffix
+from attrib.forward.suffix import Suffix, build_suffix, clean_pass
+from attrib.memory import free_memory, is_out_of_memory
 from attrib.metrics import kl
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.results import tidy
+from attrib.runs.collect import Tables
+
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 1.0)
+UNITS: tuple[Unit, ...] = ("std", "abs")
+# Positions in one pass: enough to keep a device busy, few enough for its memory.
+POSITIONS = {"cpu": 2048, "other": 32768}
+
+
+def copies_at_once(suffix: Suffix, max_copies: int | None) -> int:
+    """How many disturbed examples to run together: as many as asked for, or as are of use."""
+    kind = "cpu" if suffix.last.device.type == "cpu" else "other"
+    return max_copies or max(1, POSITIONS[kind] // suffix.num_pos)
+
+
+def checked(
+    vlm: VLM,
+    modality: str,
+    sigmas: Sequence[float],
+    unit: str,
+    draws: int,
+    layers: Iterable[int] | None,
+    max_copies: int | None,
+) -> list[int]:
+    """The layers as a list, once all arguments of a sweep are found good.
+
+    Raises:
+        AttribError: One is not; the message names it and what would work.
+    """
+    _one_of("modality", modality, SPANS)
+    _one_of("unit", unit, UNITS)
+    if not len(sigmas):
+        raise AttribError(f"sigmas: expected at least one size of noise, such as {SIGMAS}")
+    for sigma in sigmas:
+        if not (math.isfinite(sigma) and sigma >= 0):
+            raise AttribError(f"sigmas: expected finite numbers of 0 or more, got {sigma}")
+    for name, value in (("draws", draws), ("max_copies", max_copies)):
+        if value is not None and value < 1:
+            raise AttribError(f"{name}: expected 1 or more, got {value}")
+    chosen = list(range(vlm.num_layers) if layers is None else layers)
+    known = f"{vlm.name} has layers 0 to {vlm.num_layers - 1}"
+    if not chosen:
+        raise AttribError(f"layers: none given; {known}")
+    for layer in chosen:
+        if not 0 <= layer < vlm.num_layers:
+            raise AttribError(f"layers: there is no layer {layer}; {known}")
+    return chosen
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in tuple(known):
+        raise AttribError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def nothing_to_perturb(modality: str) -> str:
+    """What to say where no example has a token of the modality."""
+    if modality == "visual":
+        return "modality 'visual': no example has an image; give images, or disturb 'text'"
+    return f"modality {modality!r}: no example has a token to disturb besides the last one"
+
 
 ROWS_OF_LOGITS = 64  # in float64 at a time: a vocabulary is wide
 
@@ -49,8 +111,8 @@ def sensitivity(
     seed: int = 0,
     *,
     layers: Iterable[int] | None = None,
-    spare_last: bool = False,
-    max_versions: int | None = None,
+    exclude_last: bool = False,
+    max_copies: int | None = None,
 ) -> Float[Tensor, "batch layer sigma"]:
     """KL divergence of the output from the clean one, in nats, under noise in one layer at a time.
 
@@ -68,8 +130,8 @@ def sensitivity(
         draws: Number of independent draws of noise that the result is the mean of.
         seed: Of the noise, which further depends on the example's name and the modality alone.
         layers: Which layers, all by default; the result has them in this order.
-        spare_last: Leave the last prompt token alone, which the answer is read from.
-        max_versions: How many disturbed examples to run at once; less where memory runs out.
+        exclude_last: Leave the last prompt token alone, which the answer is read from.
+        max_copies: How many disturbed examples to run at once; less where memory runs out.
 
     Returns:
         In float32; NaN for an example that has no token of the modality, or whose logits are NaN.
@@ -77,28 +139,28 @@ def sensitivity(
     Raises:
         AttribError: An argument is out of range, or no example has a token of the modality.
     """
-    chosen = checked(vlm, modality, sigmas, unit, draws, layers, max_versions)
-    at = disturbed_positions(batch, modality, spare_last)
+    chosen = checked(vlm, modality, sigmas, unit, draws, layers, max_copies)
+    at = perturbed_positions(batch, modality, exclude_last)
     if not at.any():
-        raise AttribError(nothing_to_disturb(modality))
+        raise AttribError(nothing_to_perturb(modality))
     clean = clean_pass(vlm, batch)
-    suffix = suffix_of(clean, int(at.any(0).int().argmax()))
+    suffix = build_suffix(clean, int(at.any(0).int().argmax()))
     logits = clean.logits
     del clean  # the suffix holds what is still needed
     loud = [j for j, sigma in enumerate(sigmas) if sigma > 0]
     rows = at.any(1).nonzero()[:, 0].cpu()
     values = torch.full((batch.size, vlm.num_layers, len(sigmas)), torch.nan, dtype=torch.float64)
     values[rows] = 0.0
-    versions = torch.cartesian_prod(
+    copies = torch.cartesian_prod(
         torch.tensor(sorted(set(chosen))), torch.tensor(loud, dtype=torch.long), rows
     )
     for draw in range(draws if loud else 0):
-        noise = disturbance(
+        noise = draw_noise(
             batch, modality, vlm.d_model, suffix.start,
-            unit=unit, spare_last=spare_last, seed=seed, draw=draw,
+            unit=unit, exclude_last=exclude_last, seed=seed, draw=draw,
         )  # fmt: skip
-        moved = _divergences(suffix, noise, versions, sigmas, logits, max_versions)
-        layer, sigma, row = versions.T
+        moved = _divergences(suffix, noise, copies, sigmas, logits, max_copies)
+        layer, sigma, row = copies.T
         values[row, layer, sigma] += moved / draws
     values[logits.isnan().any(1).cpu()] = torch.nan
     return values[:, chosen].float().to(logits.device)
@@ -106,16 +168,16 @@ def sensitivity(
 
 def _divergences(
     suffix: Suffix,
-    noise: Disturbance,
-    versions: Int[Tensor, "version three"],
+    noise: NoiseDraw,
+    copies: Int[Tensor, "version three"],
     sigmas: Sequence[float],
     clean: Float[Tensor, "batch d_vocab"],
-    max_versions: int | None,
+    max_copies: int | None,
 ) -> Float[Tensor, " version"]:
     """KL from the clean output of each version (layer, index of its sigma, example), in float64."""
     device = clean.device
-    layers, rows = versions[:, 0].tolist(), versions[:, 2].to(device)
-    sigma = torch.tensor(sigmas, dtype=torch.float64)[versions[:, 1]].to(device, torch.float32)
+    layers, rows = copies[:, 0].tolist(), copies[:, 2].to(device)
+    sigma = torch.tensor(sigmas, dtype=torch.float64)[copies[:, 1]].to(device, torch.float32)
     of_layer = lru_cache(maxsize=1)(lambda layer: noise.of(suffix.hidden[layer]))
 
     def run(some: slice) -> Tensor:
@@ -129,7 +191,7 @@ def _divergences(
         last = suffix.run(layers[some], rows[some], disturbed)
         return _kl_of(suffix.vlm, last, clean, rows[some])
 
-    at_once = versions_at_once(suffix, max_versions)
+    at_once = copies_at_once(suffix, max_copies)
     return torch.cat(list(in_chunks(run, len(layers), at_once)))
 
 
@@ -146,3 +208,69 @@ def _kl_of(
         p, q = clean[row][:, None].to(wide), vlm.unembed(h)[:, None].to(wide)
         parts.append(kl(p, q, torch.ones_like(p[..., 0], dtype=torch.bool)))
     return torch.cat(parts).cpu().double()
+
+
+logger = logging.getLogger("attrib")
+
+
+def in_chunks(run: Callable[[slice], Tensor], num: int, size: int) -> Iterator[Tensor]:
+    """Results of `run` on slices that cover 0 to `num`, in order, each of at most `size`.
+
+    Where memory runs out, the slice is halved, and the rest goes on with that size. Where not even
+    one fits, the error is passed on.
+    """
+    start = 0
+    while start < num:
+        length = min(size, num - start)
+        done = _attempt(run, slice(start, start + length), final=length == 1)
+        if done is None:
+            size = (length + 1) // 2
+            logger.warning("out of memory: going on with %d disturbed examples at a time", size)
+        else:
+            yield done
+            start += length
+
+
+def _attempt(run: Callable[[slice], Tensor], chunk: slice, *, final: bool) -> Tensor | None:
+    # In a function of its own: the error holds on to the tensors of all frames it came through.
+    try:
+        return run(chunk)
+    except (RuntimeError, MemoryError) as error:
+        if final or not is_out_of_memory(error):
+            raise
+    free_memory()
+    return None
+
+
+def measure_sensitivity(
+    vlm: VLM,
+    batch: Batch,
+    samples: Sequence[EditSample],
+    *,
+    modality: Modality,
+    sigmas: Sequence[float],
+    unit: Unit,
+    draws: int,
+    seed: int,
+    layers: Sequence[int] | None = None,
+    exclude_last: bool = False,
+    max_copies: int | None = None,
+) -> Tables:
+    """The table "sweep": example, layer, sigma, value (nats), modality; see `sensitivity`.
+
+    Raises:
+        AttribError: A sample has no token of the modality.
+    """
+    if not perturbed_positions(batch, modality, exclude_last).any(1).all():
+        raise AttribError(nothing_to_perturb(modality))
+    values = sensitivity(
+        vlm, batch, modality, sigmas, unit, draws, seed,
+        layers=layers, exclude_last=exclude_last, max_copies=max_copies,
+    )  # fmt: skip
+    table = tidy(
+        values.cpu().numpy(),
+        example=[sample.id for sample in samples],
+        layer=range(vlm.num_layers) if layers is None else layers,
+        sigma=sigmas,
+    )
+    return {"sweep": table.assign(modality=modality)}

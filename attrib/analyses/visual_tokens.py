@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
+from attrib.forward.hooks import position_index
 from attrib.forward.noise import base_noise
-from attrib.forward.residual import rows_of
 from attrib.model.batch import Batch, Grid
 
 
@@ -33,7 +33,7 @@ class VisualTokens:
         Raises:
             AttribError: no example has any, or one's last prompt token is one.
         """
-        visual, last = batch["visual"], rows_of(batch["last"])
+        visual, last = batch["visual"], position_index(batch["last"])
         if not visual.any():
             raise AttribError(
                 "no example of this batch has visual tokens: a heatmap needs an image; what text "
@@ -47,7 +47,7 @@ class VisualTokens:
         at[real] = visual.nonzero()[:, 1]
         return cls(at, real, last.long())
 
-    def pick(
+    def gather(
         self, values: Float[Tensor, "batch pos channel"]
     ) -> Float[Tensor, "batch token channel"]:
         """`values` at the tokens."""
@@ -56,7 +56,7 @@ class VisualTokens:
 
     def noise(self, batch: Batch, d_model: int, seed: int, draw: int) -> Tensor:
         """Standard normal noise, Float "batch token d_model" on the CPU; 0 where no token is."""
-        drawn = self.pick(base_noise(batch, "visual", d_model, seed=seed, draw=draw))
+        drawn = self.gather(base_noise(batch, "visual", d_model, seed=seed, draw=draw))
         return drawn * self.real.cpu()[..., None]
 
     def std(self, states: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch 1 1"]:
@@ -96,3 +96,9 @@ def _within(grid: Grid, radius: int) -> Bool[Tensor, "cell cell"]:
     col = torch.arange(grid.cols).repeat(grid.rows)
     far = [(place[:, None] - place).abs() for place in (row, col)]
     return torch.maximum(*far) <= radius
+
+
+def refuse_text_alone(batch: Batch) -> None:
+    """Raise AttribError if a request of the batch has no visual tokens."""
+    if not batch["visual"].any(1).all():
+        raise AttribError("this request is text alone: a heatmap needs an image, give one")

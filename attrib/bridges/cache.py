@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache
 
 from attrib.errors import AttribError
-from attrib.forward.attention import AttentionCall, tap_attention
-from attrib.forward.residual import ResidualWrites, pick, rows_of
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import AttentionCall, capture_attention
+from attrib.forward.hooks import gather_positions, position_index
+from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
 from attrib.model.components import freeze_norm, probe_norm
 from attrib.model.vlm import VLM
@@ -50,11 +50,11 @@ def cache(
 
     def listen(layer: int, call: AttentionCall) -> None:
         found[f"blocks.{layer}.attn.hook_pattern"] = call.row(at)
-        found[f"blocks.{layer}.attn.hook_z"] = pick(call.out, at)
+        found[f"blocks.{layer}.attn.hook_z"] = gather_positions(call.out, at)
 
     with residual_writes(vlm, at) as writes:
         if attention:
-            with tap_attention(vlm, listen):
+            with capture_attention(vlm, listen):
                 vlm.logits(batch)
         else:
             vlm.logits(batch)
@@ -81,7 +81,7 @@ def _queries(
             raise AttribError(f'positions: no {positions!r} here, expected "all" or one of {have}')
         at = span.int().argsort(dim=1, descending=True, stable=True)[:, : int(span.sum(1).max())]
         present = span.gather(1, at)
-    return at.where(present, rows_of(batch["last"])[:, None]), present
+    return at.where(present, position_index(batch["last"])[:, None]), present
 
 
 def _residual_stream(writes: ResidualWrites) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attrib.forward.attention import AttentionCall, tap_attention
-from attrib.forward.hooks import attention_rows, capture, read, resume, write
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import AttentionCall, attention_rows, capture_attention
+from attrib.forward.hooks import read, write
+from attrib.forward.replay import capture, logits_from
+from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch, Span
 from attrib.model.vlm import VLM
 
@@ -172,7 +173,7 @@ def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
 def attention_rows_are_the_models(inputs: CheckInputs) -> str:
     """Attention rows sum to 1 and, applied to the values, reproduce the output of sdpa."""
     calls: dict[int, AttentionCall] = {}
-    with tap_attention(inputs.vlm, calls.__setitem__):
+    with capture_attention(inputs.vlm, calls.__setitem__):
         inputs.vlm.logits(inputs.batch)
     if sorted(calls) != list(range(inputs.vlm.num_layers)):
         raise CheckFailed(
@@ -191,7 +192,7 @@ def resume_is_bit_equal(inputs: CheckInputs) -> str:
         logits = inputs.vlm.logits(inputs.batch)
     for layer in range(-1, inputs.vlm.num_layers):
         hidden = captured.embed if layer < 0 else inputs.hidden[layer]
-        if not torch.equal(resume(inputs.vlm, captured, layer, hidden), logits):
+        if not torch.equal(logits_from(inputs.vlm, captured, layer, hidden), logits):
             raise CheckFailed(f"replaying after layer {layer} gives other logits")
     return f"after each of {inputs.vlm.num_layers} layers and the embedding"
 

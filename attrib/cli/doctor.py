@@ -1,15 +1,19 @@
-"""`attrib doctor`: what this machine and this installation can do."""
+"""`attrib doctor`: versions, devices and models of this installation."""
 
 import os
+import platform
+import shutil
+from pathlib import Path
 
 import typer
 
 from attrib.cli.command import ExitCode
-from attrib.environment import versions
+from attrib.environment import embedded_names, versions
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 2  # bfloat16
-SPARE = 1.3  # weights are not all: activations, the vocabulary's logits
+HEADROOM = 1.3  # for activations and logits
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, both under WSL
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,57 +23,54 @@ def add_to(app: typer.Typer) -> None:
 
 def doctor() -> None:
     """Show versions, devices, memory and embedded models; exit with 3 if something is missing."""
+    from huggingface_hub.constants import HF_HUB_CACHE
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_header=False)
-    problems = []
-    for name, found in versions().items():
-        table.add_row(name, found)
-        if found == "not installed":
-            problems.append(f"{name} is not installed: pip install {name}")
-    table.add_section()
-    for name, found in _devices():
-        table.add_row(name, found)
-    table.add_section()
-    models = _embedded_models()
-    table.add_row("embedded models", ", ".join(models) or "none")
-    table.add_row("hub cache", _hub_cache())
+    installed, models = versions(), embedded_names()
+    missing = [name for name, version in installed.items() if version == "not installed"]
+    problems = [f"{name} is not installed: pip install {name}" for name in missing]
     if not models:
-        problems.append("the installation has no embedded models: install it again, whole")
+        problems.append("the embedded models are missing: install the package again")
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    for section in (
+        installed.items(),
+        _devices(),
+        [("embedded models", ", ".join(models) or "none"), ("hub cache", HF_HUB_CACHE)],
+    ):
+        for row in section:
+            table.add_row(*row)
+        table.add_section()
     Console().print(table)
-    print("\n".join(problems) or "everything needed is here; next: attrib demo")
+    print("\n".join(problems) or "everything needed is installed; next: attrib demo")
     if problems:
         raise typer.Exit(ExitCode.CANNOT_START)
 
 
 def _devices() -> list[tuple[str, str]]:
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [("CPU", f"{cores} cores, {_capacity(psutil.virtual_memory().total)}"), *_gpus()]
+
+
+def _gpus() -> list[tuple[str, str]]:
+    """The GPUs that torch can use; torch is imported only where there is a driver."""
+    is_mac = platform.system() == "Darwin"
+    drivers = any(Path(path).exists() for path in GPU_DRIVERS) or shutil.which("nvidia-smi")
+    if not (is_mac or drivers):
+        return []
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows = [("CPU", f"{cores} cores, {_fits(memory)}")]
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        rows.append((f"cuda:{index}", f"{device.name}, {_fits(device.total_memory)}"))
-    if torch.backends.mps.is_available():
-        rows.append(("mps", "Apple GPU, shares the memory above"))
-    return rows
+    if is_mac:
+        usable = torch.backends.mps.is_available()
+        return [("mps", "Apple GPU, shares the memory above")] if usable else []
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    rows = [(f"cuda:{i}", f"{d.name}, {_capacity(d.total_memory)}") for i, d in enumerate(devices)]
+    return rows or [("GPU", "a driver is installed, but the installed torch finds no GPU")]
 
 
-def _fits(memory: int) -> str:
-    billions = memory / BYTES_PER_PARAMETER / SPARE / 1e9
-    return f"{memory / GIB:.0f} GiB: room for {billions:.1f} billion parameters in bfloat16"
-
-
-def _embedded_models() -> list[str]:
-    from attrib.environment import embedded_names
-
-    return embedded_names()
-
-
-def _hub_cache() -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return HF_HUB_CACHE
+def _capacity(memory: int) -> str:
+    billions = memory / BYTES_PER_PARAMETER / HEADROOM / 1e9
+    return f"{memory / GIB:.0f} GiB: fits {billions:.1f} billion bfloat16 parameters"

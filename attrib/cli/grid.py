@@ -1,14 +1,14 @@
 """`attrib grid`: short trainings over layers, which show what the choice of layers is worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
 from attrib.cli.outputs import log
-from attrib.cli.train import PICTURES, TrainOptions, changes_of, training_data
+from attrib.cli.train import PICTURES, TrainOptions, editor_options, training_data
 from attrib.errors import AttribError
 from attrib.pipeline.options import option
 from attrib.vocabulary import GateName
@@ -55,7 +55,6 @@ def grid(options: GridOptions) -> int:
     from attrib import data
     from editors.evaluation import layer_grid
     from editors.evaluation.layer_grid_scores import grid_text, save_grid
-    from editors.training.config import preset_for
 
     editor = _editor(options.editor)
     name = f"grid-{options.editor}-{Path(options.model).name}-{options.data}"
@@ -63,13 +62,13 @@ def grid(options: GridOptions) -> int:
     vlm = load_model(options)
     wanted = _cells(options, editor, vlm)
     samples = training_data(options)
-    changes = {name: value for name, value in changes_of(options).items() if name != "seed"}
-    preset = preset_for(vlm, options.preset, samples, **changes)
-    where = {"image_root": options.image_root, "limit": options.test_limit, "need": PICTURES}
+    changes = {name: value for name, value in editor_options(options).items() if name != "seed"}
+    config: Any = editor.config_class.from_preset(vlm, options.preset, samples, **changes)
+    where: Any = {"image_root": options.image_root, "limit": options.test_limit, "need": PICTURES}
     test = data.load(options.data, options.test_split, **where)
-    steps, gate = preset.training.steps, options.gate or "none"
+    steps, gate = config.steps, options.gate or "none"
     log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
-    frame = layer_grid.grid(editor, vlm, samples, test, wanted, out, preset, log, gate)
+    frame = layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate)
     print(grid_text(frame))
     *files, scores = save_grid(frame, gate, out)
     print("\n".join(f"  {path}" for path in (*files, scores)))

@@ -1,9 +1,9 @@
-"""`attrib models ...`: which models there are, and whether a model can be used."""
+"""`attrib models ...`: list the embedded models, check a model, assemble MiniGPT-4."""
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ from attrib.pipeline.options import ModelOptions
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
+
+SCORES = {"questions": "vqa", "captions": "captions, exact", "facts": "facts"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def load_model(options: ModelOptions) -> "VLM":
-    """The model that the options name; quiet where nobody watches. See `attrib.cli.caching`."""
+    """The model that the options name, loaded once per process (see `attrib.cli.caching`)."""
     from transformers.utils.logging import disable_progress_bar
 
     from attrib.loading import load
@@ -43,13 +45,28 @@ def load_model(options: ModelOptions) -> "VLM":
 
 
 def list_models() -> None:
-    """List the embedded models with their measured scores."""
+    """List the embedded models with their size and their exact-match scores."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     from attrib.environment import WEIGHTS, embedded_names
 
-    names = embedded_names()
-    for name in names:
-        print(f"{name}: {_measured(WEIGHTS / name)}")
-    if not names:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("model", "family", "layers", "parameters", *SCORES):
+        table.add_column(column, justify="left" if column in ("model", "family") else "right")
+    for name in embedded_names():
+        file = WEIGHTS / name / "measured.json"
+        if not file.is_file():
+            table.add_row(name, "not measured")
+            continue
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        family, size = facts["family"].partition(" (")[0], f"{facts['parameters'] / 1e6:.1f} M"
+        scores = [f"{facts['scores'][key][0]:.1%}" for key in SCORES.values()]
+        table.add_row(name, family, str(facts["layers"]), size, *scores)
+    if table.row_count:
+        Console().print(table)
+    else:
         print("this installation has no embedded models")
     print("any Hugging Face image-text-to-text model works too: attrib models check NAME_OR_PATH")
 
@@ -63,7 +80,7 @@ def check(
         bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
     ] = False,
 ) -> None:
-    """Print what works with a model and what does not; exits with 3 if something does not."""
+    """Run every check on a model; exit with 3 if one fails."""
     from attrib.checks import check as check_model
     from attrib.model.checkpoint import read_checkpoint
     from attrib.model.vlm import VLM
@@ -80,32 +97,21 @@ def check(
 
 
 def assemble(
-    what: Annotated[Literal["minigpt4"], typer.Argument(help="The model to put together.")],
+    what: Annotated[Literal["minigpt4"], typer.Argument(help="The model to assemble.")],
     llm: Annotated[Path, typer.Option(help="Folder of the language model, vicuna-7b.")],
     blip2: Annotated[
-        Path, typer.Option(help="Folder of the BLIP-2 whose vision tower and Q-Former it uses.")
+        Path, typer.Option(help="Folder of the BLIP-2 with its vision tower and Q-Former.")
     ],
     projection: Annotated[Path, typer.Option(help="The published linear layer, a .pth file.")],
     out: Annotated[Path, typer.Option(help="New folder for the model.")],
     dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"], typer.Option(help="What weights are stored in.")
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="Type of the stored weights.")
     ] = "float16",
 ) -> None:
-    """Put MiniGPT-4 together from its published parts, as a folder that --model takes."""
+    """Assemble MiniGPT-4 from its published parts into a folder for --model."""
     import torch
 
     from attrib.model.minigpt4 import assemble_minigpt4
 
     folder = assemble_minigpt4(llm, blip2, projection, out, getattr(torch, dtype))
     print(f"{folder}: {what} is ready; next: attrib models check {folder}")
-
-
-def _measured(folder: Path) -> str:
-    try:
-        facts: dict[str, Any] = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return "no measurements"
-    scores = ", ".join(f"{name} {value:.1%}" for name, (value, _) in facts["scores"].items())
-    return (
-        f"{facts['family']}; {facts['layers']} layers, {facts['parameters']:,} parameters; {scores}"
-    )

@@ -1,4 +1,4 @@
-"""The commands that a report on layers ends with: the same again, and what to do next."""
+"""The commands at the end of a layer report: to reproduce it, and to continue."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
 
 def commands_of(
-    study: "LayerStudy", out: Path, folders: Sequence[Path], *, judged: bool
+    study: "LayerStudy", out: Path, folders: Sequence[Path], *, with_grid: bool
 ) -> dict[str, list[str]]:
-    """By purpose, what to type.
+    """Command lines by purpose.
 
     Args:
-        study: what is reported.
+        study: the content of the report.
         out: the folder of the report, with its layers.json.
         folders: that the report was read from.
-        judged: whether a grid was given.
+        with_grid: whether a grid of trained editors was given.
     """
     made = [str(run.result.provenance.get("invocation", "")) for run in study.runs]
     again = [line for line in dict.fromkeys([*made, invocation()]) if line]
     on, scored = _on(study, "train"), _on(study, "eval")
     editor = out / "editor"
     commands = {
-        "The same again": again,
-        "An editor at these layers, trained and scored": [
+        "Reproduce": again,
+        "Train and evaluate an editor at these layers": [
             shlex.join(["attrib", "train", *on, "--layers", str(out / "layers.json"), "--out",
                         str(editor)]),
             shlex.join(["attrib", "evaluate", *scored, "--editor", str(editor)]),
         ],
     }  # fmt: skip
-    if not judged and (pairs := _pairs(study)):
+    if not with_grid and (pairs := _pairs(study)):
         given = [part for folder in folders for part in ("--from", str(folder))]
         grid = str(out / "grid")
-        commands["What the choice costs: editors at the layers of each rule"] = [
+        commands["Compute the regret: editors at the layers of each rule"] = [
             shlex.join(["attrib", "grid", *on, "--text", "none", "--visual", "none", "--pairs",
                         pairs, *_tested_on(study), "--out", grid]),
             shlex.join(["attrib", "report", *given, "--grid", f"{grid}/scores.csv", "--out",
@@ -48,13 +48,13 @@ def commands_of(
 
 
 def _tested_on(study: "LayerStudy") -> list[str]:
-    """Where a grid's cells are scored, where the default is not there."""
+    """The split on which a grid's cells are scored, if it is not the default."""
     scored = _on(study, "eval")
     return ["--test-split", scored[scored.index("--split") + 1]] if "--split" in scored else []
 
 
 def _on(study: "LayerStudy", part: str) -> list[str]:
-    """The options that name the model and the data; of a folder the "train" or "eval" part."""
+    """Options that name the model and the data; `part` is "train" or "eval" of a folder."""
     given = study.runs[0].options
     on = ["--model", str(given.get("model") or study.report.model.get("name"))]
     on += ["--revision", str(given["revision"])] if given.get("revision") else []
@@ -69,7 +69,7 @@ def _on(study: "LayerStudy", part: str) -> list[str]:
 
 
 def _pairs(study: "LayerStudy") -> str:
-    """The pairs of layers that the rules and the fixed choices pick, for `attrib grid`."""
+    """The layers of the rules and of the fixed choices, as `attrib grid --pairs` takes them."""
     from attrib.selection import CONSENSUS_RULES, fixed_picks, picks_of
 
     picks = picks_of(study.report)

@@ -1,28 +1,28 @@
-"""`attrib select`: which layers to edit, from evidence that is there or is made first."""
+"""`attrib select`: the layers to edit, from finished runs or from runs that are made first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import Field, model_validator
-from typer import Option
+from pydantic import model_validator
 
+from attrib.cli.analyse import command_options
 from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.outputs import exit_code_for, log, results_folder
-from attrib.cli.select_runs import make_evidence
-from attrib.errors import AttribError
-from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions
-from attrib.pipeline.source import prefix_length
+from attrib.cli.models import load_model
+from attrib.cli.outputs import SHOWN, exit_code_for, log, results_folder
+from attrib.cli.plan import plan_lines
+from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions, option
+from attrib.pipeline.registry import find_analysis
+from attrib.pipeline.source import load_samples, prefix_length
+from attrib.vocabulary import RuleName
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from attrib.data import Quarantined
+    from attrib.pipeline.analysis import Analysis
     from attrib.results import Result
-    from attrib.selection import LayerReport
 
 LAYERS = "layers.json"
 
@@ -34,40 +34,30 @@ class SelectOptions(AnalysisOptions):
 
     split: Annotated[
         str | None,
-        Option(help="validation for scenes, so that no layer is chosen on what an editor is tested "
-               "on; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
-               show_default="validation", rich_help_panel="Data"),
+        option("validation for scenes, so that layers are not selected on the data that editors "
+               "are tested on; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
+               panel="Data", shown="validation"),
     ] = None  # fmt: skip
     runs: Annotated[
         list[Path] | None,
-        Option("--from", help="Folder of a finished analysis, or a folder of such folders; may be "
-               "given several times. Then nothing is computed.", show_default="none",
-               rich_help_panel=PANEL),
+        option("Folder of a finished run, or a folder of such folders; repeatable. Nothing is "
+               "computed then.", panel=PANEL, shown="none", flags=("--from",)),
     ] = None  # fmt: skip
     rule: Annotated[
-        Literal[
-            "consensus", "onset", "sensitivity", "patching",
-            "onset-attn", "onset-mlp", "reach", "attention", "pointing",
-        ],
-        Option(help="Who chooses; onset: VisEdit, sensitivity: DualEdit; the last five have no "
-               "vote in the consensus.",
-               rich_help_panel=PANEL),
+        RuleName,
+        option("The rule that selects; onset: VisEdit, sensitivity: DualEdit; the last five have "
+               "no vote in the consensus.", panel=PANEL),
     ] = "consensus"  # fmt: skip
-    number: Annotated[
-        int, Option(help="Layers per modality, best first.", min=1, rich_help_panel=PANEL),
-        Field(ge=1),
-    ] = 1  # fmt: skip
+    number: Annotated[int, option("Layers per modality, best first.", panel=PANEL, ge=1)] = 1
     words: Annotated[
         int,
-        Option(help="Analyse this many words of the answer one after the other, from "
-               "--answer-prefix on; the earliest chosen layer is taken.", min=1,
-               rich_help_panel=PANEL),
-        Field(ge=1),
+        option("Analyse this many words of the answer one after the other, from --answer-prefix "
+               "on; the earliest selected layer is taken.", panel=PANEL, ge=1),
     ] = 1  # fmt: skip
     against: Annotated[
         Path | None,
-        Option(help="A grid of scores (CSV or Parquet: text, visual, seed, score) that tells what "
-               "the choice costs.", rich_help_panel=PANEL),
+        option("Grid of scores (CSV or Parquet: text, visual, seed, score) on which the regret of "
+               "the selection is computed.", panel=PANEL),
     ] = None  # fmt: skip
 
     @model_validator(mode="after")
@@ -85,126 +75,101 @@ def add_to(app: typer.Typer) -> None:
 
 
 def select(options: SelectOptions) -> int:
-    """Choose the layers to edit from contributions, noise sensitivity and patching."""
-    from attrib.selection import combine_words
+    """Select the layers to edit from contributions, noise sensitivity and patching."""
+    from attrib.pipeline.select import read_grid, write_evaluation, write_selection
+    from attrib.report.selection_summary import summarize_regret, summarize_selection
+    from attrib.selection import combine_words, evaluate_on_grid, select_layers
 
-    if options.split is None and options.data in NAMED_SPLITS:
-        options = options.model_copy(update={"split": "validation"})
+    options = with_validation_split(options)
     out = results_folder("select", options)
-    grid = None if options.against is None else _read_grid(options.against)
-    reports, files, quarantined = [], [], []
-    with caching():  # the model is read once for all words
+    grid = None if options.against is None else read_grid(options.against)
+    reports, files, quarantined = [], [], {}
+    with caching():  # the model is loaded once for all words
         for given, folder in _words(options, out):
-            made = _evidence(given, folder)
-            if made is not None:
-                report, written = _written(given, made[0], folder)
-                reports.append(report)
-                files += written
-                quarantined += made[1]
-    if not reports:  # a dry run, or another process writes the results
+            results = _read(options.runs) if options.runs else make_evidence(given, folder)
+            if results is None:  # a dry run, or another process writes the results
+                continue
+            report = select_layers(results, options.rule, number=options.number, seed=options.seed)
+            report = replace(report, provenance={**report.provenance, "invocation": invocation()})
+            files += write_selection(report, results, folder)
+            reports.append(report)
+            quarantined |= {str(row): row for result in results for row in result.quarantined}
+    if not reports:
         return ExitCode.DONE
     report = combine_words(reports)
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
-        log(f"select: of one word at a time: attrib report --from {out / 'word-1'}")
-    print(_said(report))
+        log(f"select: report of one word: attrib report --from {out / 'word-1'}")
+    print(summarize_selection(report))
     if grid is not None:
-        files += _judge(report, grid, out)
+        evaluation = evaluate_on_grid(grid, report)
+        print(summarize_regret(evaluation, report.rule))
+        for table in (next(iter(evaluation.regret.values())), evaluation.correlations):
+            print(f"\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
+        files += write_evaluation(evaluation, out)
     print("\n".join(f"  {path}" for path in files))
-    return exit_code_for(quarantined, options.max_failures)
+    return exit_code_for(list(quarantined.values()), options.max_failures)
 
 
-def _words(options: SelectOptions, out: Path) -> list[tuple[SelectOptions, Path]]:
-    """The options and the folder of each word of the answers that is looked at."""
+def with_validation_split(options: Any) -> Any:
+    """The options with the split on which layers are selected, unless one is given."""
+    if options.split is None and options.data in NAMED_SPLITS:
+        return options.model_copy(update={"split": "validation"})
+    return options
+
+
+def make_evidence(options: AnalysisOptions, out: Path) -> "list[Result] | None":
+    """The results of all analyses that the rules need; those that exist are not computed again.
+
+    Returns:
+        None after a dry run, and in every process but the first.
+    """
+    from attrib.pipeline.select import EVIDENCE, run_evidence, start_evidence
+    from attrib.runs import Rank, refuse_foreign
+
+    rank = Rank.from_environment()
+    for folder in EVIDENCE:
+        refuse_foreign(out / folder)  # before the model is loaded, which may take minutes
+    log(f"select: {options.model} on {options.data} {options.split or ''}, results in {out}")
+    data = load_samples(options)
+    vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
+    make = partial(analysis_for, options)
+    started = start_evidence(vlm, data, out, make, rank=rank, invocation=invocation())
+    if options.dry_run:
+        for run, _ in started if rank.number == 0 else ():
+            print("\n".join(plan_lines(run, options.batch_size)))
+        return None
+    results = run_evidence(started)
+    rows = dict.fromkeys(str(row) for result in results for row in result.quarantined)
+    for row in list(rows)[:SHOWN]:
+        log(f"quarantined: {row}")
+    return results if rank.number == 0 else None
+
+
+def analysis_for(options: AnalysisOptions, name: str, own: dict[str, Any]) -> "Analysis":
+    """An analysis with the model and data options of a command, and its own options."""
+    shared = {field: getattr(options, field) for field in AnalysisOptions.model_fields}
+    shared |= {"out": None, "dry_run": False}
+    cls = find_analysis(name)
+    return cls(command_options(cls)(**shared, **own))
+
+
+def _words(options: SelectOptions, out: Path) -> "Iterator[tuple[SelectOptions, Path]]":
+    """The options and the folder of each analysed word of the answers."""
     if options.words == 1:
-        return [(options, out)]
+        yield options, out
+        return
     first = prefix_length(options)
-    return [
-        (options.model_copy(update={"answer_prefix": first + number}), out / f"word-{number + 1}")
-        for number in range(options.words)
-    ]
+    for number in range(options.words):
+        given = options.model_copy(update={"answer_prefix": first + number})
+        yield given, out / f"word-{number + 1}"
 
 
-def _evidence(options: SelectOptions, out: Path) -> "tuple[list[Result], list[Quarantined]] | None":
-    """What was computed already, where it is given, or is made now; None as `make_evidence`."""
-    if options.runs:
-        return [r for folder in options.runs for r in _results(folder)], []
-    return make_evidence(options, out)
+def _read(folders: Sequence[Path]) -> "list[Result]":
+    """The results of the finished runs in folders."""
+    from attrib.report import read_runs
 
-
-def _written(
-    options: SelectOptions, results: "list[Result]", out: Path
-) -> "tuple[LayerReport, list[Path]]":
-    from attrib import plots
-    from attrib.files import write_text
-    from attrib.selection import evidence_table, gather, select_layers
-
-    report = select_layers(results, options.rule, number=options.number, seed=options.seed)
-    report = replace(report, provenance={**report.provenance, "invocation": invocation()})
-    table = evidence_table(gather(results), seed=options.seed)
-    files = [
-        report.save(out / LAYERS),
-        write_text(out / "evidence.csv", _csv(table)),
-        write_text(out / "scores.csv", _csv(report.scores())),
-        *plots.save(plots.selection(report, table), out / "selection"),
-    ]
-    return report, files
-
-
-def _said(report: "LayerReport") -> str:
-    from attrib.report.selection_summary import summarize_selection
-    from attrib.selection import summarize_words
-
-    return "\n".join(filter(None, [summarize_words(report), summarize_selection(report)]))
-
-
-def _judge(report: "LayerReport", grid: "pd.DataFrame", out: Path) -> list[Path]:
-    """Print what the picks cost on a grid, and which evidence predicts it; the tables' files."""
-    from attrib.files import write_text
-    from attrib.report.selection_summary import summarize_regret
-    from attrib.selection import fixed_picks, picks_of, rank_correlations, regret
-
-    judged = regret(grid, picks_of(report) | fixed_picks(report.num_layers))
-    told = rank_correlations(grid, report.scores())
-    print(summarize_regret(judged, report.rule))
-    for table in (judged, told):
-        print(f"\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
-    return [
-        write_text(out / "regret.csv", _csv(judged)),
-        write_text(out / "correlations.csv", _csv(told)),
-    ]
-
-
-def _csv(table: "pd.DataFrame") -> str:
-    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def _results(folder: Path) -> "Iterator[Result]":
-    """The main table of a run, or those of the runs in a folder."""
-    from attrib.results import Result
-
-    files = [folder / "result.parquet"]
-    if not files[0].is_file():
-        files = sorted(folder.glob("*/result.parquet"))
-    if not files:
-        raise AttribError(
-            f"--from {folder}: no result.parquet there; give the folder of a finished run, such "
-            "as the --out of `attrib contributions`"
-        )
-    for file in files:
-        log(f"select: {file}")
-        try:
-            yield Result.load(file)
-        except ValueError as error:
-            raise AttribError(str(error)) from error
-
-
-def _read_grid(path: Path) -> "pd.DataFrame":
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise AttribError(f"--against {path}: no such file") from error
-    except ValueError as error:
-        raise AttribError(f"--against {path}: neither CSV nor Parquet: {error}") from error
+    runs = [run for run in read_runs(folders) if run.done == run.total]
+    for run in runs:
+        log(f"select: {run.folder}")
+    return [run.result for run in runs]

@@ -1,4 +1,4 @@
-"""`attrib train`: an editor trained, or its settings written where there is nothing to train."""
+"""`attrib train`: train an editor, or save its options if there is nothing to train."""
 
 import json
 import re
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
 
 TRAINING, ADAPTERS = "Training (default: the preset's)", "Adapters (default: the preset's)"
-PICTURES = ("image", "image_rephrase", "m_loc")  # that edits are trained and judged by
+PICTURES = ("image", "image_rephrase", "m_loc")  # what training and evaluation read
 WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
 
 
 class TrainOptions(ModelOptions):
     """Options of `attrib train`."""
 
-    editor: Annotated[str, Option(help="Which editor; the README lists them.")] = "dualedit"
+    editor: Annotated[str, Option(help="Which editor; a wrong name lists them.")] = "dualedit"
     layers: Annotated[
         str | None,
         Option(help="Where to edit: the layers.json of `attrib select`, or such as "
@@ -57,28 +57,29 @@ class TrainOptions(ModelOptions):
     ] = "auto"  # fmt: skip
     gate: Annotated[
         Literal["none", "prompt_last", "sequence_last", "learned"] | None,
-        Option(help="What decides which inputs an edit serves; sequence_last reads the answer.",
+        Option(help="What decides which inputs an edit applies to; sequence_last reads the answer.",
                show_default="prompt_last for dualedit, none for the others"),
     ] = None  # fmt: skip
     steps: Annotated[int | None, Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = None
-    batch_size: Annotated[int | None, Option(help="Edits in a step.", rich_help_panel=TRAINING)] = (
+    batch_size: Annotated[int | None, Option(help="Edits per step.", rich_help_panel=TRAINING)] = (
         None
     )
     learning_rate: Annotated[
-        float | None, Option(help="Of Adam, at its highest.", rich_help_panel=TRAINING)
+        float | None, Option(help="Peak learning rate.", rich_help_panel=TRAINING)
     ] = None
-    seed: Annotated[int, Option(help="Of the adapters and of the order of edits.")] = 0
+    seed: Annotated[int, Option(help="Seed of the weights and of the order of edits.")] = 0
     tensorboard: Annotated[
         bool, Option("--tensorboard", help="Write the curves for TensorBoard as well, into --out.")
     ] = False
     set: Annotated[
         list[str],
-        Option(help="Any other setting, as name=value; may be given again. A wrong name lists all.",
+        Option(help="Any other option of the editor, as name=value; repeatable. A wrong name lists "
+               "all.",
                rich_help_panel=ADAPTERS),
     ] = Field(default_factory=list)  # fmt: skip
     out: Annotated[
         Path | None,
-        Option(help="Folder of checkpoints and of the editor; the same command goes on there.",
+        Option(help="Folder of checkpoints and of the editor; the same command resumes there.",
                show_default="runs/train-EDITOR-MODEL-DATA"),
     ] = None  # fmt: skip
 
@@ -96,7 +97,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(options: TrainOptions) -> int:
-    """Train an editor at chosen layers; an interrupted training continues."""
+    """Train an editor at chosen layers; after an interruption the same command resumes."""
     from attrib.runs import Rank
     from editors import EDITORS
 
@@ -121,8 +122,8 @@ def train(options: TrainOptions) -> int:
         out=out,
         preset=options.preset,
         gate=options.gate,
-        **({"tensorboard": True} if options.tensorboard else {}),
-        **changes_of(options),
+        tensorboard=options.tensorboard,
+        **editor_options(options),
     )
     if rank.number > 0:
         return ExitCode.DONE
@@ -138,23 +139,23 @@ def _where(layers: Mapping[str, list[int]] | None) -> str:
 
 
 def _done(editor: Any) -> str:
-    """What came of it, in a line."""
+    """The result, in one line."""
     trained: Mapping[str, Any] = editor.trained or {}
     seconds = trained.get("seconds", 0.0)
     if "training" not in trained:
         return f"{editor.name} has nothing to train; prepared in {seconds:.0f} s"
     return (
-        f"trained {trained['training']['steps']} steps in {seconds:.0f} s; kept those of step "
+        f"trained {trained['training']['steps']} steps in {seconds:.0f} s; best weights: step "
         f"{trained['best_step']}, validation loss {trained['best_loss']:.3f}"
     )
 
 
 def layers_of(given: str | None, vlm: "VLM") -> Mapping[str, list[int]]:
-    """The layers by modality: from a file of `attrib select`, or as they are written out.
+    """Layers by modality, from a file of `attrib select` or from text such as "text:4 visual:2".
 
     Raises:
-        AttribError: Nothing is given, or it is neither.
-        SetupError: The file is of another model.
+        AttribError: `given` is None, or neither.
+        SetupError: The file belongs to another model.
     """
     if given is None:
         raise AttribError(
@@ -172,7 +173,7 @@ def layers_of(given: str | None, vlm: "VLM") -> Mapping[str, list[int]]:
 
 
 def training_data(options: TrainOptions) -> "EditData":
-    """The edits to train on; all their pictures must be there."""
+    """The edits to train on, with all their pictures."""
     from attrib import data
 
     known = {"scenes-vqa": "train", "scenes-captions": "train"}
@@ -183,14 +184,15 @@ def training_data(options: TrainOptions) -> "EditData":
     return data.load(options.data, split, image_root=root, limit=options.limit, need=PICTURES)
 
 
-def changes_of(options: TrainOptions) -> dict[str, Any]:
-    """The settings that were given, by name."""
-    named = {
-        name: getattr(options, name)
-        for name in ("steps", "batch_size", "learning_rate", "seed")
-        if getattr(options, name) is not None
+def editor_options(options: TrainOptions) -> dict[str, Any]:
+    """The options of the editor's configuration that were given, by name."""
+    from editors.training.config import TrainingConfig
+
+    named = {name: getattr(options, name, None) for name in TrainingConfig.model_fields}
+    others = dict(one.split("=", 1) for one in options.set)
+    return {name: value for name, value in named.items() if value is not None} | {
+        name: _value(text) for name, text in others.items()
     }
-    return named | {name: _value(text) for name, text in (one.split("=", 1) for one in options.set)}
 
 
 def _value(text: str) -> Any:

@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from attrib.errors import AttribError
+from attrib.forward.hooks import Positions, is_cached_step, position_index
 from attrib.model.vlm import VLM
 
 Listener = Callable[[int, "AttentionCall"], None]
@@ -121,7 +122,7 @@ AttentionMaskInterface.register("attrib_tap", sdpa_mask)
 
 
 @contextmanager
-def tap_attention(vlm: VLM, listener: Listener) -> Iterator[None]:
+def capture_attention(vlm: VLM, listener: Listener) -> Iterator[None]:
     """Call `listener(layer, call)` at every attention of a decoder layer inside the context."""
     layer_of = {id(part): i for i, layer in enumerate(vlm.layers) for part in layer.modules()}
     configs = {
@@ -144,5 +145,65 @@ def tap_attention(vlm: VLM, listener: Listener) -> Iterator[None]:
         yield
     finally:
         _LISTENER.reset(token)
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+@contextmanager
+def attention_rows(vlm: VLM, queries: Positions) -> Iterator[dict[int, Tensor]]:
+    """Keep each layer's attention from one query position per example, with sdpa staying on.
+
+    Args:
+        vlm: The model.
+        queries: One per example, as indices or as a mask, or several as "batch several" indices.
+
+    Yields:
+        A dict that the forward pass inside the context fills: layer -> Float "batch heads pos" in
+        float32, each row summing to 1.
+
+    Raises:
+        AttribError: The model's attention has soft-caps, sinks or biases that sdpa does not know.
+    """
+    at = position_index(queries)
+    rows: dict[int, Tensor] = {}
+
+    def listen(layer: int, call: AttentionCall) -> None:
+        if not is_cached_step(call.q.shape[2], at):
+            rows[layer] = call.row(at)
+
+    with capture_attention(vlm, listen):
+        yield rows
+
+
+# Called as transformers calls it, with (module, query, key, value, mask, **more), tensors of
+# "batch heads pos d_head"; returns what the module is to go on with, "batch pos heads d_head".
+AttentionFn = Callable[..., Tensor]
+OURS, SDPA = "attrib_respond", "sdpa"
+# Attention functions are looked up by name from inside the model: what the running context wants
+# done reaches ours through a context variable.
+_RESPOND: ContextVar[AttentionFn] = ContextVar("respond")
+
+
+def _respond(*call: Any, **more: Any) -> tuple[Tensor, None]:
+    return _RESPOND.get()(*call, **more), None
+
+
+AttentionInterface.register(OURS, _respond)
+AttentionMaskInterface.register(OURS, sdpa_mask)
+
+
+@contextmanager
+def override_attention(part: nn.Module, respond: AttentionFn | None) -> Iterator[None]:
+    """Let a part of a model attend by `respond`, or by sdpa with nobody looking if it is None."""
+    configs = {id(c): c for m in part.modules() if (c := getattr(m, "config", None))}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    token = _RESPOND.set(respond) if respond else None
+    try:
+        for config in configs.values():
+            config._attn_implementation = OURS if respond else SDPA
+        yield
+    finally:
+        if token:
+            _RESPOND.reset(token)
         for key, config in configs.items():
             config._attn_implementation = before[key]

@@ -9,17 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attrib.forward.attention import AttentionCall, tap_attention
-from attrib.forward.hooks import on_input, on_output
-from attrib.forward.replay import NOT_REPEATED, first_tensor
-from attrib.forward.residual import is_later_step, pick
+from attrib.forward.attention import AttentionCall, capture_attention
+from attrib.forward.hooks import first_tensor, gather_positions, is_cached_step, on_input, on_output
+from attrib.forward.replay import UNREPEATED
 from attrib.model.vlm import VLM
 
 Site = Literal["block", "attention"]
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class ModuleCall:
     """How a module was called.
 
     Attributes:
@@ -36,7 +35,7 @@ class Entry:
 
 
 @dataclass(eq=False)
-class Attended:
+class AttentionRecord:
     """One layer's attention in one forward pass.
 
     Attributes:
@@ -48,18 +47,18 @@ class Attended:
     """
 
     layer: int
-    block: Entry
-    attention: Entry | None = None
+    block: ModuleCall
+    attention: ModuleCall | None = None
     call: AttentionCall | None = None
     out: Float[Tensor, "batch d_model"] | None = None
-    entered: dict[int, Entry] = field(default_factory=dict)
+    entered: dict[int, ModuleCall] = field(default_factory=dict)
 
-    def entry(self, site: Site) -> Entry:
+    def entry(self, site: Site) -> ModuleCall:
         """Where states go in: at the layer's input, or at its attention's behind the norm."""
         assert self.attention is not None
         return self.block if site == "block" else self.attention
 
-    def rerun(
+    def replay(
         self, site: Site, hidden: Float[Tensor, "batch some d_model"], at: Tensor | None = None
     ) -> Float[Tensor, "batch some d_model"]:
         """What the attention module returns when other states go in.
@@ -75,7 +74,7 @@ class Attended:
         if at is not None:
             pos = entry.hidden.shape[1]
             args, kwargs = (_at_positions(part, at, pos) for part in (args, kwargs))
-        kwargs = {name: value for name, value in kwargs.items() if name not in NOT_REPEATED}
+        kwargs = {name: value for name, value in kwargs.items() if name not in UNREPEATED}
         with on_output(self.attention.module, _reach):
             try:
                 return first_tensor(entry.module.forward(hidden, *args, **kwargs))
@@ -121,14 +120,14 @@ def each_attention(
     vlm: VLM,
     last: Int[Tensor, " batch"],
     layers: Collection[int],
-    work: Callable[[Attended], None],
+    work: Callable[[AttentionRecord], None],
 ) -> Iterator[None]:
     """Call `work` for each of `layers` during the forward pass inside the context.
 
     A layer's turn comes when the next layer begins, so that whatever else looks at the pass is done
     with it, and nothing is kept for long. Layers that do not attend have no turn.
     """
-    pending: list[Attended] = []
+    pending: list[AttentionRecord] = []
 
     def finish() -> None:
         for attended in [*pending]:
@@ -142,7 +141,7 @@ def each_attention(
             pending[0].call, pending[0].attention = call, [*pending[0].entered.values()][-1]
 
     with ExitStack() as stack:
-        stack.enter_context(tap_attention(vlm, listen))
+        stack.enter_context(capture_attention(vlm, listen))
         for i, layer in enumerate(vlm.layers):
             wanted = i if i in layers else None
             stack.enter_context(on_input(layer, _beginner(pending, finish, layer, wanted, last)))
@@ -154,7 +153,7 @@ def each_attention(
 
 
 def _beginner(
-    pending: list[Attended],
+    pending: list[AttentionRecord],
     finish: Callable[[], None],
     module: nn.Module,
     layer: int | None,
@@ -162,25 +161,25 @@ def _beginner(
 ) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
     def begin(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         finish()
-        if layer is not None and not is_later_step(h.shape[1], last):
-            pending.append(Attended(layer, Entry(module, h, args, kwargs)))
+        if layer is not None and not is_cached_step(h.shape[1], last):
+            pending.append(AttentionRecord(layer, ModuleCall(module, h, args, kwargs)))
 
     return begin
 
 
 @contextmanager
-def _watch(child: nn.Module, pending: list[Attended], last: Tensor) -> Iterator[None]:
+def _watch(child: nn.Module, pending: list[AttentionRecord], last: Tensor) -> Iterator[None]:
     """Note how a submodule of a layer is called, and what it returns if it is the one attending."""
 
     def enter(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if pending and pending[0].call is None:
-            pending[0].entered[id(child)] = Entry(child, h, args, kwargs)
+            pending[0].entered[id(child)] = ModuleCall(child, h, args, kwargs)
 
     def leave(out: Tensor) -> None:
         if pending:
             one = pending[0]
             if one.attention is not None and one.attention.module is child:
-                one.out = pick(out, last)
+                one.out = gather_positions(out, last)
             one.entered.pop(id(child), None)
 
     with on_input(child, enter), on_output(child, leave):

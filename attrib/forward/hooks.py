@@ -10,31 +10,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.forward.attention import AttentionCall, tap_attention
-from attrib.forward.replay import Captured, first_tensor, rerun, resume
-from attrib.forward.residual import (
-    Positions,
-    is_later_step,
-    rows_of,
-)
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-
-__all__ = [
-    "Captured",
-    "attention_rows",
-    "capture",
-    "on_input",
-    "on_output",
-    "read",
-    "rerun",
-    "resume",
-    "write",
-]
 
 
 @contextmanager
@@ -49,7 +30,7 @@ def read(vlm: VLM, layers: Iterable[int] | None = None) -> Iterator[dict[int, Te
     hidden: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for layer in range(vlm.num_layers) if layers is None else layers:
-            keep = _keeper(hidden, layer)
+            keep = keep_in(hidden, layer)
             stack.enter_context(on_output(_layer(vlm, layer), keep))
         yield hidden
 
@@ -109,54 +90,9 @@ def _running(vlm: VLM, layer: int) -> Batch:
     return batch
 
 
-@contextmanager
-def capture(vlm: VLM) -> Iterator[Captured]:
-    """Keep how the forward pass inside the context calls the layers, for `resume`."""
-    captured = Captured({}, {})
-    last: dict[int, Tensor] = {}
+def keep_in(into: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+    """A hook that stores a layer's output in `into`."""
 
-    def enterer(layer: int) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
-        def enter(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # The one layer before wrote `h`, unless something was added in between (Qwen3-VL).
-            before = last.pop(layer - 1, h)
-            captured.note(layer, before, h, args, kwargs)
-
-        return enter
-
-    with ExitStack() as stack:
-        for i, layer in enumerate(vlm.layers):
-            stack.enter_context(on_input(layer, enterer(i)))
-            stack.enter_context(on_output(layer, _keeper(last, i)))
-        yield captured
-
-
-@contextmanager
-def attention_rows(vlm: VLM, queries: Positions) -> Iterator[dict[int, Tensor]]:
-    """Keep each layer's attention from one query position per example, with sdpa staying on.
-
-    Args:
-        vlm: The model.
-        queries: One per example, as indices or as a mask, or several as "batch several" indices.
-
-    Yields:
-        A dict that the forward pass inside the context fills: layer -> Float "batch heads pos" in
-        float32, each row summing to 1.
-
-    Raises:
-        AttribError: The model's attention has soft-caps, sinks or biases that sdpa does not know.
-    """
-    at = rows_of(queries)
-    rows: dict[int, Tensor] = {}
-
-    def listen(layer: int, call: AttentionCall) -> None:
-        if not is_later_step(call.q.shape[2], at):
-            rows[layer] = call.row(at)
-
-    with tap_attention(vlm, listen):
-        yield rows
-
-
-def _keeper(into: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
     def keep(h: Tensor) -> None:
         into[layer] = h
 
@@ -202,3 +138,45 @@ def on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Itera
         yield
     finally:
         handle.remove()
+
+
+Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]
+
+
+def position_index(positions: Positions) -> Int[Tensor, "batch *several"]:
+    """Positions as indices: one per example from a mask; indices as they are.
+
+    Raises:
+        AttribError: A mask does not have one True per row.
+    """
+    if positions.dtype != torch.bool:
+        return positions
+    if not (positions.sum(1) == 1).all():
+        raise AttribError("positions: expected one True per row, as in batch['last']")
+    return positions.int().argmax(1)
+
+
+def is_cached_step(num_pos: int, rows: Tensor) -> bool:
+    """Whether a pass is a cached step of generation.
+
+    Raises:
+        AttribError: It is not, and yet some position is beyond its end.
+    """
+    beyond = int(rows.max()) >= num_pos
+    if beyond and num_pos > 1:
+        raise AttribError(f"position {int(rows.max())}: the pass has positions 0 to {num_pos - 1}")
+    return beyond
+
+
+def gather_positions(
+    h: Float[Tensor, "batch pos *width"], rows: Int[Tensor, "batch *several"]
+) -> Float[Tensor, "batch *several_width"]:
+    """The states at one position per example, or at several."""
+    example = torch.arange(len(rows), device=h.device).reshape(-1, *[1] * (rows.ndim - 1))
+    # Indexing copies: a view would keep the whole tensor alive.
+    return h[example, rows.to(h.device)]
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states a module returns: alone, or (older transformers) first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attrib.forward.hooks import first_tensor
 from attrib.forward.layer_call import Call
-from attrib.forward.replay import first_tensor
 
 
-class NoKeys(Exception):
+class NoCacheError(Exception):
     """A layer has no keys and values that could be kept: it does not attend, or in its own way."""
 
 
@@ -67,7 +67,7 @@ def keys_values(
     """Keys and values of a layer for its input `h`, after the kept ones; the layer is left there.
 
     Raises:
-        NoKeys: The layer has done its work without asking for a cache.
+        NoCacheError: The layer has done its work without asking for a cache.
     """
 
     def stop(keys: Tensor, values: Tensor) -> KeyValues:
@@ -78,10 +78,10 @@ def keys_values(
         _run(layer, h, call, _Cache(stop))
     except _Found as end:
         return end.found
-    raise NoKeys(f"{type(layer).__name__} does not use a cache")
+    raise NoCacheError(f"{type(layer).__name__} does not use a cache")
 
 
-def run_after(
+def run_with_prefix(
     layer: nn.Module, h: Float[Tensor, "batch pos d_model"], call: Call, kept: KeyValues | None
 ) -> Float[Tensor, "batch pos d_model"]:
     """The layer's output on `h`, which attends to the kept keys in front of its own."""
@@ -91,7 +91,7 @@ def run_after(
     return _run(layer, h, call, _Cache(kept.then))
 
 
-def run_among(
+def run_with_kv(
     layer: nn.Module, h: Float[Tensor, "batch pos d_model"], call: Call, given: KeyValues
 ) -> Float[Tensor, "batch pos d_model"]:
     """The layer's output on `h`, which attends to the given keys, its own being among them."""

@@ -13,13 +13,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-
 # Axes of the example and of the position, from the end: rotary tables may have one more in front.
 AXES = {"attention_mask": (-4, -2), "position_ids": (-2, -1), "position_embeddings": (-3, -2)}
 
 
 def is_known(call: Call) -> bool:
-    """Whether all tensors of a call are of the kinds whose axes are known."""
+    """Whether all tensors of a call are of the signature whose axes are known."""
     args, kwargs = call
     mask = kwargs.get("attention_mask")
     plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
@@ -27,13 +26,13 @@ def is_known(call: Call) -> bool:
     return plain and not any(map(_holds_tensor, (*args, *others)))
 
 
-def kinds(call: Call) -> tuple[Any, ...]:
+def signature(call: Call) -> tuple[Any, ...]:
     """What a call is made of, whatever the sizes: the same for batches that are run alike."""
     args, kwargs = call
     return tuple((name, _kind(value)) for name, value in [*enumerate(args), *kwargs.items()])
 
 
-def seen_keys(call: Call, num_pos: int, like: Tensor) -> Bool[Tensor, "rows heads pos pos"]:
+def visible_keys(call: Call, num_pos: int, like: Tensor) -> Bool[Tensor, "rows heads pos pos"]:
     """Which query sees which key; causal where the call has no mask. `rows` may be 1."""
     mask = call[1].get("attention_mask")
     if mask is None:
@@ -43,13 +42,13 @@ def seen_keys(call: Call, num_pos: int, like: Tensor) -> Bool[Tensor, "rows head
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
-def cut(call: Call, start: int, stop: int, num_pos: int, like: Tensor) -> Call:
+def slice_positions(call: Call, start: int, stop: int, num_pos: int, like: Tensor) -> Call:
     """The call for the positions from `start` to `stop`; keys stay those of all positions."""
     if (start, stop) == (0, num_pos):
         return call
     args, kwargs = call
     if kwargs.get("attention_mask") is None:  # a causal one goes without saying only if square
-        kwargs = {**kwargs, "attention_mask": seen_keys(call, num_pos, like)}
+        kwargs = {**kwargs, "attention_mask": visible_keys(call, num_pos, like)}
 
     def shorten(name: str, value: Tensor) -> Tensor:
         return value.narrow(AXES[name][1], start, stop - start)
@@ -61,7 +60,7 @@ def one_query(call: Call, at: Sequence[int], num_pos: int, like: Tensor) -> Call
     """The call for one position per example; keys stay those of all positions."""
     args, kwargs = call
     if kwargs.get("attention_mask") is None:
-        kwargs = {**kwargs, "attention_mask": seen_keys(call, num_pos, like)}
+        kwargs = {**kwargs, "attention_mask": visible_keys(call, num_pos, like)}
 
     def one(name: str, value: Tensor) -> Tensor:
         row, pos = AXES[name]
@@ -74,7 +73,7 @@ def one_query(call: Call, at: Sequence[int], num_pos: int, like: Tensor) -> Call
     return args, _map_known(kwargs, one)
 
 
-def pick_rows(call: Call, rows: Int[Tensor, " version"], batch: int) -> Call:
+def select_rows(call: Call, rows: Int[Tensor, " version"], batch: int) -> Call:
     """The call for versions of the examples `rows` of a batch."""
     args, kwargs = call
     picked = {name: _picked(name, value, rows, batch) for name, value in kwargs.items()}

@@ -4,6 +4,8 @@ What a decoder layer needs besides hidden states (masks, rotary tables) is the s
 version of a batch, so the arguments that one pass gave its layers serve any number of later ones.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.errors import AttribError
+from attrib.forward.hooks import first_tensor, keep_in, on_input, on_output
 from attrib.model.vlm import VLM
 
 # Of this pass alone: a layer that is run again must not append to its cache.
-NOT_REPEATED = ("past_key_values", "use_cache")
+UNREPEATED = ("past_key_values", "use_cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +50,13 @@ class Captured:
             self.inputs.clear()
         if layer == 0 or before is not h:
             self.inputs[layer] = (before, h)
-        kept = {name: value for name, value in kwargs.items() if name not in NOT_REPEATED}
+        kept = {name: value for name, value in kwargs.items() if name not in UNREPEATED}
         self.calls[layer] = (args, kept)
 
 
-def resume(
-    vlm: VLM, captured: Captured, layer: int, hidden: Float[Tensor, "versions pos d_model"]
-) -> Float[Tensor, "versions pos d_vocab"]:
+def logits_from(
+    vlm: VLM, captured: Captured, layer: int, hidden: Float[Tensor, "copies pos d_model"]
+) -> Float[Tensor, "copies pos d_vocab"]:
     """Logits of re-running the layers after `layer` on `hidden`.
 
     On the captured pass's own hidden states the result is bit-equal to its logits.
@@ -62,17 +65,17 @@ def resume(
         vlm: The model.
         captured: From `capture`, over a forward pass of the batch.
         layer: Whose output `hidden` is; -1 for the stream entering layer 0.
-        hidden: The captured batch, or several versions of it one after the other.
+        hidden: The captured batch, or several copies of it one after the other.
 
     Raises:
         AttribError: `hidden` is not a multiple of the captured batch.
     """
-    return vlm.unembed(rerun(vlm, captured, layer, hidden))
+    return vlm.unembed(forward_from(vlm, captured, layer, hidden))
 
 
-def rerun(
-    vlm: VLM, captured: Captured, layer: int, hidden: Float[Tensor, "versions pos d_model"]
-) -> Float[Tensor, "versions pos d_model"]:
+def forward_from(
+    vlm: VLM, captured: Captured, layer: int, hidden: Float[Tensor, "copies pos d_model"]
+) -> Float[Tensor, "copies pos d_model"]:
     """The last layer's output of re-running the layers after `layer`; see `resume`."""
     batch = len(captured.embed)
     if hidden.shape[1:] != captured.embed.shape[1:] or len(hidden) % batch:
@@ -101,6 +104,22 @@ def _repeat(value: Any, batch: int, num: int) -> Any:
     return value
 
 
-def first_tensor(output: Any) -> Tensor:
-    """The hidden states a module returns: alone, or (older transformers) first of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+@contextmanager
+def capture(vlm: VLM) -> Iterator[Captured]:
+    """Keep how the forward pass inside the context calls the layers, for `resume`."""
+    captured = Captured({}, {})
+    last: dict[int, Tensor] = {}
+
+    def enterer(layer: int) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
+        def enter(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # The one layer before wrote `h`, unless something was added in between (Qwen3-VL).
+            before = last.pop(layer - 1, h)
+            captured.note(layer, before, h, args, kwargs)
+
+        return enter
+
+    with ExitStack() as stack:
+        for i, layer in enumerate(vlm.layers):
+            stack.enter_context(on_input(layer, enterer(i)))
+            stack.enter_context(on_output(layer, keep_in(last, i)))
+        yield captured

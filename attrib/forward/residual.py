@@ -1,15 +1,26 @@
 """The residual stream of a forward pass as a sum of writes, at one position per example."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from attrib.errors import AttribError
+from attrib.forward.hooks import (
+    Positions,
+    gather_positions,
+    is_cached_step,
+    on_input,
+    on_output,
+    position_index,
+)
+from attrib.model.vlm import VLM
 
-Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]
 Step = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -97,35 +108,59 @@ def match_sublayers(
     return attn, mlp
 
 
-def rows_of(positions: Positions) -> Int[Tensor, "batch *several"]:
-    """Positions as indices: one per example from a mask; indices as they are.
+@contextmanager
+def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
+    """Keep what attention and MLP of every layer write to the stream at a position per example.
+
+    Which submodules write is found numerically: the two whose outputs add up to what the layer did
+    to the stream. This covers pre-norm, sandwich norms and parallel attention without a list of
+    names.
+
+    Args:
+        vlm: The model.
+        positions: One per example, as indices or as a mask, or several as "batch several" indices.
+
+    Yields:
+        ResidualWrites, filled by the forward pass inside the context.
 
     Raises:
-        AttribError: A mask does not have one True per row.
+        AttribError: No two submodules of a layer account for its output.
     """
-    if positions.dtype != torch.bool:
-        return positions
-    if not (positions.sum(1) == 1).all():
-        raise AttribError("positions: expected one True per row, as in batch['last']")
-    return positions.int().argmax(1)
+    rows = position_index(positions)
+    writes = ResidualWrites({})
+    with ExitStack() as stack:
+        for i, layer in enumerate(vlm.layers):
+            stack.enter_context(_keep_writes(layer, i, rows, writes.steps))
+        yield writes
 
 
-def is_later_step(num_pos: int, rows: Tensor) -> bool:
-    """Whether a pass is a cached step of generation.
+@contextmanager
+def _keep_writes(
+    layer: nn.Module, index: int, rows: Tensor, steps: dict[int, Step]
+) -> Iterator[None]:
+    into: list[Tensor] = []
+    outputs: dict[str, Tensor] = {}
 
-    Raises:
-        AttribError: It is not, and yet some position is beyond its end.
-    """
-    beyond = int(rows.max()) >= num_pos
-    if beyond and num_pos > 1:
-        raise AttribError(f"position {int(rows.max())}: the pass has positions 0 to {num_pos - 1}")
-    return beyond
+    def enter(h: Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        into[:] = [] if is_cached_step(h.shape[1], rows) else [h]
+        outputs.clear()
 
+    def keeper(name: str) -> Callable[[Tensor], None]:
+        def keep(output: Tensor) -> None:
+            # OPT's fc2 returns "batch*pos d_model".
+            if into and isinstance(output, Tensor) and output.numel() == into[0].numel():
+                outputs[name] = gather_positions(output.reshape(into[0].shape), rows)
 
-def pick(
-    h: Float[Tensor, "batch pos *width"], rows: Int[Tensor, "batch *several"]
-) -> Float[Tensor, "batch *several_width"]:
-    """The states at one position per example, or at several."""
-    example = torch.arange(len(rows), device=h.device).reshape(-1, *[1] * (rows.ndim - 1))
-    # Indexing copies: a view would keep the whole tensor alive.
-    return h[example, rows.to(h.device)]
+        return keep
+
+    def leave(out: Tensor) -> None:
+        if into:
+            before, after = gather_positions(into[0], rows), gather_positions(out, rows)
+            steps[index] = (before, *match_sublayers(before, after, outputs, index), after)
+
+    with ExitStack() as stack:
+        stack.enter_context(on_input(layer, enter))
+        for name, child in layer.named_children():
+            stack.enter_context(on_output(child, keeper(name)))
+        stack.enter_context(on_output(layer, leave))
+        yield

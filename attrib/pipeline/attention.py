@@ -20,7 +20,7 @@ class Attention(Analysis[MeasureOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.attention.measure_attention`."""
-        from attrib.analyses.tables import measure_attention
+        from attrib.analyses.attention import measure_attention
 
         del samples
         return measure_attention

@@ -38,7 +38,7 @@ class Contributions(Analysis[ContributionOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.contributions.measure_contributions`."""
-        from attrib.analyses.tables import measure_contributions
+        from attrib.analyses.contributions import measure_contributions
 
         del samples
         return partial(measure_contributions, key=self.options.key, norm=self.options.norm)

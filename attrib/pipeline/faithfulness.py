@@ -30,7 +30,7 @@ class Faithfulness(Analysis[NoiseOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.pointing_game.measure_faithfulness`."""
-        from attrib.analyses.tables import measure_faithfulness
+        from attrib.analyses.pointing_game import measure_faithfulness
         from attrib.data.scenes.ground_truth import ground_truths
 
         how = self.options.perturbation()

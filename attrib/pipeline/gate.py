@@ -51,14 +51,14 @@ class Gate(Analysis[GateOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.gating.measure_gate`."""
-        from attrib.analyses.tables import measure_gate
+        from attrib.analyses.gating import measure_gate
 
         del samples
         return measure_gate
 
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Inputs to run."""
-        from attrib.analyses.gate_table import related
+        from attrib.analyses.gating import related
 
         del vlm
         inputs = sum(1 for _ in related(data.samples))
@@ -94,10 +94,10 @@ class Gate(Analysis[GateOptions]):
 
     def _roc(self, result: "Result") -> "pd.DataFrame":
         """ROC statistics of a result; computed once, since the bootstrap takes seconds."""
-        from attrib.analyses.gate_roc import separation
+        from attrib.analyses.gate_roc import gate_roc
 
         if self._known is None or self._known[0] is not result:
-            self._known = result, separation(result)
+            self._known = result, gate_roc(result)
         return self._known[1]
 
     def _layer(self, table: "pd.DataFrame") -> int:

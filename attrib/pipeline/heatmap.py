@@ -92,7 +92,7 @@ class Heatmap(Analysis[HeatmapOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.heatmaps.measure_heatmaps`."""
-        from attrib.analyses.tables import measure_heatmaps
+        from attrib.analyses.heatmaps import measure_heatmaps
 
         del samples
         how, layers = self.options.perturbation(), self.options.layer_list()

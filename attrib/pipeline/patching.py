@@ -61,7 +61,7 @@ class Patching(Analysis[PatchingOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.patching.measure_patching`."""
-        from attrib.analyses.tables import measure_patching
+        from attrib.analyses.patching import measure_patching
         from attrib.data import open_photo
 
         del samples

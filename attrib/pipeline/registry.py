@@ -62,10 +62,14 @@ def find_analysis(name: str) -> type["Analysis"]:
     return getattr(import_module(module), cls)
 
 
-def analysis_of(result: "Result") -> "Analysis | None":
-    """The analysis that made a result, with the options in its provenance; None if unknown."""
+def analysis_of(result: "Result") -> "Analysis":
+    """The analysis that made a result, with the options in its provenance.
+
+    Raises:
+        AttribError: It is a table of no analysis.
+    """
     if result.analysis not in ANALYSES:
-        return None
+        raise AttribError(f"{result.analysis!r} is no analysis: use attrib.plots or to_frame()")
     cls = find_analysis(result.analysis)
     saved = result.provenance.get("options", {})
     names = {name: name for name in cls.Options.model_fields} | cls.Options.former_names()

@@ -67,8 +67,8 @@ class SweepOptions(LayerOptions):
             "sigmas": parse_sigmas(self.sigmas, SIGMAS),
             "draws": self.draws,
             "layers": self.layer_list(),
-            "spare_last": self.exclude_last,
-            "max_versions": self.max_copies,
+            "exclude_last": self.exclude_last,
+            "max_copies": self.max_copies,
         }
 
 
@@ -93,7 +93,7 @@ class Sensitivity(Analysis[SweepOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.sensitivity.measure_sensitivity`."""
-        from attrib.analyses.tables import measure_sensitivity
+        from attrib.analyses.sensitivity import measure_sensitivity
 
         del samples
         unit, seed = self.options.unit, self.options.seed
@@ -116,7 +116,7 @@ class Sensitivity(Analysis[SweepOptions]):
             f"{arguments['draws']} draw(s)"
         )
         yield (
-            f"cost: {cost.versions * rounds:,.0f} perturbed copies, {cost.share:.0%} of the "
+            f"cost: {cost.copies * rounds:,.0f} perturbed copies, {cost.share:.0%} of the "
             f"positions of each; as much as {forwards * batch.size:,.0f} forward "
             f"passes over one sample (with hooks: {cost.naive * batch.size * rounds:,.0f})"
         )

@@ -45,13 +45,24 @@ STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable and small
     "svg.hashsalt": "attrib",  # ids depend on the content alone
 }
+NOTEBOOK_DPI = 110
 _look: ContextVar[Mapping[RcKeyType, Any]] = ContextVar("look", default=STYLE)
+
+
+class FigureAxes(Axes):
+    """Axes that a notebook displays as their whole figure."""
+
+    def _repr_png_(self) -> bytes:
+        return figure_png(figure_of(self), dpi=NOTEBOOK_DPI)
+
+
+AXES: dict[str, Any] = {"axes_class": FigureAxes}  # for add_subplot and as subplot_kw
 
 
 def new_axes(width: float = 5.0, height: float = 3.2) -> Axes:
     """Axes in a new figure of the given size in inches, without pyplot's global state."""
     with style():
-        return new_figure(width, height).add_subplot()
+        return new_figure(width, height).add_subplot(**AXES)
 
 
 def new_figure(width: float, height: float) -> Figure:

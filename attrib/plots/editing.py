@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from attrib.plots.drawing import BLUE, GREY, VERMILION, new_figure, style
+from attrib.plots.drawing import AXES, BLUE, GREY, VERMILION, new_figure, style
 
 CURVES = {
     "request": ("the request", BLUE, "o", "-"),
@@ -28,7 +28,7 @@ def learning(curves: pd.DataFrame) -> Axes:
     editors = list(dict.fromkeys(curves["editor"]))
     with style():
         figure = new_figure(5.4, 1.0 + 1.3 * len(editors))
-        panels = figure.subplots(len(editors), 1, squeeze=False)[:, 0]
+        panels = figure.subplots(len(editors), 1, squeeze=False, subplot_kw=AXES)[:, 0]
         for panel, editor in zip(panels, editors, strict=True):
             _draw(panel, pd.DataFrame(curves[curves["editor"] == editor]), str(editor))
         panels[-1].set_xlabel("step")

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from attrib.plots.drawing import BLUE, MUTED, style
+from attrib.plots.drawing import AXES, BLUE, MUTED, style
 
 # Lightness grows evenly, also in grey and for colour-blind readers. Cells with low values are
 # nearly clear, so that the image stays visible.
@@ -154,7 +154,7 @@ def _panels(num: int, title: str, note: str, aspect: float) -> tuple[Figure, lis
     height = WIDTH * min(max(aspect, ASPECTS[0]), ASPECTS[1]) + MARGIN
     with style():
         figure = Figure(figsize=(across * WIDTH + 0.9, down * height + 0.5), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False).ravel().tolist()
+        grid = figure.subplots(down, across, squeeze=False, subplot_kw=AXES).ravel().tolist()
     for ax in grid[num:]:
         ax.remove()
     head = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}..."

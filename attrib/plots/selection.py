@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from attrib.plots.curves import Series, draw_series, finish
 from attrib.plots.drawing import (
+    AXES,
     BLUE,
     GREEN,
     GREY,
@@ -105,7 +106,7 @@ def selection(report: "LayerReport", evidence: pd.DataFrame) -> Axes:
     rows = [row for row in OVERVIEW if available & set(row.values())]
     with style():
         figure = new_figure(2 * PANEL[0] + 0.8, PANEL[1] * (1 + len(rows)))
-        axes: Any = figure.subplots(1 + len(rows), 2, squeeze=False)
+        axes: Any = figure.subplots(1 + len(rows), 2, squeeze=False, subplot_kw=AXES)
         for column, modality in enumerate(NAMES):
             layer_scores(report, modality, axes[0, column])
             for ax, row in zip(axes[1:, column], rows, strict=True):

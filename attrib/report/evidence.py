@@ -1,17 +1,17 @@
-"""The evidence of the report on layers: per question a sentence, figures, and their numbers."""
+"""The evidence of the layer report: per question a summary, figures and their numbers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from attrib import plots
-from attrib.plots.selection import EVIDENCE, evidence_kinds
-from attrib.report.heatmap_summary import summarize_faithfulness
+from attrib.plots.selection import EVIDENCE
+from attrib.report.heatmap_summary import faithfulness_table, summarize_faithfulness
 from attrib.report.layer_study import LayerStudy
-from attrib.report.page import interval
+from attrib.report.page import Block, Figure, Table, figure, means_table
+from attrib.report.run_reader import RunRead
 from attrib.report.summaries import (
     summarize_attention,
     summarize_contributions,
@@ -20,169 +20,137 @@ from attrib.report.summaries import (
 )
 from attrib.results import Result
 
-Table = dict[str, Any]
 BOTH = ("text", "visual")
+SIZE = (4.4, 3.3)
 
 
-class Figure(NamedTuple):
-    """A figure and the numbers behind it."""
-
-    svg: Markup
-    table: Table
-
-
-class Part(NamedTuple):
-    """One piece of evidence: its question, what it says, how to read it."""
-
-    title: str
-    said: str
-    caption: str
-    figures: Sequence[Figure]
-
-
-class _Kind(NamedTuple):
+class _Part(NamedTuple):
     title: str
     runs: tuple[str, ...]
-    figures: Mapping[str, tuple[str, ...]]  # of `EVIDENCE`, with the modalities to mark
-    say: Callable[[Result], str]
+    figures: Mapping[str, tuple[str, ...]]  # keys of `EVIDENCE`, and the modalities to mark
+    summarize: Callable[[Result], str]
     caption: str
 
 
-KINDS = (
-    _Kind(
-        "Where is the answer written?",
+PARTS = (
+    _Part(
+        "Which layers contribute to the answer?",
         ("contributions",),
         {"contributions": BOTH},
         lambda result: summarize_contributions(result, "the answer token"),
-        "How much each layer's attention and MLP push the answer's first token at the last prompt "
-        "token (VisEdit, Eqs. 1-5). The rule onset looks for the step up: an edit should stand "
-        "just before it.",
+        "Contribution of each layer's attention and MLP to the answer's first token at the last "
+        "prompt token (VisEdit, Eqs. 1-5). The rule onset selects the layer before the step up. "
+        "Bands: 95 % bootstrap intervals of the mean over examples.",
     ),
-    _Kind(
-        "Where does a disturbance matter?",
+    _Part(
+        "In which layers does noise change the output?",
         ("sweep text", "sweep visual"),
         {"noise on text tokens": ("text",), "noise on visual tokens": ("visual",)},
         summarize_sensitivity,
-        "How far random noise on the words, or on the visual tokens, of one layer moves the output "
-        "distribution; mean over the sizes of noise (DualEdit, Fig. 2). The rule sensitivity takes "
-        "the highest layer. The last prompt token is spared: an editor does not write there.",
+        "KL divergence of the output distribution under Gaussian noise on the text tokens, or on "
+        "the visual tokens, of one layer; mean over noise levels (DualEdit, Fig. 2). The rule "
+        "sensitivity selects the highest layer. The last prompt token is excluded, since editors "
+        "do not write there. Bands: 95 % bootstrap intervals of the mean over examples.",
     ),
-    _Kind(
-        "Up to where can the answer be changed?",
+    _Part(
+        "Up to which layer can the answer be changed?",
         ("patching",),
         {"visual patching": ("visual",), "last patching": ("text",)},
         summarize_patching,
-        "States of another image's run are put into one layer: whose answer comes out? Where the "
-        "visual tokens stop to decide and the last prompt token begins to, the answer passes over. "
-        "The rule patching takes the layer at which it does.",
+        "Share of the pairs whose answer follows another image after the states of that image's "
+        "run were patched into one layer. The rule patching selects the layer at which the answer "
+        "moves from the visual tokens to the last prompt token. Bands: 95 % Wilson intervals.",
     ),
-    _Kind(
-        "What is looked at?",
+    _Part(
+        "What does the last prompt token attend to?",
         ("attention",),
         {"attention": BOTH},
         summarize_attention,
-        "Share of the last prompt token's attention, mean over heads; the rest goes to the "
-        "begin-of-sequence token (DualEdit, Fig. 1). Attention has no vote: it says where a layer "
-        "reads, not what it makes of it.",
+        "Share of the last prompt token's attention, mean over heads; the rest is on the "
+        "begin-of-sequence token (DualEdit, Fig. 1). Attention has no vote: it shows what a layer "
+        "reads, not how it uses it. Bands: 95 % bootstrap intervals of the mean over examples.",
     ),
-)  # fmt: skip
+)
 POINTING = (
-    "The hottest patch of a layer's map lies on the object that the question is about; the thin "
-    "line is chance. Only the embedded scenes have this truth. It has no vote in the choice."
+    "How often the highest patch of a map lies on the object that the question is about; the thin "
+    "line is chance. Only the embedded scenes have this ground truth. The pointing game has no "
+    "vote in the choice. Bands: 95 % Wilson intervals."
 )
 
 
-def parts_of(study: LayerStudy) -> Iterator[Part]:
-    """All evidence that there is."""
-    there = set(evidence_kinds(study.evidence))
-    for kind in KINDS:
-        runs = [r for r in study.runs if r.name in kind.runs and r.name not in study.elsewhere]
-        named = {name: marked for name, marked in kind.figures.items() if name in there}
-        if runs and named:
-            said = " ".join(kind.say(run.result) for run in runs)
-            figures = [_figure(study, name, marked) for name, marked in named.items()]
-            yield Part(kind.title, said, kind.caption, figures)
-    yield from _pointing(study)
+def evidence_blocks(study: LayerStudy) -> Iterator[Block]:
+    """All available evidence."""
+    available = set(plots.evidence_kinds(study.evidence))
+    for part in PARTS:
+        runs = [run for run in study.counted if run.name in part.runs]
+        figures = {name: marked for name, marked in part.figures.items() if name in available}
+        if runs and figures:
+            yield Block("heading", part.title)
+            yield Block("text", " ".join(part.summarize(run.result) for run in runs))
+            yield Block("figures", [_figure(study, *one) for one in figures.items()])
+            yield Block("caption", part.caption)
+    for number, run in enumerate(run for run in study.runs if run.name == "faithfulness"):
+        yield from _pointing_game(study, run, number)
 
 
 def score_figures(study: LayerStudy) -> list[Figure]:
     """The rules' scores per modality."""
-    figures = []
-    for modality, choices in study.report.choices.items():
-        if choices:
-            drawn = plots.layer_scores(study.report, modality)
-            svg = Markup(plots.svg(drawn, target="page", prefix=f"scores-{modality}-"))
-            figures.append(Figure(svg, scores_table(study, modality)))
-    return figures
+    return [
+        figure(plots.layer_scores(study.report, modality), _scores(study, modality),
+               f"scores-{modality}")
+        for modality, choices in study.report.choices.items() if choices
+    ]  # fmt: skip
 
 
-def scores_table(study: LayerStudy, modality: str) -> Table:
-    """Layers down, rules across: the scores, and in how many draws the chosen rule takes each."""
-    choices = study.report.choices[modality]
-    rule = study.report.rule
+def _scores(study: LayerStudy, modality: str) -> Table:
+    """Scores of every rule per layer, and the share of draws of the chosen rule."""
+    choices, rule = study.report.choices[modality], study.report.rule
     columns = [*choices, *([f"{rule}: share of draws"] if rule in choices else [])]
     rows = []
     for layer in range(study.report.num_layers):
-        cells = [_number(choice.scores[layer]) for choice in choices.values()]
+        scores = [choice.scores[layer] for choice in choices.values()]
+        cells = ["none" if score is None else f"{score:.3g}" for score in scores]
         cells += [f"{choices[rule].shares[layer]:.0%}"] if rule in choices else []
         rows.append((layer, cells))
-    chosen = study.report.layers[modality]
-    title = f"Scores for {'words' if modality == 'text' else 'visual tokens'}"
-    return {"title": title, "columns": columns, "rows": rows, "chosen": chosen}
+    return Table(f"Scores, {modality} tokens", columns, rows, chosen=study.report.layers[modality])
 
 
-def evidence_rows(study: LayerStudy, name: str) -> Table:
-    """The numbers behind the curves `name`: layers down, curves across, mean and interval."""
-    series, _, title = EVIDENCE[name]
-    table = study.evidence
-    columns, by_layer = [], {}
-    for one in series:
-        rows = pd.DataFrame(table[table["evidence"] == one.rows["evidence"]])
-        if len(rows):
-            columns.append(one.label)
-            for row in rows.to_dict("records"):
-                by_layer.setdefault(int(row["layer"]), {})[one.label] = interval(pd.Series(row))
-    cells = [(layer, [by_layer[layer].get(c, "none") for c in columns]) for layer in
-             sorted(by_layer)]  # fmt: skip
-    return {"title": title, "columns": columns, "rows": cells, "chosen": _all_chosen(study)}
-
-
-def _figure(study: LayerStudy, name: str, marked: Sequence[str]) -> Figure:
+def _figure(study: LayerStudy, name: str, marked: tuple[str, ...]) -> Figure:
     layers = {modality: study.report.layers[modality] for modality in marked}
+    panel = EVIDENCE[name]
+    labels = {str(one.rows["evidence"]): one.label for one in panel.curves}
+    labels = {key: label for key, label in labels.items() if key in set(study.evidence["evidence"])}
+    chosen = sorted({layer for some in study.report.layers.values() for layer in some})
+    table = means_table(study.evidence, "evidence", labels, panel.title, chosen)
     drawn = plots.layer_evidence(study.evidence, name, layers)
-    svg = Markup(plots.svg(drawn, target="page", prefix=f"{name.replace(' ', '-')}-"))
-    return Figure(svg, evidence_rows(study, name))
+    return figure(drawn, table, name.replace(" ", "-"))
 
 
-def _pointing(study: LayerStudy) -> Iterator[Part]:
-    for number, run in enumerate(run for run in study.runs if run.name == "faithfulness"):
-        drawn = plots.faithfulness(run.result, "hit", plots.new_axes(4.4, 3.3))
-        plots.mark_layers(drawn, {"visual": study.report.layers["visual"]}, drawn.get_title("left"))
-        svg = Markup(plots.svg(drawn, target="page", prefix=f"pointing{number}-"))
-        said = ""
-        if "all_layers" in run.tables:
-            said = summarize_faithfulness(run.result, run.tables["all_layers"])
-        if run.name in study.elsewhere:
-            data = run.result.provenance.get("data", {})
-            said += f" On other data: {data.get('name')} {data.get('split') or ''}."
-        figure = Figure(svg, _pointing_table(study, run.result))
-        yield Part("Do the heatmaps point at what was asked about?", said, POINTING, [figure])
+def _pointing_game(study: LayerStudy, run: RunRead, number: int) -> Iterator[Block]:
+    layers = study.report.layers["visual"]
+    drawn = plots.faithfulness(run.result, "hit", plots.new_axes(*SIZE))
+    drawn = plots.mark_layers(drawn, {"visual": layers}, drawn.get_title("left"))
+    means = run.result.where(statistic="hit").shares(["layer", "method"])
+    methods = {method: method for method in dict.fromkeys(run.result.frame["method"])}
+    table = means_table(means, "method", methods, "Share of hits", layers)
+    yield Block("heading", "Do the heatmaps point at the queried object?")
+    if "all_layers" in run.tables:
+        yield Block("text", summarize_faithfulness(run.result, run.tables["all_layers"]))
+        yield Block("table", _methods(faithfulness_table(run.result, run.tables["all_layers"])))
+    if run.name in study.other_data:
+        data = run.result.provenance.get("data", {})
+        yield Block("text", f"On other data: {data.get('name')} {data.get('split') or ''}.")
+    yield Block("figures", [figure(drawn, table, f"pointing{number}")])
+    yield Block("caption", POINTING)
 
 
-def _pointing_table(study: LayerStudy, result: Result) -> Table:
-    means = result.where(statistic="hit").mean(["layer", "method"])
-    columns = list(dict.fromkeys(map(str, result.frame["method"])))
-    wide = {(row["layer"], row["method"]): interval(pd.Series(row))
-            for row in means.to_dict("records")}  # fmt: skip
-    layers = sorted({int(layer) for layer, _ in wide})
-    rows = [(n, [wide.get((n, c), "none") for c in columns]) for n in layers]
-    return {"title": "Share of the questions whose object is hit", "columns": columns,
-            "rows": rows, "chosen": study.report.layers["visual"]}  # fmt: skip
-
-
-def _all_chosen(study: LayerStudy) -> list[int]:
-    return sorted({layer for layers in study.report.layers.values() for layer in layers})
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None or not np.isfinite(value) else f"{value:.3g}"
+def _methods(frame: pd.DataFrame) -> Table:
+    rows = []
+    for row in frame.to_dict("records"):
+        known = np.isfinite(row["hit"])
+        hit = f"{row['hit']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" if known else "none"
+        best = f"{row['best layer']:.0f}" if known else "none"
+        auc = f"{row['AUC']:.2f}" if known else "none"
+        rows.append((row["method"], [best, hit, auc, f"{row['all layers']:.0%}"]))
+    columns = ["best layer", "hits [95 % CI]", "AUC over patches", "hits, mean map of all layers"]
+    return Table("Pointing game", columns, rows, "map")

@@ -1,8 +1,9 @@
 """Heatmaps for a page: an image, and for every layer the cells that lie over it."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,109 +13,143 @@ from PIL import Image
 from attrib import plots
 from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.report.demo_study import small_png
+from attrib.report.page import Table
 from attrib.report.run_reader import RunRead
 
-NO_PLACE = -1
+CARD_PIXELS = 320  # the longer side; larger images are scaled down
+Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class LayerCells:
-    """One layer's heat: a picture with a pixel a cell, where it is hottest, and its ends."""
+class LayerMap(NamedTuple):
+    """The heatmap of one layer: a PNG of one pixel per cell, its highest cell, its range."""
 
     layer: int
     png: bytes
-    said: str
+    peak: str
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class HeatPicture:
-    """One sample's heatmaps.
+class HeatmapCard:
+    """The heatmaps of one sample.
 
     Attributes:
-        example: its name.
-        prompt: what was asked.
+        prompt: of the sample.
         image: PNG.
-        width: of the image, as the boxes count it.
-        height: of the image.
-        box: left, top, right and bottom of the cells, in pixels of the image; None where the
-            visual tokens lie on no grid: the cells are a row then, in reading order.
-        cells: per layer.
-        through: whether queries' heat was handed on to patches (Q-Former).
+        width: of the original image, in pixels.
+        height: of the original image.
+        box: left, top, right and bottom of the cells in pixels of the original image; None where
+            the visual tokens have no grid: the cells are then a row, in reading order.
+        maps: one per layer.
     """
 
-    example: str
     prompt: str
     image: bytes
     width: float
     height: float
-    box: tuple[float, float, float, float] | None
-    cells: Sequence[LayerCells]
-    through: bool = False
+    box: Box | None
+    maps: Sequence[LayerMap]
 
     @property
-    def frame(self) -> tuple[float, float, float, float]:
-        """Left, top, width and height of what image and cells fill together."""
+    def frame(self) -> Box:
+        """Left, top, width and height of the area that image and cells cover together."""
         left, top, right, bottom = self.box or (0.0, 0.0, self.width, self.height)
         left, top = min(0.0, left), min(0.0, top)
         return left, top, max(self.width, right) - left, max(self.height, bottom) - top
 
 
-def heat_pictures_of(
+class HeatmapViewer(NamedTuple):
+    """Cards with a slider over the layers.
+
+    Attributes:
+        cards: one per sample.
+        layers: their numbers.
+        names: of the layers.
+        first: position of the layer that is shown at first.
+        table: the place of the highest cell, per layer and card.
+    """
+
+    cards: Sequence[HeatmapCard]
+    layers: Sequence[int]
+    names: Sequence[str]
+    first: int
+    table: Table
+
+
+def heatmap_cards(
     run: RunRead, samples: Mapping[str, EditSample], number: int
-) -> list[HeatPicture]:
-    """The heatmaps of the first samples whose images can be read, from a run's tables."""
+) -> list[HeatmapCard]:
+    """Cards of the first `number` samples of a heatmap run whose images can be read."""
     if "grids" not in run.tables:
         return []
     grids = run.tables["grids"].frame.set_index("example")
-    through = "picture" in run.tables
-    frame = (run.tables["picture"] if through else run.result).frame
-    found: list[HeatPicture] = []
+    frame = run.tables.get("picture", run.result).frame
+    cards: list[HeatmapCard] = []
     for example in map(str, grids.index):
         image = _image(samples.get(example))
-        if image is not None and len(found) < number:
+        if image is not None and len(cards) < number:
             table = pd.DataFrame(frame[frame["example"] == example])
-            prompt = samples[example].request.prompt
-            found.append(_picture(example, prompt, image, table, grids.loc[example], through))
-    return found
+            cards.append(_card(samples[example].request.prompt, image, table, grids.loc[example]))
+    return cards
+
+
+def heatmap_viewer(
+    cards: Sequence[HeatmapCard], names: Mapping[int, str], chosen: Collection[int], shown: int
+) -> HeatmapViewer:
+    """Cards with a slider.
+
+    Args:
+        cards: of samples with the same layers.
+        names: what to add to the names of some layers.
+        chosen: layers to mark.
+        shown: the layer that is shown at first, if there is a map of it.
+    """
+    layers = [one.layer for one in cards[0].maps]
+    rows = [(layer, [card.maps[i].peak for card in cards]) for i, layer in enumerate(layers)]
+    columns = [f"image {i + 1}" for i in range(len(cards))]
+    labels = [f"Layer {layer}{names.get(layer, '')}" for layer in layers]
+    table = Table("Highest cell", columns, rows, chosen=chosen)
+    return HeatmapViewer(
+        cards, layers, labels, layers.index(shown) if shown in layers else 0, table
+    )
+
+
+def small_png(image: Image.Image) -> bytes:
+    """The image as PNG, scaled down if it is large."""
+    small = image.copy()
+    small.thumbnail((CARD_PIXELS, CARD_PIXELS))
+    file = io.BytesIO()
+    small.save(file, format="PNG", optimize=True)
+    return file.getvalue()
 
 
 def _image(sample: EditSample | None) -> Image.Image | None:
     try:
         return None if sample is None else sample.request.image
-    except (AttribError, OSError):  # it was there when the run was made
+    except (AttribError, OSError):  # removed since the run
         return None
 
 
-def _picture(
-    example: str, prompt: str, image: Image.Image, table: pd.DataFrame, grid: Any, through: bool
-) -> HeatPicture:
+def _card(prompt: str, image: Image.Image, table: pd.DataFrame, grid: Any) -> HeatmapCard:
     rows, cols = int(grid["rows"]), int(grid["cols"])
-    on_grid = rows > 0
-    placed = table[table["row"] > NO_PLACE] if on_grid else table
-    cells = []
-    for layer, part in placed.groupby("layer"):
-        heat = np.asarray(part["value"], float).reshape((rows, cols) if on_grid else (1, -1))
-        png = plots.heatmap_png(heat)
-        cells.append(LayerCells(int(np.asarray(layer)), png, _hottest(heat), *_ends(heat)))
-    box = tuple(float(grid[side]) for side in ("left", "top", "right", "bottom"))
-    left, top, right, bottom = box
-    return HeatPicture(
-        example, prompt, small_png(image), float(image.width), float(image.height),
-        (left, top, right, bottom) if on_grid else None, cells, through,
-    )  # fmt: skip
+    cells = table[table["row"] >= 0] if rows else table
+    maps = []
+    for layer, part in cells.groupby("layer"):
+        values = np.asarray(part["value"], float).reshape((rows, cols) if rows else (1, -1))
+        known = values[np.isfinite(values)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        png = plots.heatmap_png(values)
+        maps.append(LayerMap(int(np.asarray(layer)), png, _peak(values), low, high))
+    left, top, right, bottom = (float(grid[s]) for s in ("left", "top", "right", "bottom"))
+    width, height = map(float, image.size)
+    box = (left, top, right, bottom) if rows else None
+    return HeatmapCard(prompt, small_png(image), width, height, box, maps)
 
 
-def _hottest(heat: Float[np.ndarray, "row col"]) -> str:
-    if not np.isfinite(heat).any():
+def _peak(values: Float[np.ndarray, "row col"]) -> str:
+    if not np.isfinite(values).any():
         return "no value"
-    row, col = np.unravel_index(int(np.nanargmax(heat)), heat.shape)
-    place = f"row {row + 1}, column {col + 1}" if heat.shape[0] > 1 else f"token {col + 1}"
-    return f"hottest at {place} ({np.nanmax(heat):.2g})"
-
-
-def _ends(heat: Float[np.ndarray, "row col"]) -> tuple[float, float]:
-    known = heat[np.isfinite(heat)]
-    return (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    row, col = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    place = f"row {row + 1}, column {col + 1}" if values.shape[0] > 1 else f"token {col + 1}"
+    return f"highest at {place} ({np.nanmax(values):.2g})"

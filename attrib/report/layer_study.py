@@ -1,33 +1,26 @@
-"""A selection of layers with all that is known about it: what the report on layers shows."""
+"""A selection of layers with its evidence: the content of the layer report."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from attrib.data import EditSample, Quarantined
 from attrib.errors import AttribError
-from attrib.report.heatmap_cards import HeatPicture, heat_pictures_of
+from attrib.report.heatmap_cards import HeatmapCard, heatmap_cards
 from attrib.report.run_reader import RunRead
-from attrib.results import Result
 from attrib.selection import (
+    GridEvaluation,
     LayerReport,
-    RuleName,
+    evaluate_on_grid,
     evidence_table,
-    fixed_picks,
     gather,
-    picks_of,
-    rank_correlations,
-    regret,
     select_layers,
 )
-from attrib.selection.evaluate import Pick
 from attrib.selection.same_source import named, same_data, same_model
+from attrib.vocabulary import RuleName
 
-# What `attrib select` rests on, by the names of `RunRead`, and the command that makes each.
+# The runs that `attrib select` makes, by `RunRead.name`, and the command of each.
 EXPECTED = {
     "contributions": "attrib contributions",
     "sweep text": "attrib sweep --modality text --spare-last",
@@ -35,69 +28,72 @@ EXPECTED = {
     "patching": "attrib patching",
     "attention": "attrib attention",
 }
-VOTES = tuple(name for name in EXPECTED if name != "attention")
-ALONE = {"text": "words alone", "visual": "visual tokens alone"}
+VOTING = tuple(name for name in EXPECTED if name != "attention")
+NAMES = {
+    "sweep text": "noise on text tokens",
+    "sweep visual": "noise on visual tokens",
+    "heatmap": "heatmaps",
+    "faithfulness": "pointing game",
+}
+NO_HEATMAPS = "No heatmaps: run attrib heatmap on the same model and give its folder."
+NO_IMAGES = "No heatmaps: the images of the heatmap run cannot be read any more."
 Samples = Callable[[RunRead], Mapping[str, EditSample]]
-
-
-class Judged(NamedTuple):
-    """What a grid of trained editors says about the picks.
-
-    Attributes:
-        source: the grid, in words.
-        tables: of `regret`, by what the cells edit: "both", "words alone", "visual tokens alone".
-        told: of `rank_correlations`: which evidence predicts the grid.
-        cells: how many different ones the grid has, by what they edit.
-    """
-
-    source: str
-    tables: Mapping[str, pd.DataFrame]
-    told: pd.DataFrame
-    cells: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerStudy:
-    """Everything the report shows.
+    """The content of the layer report.
 
     Attributes:
-        report: the chosen layers.
-        evidence: of `evidence_table`.
-        runs: what was read, the runs about the chosen data first.
-        elsewhere: names of runs that are of the same model and other data.
-        missing: the analyses that are not there, and the commands that make them.
-        pictures: heatmaps of a few samples.
-        no_pictures: why there are none.
-        judged: by a grid, where one was given.
-        samples: by name, what the examples are; empty where the data cannot be read.
-        commands: how to get the same again, and what to do next.
+        report: the selected layers.
+        evidence: from `evidence_table`.
+        runs: the runs that were read, those on the selection's data first.
+        other_data: names of the runs on other data, which are shown but not counted.
+        missing: the expected analyses without a run, with the command of each.
+        cards: heatmaps of a few samples.
+        evaluation: on a grid of trained editors, if one was given.
+        grid_source: where the grid was read.
+        samples: of the selection's data, by id; empty if the data cannot be read.
+        commands: by purpose, to reproduce the report and to continue.
     """
 
     report: LayerReport
     evidence: pd.DataFrame
     runs: Sequence[RunRead]
-    elsewhere: frozenset[str]
+    other_data: frozenset[str]
     missing: Mapping[str, str]
-    pictures: Sequence[HeatPicture]
-    no_pictures: str
-    judged: Judged | None
+    cards: Sequence[HeatmapCard]
+    evaluation: GridEvaluation | None
+    grid_source: str
     samples: Mapping[str, EditSample]
     commands: Mapping[str, Sequence[str]]
 
     @property
-    def results(self) -> dict[str, Result]:
-        """The main tables, by name."""
-        return {run.name: run.result for run in self.runs}
+    def counted(self) -> list[RunRead]:
+        """The runs on the selection's data."""
+        return [run for run in self.runs if run.name not in self.other_data]
 
     @property
-    def unfinished(self) -> list[RunRead]:
-        """The runs that lack rows."""
-        return [run for run in self.runs if run.done < run.of]
+    def heatmap_run(self) -> RunRead | None:
+        """The heatmap run with the most examples."""
+        runs = [run for run in self.runs if run.name == "heatmap"]
+        return max(runs, key=lambda run: run.result.examples, default=None)
 
     @property
     def quarantined(self) -> list[Quarantined]:
-        """The rows that any of the runs set aside, each once."""
+        """The rows that a run could not use, each once."""
         return list({str(row): row for run in self.runs for row in run.quarantined}.values())
+
+    @property
+    def partial(self) -> str:
+        """The analyses and rows that are missing, as "n of N"; empty if none."""
+        parts = [f"{len(EXPECTED) - len(self.missing)} of {len(EXPECTED)} analyses"]
+        parts = parts if self.missing else []
+        parts += [
+            f"{run.done} of {run.total} examples of {name_of(run.name)}"
+            for run in self.runs if run.done < run.total
+        ]  # fmt: skip
+        return f"partial: {'; '.join(parts)}" if parts else ""
 
 
 def layer_study(
@@ -111,88 +107,51 @@ def layer_study(
     commands: Mapping[str, Sequence[str]] | None = None,
     pictures: int = 4,
 ) -> LayerStudy:
-    """The layers that some runs choose, and what is known about the choice.
+    """Select layers from runs, and collect what the layer report shows.
 
     Args:
-        runs: of one model; those of other data than the first are shown and not counted.
-        rule: which rule chooses.
+        runs: of one model; those on other data than the first voting one are not counted.
+        rule: the rule that chooses.
         number: layers per modality.
         seed: of the bootstrap draws.
-        grid: where a grid of scores comes from, and the grid.
-        samples: the samples of a run's data, by name; nothing where they cannot be read.
-        commands: by purpose, what to type.
-        pictures: how many samples' heatmaps to show at most.
+        grid: scores of editors trained on a grid of layers, after the name of their source.
+        samples: returns the samples of a run's data by id, or nothing if they cannot be read.
+        commands: by purpose, to reproduce the report and to continue.
+        pictures: largest number of heatmap cards.
 
     Raises:
-        AttribError: the runs are of different models, or choose no layer.
+        AttribError: The runs are of different models, or no layer can be selected.
     """
-    _refuse_other_models(runs)
-    own = [run for run in runs if _of_same_data(run, _first(runs))]
-    others = frozenset(run.name for run in runs if run not in own)
+    _require_one_model(runs)
+    first = next((run for run in runs if run.name in VOTING), runs[0])
+    data = first.result.provenance.get("data", {})
+    own = [run for run in runs if same_data(run.result.provenance.get("data", {}), data)]
+    others = [run for run in runs if run not in own]
     results = [run.result for run in own]
     report = select_layers(results, rule, number=number, seed=seed)
-    pictured, reason = _pictured(runs, samples, pictures)
-    return LayerStudy(
+    study = LayerStudy(
         report=report,
         evidence=evidence_table(gather(results), seed=seed),
-        runs=[*own, *(run for run in runs if run not in own)],
-        elsewhere=others,
+        runs=[*own, *others],
+        other_data=frozenset(run.name for run in others),
         missing={n: c for n, c in EXPECTED.items() if n not in {run.name for run in own}},
-        pictures=pictured,
-        no_pictures=reason,
-        judged=None if grid is None else judged_by(grid[1], report, grid[0]),
-        samples=samples(_first(runs)),
+        cards=[],
+        evaluation=None if grid is None else evaluate_on_grid(grid[1], report),
+        grid_source="" if grid is None else grid[0],
+        samples=samples(first),
         commands=commands or {},
     )
+    run = study.heatmap_run
+    cards = [] if run is None else heatmap_cards(run, samples(run), pictures)
+    return replace(study, cards=cards)
 
 
-def judged_by(grid: pd.DataFrame, report: LayerReport, source: str | Path = "") -> Judged:
-    """What the picks of the rules and the fixed choices cost, by what the cells of a grid edit.
-
-    Raises:
-        AttribError: the grid lacks columns, or has none of the picks in any of its kinds.
-    """
-    both = picks_of(report) | fixed_picks(report.num_layers)
-    kinds: dict[str, dict[str, Pick]] = {"both": both}
-    for side, (modality, name) in enumerate(ALONE.items()):
-        alone = {rule: choice.layer for rule, choice in report.choices[modality].items()}
-        alone |= {name: pick[side] for name, pick in fixed_picks(report.num_layers).items()}
-        kinds[name] = {
-            pick: (layer, None) if side == 0 else (None, layer) for pick, layer in alone.items()
-        }
-    tables, refusals = {}, []
-    for name, picks in kinds.items():
-        try:
-            tables[name] = regret(grid, picks)
-        except AttribError as error:
-            refusals.append(error)
-    if not tables:
-        raise refusals[0]
-    told = rank_correlations(grid, report.scores())
-    return Judged(str(source), tables, told, _cells(grid))
+def name_of(run: str) -> str:
+    """The name of a run for readers."""
+    return NAMES.get(run, run)
 
 
-def _cells(grid: pd.DataFrame) -> dict[str, int]:
-    pairs = grid.drop_duplicates(["text", "visual"])
-    text, visual = (np.asarray(pairs[modality].notna(), bool) for modality in ("text", "visual"))
-    return {
-        "both": int((text & visual).sum()),
-        ALONE["text"]: int((text & ~visual).sum()),
-        ALONE["visual"]: int((~text & visual).sum()),
-    }
-
-
-def _first(runs: Sequence[RunRead]) -> RunRead:
-    """The run whose data counts: of those with a vote in the choice, the first."""
-    return next((run for run in runs if run.name in VOTES), runs[0])
-
-
-def _of_same_data(run: RunRead, other: RunRead) -> bool:
-    one, two = (r.result.provenance.get("data", {}) for r in (run, other))
-    return same_data(one, two)
-
-
-def _refuse_other_models(runs: Sequence[RunRead]) -> None:
+def _require_one_model(runs: Sequence[RunRead]) -> None:
     first = runs[0].result.provenance.get("model", {})
     for run in runs[1:]:
         other = run.result.provenance.get("model", {})
@@ -201,18 +160,3 @@ def _refuse_other_models(runs: Sequence[RunRead]) -> None:
                 f"{runs[0].folder} is of {named(first)}, {run.folder} of {named(other)}: a report "
                 "is about one model"
             )
-
-
-def _pictured(
-    runs: Sequence[RunRead], samples: Samples, number: int
-) -> tuple[list[HeatPicture], str]:
-    """Heatmaps to show, or why there are none."""
-    there = [run for run in runs if run.name == "heatmap"]
-    if not there:
-        return (
-            [],
-            "No heatmaps were made: the command attrib heatmap makes them, on the same model.",
-        )
-    run = max(there, key=lambda run: run.result.examples)
-    found = heat_pictures_of(run, samples(run), number)
-    return found, "" if found else "The images that the heatmaps are about cannot be read any more."

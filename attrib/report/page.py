@@ -1,148 +1,153 @@
-"""A study as one HTML file that needs nothing else: no script, no network, light or dark."""
+"""The content of a report, independent of its form: sections of blocks."""
 
 import unicodedata
-from base64 import b64encode
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attrib import plots
-from attrib.files import write_text
-from attrib.report import summaries
-from attrib.report.demo_study import Study
-from attrib.results import Result
+from attrib.data import Quarantined
 
-LONGEST_TEXT = 400  # characters of one prompt or answer; the whole text is in the results
-MOST_ROWS = 100  # of quarantined rows; all of them are in quarantined.csv
-
-
-def write_page(study: Study, path: str | Path) -> Path:
-    """Write the study to `path` as one HTML file; the path."""
-    return write_text(path, render(study))
+LONGEST_TEXT = 400  # characters of a prompt or answer; the whole text is in the results
+MOST_ROWS = 100  # of a table of samples or quarantined rows; the files have all of them
+Kind = Literal[
+    "text", "caption", "heading", "list", "terms", "table", "figures", "commands", "cards",
+    "heatmaps", "details",
+]  # fmt: skip
 
 
-def render(study: Study) -> str:
-    """The study as HTML."""
-    results = study.results
-    return (
-        environment()
-        .get_template("first.html.j2")
-        .render(
-            study=study,
-            finding=summaries.summarize_demo(results["contributions"], results["wrong_key"]),
-            contributions=summaries.summarize_contributions(
-                results["contributions"], "the answer token"
-            ),
-            control=summaries.summarize_control(results["contributions"], results["wrong_key"]),
-            attention=summaries.summarize_attention(results["attention"]),
-            answers=summaries.summarize_answers(results["answers"]),
-            contribution_figures=_contribution_figures(
-                results["contributions"], results["wrong_key"]
-            ),
-            attention_figures=_attention_figures(results["attention"]),
-            examples=results["contributions"].examples,
-            most_rows=MOST_ROWS,
-        )
-    )
+class Table(NamedTuple):
+    """A table: the first cell of a row is its name; the rows named in `chosen` are marked."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[Any, Sequence[str]]]
+    head: str = "layer"
+    chosen: Collection[Any] = ()
+    numeric: bool = True
 
 
-def _contribution_figures(right: Result, wrong: Result) -> list[dict[str, Any]]:
-    left = plots.contributions(right, _axes(), title="Key: the model's own answer")
-    control = plots.contributions(wrong, _axes(), title="Control: an unrelated answer")
-    plots.share_scale(left, control)
-    columns = {"attn": "attention", "mlp": "MLP"}
-    return [
-        {"svg": Markup(plots.svg(ax, target="page", prefix=prefix)), "table": _table(r, columns)}
-        for ax, prefix, r in ((left, "right-", right), (control, "wrong-", wrong))
-    ]
+class Figure(NamedTuple):
+    """A figure and the numbers that it shows."""
+
+    svg: Markup
+    table: Table
 
 
-def _attention_figures(result: Result) -> list[dict[str, Any]]:
-    quantities = {
-        "token": {
-            "text_mean": "text, mean",
-            "visual_mean": "visual, mean",
-            "visual_top3": "top-3 visual",
-        },
-        "share": {"text_sum": "all text", "visual_sum": "all visual", "bos": "BOS"},
-    }
-    drawings = {
-        "token": plots.attention(result, _axes(), quantity="token"),
-        "share": plots.attention(result, _axes(), quantity="share"),
-    }
-    return [
-        {
-            "svg": Markup(plots.svg(drawings[name], target="page", prefix=f"{name}-")),
-            "table": _table(result, columns),
-        }
-        for name, columns in quantities.items()
-    ]
+class Block(NamedTuple):
+    """A piece of content.
+
+    The type of `content` depends on `kind`: a string (text, caption, heading), strings (list),
+    strings by name (terms), lists of commands by purpose (commands), a `Table`, `Figure`s, cards
+    or a `HeatmapViewer`, and for details a pair of a title and blocks.
+    """
+
+    kind: Kind
+    content: Any
 
 
-def _axes() -> Any:
-    # Small figures, so that their text is still legible on a telephone.
-    return plots.new_axes(4.4, 3.1)
+class Section(NamedTuple):
+    """A part of a page, by the anchor `id`."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
 
 
-def _table(result: Result, columns: dict[str, str]) -> dict[str, Any]:
-    """Layers down, groups across: mean and interval, as text."""
-    (group,) = set(result.frame.columns) & {"module", "statistic"}
-    means = result.mean(["layer", group]).set_index(["layer", group])
-    layers = sorted({layer for layer, _ in means.index})
-    cells = [[interval(means.loc[(layer, name)]) for name in columns] for layer in layers]
-    return {"columns": list(columns.values()), "rows": list(zip(layers, cells, strict=True))}
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Attributes:
+        title: of the document.
+        headline: the result in one sentence.
+        lead: what follows the headline.
+        sections: the parts.
+        badge: a warning above the headline.
+    """
+
+    title: str
+    headline: str
+    lead: Sequence[Block]
+    sections: Sequence[Section]
+    badge: str = ""
 
 
-def interval(row: Any) -> str:
-    """A mean with the ends of its interval, as text."""
+def figure(ax: Any, table: Table, prefix: str) -> Figure:
+    """Axes as a figure of a page; `prefix` keeps the ids of its figures apart."""
+    return Figure(Markup(plots.svg(ax, target="page", prefix=f"{prefix}-")), table)
+
+
+def means_table(
+    means: Any, column: str, labels: Mapping[str, str], title: str, chosen: Collection[int] = ()
+) -> Table:
+    """Layers down, groups across; cells are mean and interval.
+
+    Args:
+        means: a frame with the columns layer, `column`, mean, low and high.
+        column: of the groups.
+        labels: of the groups, by their value in `column`; others are left out.
+        title: of the table.
+        chosen: layers to mark.
+    """
+    cells = {(row["layer"], row[column]): _estimate(row) for row in means.to_dict("records")}
+    layers = sorted({int(layer) for layer, group in cells if group in labels})
+    rows = [(n, [cells.get((n, group), "none") for group in labels]) for n in layers]
+    return Table(title, list(labels.values()), rows, chosen=chosen)
+
+
+def quarantine_blocks(rows: Sequence[Quarantined], used: int) -> list[Block]:
+    """The rows that could not be used."""
+    if not rows:
+        return [Block("text", "None.")]
+    cells = [
+        (shown(row.file), [str("" if row.row is None else row.row), row.field or "",
+                           shown(row.reason)])
+        for row in rows[:MOST_ROWS]
+    ]  # fmt: skip
+    text = f"{len(rows)} of {len(rows) + used} rows could not be used and are not counted."
+    table = Table("Quarantined rows", ["row", "field", "reason"], cells, "file", numeric=False)
+    return [Block("text", text), Block("table", table), *more_rows(len(rows))]
+
+
+def more_rows(number: int) -> list[Block]:
+    """How many rows a table of at most `MOST_ROWS` leaves out."""
+    hidden = number - MOST_ROWS
+    return [Block("text", f"and {hidden} more")] if hidden > 0 else []
+
+
+def provenance_table(provenance: Mapping[str, Any], title: str = "") -> Block:
+    """Nested provenance as a table of dotted names; entries that are None are left out."""
+    rows = [(name, [shown(value)]) for name, value in flat(provenance)]
+    return Block("table", Table(title, ["value"], rows, "name", numeric=False))
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as pairs of a dotted name and a text."""
+    if isinstance(value, Mapping):
+        return [
+            pair for key, inner in value.items()
+            for pair in flat(inner, f"{name}.{key}" if name else str(key))
+        ]  # fmt: skip
+    return [] if value is None else [(name, str(value))]
+
+
+def shown(text: str) -> str:
+    """Text of a dataset for display: of limited length, and `visible`."""
+    return visible(text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ...")
+
+
+def visible(text: str) -> str:
+    """Text with control and formatting characters (zero-width, right-to-left, ...) as codes."""
+    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
+
+
+def _estimate(row: Mapping[str, Any]) -> str:
     if not np.isfinite(row["mean"]):
         return "none"
     if not np.isfinite(row["low"]):
         return f"{row['mean']:.3g}"
     return f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
-
-
-def environment() -> Environment:
-    """Templates in which every value is text, whatever it holds, and none is left out."""
-    made = Environment(
-        loader=PackageLoader("attrib.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"shown": shown, "visible": visible, "data_uri": _data_uri, "flat": flat}
-    return made
-
-
-def shown(text: str) -> str:
-    """Text that may be anything, made safe to look at: not endless, and nothing invisible in it.
-
-    Control and formatting characters (zero-width, right-to-left override, ...) become their code,
-    so that what is read is what is there.
-    """
-    return visible(text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ...")
-
-
-def visible(text: str) -> str:
-    """Text of any length with nothing invisible in it, as `shown` has it."""
-    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(png).decode()}"
-
-
-def flat(value: Any, name: str = "") -> Sequence[tuple[str, str]]:
-    """Nested provenance as (dotted name, text) pairs; what is not set is left out."""
-    if isinstance(value, dict):
-        return [
-            pair
-            for key, inner in value.items()
-            for pair in flat(inner, f"{name}.{key}" if name else str(key))
-        ]
-    return [] if value is None else [(name, str(value))]

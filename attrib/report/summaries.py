@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from attrib.analyses.contributions import MODULES
+from attrib.analyses.direct_logits import MODULES
 from attrib.results import Result
 from attrib.stats import bootstrap_means, interval, wilson
 

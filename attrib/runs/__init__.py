@@ -1,6 +1,6 @@
 """An analysis over a dataset: resumable runs in a folder, shard by shard."""
 
-from attrib.runs.collect import Collected, Collector, Measure, Tables, collect
+from attrib.runs.collect import Collected, Collector, Measure, Tables
 from attrib.runs.distributed import Rank
 from attrib.runs.manifest import NON_IDENTIFYING, refuse_foreign
 from attrib.runs.run import Outcome, Run, prepare
@@ -19,7 +19,6 @@ __all__ = [
     "ShardResult",
     "ShardStore",
     "Tables",
-    "collect",
     "prepare",
     "refuse_foreign",
     "split",

@@ -79,7 +79,11 @@ def split(samples: Sequence[EditSample]) -> list[Shard]:
 
 
 class Damaged(Exception):
-    """A shard's file differs from what was written."""
+    """The file at `path` of a shard differs from what was written."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path}: damaged part renamed: {' '.join(reason.split())}")
+        self.path = path
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +131,10 @@ class ShardStore:
         if not self.has(shard):
             return None
         try:
-            return self._read(shard)
+            return _load(self.path(shard), [sample.id for sample in shard.samples])
         except Damaged as error:
+            with contextlib.suppress(FileNotFoundError):  # another process renamed it first
+                error.path.replace(error.path.with_suffix(".damaged"))
             logger.warning("%s; its rows are measured again", error)
             self.drop(shard)
             return None
@@ -146,39 +152,22 @@ class ShardStore:
             except FileNotFoundError:  # another process removed it first
                 continue
 
-    def _read(self, shard: Shard) -> ShardResult:
-        rows = self._table(self.path(shard), None)
-        try:
-            head = json.loads((rows.schema.metadata or {})[KEY])
-            records = rows.to_pylist()
-            failed = {r["example"]: _record(r) for r in records if r["status"] != "ok"}
-        except (KeyError, ValueError) as error:
-            raise self._damaged(self.path(shard), str(error)) from error
-        if [r["example"] for r in records] != [sample.id for sample in shard.samples]:
-            raise self._damaged(self.path(shard), "it is about other rows")
-        used = [r["example"] for r in records if r["status"] == "ok"]
-        tables = {
-            name: self._table(self.path(shard, name), digest)
-            for name, digest in head["tables"].items()
-        }
-        return ShardResult(tables, used, failed)
 
-    def _table(self, path: Path, digest: str | None) -> pa.Table:
-        try:
-            data = path.read_bytes()
-            if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-                raise self._damaged(path, "its bytes are not those that were written")
-            return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        except FileNotFoundError as error:
-            raise self._damaged(path, "is missing") from error
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged(path, str(error)) from error
+def read_committed(out: Path) -> list[ShardResult]:
+    """The committed shards in a run's folder, which may be unfinished; changes nothing on disk.
 
-    def _damaged(self, path: Path, reason: str) -> Damaged:
-        """Rename a damaged file, which another process may have done first; the error to raise."""
-        with contextlib.suppress(FileNotFoundError):
-            path.replace(path.with_suffix(".damaged"))
-        return Damaged(f"{path}: damaged part renamed: {' '.join(reason.split())}")
+    Shards that are damaged are left out. Of shards at one position, whose rows changed between two
+    runs, the newest counts.
+    """
+    newest: dict[str, Path] = {}
+    heads = (out / "parts").glob(f"*.{ROWS_TABLE}.parquet")
+    for head in sorted(heads, key=lambda path: path.stat().st_mtime):
+        newest[head.name.split("-")[0]] = head
+    results = []
+    for index in sorted(newest):
+        with contextlib.suppress(Damaged):
+            results.append(_load(newest[index]))
+    return results
 
 
 def merge(parts: Sequence[ShardResult]) -> dict[str, pd.DataFrame]:
@@ -191,6 +180,38 @@ def merge(parts: Sequence[ShardResult]) -> dict[str, pd.DataFrame]:
         ).to_pandas()
         for name in names
     }
+
+
+def _load(head: Path, ids: list[str] | None = None) -> ShardResult:
+    """A shard's content from its table of rows, which must be those of `ids` if given."""
+    rows = _load_table(head, None)
+    try:
+        digests = json.loads((rows.schema.metadata or {})[KEY])["tables"]
+        records = rows.to_pylist()
+        failed = {r["example"]: _record(r) for r in records if r["status"] != "ok"}
+    except (KeyError, ValueError) as error:
+        raise Damaged(head, str(error)) from error
+    if ids is not None and [r["example"] for r in records] != ids:
+        raise Damaged(head, "it is about other rows")
+    key = head.name.removesuffix(f".{ROWS_TABLE}.parquet")
+    tables = {
+        name: _load_table(head.with_name(f"{key}.{name}.parquet"), digest)
+        for name, digest in digests.items()
+    }
+    used = [r["example"] for r in records if r["status"] == "ok"]
+    return ShardResult(tables, used, failed)
+
+
+def _load_table(path: Path, digest: str | None) -> pa.Table:
+    try:
+        data = path.read_bytes()
+        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+            raise Damaged(path, "its bytes are not those that were written")
+        return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    except FileNotFoundError as error:
+        raise Damaged(path, "is missing") from error
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(path, str(error)) from error
 
 
 def _status_rows(shard: Shard, done: Collected) -> list[dict[str, Any]]:

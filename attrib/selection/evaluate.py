@@ -1,8 +1,8 @@
-"""How good a choice of layers was, judged by editors trained on a whole grid of layers.
+"""Regret of a choice of layers, measured on editors trained on a grid of layers.
 
-A grid is a tidy table with the columns `text` and `visual` (layers; None where that modality is not
-edited), `seed` and `score`. A kind of grid is the cells that edit the same modalities: both, text
-alone, or visual alone; a pick is compared with its own kind.
+A grid is a tidy table with the columns `text` and `visual` (edited layers; None where a modality is
+not edited), `seed` and `score`. Its cells are of three kinds: both modalities edited, text alone,
+visual alone. A pick is compared with the cells of its kind.
 """
 
 from collections.abc import Mapping
@@ -14,28 +14,71 @@ from jaxtyping import Float, Int
 
 from attrib.errors import AttribError
 from attrib.selection.report import LayerReport
-from attrib.selection.rules import MODALITIES
 from attrib.stats import spearman
+from attrib.vocabulary import MODALITIES
 
 Pick = tuple[int | None, int | None]  # text layer, visual layer
 NONE = -1
 DEPTHS = (16 / 32, 19 / 32)  # DualEdit's text and visual layer, in models of 32 layers
 SHOWN = 9
+# By kind: which of the text and the visual layer the cells edit.
+KINDS = {"both": (True, True), "text alone": (True, False), "visual alone": (False, True)}
 UNKNOWN = (
     "score", "best_text", "best_visual", "best", "regret", "low", "high", "seeds", "held_out",
 )  # fmt: skip
 
 
 class Cells(NamedTuple):
-    """Cells of a grid that have a score for every seed."""
+    """The cells of a grid that have a score for every seed."""
 
     layers: Int[np.ndarray, "cell 2"]  # text, visual; -1: not edited
     scores: Float[np.ndarray, "cell seed"]
 
 
+class GridEvaluation(NamedTuple):
+    """The choices of a layer report on a grid of trained editors.
+
+    Attributes:
+        regret: per kind of cells, the table of `regret`; kinds that the grid lacks are left out.
+        correlations: from `rank_correlations`: which evidence predicts the grid.
+        cells: number of different cells, per kind.
+    """
+
+    regret: Mapping[str, pd.DataFrame]
+    correlations: pd.DataFrame
+    cells: Mapping[str, int]
+
+
+def evaluate_on_grid(grid: pd.DataFrame, report: LayerReport) -> GridEvaluation:
+    """Regret of every rule and of the fixed choices, per kind of cells.
+
+    Raises:
+        AttribError: Columns are missing, or the grid has a cell for none of the picks.
+    """
+    fixed = fixed_picks(report.num_layers)
+    picks: dict[str, dict[str, Pick]] = {"both": picks_of(report) | fixed}
+    for side, modality in enumerate(MODALITIES):
+        layers = {rule: choice.layer for rule, choice in report.choices[modality].items()}
+        layers |= {name: pick[side] for name, pick in fixed.items()}
+        picks[f"{modality} alone"] = {
+            name: (None, layer) if side else (layer, None) for name, layer in layers.items()
+        }
+    tables, errors = {}, []
+    for kind, named in picks.items():
+        try:
+            tables[kind] = regret(grid, named)
+        except AttribError as error:
+            errors.append(error)
+    if not tables:
+        raise errors[0]
+    edited = grid.drop_duplicates(list(MODALITIES))[list(MODALITIES)].notna().to_numpy()
+    cells = {kind: int((edited == sides).all(1).sum()) for kind, sides in KINDS.items()}
+    return GridEvaluation(tables, rank_correlations(grid, report.scores()), cells)
+
+
 def fixed_picks(num_layers: int) -> dict[str, Pick]:
-    """What a user would copy: the middle layer, and the papers' layers 16 and 19 of 32 by depth."""
-    last = max(0, num_layers - 2)  # the last one that is read
+    """The layers to copy without analysis: the middle, and the papers' 16 and 19 of 32 by depth."""
+    last = max(0, num_layers - 2)  # the last layer whose output is read
     text, visual = (min(last, round(depth * num_layers)) for depth in DEPTHS)
     middle = min(last, num_layers // 2)
     return {"middle layer": (middle, middle), "depths 16/32 and 19/32": (text, visual)}
@@ -48,29 +91,28 @@ def picks_of(report: LayerReport) -> dict[str, Pick]:
 
 
 def regret(grid: pd.DataFrame, picks: Mapping[str, Pick]) -> pd.DataFrame:
-    """The best cell minus the chosen one, per pick, in the units of the score.
+    """Score of the best cell minus that of the picked one, in the units of the score.
 
     Args:
-        grid: see above; cells that lack a seed which others have are passed over.
+        grid: see above; cells that lack a seed are ignored.
         picks: by name, such as those of `picks_of` and `fixed_picks`. A pick with None for a
             modality is compared with the cells that do not edit it.
 
     Returns:
         One row per pick, in order: pick, text, visual, score (mean over seeds), best_text,
-        best_visual, best, regret; low and high, the smallest and largest difference of a seed;
-        seeds; and held_out: the mean over seeds of the score of the cell that the other seeds call
-        best, minus that of the pick. The best of many noisy cells is best by luck in part, which
-        `held_out` leaves out (NaN with one seed). A pick whose cell the grid lacks has NaN for a
-        score and a regret.
+        best_visual, best, regret; low and high, the smallest and largest regret of a seed; seeds;
+        and held_out: the mean over seeds of the score of the cell that is best for the other seeds,
+        minus that of the pick. The best of many noisy cells is best by luck in part; `held_out` is
+        free of that (NaN with one seed). A pick whose cell the grid lacks has NaN.
 
     Raises:
-        AttribError: columns are missing, or the grid has a complete cell for none of the picks.
+        AttribError: Columns are missing, or the grid has a complete cell for none of the picks.
     """
     cells = _cells(grid)
-    found = {name: _judged(cells, pick) for name, pick in picks.items()}
-    if found and all(np.isnan(row["score"]) for row in found.values()):
+    rows = {name: _regret_of(cells, pick) for name, pick in picks.items()}
+    if rows and all(np.isnan(row["score"]) for row in rows.values()):
         raise AttribError(_no_cell(cells, *dict.fromkeys(picks.values())))
-    return pd.DataFrame([{"pick": name, **row} for name, row in found.items()])
+    return pd.DataFrame([{"pick": name, **row} for name, row in rows.items()])
 
 
 def rank_correlations(grid: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -79,22 +121,22 @@ def rank_correlations(grid: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     Args:
         grid: see above. A layer's score is the mean over its cells: those that edit this modality
             alone, and where there are none, all pairs with it.
-        scores: columns modality, evidence, layer and value, as `LayerReport.scores` gives them.
+        scores: columns modality, evidence, layer and value, as in `LayerReport.scores`.
 
     Returns:
         Columns modality, evidence, correlation (with the mean over seeds), low and high (the
-        smallest and largest of a seed) and layers (how many are compared), best first.
-        NaN where one of the two is the same everywhere, or where fewer than three layers are left.
+        smallest and largest of a seed) and layers (number of layers compared), best first. NaN
+        without spread, or with fewer than three layers.
     """
     cells = _cells(grid)
     rows = []
     for modality in MODALITIES:
-        layers, margin = layer_scores(cells, modality)
-        mine = scores.loc[scores["modality"] == modality]
-        for evidence in dict.fromkeys(mine["evidence"]):
-            part = mine.loc[mine["evidence"] == evidence]
-            rows.append({"modality": modality, "evidence": evidence,
-                         **_correlated(part, layers, margin)})  # fmt: skip
+        layers, means = layer_scores(cells, modality)
+        for evidence, part in scores[scores["modality"] == modality].groupby(
+            "evidence", sort=False
+        ):
+            head = {"modality": modality, "evidence": evidence}
+            rows.append(head | _correlation(part, layers, means))
     columns = ["modality", "evidence", "correlation", "low", "high", "layers"]
     table = pd.DataFrame(rows, columns=columns)
     order = ["modality", "correlation"]
@@ -115,18 +157,18 @@ def layer_scores(
     return layers, np.stack(means) if means else scores
 
 
-def _correlated(
+def _correlation(
     part: pd.DataFrame,
     layers: Int[np.ndarray, " layer"],
-    margin: Float[np.ndarray, "layer seed"],
+    means: Float[np.ndarray, "layer seed"],
 ) -> dict[str, Any]:
-    scored = dict(zip(part["layer"], np.asarray(part["value"], float), strict=True))
-    both = [i for i, layer in enumerate(layers.tolist()) if layer in scored]
-    value = np.array([scored[layers[i]] for i in both], float)
-    each = [spearman(value, margin[both, seed]) for seed in range(margin.shape[1])]
+    value = part.set_index("layer")["value"].astype(float).reindex(layers).to_numpy()
+    both = np.isin(layers, part["layer"])
+    value, means = value[both], means[both]
+    each = [spearman(value, one) for one in means.T]
     return {
-        "correlation": spearman(value, margin[both].mean(1)),
-        "low": min(each), "high": max(each), "layers": len(both),
+        "correlation": spearman(value, means.mean(1)),
+        "low": min(each), "high": max(each), "layers": len(value),
     }  # fmt: skip
 
 
@@ -138,14 +180,14 @@ def _cells(grid: pd.DataFrame) -> Cells:
         )
     plain = {m: np.nan_to_num(grid[m].to_numpy(float), nan=NONE).astype(int) for m in MODALITIES}
     wide = grid.assign(**plain).pivot_table("score", list(MODALITIES), "seed", aggfunc="mean")
-    whole = wide.dropna()
-    if whole.empty:
+    complete = wide.dropna()
+    if complete.empty:
         raise AttribError("no cell of the grid has a score for every seed")
-    layers = np.array([list(cell) for cell in whole.index], int)
-    return Cells(layers, whole.to_numpy(float))
+    layers = np.array([list(cell) for cell in complete.index], int)
+    return Cells(layers, complete.to_numpy(float))
 
 
-def _judged(cells: Cells, pick: Pick) -> dict[str, Any]:
+def _regret_of(cells: Cells, pick: Pick) -> dict[str, Any]:
     wanted = np.array([NONE if layer is None else layer for layer in pick])
     same_kind = ((cells.layers == NONE) == (wanted == NONE)).all(1)
     layers, scores = cells.layers[same_kind], cells.scores[same_kind]
@@ -168,10 +210,9 @@ def _no_cell(cells: Cells, *picks: Pick) -> str:
     kinds = {tuple(layer is None for layer in pick) for pick in picks}
     there = [str(_pick(cell)) for cell in cells.layers if tuple(cell == NONE) in kinds]
     shown = ", ".join(there[:SHOWN]) + (" ..." if len(there) > SHOWN else "")
-    wanted = ", ".join(map(str, picks))
     return (
-        f"the grid has no complete cell (text, visual) {wanted}; of its kind it has "
-        f"{shown or 'no cell'}"
+        f"the grid has no complete cell (text, visual) {', '.join(map(str, picks))}; of this kind "
+        f"it has {shown or 'no cell'}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The curves that rules look at, out of the tables of the analyses: examples by layers."""
+"""Evidence for the rules: curves over the layers, per example, from the tables of the analyses."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from attrib.results import Result, tidy
 from attrib.selection.same_source import shared_source
 
 Curve = Float[np.ndarray, "example layer"]
-# By the first word of a curve's name, the command that makes it.
+# The command that computes a curve, by the first word of the curve's name.
 COMMANDS = {
     "contributions": "attrib contributions",
     "noise": "attrib sweep --modality {of}",
@@ -27,17 +27,17 @@ SHARES = ("follows", "stays", "pointing")  # curves that are 0 or 1 for an examp
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of one model on one dataset.
+    """The curves of one model on one dataset.
 
     Attributes:
         curves: by name; the rows are those of `examples`, NaN where a table has no value. Names:
             "contributions attn", "contributions mlp" and "contributions" (their sum); "noise text",
             "noise visual" (area under the divergence over sigma); "follows SPAN", "stays SPAN";
             "attention text", "attention visual" (share of the last prompt token's attention);
-            "pointing visual" (the hottest patch lies on the object asked about).
-        examples: names of the examples of all tables, in alphabetical order.
+            "pointing visual" (the hottest patch lies on the queried object).
+        examples: ids of the examples of all tables, in alphabetical order.
         num_layers: of the model.
-        provenance: the model, the data, and per table its options and seed.
+        provenance: the model, the data, and options and seed of each table.
     """
 
     curves: Mapping[str, Curve]
@@ -47,18 +47,18 @@ class Evidence:
 
 
 def gather(results: Iterable[Result] | Mapping[str, Result]) -> Evidence:
-    """The curves of several tables; tables without a curve for any rule are passed over.
+    """Collect the curves of several results; results without a curve for any rule are ignored.
 
-    Of two sweeps over text, the one that spares the last prompt token counts: an editor does not
-    write there. Else the last of two tables of one analysis counts.
+    Of two sweeps over text, the one that excludes the last prompt token is used, since editors do
+    not write there; otherwise the last of two results of one analysis.
 
     Raises:
-        AttribError: no table has a curve, or two are of different models or data.
+        AttribError: No result has a curve, or two are of different models or data.
     """
     tables = list(results.values() if isinstance(results, Mapping) else results)
-    # Sweeps that spare the last token come last, so that they replace the others.
+    # Sweeps that exclude the last token come last, so that they replace the others.
     used = [table for table in tables if table.analysis in READERS and len(table.frame)]
-    used.sort(key=_spares_last)
+    used.sort(key=_excludes_last)
     if not any(True for table in used for _ in READERS[table.analysis](table)):
         raise AttribError(
             "no evidence to select layers from: run `attrib contributions`, `attrib sweep "
@@ -77,7 +77,7 @@ def gather(results: Iterable[Result] | Mapping[str, Result]) -> Evidence:
 
 
 def command_for(curve: str) -> str:
-    """The command whose table has a curve."""
+    """The command that computes a curve."""
     kind, _, of = curve.partition(" ")
     more = " --spare-last" if curve == "noise text" else ""
     return COMMANDS[kind].format(of=of) + more
@@ -101,7 +101,7 @@ def evidence_table(evidence: Evidence, *, seed: int = 0) -> pd.DataFrame:
 
 def _contributions(result: Result) -> Iterator[tuple[str, Result]]:
     if result.provenance.get("options", {}).get("key") == "wrong":
-        return  # the control: it is about answers in general
+        return  # a control, not evidence about the answer
     for module in ("attn", "mlp"):
         yield f"contributions {module}", result.where(module=module)
 
@@ -138,7 +138,7 @@ READERS = {
 
 
 def _area(result: Result) -> Result:
-    """The mean over sigma from 0 to the largest, by trapezoids; no noise moves nothing."""
+    """The mean over sigma from 0 to the largest, by trapezoids; the divergence at 0 is 0."""
     groups, values = result.matrix(["layer", "sigma"])
     sigmas = np.unique(np.asarray(groups["sigma"], float))
     layers = np.unique(np.asarray(groups["layer"], int))
@@ -152,7 +152,7 @@ def _area(result: Result) -> Result:
 
 
 def _aligned(result: Result, examples: tuple[str, ...], num_layers: int) -> Curve:
-    """A table's mean value per example and layer, at the rows of all examples."""
+    """Mean value per example and layer; rows are those of all examples, NaN where missing."""
     groups, values = result.matrix(["layer"])
     at = {name: i for i, name in enumerate(examples)}
     full = np.full((len(examples), num_layers), np.nan)
@@ -162,7 +162,7 @@ def _aligned(result: Result, examples: tuple[str, ...], num_layers: int) -> Curv
 
 
 def _examples(result: Result) -> list[str]:
-    """The names that belong to the rows of the result's matrix."""
+    """The ids of the rows of the result's matrix."""
     return [str(name) for name in dict.fromkeys(result.frame["example"])]
 
 
@@ -173,8 +173,9 @@ def _with_sum(curves: dict[str, Curve]) -> dict[str, Curve]:
     return {**curves, "contributions": parts[0] + parts[1]}
 
 
-def _spares_last(result: Result) -> bool:
-    return bool(result.provenance.get("options", {}).get("spare_last"))
+def _excludes_last(result: Result) -> bool:
+    options = result.provenance.get("options", {})
+    return bool(options.get("exclude_last", options.get("spare_last")))  # the older name
 
 
 def _layers_seen(results: Iterable[Result]) -> int:

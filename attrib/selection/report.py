@@ -20,16 +20,16 @@ LAYOUT = "attrib layers 1"
 
 @dataclass(frozen=True)
 class Choice:
-    """What one rule says about one modality.
+    """The choice of one rule for one modality.
 
     Attributes:
         layer: the best layer, counted from 0; an edit there writes the layer's output.
-        scores: per layer, higher is better; None where the rule cannot say.
-        shares: per layer, in how many of the bootstrap draws it is the best; together 1.
+        scores: per layer, higher is better; None where the rule does not apply.
+        shares: per layer, in which share of the bootstrap draws it is the best.
         low: lower end of the 95 % interval of the best layer.
         high: its upper end.
-        examples: how many examples the rule rests on.
-        weights: of the rules that have a say in the consensus.
+        examples: number of examples.
+        weights: of the voting rules, for the consensus.
     """
 
     layer: int
@@ -48,23 +48,23 @@ class Choice:
 
     @property
     def share(self) -> float:
-        """In how many of the bootstrap draws the chosen layer is the best."""
+        """In which share of the bootstrap draws the chosen layer is the best."""
         return self.shares[self.layer]
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """The layers to edit, and what speaks for them.
+    """The layers to edit, and the evidence for them.
 
     Attributes:
-        layers: "text" and "visual", each with the chosen layers, best first; an empty list where
-            nothing could be said.
+        layers: the chosen layers of "text" and "visual", best first; empty if no layer could be
+            chosen.
         rule: the rule that chose.
-        choices: per modality, what each rule says.
-        agreement: per modality, how far apart the voting rules are.
+        choices: per modality, the choice of each rule.
+        agreement: per modality, the agreement of the voting rules.
         left_out: rules that could not be computed, and why.
         num_layers: of the model.
-        meanings: of the rules' scores, in words.
+        meanings: descriptions of the rules' scores.
         provenance: model, data, tables with their options, versions, seed.
     """
 
@@ -83,17 +83,17 @@ class LayerReport:
         return dict(self.provenance.get("model", {}))
 
     def check(self, vlm: "VLM") -> None:
-        """Raise AttribError, naming both models, if the layers are another model's."""
-        here = model_of(vlm)
-        if self.num_layers != vlm.num_layers or not same_model(self.model, here):
-            there = {**self.model, "layers": self.num_layers}
+        """Raise AttribError, naming both models, if the layers are of another model."""
+        given = model_of(vlm)
+        if self.num_layers != vlm.num_layers or not same_model(self.model, given):
+            own = {**self.model, "layers": self.num_layers}
             raise AttribError(
-                f"these layers were selected for {named(there)}, the model is {named(here)}: run "
+                f"these layers were selected for {named(own)}, the model is {named(given)}: run "
                 f"`attrib select --model {vlm.name}`"
             )
 
     def scores(self) -> pd.DataFrame:
-        """Columns modality, evidence (the rule), layer, value (its score) and share of draws."""
+        """Columns modality, evidence (the rule), layer, value (its score) and share (of draws)."""
         rows = [
             (modality, rule, layer, score, choice.shares[layer])
             for modality, rules in self.choices.items()
@@ -104,7 +104,7 @@ class LayerReport:
         return pd.DataFrame(rows, columns=["modality", "evidence", "layer", "value", "share"])
 
     def save(self, path: str | Path) -> Path:
-        """Write the report as JSON, whole or not at all."""
+        """Write the report as JSON, atomically."""
         plain = asdict(self)
         for modality, rules in self.choices.items():
             for rule, choice in rules.items():
@@ -117,7 +117,7 @@ class LayerReport:
         """The report that `save` wrote to `path`.
 
         Raises:
-            AttribError: there is no such file, or it is no report.
+            AttribError: There is no such file, or it is not a layer report.
         """
         try:
             plain = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ class LayerReport:
         except OSError as error:
             raise AttribError(f"{path}: {error.strerror}; `attrib select` writes one") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AttribError(f"{path}: no file of layers that attrib saved") from error
+            raise AttribError(f"{path}: not a layers.json that `attrib select` wrote") from error
 
     def __str__(self) -> str:
         parts = [f"layers of {named(self.model)} by {self.rule}: {_shown(self.layers)}"]

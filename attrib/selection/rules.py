@@ -1,38 +1,34 @@
-"""The rules: what each says about writing at a layer, as scores; higher is a better place.
+"""Rules that score every layer as a place to edit, from curves over the layers.
 
-Every rule maps mean curves over the layers to scores, for many bootstrap draws at once. A score of
-0 or less says that nothing speaks for a layer; NaN that the rule cannot say, as for the last layer.
+A rule maps mean curves to scores, for many bootstrap draws at once; a higher score is a better
+layer. A score of 0 or less means that there is no evidence for the layer, NaN that the rule does
+not apply, as to the last layer.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
-Modality = Literal["text", "visual"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
-RuleName = Literal[
-    "consensus", "onset", "sensitivity", "patching",
-    "onset-attn", "onset-mlp", "reach", "attention", "pointing",
-]  # fmt: skip
+from attrib.vocabulary import Modality, RuleName
+
 Draws = Float[np.ndarray, "draw layer"]
-# Less than a thousandth of a rule's best counts as nothing. Sensitivity spans that much: with a
-# hundredth, layers where noise hardly matters passed for layers where it matters little (LOG.md).
+# Smallest share of a rule's highest score. Sensitivity spans three powers of ten: with a hundredth,
+# layers that are insensitive to noise passed for weakly sensitive (LOG.md).
 FLOOR = 0.001
-ROUNDING = 1e-12  # relative size of differences that are none
+ROUNDING = 1e-12  # relative size of differences that are rounding errors
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to score layers.
+    """A rule.
 
     Attributes:
-        description: what a score is, in words.
-        curves: per modality, the curves it looks at.
-        score: maps them, in this order, to scores.
-        votes: whether it has a say in the consensus.
+        description: of its score.
+        curves: per modality, the names of the curves that it uses.
+        score: maps the curves, in this order, to scores.
+        votes: whether it is part of the consensus.
     """
 
     description: str
@@ -42,12 +38,11 @@ class Rule:
 
 
 def step_score(curve: Draws) -> Draws:
-    """How well a step up right behind layer l describes a curve: in [-1, 1], negative for a fall.
+    """How well a step up right after layer l fits a curve, in [-1, 1]; negative for a step down.
 
-    The share of the curve's variance over the layers that two means explain, one of layers 0 to l
-    and one of layers l + 1 and up. Its highest value is the least-squares change point of two
-    constant segments, exact because every break point is tried; VisEdit inserts "before the
-    high-contribution layer", which is the first one behind the break.
+    The share of the curve's variance over layers that is explained by two means, of layers 0 to l
+    and of layers l + 1 and up. Its maximum is the least-squares change point of two constant
+    segments. VisEdit inserts "before the high-contribution layer", the first one after the step.
     """
     num = curve.shape[1]
     before = np.arange(1, num)
@@ -57,46 +52,44 @@ def step_score(curve: Draws) -> Draws:
     total = ((curve - curve.mean(1, keepdims=True)) ** 2).sum(1, keepdims=True)
     flat = total <= ROUNDING * (curve**2).sum(1, keepdims=True)
     between = before * (num - before) / num * (high - low) ** 2 * np.sign(high - low)
-    share = np.where(flat, 0.0, between / np.where(flat, 1.0, total))
-    return _but_last(share)
+    return _append_nan(np.where(flat, 0.0, between / np.where(flat, 1.0, total)))
 
 
 def same_layer(curve: Draws) -> Draws:
-    """The curve itself: it came from writing at the output of layer l."""
-    return _but_last(curve[:, :-1])
+    """The curve's value at layer l, for curves measured by writing at the output of layer l."""
+    return _append_nan(curve[:, :-1])
 
 
 def next_layer(curve: Draws) -> Draws:
-    """The curve one layer on: it is about what layer l + 1 reads."""
-    return _but_last(curve[:, 1:])
+    """The curve's value at layer l + 1, for curves about what a layer reads."""
+    return _append_nan(curve[:, 1:])
 
 
-def crossover(holds: Draws, gone: Draws) -> Draws:
-    """The share for which it holds at layer l, times the share for which it is gone at l + 1.
+def crossover(before: Draws, after: Draws) -> Draws:
+    """Value of the falling curve at layer l times value of the rising curve at layer l + 1.
 
-    Highest where the two curves cross: with a step it is 1 at the last layer before it and 0
-    elsewhere.
+    Highest where the curves cross; for step functions 1 at the last layer before the step, else 0.
     """
-    return _but_last(holds[:, :-1] * gone[:, 1:])
+    return _append_nan(before[:, :-1] * after[:, 1:])
 
 
 RULES: dict[RuleName, Rule] = {
     "onset": Rule(
-        "how well a step up of attention's and MLP's contributions behind the layer fits (VisEdit)",
+        "fit of a step up of attention's and MLP's contributions after the layer (VisEdit)",
         {"text": ("contributions",), "visual": ("contributions",)},
         step_score,
         votes=True,
     ),
     "sensitivity": Rule(
-        "KL divergence of the output under noise on the modality in the layer, mean over the "
-        "sizes of noise (DualEdit)",
+        "KL divergence of the output under noise on the modality in the layer, mean over noise "
+        "levels (DualEdit)",
         {"text": ("noise text",), "visual": ("noise visual",)},
         same_layer,
         votes=True,
     ),
     "patching": Rule(
-        "whether the answer passes between the layer and the next: away from the visual tokens, "
-        "or for text into the last prompt token",
+        "whether the answer moves between the layer and the next: out of the visual tokens, or for "
+        "text into the last prompt token",
         {"text": ("stays last", "follows last"), "visual": ("follows visual", "stays visual")},
         crossover,
         votes=True,
@@ -112,8 +105,8 @@ RULES: dict[RuleName, Rule] = {
         step_score,
     ),
     "reach": Rule(
-        "how often the answer can still be changed there: it follows another image's visual "
-        "states, or for text is not yet in the last prompt token",
+        "share of answers that can still be changed at the layer: they follow another image's "
+        "visual states, or for text are not yet in the last prompt token",
         {"text": ("stays last",), "visual": ("follows visual",)},
         same_layer,
     ),
@@ -123,37 +116,38 @@ RULES: dict[RuleName, Rule] = {
         next_layer,
     ),
     "pointing": Rule(
-        "how often the next layer's heatmap points at the object asked about",
+        "share of questions for which the next layer's heatmap points at the queried object",
         {"visual": ("pointing visual",)},
         next_layer,
     ),
 }
 CONSENSUS_RULES: tuple[RuleName, ...] = tuple(name for name, rule in RULES.items() if rule.votes)
 CONSENSUS = (
-    "weighted geometric mean of the voting rules' scores, each divided by its highest (a "
-    "thousandth at least). A product, because a good layer is good by every rule: ranks of rules "
-    "that rise and fall with depth would cancel out, and a rule that is the same everywhere has no "
-    "say. A rule's weight is 1 minus the variance of its scores between draws of examples over "
-    "their variance between layers, 0 at least: what chance decides has no say either"
+    "weighted geometric mean of the voting rules' scores, each divided by its highest (at least a "
+    "thousandth). A product, so that a layer must score well under every rule; ranks of rules that "
+    "rise and fall with depth would cancel out. Rules are weighted by how consistent their scores "
+    "are across samples: a weight is 1 minus the variance of the scores between bootstrap samples "
+    "over their variance between layers, at least 0"
 )
 
 
 def consensus(scores: Mapping[str, Draws]) -> tuple[Draws, dict[str, float]]:
-    """The rules' scores as one, and the weight of each rule; the first draw is the data itself.
+    """Combine the rules' scores; also returns the weight of each rule.
 
-    See `CONSENSUS` for how and why. Layers that one of the rules cannot score have none.
+    The first draw must be the data itself. See `CONSENSUS` for the definition. Layers that one of
+    the rules cannot score are NaN.
     """
     shares = {name: relative(values) for name, values in scores.items()}
     weights = {name: reliability(values) for name, values in shares.items()}
     total = sum(weights.values())
-    # Where all are noise, none is better than another.
-    even = {name: weight / total if total else 1 / len(weights) for name, weight in weights.items()}
-    logs = [even[name] * np.log(np.maximum(shares[name], FLOOR)) for name in shares]
+    # Equal weights if all scores are noise.
+    scaled = {name: w / total if total else 1 / len(weights) for name, w in weights.items()}
+    logs = [scaled[name] * np.log(np.maximum(shares[name], FLOOR)) for name in shares]
     return np.exp(sum(logs[1:], start=logs[0])), weights
 
 
 def relative(scores: Draws) -> Draws:
-    """Scores over the highest of their draw; 0 where nothing speaks for any layer."""
+    """Scores divided by the highest of their draw; 0 where no layer has a positive score."""
     top = np.nanmax(np.nan_to_num(scores, nan=-np.inf), axis=1, keepdims=True)
     known = np.isfinite(top) & (top > 0)
     share = np.clip(scores, 0, None) / np.where(known, top, 1.0)
@@ -161,15 +155,16 @@ def relative(scores: Draws) -> Draws:
 
 
 def reliability(scores: Draws) -> float:
-    """In [0, 1]: 1 minus the variance between draws over the variance between layers."""
+    """1 minus the variance between draws over the variance between layers, in [0, 1]."""
     known = np.isfinite(scores).all(0)
     between = scores[0, known].var() if known.any() else 0.0
     if not between > 0:
         return 0.0
-    return (
-        float(max(0.0, 1 - scores[1:, known].var(0).mean() / between)) if len(scores) > 2 else 1.0
-    )
+    if len(scores) <= 2:
+        return 1.0
+    return float(max(0.0, 1 - scores[1:, known].var(0).mean() / between))
 
 
-def _but_last(scores: Float[np.ndarray, "draw but_last"]) -> Draws:
+def _append_nan(scores: Float[np.ndarray, "draw but_last"]) -> Draws:
+    """Add the last layer, to which no rule applies: the last prompt token reads nothing of it."""
     return np.pad(scores, ((0, 0), (0, 1)), constant_values=np.nan)

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attrib.data.samples import EditRequest
@@ -24,7 +25,7 @@ from editors.adapters.edit_signal import (
 )
 
 Modality = Literal["text", "visual"]
-Target = Literal["paper", "published", "gentle"]
+MapperTarget = Literal["paper", "published", "0.1-sigma"]
 Layers = Mapping[str, Sequence[int]]
 
 
@@ -110,12 +111,10 @@ class Site:
         return spans["text"] & ~spans["last"]
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Where adapters write, their sizes, and what they attend to.
+class AdapterOptions(BaseModel):
+    """Sizes of adapters, and what they attend to.
 
     Attributes:
-        layers: The layers whose output is written, by modality, counted from 0.
         d_adapter: Width inside an adapter (both papers: 1024).
         num_heads: Attention heads of an adapter (both papers: 8).
         init: "identity" starts without effect; "published" as in the published code.
@@ -130,34 +129,37 @@ class AdapterConfig:
         mapper: Whether visual adapters have an influence mapper (VisEdit).
         mapper_target: Noise of the heatmaps that supervise the mapper: 3 standard deviations of a
             layer's input ("paper"), 0.7 after its norm ("published", the published code), or 0.1
-            standard deviations ("gentle").
+            standard deviations ("0.1-sigma").
         own_units: Whether adapters standardise every channel over the training edits; the papers
             do not. The name is that of saved settings.
     """
 
-    layers: dict[str, list[int]]
+    model_config = ConfigDict(frozen=True)
+
     d_adapter: int = 1024
     num_heads: int = 8
     init: Init = "identity"
     signal: SignalKind = "site"
     signal_span: SignalSpan = "all"
-    signal_window: int = 1
+    signal_window: int = Field(1, ge=1)
     write_last: bool = False
     mapper: bool = False
-    mapper_target: Target = "paper"
+    mapper_target: MapperTarget = "paper"
     own_units: bool = False
 
-    def build(self, vlm: VLM, seed: int) -> list[Site]:
-        """Return the sites with freshly initialised adapters, in the order in which they write.
+    def build(self, vlm: VLM, layers: Layers, seed: int) -> list[Site]:
+        """Return sites with freshly initialised adapters, in the order in which they write.
+
+        Args:
+            vlm: The model.
+            layers: The layers whose output is written, by modality, counted from 0.
+            seed: Seed of the weights.
 
         Raises:
-            AttribError: A layer that the model does not have, an unknown modality, no layer, or a
-                window below 1.
+            AttribError: A layer that the model does not have, an unknown modality, or no layer.
         """
-        if self.signal_window < 1:
-            raise AttribError(f"signal_window: no {self.signal_window}; expected 1 or more")
-        check_layers(vlm, self.layers)
-        pairs = [(layer, m) for m, layers in self.layers.items() for layer in layers]
+        check_layers(vlm, layers)
+        pairs = [(layer, m) for m, some in layers.items() for layer in some]
         # Of two adapters at one layer, the visual one writes first, as published.
         pairs.sort(key=lambda pair: (pair[0], pair[1] == "text"))
         with torch.random.fork_rng(devices=[]):

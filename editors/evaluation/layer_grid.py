@@ -25,9 +25,9 @@ from editors.evaluation.layer_grid_scores import Opened, cell_scores, opened
 from editors.gating.gates import NO_GATE, check_gate, load_gate, save_gate
 from editors.gating.training import fit_gate
 from editors.methods.adapter_editor import AdapterEditor
+from editors.methods.adapter_objective import AdapterConfig
 from editors.prefix.cached_dataset import CachedDataset, cache_dataset
-from editors.training.config import Preset
-from editors.training.trainer import Run
+from editors.training.trainer import Trainer
 
 CELL = "cell.json"
 NUM_VALIDATION = 48  # edits that each training is validated on
@@ -106,7 +106,7 @@ def grid(
     test: Sequence[EditSample],
     wanted: Sequence[Cell],
     out: str | Path,
-    preset: Preset,
+    config: AdapterConfig,
     log: Callable[[str], None],
     gate: str = NO_GATE,
     inputs: GridInputs | None = None,
@@ -120,7 +120,7 @@ def grid(
         test: Edits to score on.
         wanted: The cells.
         out: Folder of the cells.
-        preset: Settings of adapters and training; the seed is the cell's.
+        config: Options of the adapters and of their training; the seed is the cell's.
         log: Receives one line per cell.
         gate: One of `editors.gating.gates.GATES`, fitted once to `samples` for all cells; cells are
             scored with it and without a gate.
@@ -137,10 +137,7 @@ def grid(
         raise AttribError("grid: no cells; give layers")
     for cell in wanted:
         check_layers(vlm, cell.layers)
-    preset = preset.changed(
-        **{k: v for k, v in editor.defaults.items() if k not in preset.adapters}
-    )
-    identity = _identity(editor, vlm, samples, test, preset)
+    identity = _identity(editor, vlm, samples, test, config)
     folders = [Path(out) / cell.name for cell in wanted]
     check_gate(gate)
     missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity, gate)]
@@ -148,7 +145,7 @@ def grid(
         gates = {} if gate == NO_GATE else {gate: _opened(vlm, samples, test, gate, Path(out))}
         layers = sorted({layer for cell in missing for layer in cell.all_layers})
         inputs = inputs or GridInputs.of(vlm, samples, test, layers)
-        trainer = _CellTrainer(editor, vlm, preset, inputs, gates)
+        trainer = _CellTrainer(editor, vlm, config, inputs, gates)
         for done, cell in enumerate(missing):
             record = trainer.score(cell, Path(out) / cell.name, identity)
             avg = record["scores"][gate]["avg"]
@@ -168,26 +165,25 @@ class _CellTrainer:
 
     editor: type[AdapterEditor]
     vlm: VLM
-    preset: Preset
+    config: AdapterConfig
     inputs: GridInputs
     gates: Mapping[str, Opened]
 
     def score(self, cell: Cell, out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         """Train one cell, unless it is trained, and write its scores."""
-        preset = self.preset.changed(seed=cell.seed)
-        adapters = preset.adapters_at(cell.layers)
-        sites = adapters.build(self.vlm, cell.seed)
+        config = self.config.changed(seed=cell.seed)
+        sites = config.build(self.vlm, cell.layers, cell.seed)
         few, _ = self.inputs.test.split(NUM_VALIDATION)
         objective = self.editor.objective(
-            self.vlm, adapters, sites, preset.weights, self.inputs.data, few, self.inputs.samples
+            self.vlm, config, sites, self.inputs.data, few, self.inputs.samples
         )
-        progress = Run(objective, preset.training, out, identity, lambda _line: None).train()
+        state = Trainer(objective, config, out, identity, lambda _line: None).train()
         scores = cell_scores(objective, self.inputs.test, self.gates)
         record = {
             "identity": identity,
             "cell": asdict(cell),
             "scores": scores,
-            "seconds": progress.seconds,
+            "seconds": state.seconds,
         }
         write_text(out / CELL, json.dumps(record, indent=1))
         return record
@@ -223,14 +219,14 @@ def _identity(
     vlm: VLM,
     samples: Sequence[EditSample],
     test: Sequence[EditSample],
-    preset: Preset,
+    config: AdapterConfig,
 ) -> dict[str, Any]:
     about = {
         "editor": editor.name,
         "model": fingerprint(vlm),
-        "training": {k: v for k, v in asdict(preset.training).items() if k != "seed"},
-        "adapters": dict(preset.adapters),
-        "weights": asdict(preset.weights),
+        "training": {k: v for k, v in config.training_options.items() if k != "seed"},
+        "adapters": config.model_dump(exclude_unset=True, include=set(config.settings())),
+        "weights": config.loss_options,
         "samples": [s.id for s in samples],
         "test": [s.id for s in test],
     }

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.analyses.gate_roc import separation
+from attrib.analyses.gate_roc import gate_roc
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
@@ -209,7 +209,7 @@ def open_rates(
     columns = ["auc", "auc_low", "auc_high"]
     if rest.empty:
         return shares.assign(**dict.fromkeys(columns, float("nan")))
-    auc = separation(Result("gate", rest, provenance), resamples=resamples)
+    auc = gate_roc(Result("gate", rest, provenance), resamples=resamples)
     return shares.merge(auc[["relation", *columns]], "left", "relation")
 
 

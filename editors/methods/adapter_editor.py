@@ -1,10 +1,8 @@
 """Editors that write hidden states through adapters: what VisEdit and DualEdit share."""
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,142 +11,104 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import AttribError, SetupError
+from attrib.errors import AttribError
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import signal_layers
+from editors.adapters.edit_signal import EMBED, EditSignal, signal_layers
 from editors.adapters.router import HiddenEdit
-from editors.adapters.sites import AdapterConfig, Gate, MemoryEntry, Site
-from editors.base import Edit
+from editors.adapters.sites import Gate, MemoryEntry, Site
+from editors.base import Edit, encode_requests
 from editors.gating.gates import NO_GATE, CosineGate, LearnedGate, check_gate, load_gate, save_gate
 from editors.gating.training import fit_gate
-from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
-from editors.methods.adapter_objective import AdapterObjective, trained_roles
-from editors.methods.memorizing import encode_edit
+from editors.methods.adapter_objective import (
+    AdapterConfig,
+    AdapterObjective,
+    adapters_of,
+    trained_roles,
+)
 from editors.prefix.cached_dataset import CachedDataset
 from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
-from editors.training.config import Preset, preset_for
-from editors.training.held_out import held_out as split_off
-from editors.training.losses import Weights
-from editors.training.run import EditorTraining
-from editors.training.watching import tensorboard as open_tensorboard
+from editors.training.config import EditorConfig
+from editors.training.editor import TrainableEditor
+from editors.training.run import TrainingJob
 
-logger = logging.getLogger("attrib")
 ADAPTERS, GATE = "adapters.safetensors", "gate"
 
 Made = TypeVar("Made", bound="AdapterEditor")
 
 
-@dataclass(frozen=True, eq=False)
-class AdapterEditor:
-    """Adapters at layers of one model, trained to serve any edit that they are shown.
+@dataclass(frozen=True, eq=False, repr=False)
+class AdapterEditor(TrainableEditor):
+    """Adapters at layers of one model, trained to apply any edit that they are given.
 
     Attributes:
-        vlm: The model they were trained for.
-        adapters: Where they are, and their sizes.
-        sites: The adapters themselves.
-        gate: Decides which inputs are served; None serves all.
-        trained: How they were trained: data, steps, loss; JSON.
+        layers: The layers whose output they write, by modality, counted from 0.
+        sites: The adapters.
+        gate: Decides which inputs an edit applies to; None applies it to all.
     """
 
-    name: ClassVar[str]
     needs_layers: ClassVar[bool] = True
-    is_trained: ClassVar[bool] = True
+    takes_gate: ClassVar[bool] = True
+    config_class: ClassVar[type[EditorConfig]] = AdapterConfig
     modalities: ClassVar[tuple[str, ...]]
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    own_gate: ClassVar[str] = NO_GATE
+    default_gate: ClassVar[str] = NO_GATE
 
-    vlm: VLM
-    adapters: AdapterConfig
+    layers: Mapping[str, Sequence[int]]
     sites: Sequence[Site]
     gate: Gate | None = None
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def train(
-        cls: "type[Made]",
-        vlm: VLM,
-        samples: Sequence[EditSample],
-        *,
-        layers: Mapping[str, Sequence[int]] | Any,
-        out: str | Path,
-        validation: Sequence[EditSample] | None = None,
-        gate: str | None = None,
-        preset: str | Preset = "auto",
-        tensorboard: bool = False,
-        keep: bool | None = None,
-        **changes: Any,
-    ) -> "Made":
-        """Train adapters at `layers`; in the folder `out`, from where an interrupted run goes on.
-
-        Args:
-            vlm: The model; it stays frozen.
-            samples: Edits to train on.
-            layers: By modality the layers to write ({"text": [4], "visual": [2]}), or a
-                `LayerReport`; modalities that this editor does not write are left out.
-            out: Folder of checkpoints and of the trained editor.
-            validation: Edits by which the best weights are picked; by default the last 5 % of
-                `samples` (at most 100), which are then not trained on.
-            gate: What decides which inputs are served: "none", "prompt_last", "sequence_last" (as
-                published; reads the answer) or "learned"; by default the editor's own.
-            preset: "published", "embedded", "embedded_phrases" (answers of many words), or "auto":
-                by the size of the model and the length of the answers.
-            tensorboard: Whether to write the curves for TensorBoard as well, into `out`.
-            keep: Whether the states of all inputs at the first layer written are kept, which spares
-                every step the layers before; by default where memory allows.
-            changes: Settings other than the preset's: of `Training`, `Adapters` or `Weights`.
-
-        Raises:
-            AttribError: Layers that the model does not have, no samples, another run in `out`, a
-                loss that is not finite.
-        """
-        chosen = {m: list(some) for m, some in _by_modality(layers).items() if m in cls.modalities}
-        gate = cls.own_gate if gate is None else gate
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
+        vlm, config = job.vlm, job.config
+        gate = cls.default_gate if job.gate is None else job.gate
         check_gate(gate)
-        settings = preset_for(vlm, preset, samples, **{**cls.defaults, **changes})
-        adapters = settings.adapters_at(chosen)
-        sites = adapters.build(vlm, settings.training.seed)
-        kept, held = split_off(samples, validation)
-        layers_written = [site.layer for site in sites]
-        data, held_out = cached_or_streamed(
+        by_modality = getattr(job.layers, "layers", job.layers) or {}
+        layers = {m: list(some) for m, some in by_modality.items() if m in cls.modalities}
+        sites = config.build(vlm, layers, config.seed)
+        train, held_out = job.split
+        written = [site.layer for site in sites]
+        data, validation = cached_or_streamed(
             vlm,
-            kept,
-            held,
-            first=[min(layers_written)],
-            signals=signal_layers(adapters.signal, layers_written),
-            roles=trained_roles(settings.weights, sites),
-            keep=keep,
+            train,
+            held_out,
+            first=[min(written)],
+            signals=signal_layers(config.signal, written),
+            roles=cls.needed_roles(config, sites),
+            keep=job.keep,
         )
-        objective = cls.objective(vlm, adapters, sites, settings.weights, data, held_out, kept)
-        given = (settings.training, settings.weights, kept, held, Path(out), {"adapters": adapters})
-        fitting = EditorTraining(cls.name, vlm, *given)
-        with open_tensorboard(Path(out)) if tensorboard else nullcontext() as watch:
-            trained = fitting.run(objective, watch)
+        objective = cls.objective(vlm, config, sites, data, validation, train)
+        trained = job.fit(objective, adapters={"layers": layers, **config.settings()})
         with torch.enable_grad():
-            fitted = fit_gate(gate, vlm, kept, min(layers_written))
-        return fitting.saved(cls(vlm, adapters, sites, fitted, trained))
+            fitted = fit_gate(gate, vlm, train, min(written))
+        return cls(vlm, config, layers, sites, fitted, trained=trained)
+
+    @classmethod
+    def needed_roles(cls: "type[Made]", config: AdapterConfig, sites: Sequence[Site]) -> list[str]:
+        """The kinds of input that training reads; edits are made of the request's states."""
+        return list(dict.fromkeys(["request", *trained_roles(config, sites)]))
 
     @classmethod
     def objective(
         cls,
         vlm: VLM,
-        adapters: AdapterConfig,
+        config: AdapterConfig,
         sites: Sequence[Site],
-        weights: Weights,
         data: CachedDataset | StreamedDataset,
         held_out: CachedDataset,
         samples: Sequence[EditSample],
     ) -> AdapterObjective:
-        """What is minimised on `data`, the inputs of `samples`."""
-        del samples  # an editor that needs more than inputs and answers makes it from them
-        return AdapterObjective(vlm, sites, data, held_out, weights, adapters)
+        """The loss on `data`, the inputs of `samples`."""
+        del samples  # needed by editors whose loss is not on inputs and answers alone
+        return AdapterObjective(vlm, data, held_out, config, sites)
 
     @property
     def module(self) -> nn.ModuleDict:
         """All adapters, by the key of their site."""
-        return nn.ModuleDict({site.key: site.adapter for site in self.sites})
+        return adapters_of(self.sites)
 
-    def with_gate(self: "Made", gate: Gate | None) -> "Made":
+    def with_gate(self, gate: Gate | None) -> "Made":
         """The same adapters behind another gate."""
         deepest = max(gate.layers, default=-1) if gate is not None else -1
         first = min(site.layer for site in self.sites)
@@ -160,52 +120,58 @@ class AdapterEditor:
         return replace(self, gate=gate)
 
     def edit(self, vlm: VLM, request: EditRequest) -> HiddenEdit:
-        """The edit that serves a request: one forward pass over its image, prompt and target."""
-        return HiddenEdit(
-            self.sites, [encode_edit(vlm, self.adapters, self.sites, self.gate, request)], self.gate
+        """Encode a request: one forward pass over its image, prompt and target."""
+        return self.from_memories([self._encode(vlm, request)])
+
+    @torch.no_grad()
+    def _encode(self, vlm: VLM, request: EditRequest) -> MemoryEntry:
+        batch, gate = encode_requests(vlm, [request]), self.gate
+        layers = {site.layer for site in self.sites} | set(() if gate is None else gate.layers)
+        with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
+            vlm.logits(batch)
+        hidden[EMBED] = captured.embed
+        of_edit = {layer: h[0] for layer, h in hidden.items()}
+        last = int(batch["last"][0].int().argmax())
+        signals = {}
+        for site in self.sites:
+            signal = self.config.signal_at(site.layer, of_edit, last)
+            signals[site.key] = EditSignal(signal.states.clone(), signal.last.clone())
+        features = (
+            {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
         )
+        return MemoryEntry(request, signals, features)
 
     def merge(self, edits: Sequence[Edit]) -> HiddenEdit:
-        """Several edits at once: each input is served the nearest one, or none."""
+        """Several edits as one: the nearest edit, or none, applies to each input."""
         return self.from_memories([m for edit in edits for m in getattr(edit, "memories", ())])
 
     def from_memories(self, memories: Sequence[MemoryEntry]) -> HiddenEdit:
-        """The edit of which these memories are kept."""
+        """The edit of encoded requests."""
         return HiddenEdit(self.sites, memories, self.gate)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What was trained: edits are of no use without just these."""
+        """The trained tensors, to which its edits belong."""
         return self.module.state_dict()
 
-    def save(self, path: str | Path) -> None:
-        """Write the adapters as safetensors, and all about them as JSON."""
-        path = Path(path)
-        about = {"adapters": asdict(self.adapters), "trained": self.trained}
-        write_record(path, self.name, self.vlm, about)
-        save_tensors(path / ADAPTERS, self.module.state_dict())
+    def _record(self) -> dict[str, Any]:
+        return {"adapters": {"layers": dict(self.layers), **self.config.settings()}}
+
+    def _save_tensors(self, path: Path) -> None:
+        save_tensors(path / ADAPTERS, self.tensors)
         if isinstance(self.gate, CosineGate | LearnedGate):
             save_gate(path / GATE, self.gate)
         else:
             shutil.rmtree(path / GATE, ignore_errors=True)  # of an earlier training into the folder
 
     @classmethod
-    def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":
-        """The editor in a folder.
-
-        Raises:
-            SetupError: There is none, or it was trained for another model or is another editor.
-        """
-        path = Path(path)
-        record = read_record(path, cls.name, vlm)
-        try:
-            adapters = AdapterConfig(**record["adapters"])
-            editor = cls(vlm, adapters, adapters.build(vlm, seed=0), None, record["trained"])
-            editor.module.load_state_dict(load_file(path / ADAPTERS))
-        except (OSError, TypeError, RuntimeError) as error:
-            raise SetupError(f"{path}: not whole, or of another version: {error}") from error
+    def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
+        options = dict(record["adapters"])
+        layers = options.pop("layers")
+        config = cls.config_class.from_record({**record, "settings": options})
+        assert isinstance(config, AdapterConfig)
+        editor = cls(
+            vlm, config, layers, config.build(vlm, layers, 0), None, trained=record["trained"]
+        )
+        editor.module.load_state_dict(load_file(path / ADAPTERS))
         return editor.with_gate(load_gate(path / GATE)) if (path / GATE).exists() else editor
-
-
-def _by_modality(layers: Any) -> Mapping[str, Sequence[int]]:
-    return layers if isinstance(layers, Mapping) else layers.layers

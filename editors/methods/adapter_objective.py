@@ -1,159 +1,160 @@
-"""What adapters are trained on: edited passes from the first site on, against their answers."""
+"""Options, presets and objective of editors with adapters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attrib.model.batch import IGNORE_INDEX
+from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
+from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import EditSignal, EditSignalBatch, pad_signals
-from editors.adapters.sites import AdapterConfig, Site
+from editors.adapters.sites import AdapterOptions, Site
+from editors.methods.objective import EditObjective
 from editors.prefix.cached_dataset import CachedDataset, PrefixRows
 from editors.prefix.states import Intervention, PrefixStates, collate
-from editors.prefix.streamed_dataset import StreamedDataset
-from editors.training.losses import ROLES, Weights, agreement, answer_losses, asked_roles
+from editors.training.config import SMALL_MODEL, TrainingConfig, has_phrases
 
-Tokens = dict[str, Tensor]
+MapperTerm = Literal["mapper_up", "mapper_down", "mapper_attribution"]
+EMBEDDED = {
+    **SMALL_MODEL,
+    "steps": 400,
+    "batch_size": 16,
+    "learning_rate": 2e-2,
+    "clip": 5.0,
+    "d_adapter": 128,
+    "num_heads": 8,
+    "own_units": True,
+    "signal": "both",  # embeddings know the words best, states their order: see LOG.md
+    "signal_span": "answer",
+}
 
 
-class AdapterObjective:
-    """The loss of adapters on edits (VisEdit Eqs. 13-15, DualEdit App. A).
+class AdapterConfig(TrainingConfig, AdapterOptions):
+    """Options of editors with adapters; see the base classes.
 
-    Args:
-        vlm: The frozen model.
-        sites: The adapters.
-        data: Inputs to train on, run up to the first site.
-        held_out: Inputs to validate on.
-        weights: Of the parts of the loss.
-        adapters: What the adapters are, and what they attend to.
-        batch_size: Edits in a pass over held-out data.
+    Attributes:
+        influence: Weight of the influence mapper's terms (VisEdit's code: 0.1, the paper: 1).
+        mapper_terms: Which of its terms the loss has.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        sites: Sequence[Site],
-        data: CachedDataset | StreamedDataset,
-        held_out: CachedDataset,
-        weights: Weights,
-        adapters: AdapterConfig,
-        batch_size: int = 16,
-    ):
-        self.vlm, self.sites, self.data, self.held_out = vlm, sites, data, held_out
-        self.weights, self.batch_size = weights, batch_size
-        self.adapters = adapters
-        self.first = min(site.layer for site in sites)
-        self.module = nn.ModuleDict({site.key: site.adapter for site in sites})
-        self.roles = trained_roles(weights, sites)
-        if adapters.own_units:
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "embedded": EMBEDDED,
+        # No single word shows which words of a phrase belong together, hence the window. An edit
+        # over a whole scene cannot spare other questions, which is left to the gate. At the rate
+        # for single words adapters confuse phrases even after 1,000 steps: see LOG.md.
+        "embedded_phrases": {
+            **EMBEDDED,
+            "steps": 600,
+            "learning_rate": 5e-3,
+            "signal_window": 8,
+            "locality": 0.1,
+        },
+    }
+
+    influence: float = 0.1
+    mapper_terms: tuple[MapperTerm, ...] = ("mapper_up", "mapper_down", "mapper_attribution")
+
+    @classmethod
+    def auto_preset(
+        cls, vlm: VLM, samples: Sequence[EditSample], options: Mapping[str, Any]
+    ) -> str:
+        """As for all editors, but "embedded_phrases" where most answers have many words."""
+        preset = super().auto_preset(vlm, samples, options)
+        return f"{preset}_phrases" if preset == "embedded" and has_phrases(samples) else preset
+
+    @property
+    def trains_mapper(self) -> bool:
+        """Whether the loss has terms of the influence mapper."""
+        return self.mapper and bool(self.mapper_terms)
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The weights of the loss terms, as JSON."""
+        mapper = {"influence": self.influence, "mapper_terms": self.mapper_terms}
+        return super().loss_options | mapper
+
+
+@dataclass(eq=False)
+class AdapterObjective(EditObjective):
+    """The loss of adapters on edits (VisEdit Eqs. 12-15, DualEdit App. A).
+
+    Attributes:
+        sites: The adapters; the inputs are run up to the first one.
+    """
+
+    sites: Sequence[Site]
+
+    def __post_init__(self):
+        self.module = adapters_of(self.sites)
+        self.first = min(site.layer for site in self.sites)
+        if self.config.own_units:
             self._fit_units()
 
     @property
-    def num_items(self) -> int:
-        """Number of edits to train on."""
-        return len(self.data)
+    def roles(self) -> list[str]:
+        """The kinds of input that are trained on."""
+        return trained_roles(self.config, self.sites)
 
-    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
-        """The weighted parts of the loss on some edits."""
-        del rng  # nothing is random here but the edits
-        return answer_losses(**self.tokens(self.data, items), weights=self.weights)
+    def edits(self, data: CachedDataset, items: Sequence[int]) -> list[PrefixStates]:
+        """The edits' own states."""
+        return [data.edits[item] for item in items]
 
-    def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
-        """Which share of the answer tokens of `items` is in `some` of them, by role."""
-        return self.data.shares(some, items, self.roles)
-
-    def validation(self) -> dict[str, float]:
-        """The loss on held-out edits, and per role the share of tokens that are as they should."""
-        parts: dict[str, list[float]] = {}
-        shares: dict[str, list[float]] = {}
-        for start in range(0, len(self.held_out), self.batch_size):
-            items = range(start, min(start + self.batch_size, len(self.held_out)))
-            tokens = self.tokens(self.held_out, items)
-            for name, value in answer_losses(**tokens, weights=self.weights).items():
-                parts.setdefault(name, []).append(value.item())
-            for name, value in agreement(**tokens).items():
-                shares.setdefault(name, []).append(value)
-        loss = sum(float(np.mean(values)) for values in parts.values())
-        return {"loss": loss} | {name: float(np.mean(v)) for name, v in shares.items()}
-
-    def tokens(
-        self,
-        data: CachedDataset | StreamedDataset,
-        items: Sequence[int],
-        roles: Sequence[str] | None = None,
-    ) -> Tokens:
-        """Logits, edited and clean, labels and roles at all answer tokens of some edits.
-
-        Args:
-            data: The inputs.
-            items: Which edits.
-            roles: The kinds of input, by default those that are trained on.
-        """
-        data, items = data.load(items)
-        rows = data.rows(items, self.roles if roles is None else roles)
-        edits = [data.edits[item] for item in items]
-        parts = [self._pass(part, edits) for part in (rows.where(True), rows.where(False))]
-        parts = [part for part in parts if part]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _pass(self, rows: PrefixRows, edits: Sequence[PrefixStates]) -> Tokens:
-        if not rows.inputs:
-            return {}
-        prefixes = collate(rows.inputs, self.first)
+    def logits(
+        self, rows: PrefixRows, edits: Sequence[PrefixStates]
+    ) -> Float[Tensor, "token d_vocab"]:
+        """Logits at the answer tokens of passes with the adapters, row by row."""
+        batch = collate(rows.inputs, self.first)
         interventions: dict[int, list[Intervention]] = {}
         for site in self.sites:
-            at = site.positions(prefixes.spans)
+            at = site.positions(batch.spans)
             if bool(at.any()):
-                signals = self.signals(site, edits, rows.edit_of)
-                interventions.setdefault(site.layer, []).append(_move(site.adapter, at, signals))
-        with torch.no_grad():
-            clean = self.vlm.unembed(torch.cat([q.final for q in rows.inputs]))
-        return {
-            "logits": self.vlm.unembed(prefixes.run(self.vlm, interventions)),
-            "clean": clean,
-            "labels": prefixes.labels[prefixes.labels != IGNORE_INDEX],
-            "roles": asked_roles(prefixes.labels, rows.role_of.to(prefixes.labels.device)),
-        }
+                signals = self.signals(site, edits).rows(rows.edit_of)
+                write = _intervention(site.adapter, at, signals)
+                interventions.setdefault(site.layer, []).append(write)
+        return self.vlm.unembed(batch.run(self.vlm, interventions))
+
+    def signals(self, site: Site, edits: Sequence[PrefixStates]) -> EditSignalBatch:
+        """What the adapter at a site attends to, for each edit."""
+        return pad_signals([self._signal(site, edit) for edit in edits])
+
+    def _signal(self, site: Site, edit: PrefixStates) -> EditSignal:
+        return self.config.signal_at(site.layer, edit.hidden, edit.last)
 
     def _fit_units(self) -> None:
         edits = self.data.sample_edits()
         for site in self.sites:
-            site.adapter.units.fit(torch.cat([q.hidden[site.layer] for q in edits]))
-            shown = [self._signal(site, q).states for q in edits]
-            site.adapter.units_edit.fit(torch.cat(shown))
-
-    def _signal(self, site: Site, edit: PrefixStates) -> EditSignal:
-        return self.adapters.signal_at(site.layer, edit.hidden, edit.last)
-
-    def signals(
-        self, site: Site, edits: Sequence[PrefixStates], edit_of: Int[Tensor, " batch"]
-    ) -> EditSignalBatch:
-        """What the adapter at a site sees, for inputs that belong to the edits `edit_of`."""
-        return pad_signals([self._signal(site, q) for q in edits]).rows(edit_of)
+            site.adapter.units.fit(torch.cat([edit.hidden[site.layer] for edit in edits]))
+            states = [self._signal(site, edit).states for edit in edits]
+            site.adapter.units_edit.fit(torch.cat(states))
 
 
-def trained_roles(weights: Weights, sites: Sequence[Site]) -> list[str]:
-    """The kinds of input that adapters at these sites can change, and are to be trained on."""
-    text = any(site.modality == "text" for site in sites)
-    # An input without an image is nothing to a visual adapter (VisEdit's T-Loc is 100 by design).
-    return [role for role in ROLES if weights.of(role) and (text or role != "text_locality")]
+def adapters_of(sites: Sequence[Site]) -> nn.ModuleDict:
+    """All adapters, by the key of their site."""
+    return nn.ModuleDict({site.key: site.adapter for site in sites})
 
 
-def _move(
-    adapter: Callable[[Tensor, EditSignalBatch], Tensor],
-    at: Bool[Tensor, "batch pos"],
-    signals: EditSignalBatch,
+def trained_roles(config: AdapterConfig, sites: Sequence[Site]) -> list[str]:
+    """The kinds of input with a loss term that adapters at these sites can change."""
+    has_text = any(site.modality == "text" for site in sites)
+    # A visual adapter leaves inputs without an image unchanged (VisEdit's T-Loc is 100 by design).
+    return [role for role in config.roles if has_text or role != "text_locality"]
+
+
+def _intervention(
+    adapter: EditAdapter, at: Bool[Tensor, "batch pos"], signals: EditSignalBatch
 ) -> Intervention:
-    """What writes at the positions of a site, and looks at no more positions than it must."""
+    """Apply an adapter at the positions of a site, on no more columns than these need."""
     columns = at.any(0).nonzero()[:, 0]
     start, stop = int(columns[0]), int(columns[-1]) + 1
 
-    def move(h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def write(h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         some = h[:, start:stop]
         new = torch.where(at[:, start:stop, None], adapter(some, signals), some)
         return torch.cat([h[:, :start], new, h[:, stop:]], 1)
 
-    return move
+    return write

@@ -6,14 +6,14 @@ from typing import ClassVar
 from editors.methods.adapter_editor import AdapterEditor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DualEdit(AdapterEditor):
-    """Text and visual adapters (DualEdit, section 4); one modality alone is its Table 1.
+    """Text and visual adapters (DualEdit, section 4); one modality alone is an ablation (Table 1).
 
-    Trained without the gate, as published. Unlike published, text-only locality is part of the
-    loss, as the paper says (its code leaves it out, and without a gate T-Loc falls).
+    Trained without the gate, as published. Text-only locality is part of the loss, as in the
+    paper; the published code leaves it out, and without a gate T-Loc then falls.
     """
 
     name: ClassVar[str] = "dualedit"
     modalities: ClassVar[tuple[str, ...]] = ("text", "visual")
-    own_gate: ClassVar[str] = "prompt_last"
+    default_gate: ClassVar[str] = "prompt_last"

@@ -1,118 +1,130 @@
-"""Fine-tuning on the request alone: FT-V at the model's visual side, FT-L in its last layer.
+"""Fine-tuning on the request alone: FT-V on the model's visual side, FT-L in its last layer.
 
-The settings are those of the re-implementation that the papers' rows come closest to (AdamW, at
-most 25 steps, no step once the loss is below 0.01); `preset="vlkeb"` has those of the VLKEB
-benchmark for LLaVA (its BLIP-2: steps=15, learning_rate=2e-4). Nothing is trained beforehand.
+The options are those of the re-implementation that comes closest to the papers' rows (AdamW, at
+most 25 steps, none once the loss is below 0.01); `preset="vlkeb"` has those of the VLKEB benchmark
+for LLaVA (its BLIP-2: steps=15, learning_rate=2e-4). Nothing is trained beforehand.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import AttribError, SetupError
+from attrib.data.samples import EditRequest
+from attrib.errors import AttribError
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit, encode_requests
-from editors.io.editor import read_record, write_record
-from editors.methods.finetune_steps import Logits, Tuning, fitted
-from editors.training.settings import refuse_gate, settings_of
-from editors.weights.mlp import last_layers, matrices_of
-from editors.weights.partial_forward import labels_of, tail_of
-from editors.weights.vision import visual_parameters
+from editors.training.config import EditorConfig
+from editors.training.editor import TrainableEditor
+from editors.training.run import TrainingJob
+from editors.weights.mlp import Which, last_layers, matrices_of
+from editors.weights.partial_forward import (
+    call_with_weights,
+    labels_of,
+    partial_forward,
+    target_loss,
+)
+from editors.weights.vision import Part, visual_parameters
+
+Logits = Callable[[], Float[Tensor, "token d_vocab"]]
+
+
+class FTVConfig(EditorConfig):
+    """Options of fine-tuning.
+
+    Attributes:
+        steps: Largest number of AdamW steps.
+        learning_rate: Learning rate.
+        weight_decay: Weight decay.
+        stop_below: No step is taken once the loss, in nats per token, is below it.
+        part: What FT-V trains: the "connector" (the Q-Former if there is one, else the projector),
+            the "projection" in any case, or the whole "vision_tower", as the papers say but no
+            program does.
+        matrices: What FT-L trains of an MLP: "down", its output matrix, "up_down" (VLKEB), or
+            "all".
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "embedded": {},
+        "vlkeb": {"steps": 10, "learning_rate": 1e-4},
+    }
+
+    steps: int = 25
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    stop_below: float = 1e-2
+    part: Part = "connector"
+    matrices: Which = "down"
+
+
+class FTLConfig(FTVConfig):
+    """The same options, with presets of FT-L."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        # At 1e-3 two edits in three fail; 25 steps are few for an answer of many words.
+        "embedded": {"steps": 50, "learning_rate": 3e-3},
+        "vlkeb": {"steps": 10, "learning_rate": 1e-4, "matrices": "up_down"},
+    }
+
 
 Made = TypeVar("Made", bound="FineTuning")
 
 
-@dataclass(frozen=True, eq=False)
-class FineTuning(ABC):
-    """Gradient steps on a request; what FT-V and FT-L share.
+@dataclass(frozen=True, eq=False, repr=False)
+class FineTuning(TrainableEditor):
+    """Gradient steps on a request: what FT-V and FT-L share.
 
     Attributes:
-        vlm: The model.
-        tuning: The settings.
-        layers: Whose feed-forward networks are trained; none for FT-V.
-        trained: What a trained editor says of its training; here its settings.
+        layers: The layers whose MLPs are trained; none for FT-V.
+        sequential: Several edits set the same weights: each is made while the ones before it apply.
     """
 
-    name: ClassVar[str]
-    needs_layers: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
-    sequential: ClassVar[bool] = True  # several edits set the same weights
-    presets: ClassVar[Mapping[str, Sequence[Tuning]]]
+    sequential: ClassVar[bool] = True
 
-    vlm: VLM
-    tuning: Tuning = field(default_factory=Tuning)
     layers: Sequence[int] = ()
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def train(
-        cls: "type[Made]",
-        vlm: VLM,
-        samples: Sequence[EditSample] = (),
-        *,
-        out: str | Path,
-        layers: Any = None,
-        validation: Sequence[EditSample] | None = None,
-        gate: str | None = None,
-        preset: str = "auto",
-        **changes: Any,
-    ) -> "Made":
-        """Write the settings into the folder `out`; there is nothing to train.
-
-        Args:
-            vlm: The model.
-            samples: Not looked at; nor is `validation`.
-            out: The folder.
-            layers: FT-L: instead of the last layer.
-            validation: See `samples`.
-            gate: None, or "none".
-            preset: "published", "embedded", "vlkeb", or "auto": by the size of the model.
-            changes: Settings other than the preset's: of `Tuning`.
-
-        Raises:
-            SetupError: The model has no such part.
-            AttribError: There is no such setting or layer.
-        """
-        del samples, validation
-        refuse_gate(cls.name, gate)
-        (tuning,) = settings_of(vlm, cls.presets, preset, changes)
-        trained = {"settings": asdict(tuning), "seconds": 0.0, "curve": []}
-        editor = cls(vlm, tuning, cls._layers(vlm, layers), trained)
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
+        trained = {"settings": job.config.settings(), "seconds": 0.0, "curve": []}
+        editor = cls(job.vlm, job.config, cls._layers(job.vlm, job.layers), trained=trained)
         _ = editor._parameters()  # a model without them is refused now
-        editor.save(out)
         return editor
 
     @classmethod
-    @abstractmethod
-    def _layers(cls, vlm: VLM, layers: Any) -> list[int]:
-        """The layers whose networks are trained."""
+    def _layers(cls: "type[Made]", vlm: VLM, layers: Any) -> list[int]:
+        """The layers whose MLPs are trained."""
+        del vlm, layers
+        return []
 
     @abstractmethod
     def _parameters(self) -> dict[str, Tensor]:
-        """What is trained, by name."""
+        """The parameters that are trained, by name."""
 
     @abstractmethod
     def _logits(self, batch: Batch) -> Logits:
-        """What runs the model on the request: logits at the answer's positions."""
+        """A function that runs the model on the request: logits at the answer's positions."""
 
     def edit(self, vlm: VLM, request: EditRequest) -> WeightEdit:
-        """The edit that gradient steps on a request lead to, from the model as it is now."""
+        """The edit after gradient steps on a request, from the model as it is now."""
         batch = encode_requests(vlm, [request])
         here = replace(self, vlm=vlm)
         logits, labels = here._logits(batch), labels_of(batch)
-        return WeightEdit(fitted(vlm, self.tuning, here._parameters(), logits, labels))
+        return WeightEdit(fine_tune(vlm, self.config, here._parameters(), logits, labels))
 
     def merge(self, edits: Sequence[Edit]) -> Edit:
-        """The one edit, if it is one.
+        """A single edit itself.
 
         Raises:
-            AttribError: There are several, whose weights exclude each other.
+            AttribError: There are several, which set the same weights.
         """
         if len(edits) == 1:
             return edits[0]
@@ -121,75 +133,89 @@ class FineTuning(ABC):
             "the other: inside first.applied(vlm), second = editor.edit(vlm, request)"
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write the settings as JSON."""
-        about = {"layers": list(self.layers), "settings": asdict(self.tuning)}
-        write_record(Path(path), self.name, self.vlm, about | {"trained": self.trained})
+    def _record(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "settings": self.config.settings()}
 
     @classmethod
-    def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":
-        """The editor in a folder.
-
-        Raises:
-            SetupError: There is none, or it is of another model or another editor.
-        """
-        record = read_record(Path(path), cls.name, vlm)
-        try:
-            return cls(vlm, Tuning(**record["settings"]), record["layers"], record["trained"])
-        except (KeyError, TypeError) as error:
-            raise SetupError(f"{path}: not whole, or of another version: {error}") from error
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
+        del path  # the options are all there is
+        config = cls.config_class.from_record(record)
+        assert isinstance(config, FTVConfig)
+        return cls(vlm, config, record["layers"], trained=record["trained"])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FTV(FineTuning):
     """Trains the Q-Former or the projector, which text alone does not pass: T-Loc is 100."""
 
     name: ClassVar[str] = "ft-v"
-    presets: ClassVar[Mapping[str, Sequence[Tuning]]] = {
-        "published": [Tuning()],
-        "embedded": [Tuning()],
-        "vlkeb": [Tuning(steps=10, learning_rate=1e-4)],
-    }
-
-    @classmethod
-    def _layers(cls, vlm: VLM, layers: Any) -> list[int]:
-        if layers is not None:
-            raise AttribError(f"ft-v trains what is in front of {vlm.name}'s layers; give none")
-        return []
+    writes_no_layer: ClassVar[str] = "it trains what is in front of the model's layers"
+    config_class: ClassVar[type[EditorConfig]] = FTVConfig
 
     def _parameters(self) -> dict[str, Tensor]:
-        return dict(visual_parameters(self.vlm, self.tuning.part))
+        return dict(visual_parameters(self.vlm, self.config.part))
 
     def _logits(self, batch: Batch) -> Logits:
         assert batch.labels is not None
-        asked = batch.labels != IGNORE_INDEX
+        has_label = batch.labels != IGNORE_INDEX
         if not bool(batch["visual"].any()):
             raise AttribError(
                 "ft-v: the request has no image, which is all it can change; ft-l can"
             )
-        return lambda: self.vlm.logits(batch)[asked]
+        return lambda: self.vlm.logits(batch)[has_label]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FTL(FineTuning):
-    """Trains the output matrix of the last layer's feed-forward network."""
+    """Trains the output matrix of the last layer's MLP."""
 
     name: ClassVar[str] = "ft-l"
-    presets: ClassVar[Mapping[str, Sequence[Tuning]]] = {
-        "published": [Tuning()],
-        # At 1e-3 two edits in three do not take; 25 steps are few for an answer of many words.
-        "embedded": [Tuning(steps=50, learning_rate=3e-3)],
-        "vlkeb": [Tuning(steps=10, learning_rate=1e-4, matrices="up_down")],
-    }
+    config_class: ClassVar[type[EditorConfig]] = FTLConfig
 
     @classmethod
     def _layers(cls, vlm: VLM, layers: Any) -> list[int]:
         return last_layers(vlm, layers, 1)
 
     def _parameters(self) -> dict[str, Tensor]:
-        chosen = matrices_of(self.vlm, self.layers, self.tuning.matrices)
+        chosen = matrices_of(self.vlm, self.layers, self.config.matrices)
         return {matrix.name: matrix.module.weight for matrix in chosen}
 
     def _logits(self, batch: Batch) -> Logits:
-        tail = tail_of(self.vlm, batch, min(self.layers))
-        return lambda: self.vlm.unembed(tail())
+        run = partial_forward(self.vlm, batch, min(self.layers))
+        return lambda: self.vlm.unembed(run())
+
+
+@torch.enable_grad()
+def fine_tune(
+    vlm: VLM, config: FTVConfig, before: Mapping[str, Tensor], logits: Logits, labels: Tensor
+) -> dict[str, Tensor]:
+    """The fine-tuned values of those parameters on which the request's answer depends.
+
+    Steps are taken in float32 or better, whatever the model's dtype: half precision would round
+    most of them away.
+    """
+    exact = {
+        name: value.detach().to(torch.promote_types(value.dtype, torch.float32)).clone()
+        for name, value in before.items()
+    }
+    trained = [value.requires_grad_() for value in exact.values()]
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+
+    def rounded() -> dict[str, Tensor]:
+        return {name: value.to(before[name].dtype) for name, value in exact.items()}
+
+    for _ in range(config.steps):
+        loss = target_loss(call_with_weights(vlm, rounded(), logits), labels)
+        if not bool(loss.isfinite()):
+            raise AttribError(f"the loss is {loss.item()}; a smaller learning_rate would help")
+        if loss.item() < config.stop_below:
+            break
+        # Not `backward`: the model's own parameters, if they require gradients, must get none.
+        grads = torch.autograd.grad(loss, trained, allow_unused=True)
+        for value, grad in zip(trained, grads, strict=True):
+            value.grad = grad
+        optimizer.step()
+    changed = {name for name, value in exact.items() if value.grad is not None}
+    return {name: value.detach() for name, value in rounded().items() if name in changed}

@@ -1,185 +1,191 @@
-"""Editors that turn a request's gradient into changes of matrices: what MEND and KE share."""
+"""Hypernetwork editors: a network turns a request's gradients into low-rank updates of matrices.
 
-import logging
-from abc import ABC, abstractmethod
+What MEND and KE share.
+"""
+
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit, encode_requests
-from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
-from editors.methods.hypernetwork_objective import Conditions, HypernetworkObjective
+from editors.methods.objective import EditObjective
+from editors.prefix.cached_dataset import CachedDataset, PrefixRows
+from editors.prefix.states import collate
 from editors.prefix.streamed_dataset import cached_or_streamed
-from editors.training.held_out import held_out
-from editors.training.losses import ROLES, Weights
-from editors.training.run import EditorTraining
-from editors.training.settings import refuse_gate, settings_of
-from editors.weights.mlp import last_layers, matrices_of
-from editors.weights.partial_forward import tail_of
-from editors.weights.rank1_update import edit_of_changes, sum_of_edits, token_gradients
+from editors.training.config import TrainingConfig
+from editors.training.editor import TrainableEditor
+from editors.training.run import TrainingJob
+from editors.weights.low_rank_update import (
+    LowRankUpdate,
+    apply_updates,
+    sum_of_edits,
+    token_gradients,
+    weight_edit,
+)
+from editors.weights.mlp import Matrix, Which, last_layers, matrices_of
+from editors.weights.partial_forward import partial_forward
 
-logger = logging.getLogger("attrib")
-NET = "net.safetensors"
-NUM_LAYERS = 3  # of the last, as published for both
+NETWORK = "net.safetensors"
+NUM_LAYERS = 3  # the last ones, as published for both
+
+Conditions = Mapping[str, Tensor]  # token ids that the network reads, by sample
+
+
+class HypernetworkConfig(TrainingConfig):
+    """Options of hypernetwork editors.
+
+    Attributes:
+        matrices: Which matrices of the MLPs are updated: "up_down" (as published), "down", or "all"
+            (LiveEdit's LLaVA: the gate's as well).
+    """
+
+    matrices: Which = "up_down"
+
 
 Made = TypeVar("Made", bound="HypernetworkEditor")
 
 
-@dataclass(frozen=True, eq=False)
-class HypernetworkEditor(ABC):
-    """A network that turns the gradients of a request into changes of matrices.
+@dataclass(frozen=True, eq=False, repr=False)
+class HypernetworkEditor(TrainableEditor):
+    """A network that turns the gradients of a request into updates of matrices.
 
     Attributes:
-        vlm: The model it was trained for.
-        layers: Whose feed-forward networks are changed.
-        settings: What the network is.
+        layers: The layers whose MLPs are updated.
         net: The network.
-        trained: How it was trained: data, steps, loss; JSON.
     """
 
-    name: ClassVar[str]
-    needs_layers: ClassVar[bool] = False
-    is_trained: ClassVar[bool] = True
-    settings_kind: ClassVar[type[Any]]
-    presets: ClassVar[Mapping[str, Sequence[Any]]]
-
-    vlm: VLM
     layers: Sequence[int]
-    settings: Any
     net: nn.Module
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def train(
-        cls: "type[Made]",
-        vlm: VLM,
-        samples: Sequence[EditSample],
-        *,
-        out: str | Path,
-        layers: Any = None,
-        validation: Sequence[EditSample] | None = None,
-        gate: str | None = None,
-        preset: str = "auto",
-        **changes: Any,
-    ) -> "Made":
-        """Train the network; in the folder `out`, from where an interrupted run goes on.
-
-        Args:
-            vlm: The model; it stays frozen.
-            samples: Edits to train on.
-            out: Folder of checkpoints and of the trained editor.
-            layers: Whose matrices are changed, instead of the last three layers'.
-            validation: Edits by which the best weights are picked; by default the last 5 % of
-                `samples` (at most 100), which are then not trained on.
-            gate: None, or "none".
-            preset: "published", "embedded", or "auto": by the size of the model.
-            changes: Settings other than the preset's: of `Training`, `Weights` or the network.
-
-        Raises:
-            AttribError: Unknown settings or layers, no samples, another run in `out`, a loss that
-                is not finite.
-        """
-        refuse_gate(cls.name, gate)
-        training, weights, settings = settings_of(vlm, cls.presets, preset, changes)
-        chosen = last_layers(vlm, layers, NUM_LAYERS)
-        kept, held = held_out(samples, validation)
-        if not kept:
-            raise AttribError(f"{cls.name}: {len(samples)} samples are too few to train on")
-        net = cls._built(vlm, chosen, settings, training.seed)
-        objective = cls._objective(vlm, chosen, net, settings, weights, kept, held)
-        about = {"layers": chosen, "settings": settings}
-        fitting = EditorTraining(cls.name, vlm, training, weights, kept, held, Path(out), about)
-        trained = fitting.run(objective)
-        return fitting.saved(cls(vlm, chosen, settings, net, trained))
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
+        vlm, config = job.vlm, job.config
+        layers = last_layers(vlm, job.layers, NUM_LAYERS)
+        train, held_out = job.split
+        net = cls._build(vlm, layers, config, config.seed)
+        first = min(layers) - 1
+        data, validation = cached_or_streamed(
+            vlm,
+            train,
+            held_out,
+            first=[first],
+            signals=[first],
+            roles=list(dict.fromkeys(["request", *config.roles])),
+            keep=job.keep,
+        )
+        matrices = matrices_of(vlm, layers, config.matrices)
+        conditions = cls._conditions(vlm, config, [*train, *held_out])
+        kind = cls.objective_class(config)
+        objective = kind(vlm, data, validation, config, net, matrices, first, conditions)
+        trained = job.fit(objective, layers=layers, settings=config.settings())
+        return cls(vlm, config, layers, net, trained=trained)
 
     @classmethod
-    def _built(cls, vlm: VLM, layers: Sequence[int], settings: Any, seed: int) -> nn.Module:
-        """The network, untrained, where the matrices are."""
-        matrices = matrices_of(vlm, layers, settings.matrices)
+    def _build(
+        cls: "type[Made]", vlm: VLM, layers: Sequence[int], config: Any, seed: int
+    ) -> nn.Module:
+        """The untrained network, on the device of the matrices."""
+        matrices = matrices_of(vlm, layers, config.matrices)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = cls._network(vlm, {m.name: m.shape for m in matrices}, settings)
+            net = cls._network(vlm, {m.name: m.shape for m in matrices}, config)
         return net.to(matrices[0].module.weight.device).eval()
 
     @classmethod
     @abstractmethod
-    def _network(cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], settings: Any) -> nn.Module:
-        """The network, untrained."""
+    def _network(cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: Any) -> nn.Module:
+        """The untrained network, for matrices of these shapes (outputs, inputs)."""
 
     @classmethod
-    def _conditions(cls, vlm: VLM, settings: Any, samples: Sequence[EditSample]) -> Conditions:
-        """What the network reads of each sample's words: by default nothing."""
-        del vlm, settings
+    def _conditions(cls, vlm: VLM, config: Any, samples: Sequence[EditSample]) -> Conditions:
+        """What the network reads of each sample besides gradients: by default nothing."""
+        del vlm, config
         return {sample.id: torch.zeros(0, dtype=torch.long) for sample in samples}
 
     @classmethod
-    def _objective(
-        cls,
-        vlm: VLM,
-        layers: Sequence[int],
-        net: nn.Module,
-        settings: Any,
-        weights: Weights,
-        samples: Sequence[EditSample],
-        held: Sequence[EditSample],
-    ) -> HypernetworkObjective:
-        """What is minimised."""
-        first = min(layers) - 1
-        roles = [role for role in ROLES if role == "request" or weights.of(role)]
-        data, rest = cached_or_streamed(
-            vlm, samples, held, first=[first], signals=[first], roles=roles
-        )
-        conditions = cls._conditions(vlm, settings, [*samples, *held])
-        matrices = matrices_of(vlm, layers, settings.matrices)
-        return HypernetworkObjective(vlm, matrices, net, data, rest, weights, first, conditions)
+    def objective_class(cls, config: Any) -> "type[HypernetworkObjective]":
+        """The loss."""
+        del config
+        return HypernetworkObjective
 
     def edit(self, vlm: VLM, request: EditRequest) -> WeightEdit:
         """The edit that installs a request: one pass over it, forward and backward."""
         sample = EditSample("request", request)
-        return self._edit(vlm, request, self._conditions(vlm, self.settings, [sample])["request"])
+        return self._edit(vlm, request, self._conditions(vlm, self.config, [sample])["request"])
 
     def _edit(self, vlm: VLM, request: EditRequest, condition: Tensor) -> WeightEdit:
         batch = encode_requests(vlm, [request])
         assert batch.labels is not None
-        matrices = matrices_of(vlm, self.layers, self.settings.matrices)
-        run = tail_of(vlm, batch, min(self.layers))
+        matrices = matrices_of(vlm, self.layers, self.config.matrices)
+        run = partial_forward(vlm, batch, min(self.layers))
         gradients = token_gradients(vlm, matrices, run, batch.labels)
         with torch.no_grad():
-            return edit_of_changes(matrices, self.net(gradients, [condition]))
+            return weight_edit(matrices, self.net(gradients, [condition]))
 
     def merge(self, edits: Sequence[Edit]) -> WeightEdit:
-        """Several edits as one: the sum of their changes."""
+        """Several edits as one: the sum of their updates."""
         return sum_of_edits(self.vlm, edits)
 
-    def save(self, path: str | Path) -> None:
-        """Write the network as safetensors, and all about it as JSON."""
-        path = Path(path)
-        about = {"layers": list(self.layers), "settings": asdict(self.settings)}
-        write_record(path, self.name, self.vlm, about | {"trained": self.trained})
-        save_tensors(path / NET, self.net.state_dict())
+    def _record(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "settings": self.config.settings()}
+
+    def _save_tensors(self, path: Path) -> None:
+        save_tensors(path / NETWORK, self.net.state_dict())
 
     @classmethod
-    def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":
-        """The editor in a folder.
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
+        config = cls.config_class.from_record(record)
+        net = cls._build(vlm, record["layers"], config, seed=0)
+        net.load_state_dict(load_file(path / NETWORK))
+        return cls(vlm, config, record["layers"], net, trained=record["trained"])
 
-        Raises:
-            SetupError: There is none, or it was trained for another model or is another editor.
-        """
-        path = Path(path)
-        record = read_record(path, cls.name, vlm)
-        try:
-            settings = cls.settings_kind(**record["settings"])
-            net = cls._built(vlm, record["layers"], settings, seed=0)
-            net.load_state_dict(load_file(path / NET))
-        except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise SetupError(f"{path}: not whole, or of another version: {error}") from error
-        return cls(vlm, record["layers"], settings, net, record["trained"])
+
+@dataclass(eq=False)
+class HypernetworkObjective(EditObjective):
+    """The loss of a hypernetwork on edits (MEND, section 3): passes under its updates.
+
+    Attributes:
+        module: The network.
+        matrices: The matrices that are updated.
+        first: The layer whose outputs are cached: all layers after it run again.
+        conditions: What the network reads of each sample besides gradients.
+    """
+
+    module: nn.Module
+    matrices: Sequence[Matrix]
+    first: int
+    conditions: Conditions
+
+    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+        """The weighted terms of the loss; a network with running statistics updates them."""
+        self.module.train()
+        terms = super().losses(items, rng)
+        self.module.eval()
+        return terms
+
+    def edits(self, data: CachedDataset, items: Sequence[int]) -> dict[str, LowRankUpdate]:
+        """The updates that the network makes for some edits, by matrix."""
+        batch = collate([data.edits[item] for item in items], self.first)
+        run = partial(batch.run, self.vlm, {})
+        gradients = token_gradients(self.vlm, self.matrices, run, batch.labels)
+        return self.module(gradients, [self.conditions[data.ids[item]] for item in items])
+
+    def logits(
+        self, rows: PrefixRows, edits: Mapping[str, LowRankUpdate]
+    ) -> Float[Tensor, "token d_vocab"]:
+        """Logits at the answer tokens of passes under the updates, row by row."""
+        own = {name: update.rows(rows.edit_of) for name, update in edits.items()}
+        with apply_updates(self.matrices, own):
+            return self.vlm.unembed(collate(rows.inputs, self.first).run(self.vlm, {}))

@@ -1,9 +1,11 @@
-"""What the influence mapper is taught: which visual tokens the model reads for an edit's prompt.
+"""The loss of the influence mapper, which predicts the visual tokens that a prompt makes matter.
 
-Sources: VisEdit Eqs. 16-19. As in the published code, a step looks at one of the request, its text
-and its visual generality, drawn at random (the paper sums over them), and at the same 24 visual
-tokens of all examples; the target is the mean heatmap of the layers behind the adapter up to the
-last but one. Unlike in that code, target and states are always of the same image.
+Source: VisEdit Eqs. 16-19. As in the published code, a step takes one of the request, its text and
+its visual generality, drawn at random (the paper sums over them), and the same 24 visual tokens of
+all examples; the target is the mean heatmap of the layers after the adapter up to the last but one.
+Unlike in that code, target and states always belong to the same image. Unlike in Eq. 18, each input
+runs whole, with its own last prompt token as the query: the paper puts its visual states into the
+pass of the request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,33 +20,36 @@ from attrib.analyses.heatmaps import heatmaps
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.vlm import VLM
 from attrib.progress import progress
+from attrib.vocabulary import NoiseSite, Unit
 from editors.adapters.adapter import EditAdapter
-from editors.adapters.sites import Target
+from editors.adapters.sites import MapperTarget
 from editors.base import encode_requests
+from editors.methods.adapter_objective import AdapterConfig
 from editors.prefix.cached_dataset import CachedDataset, requests_of
 from editors.prefix.states import PrefixStates
-from editors.training.losses import GENERALITY, Weights
+from editors.training.losses import GENERALITY
 
-TOKENS = 24  # visual tokens that a step looks at
-LOOKED_AT = ("request", *GENERALITY)
-TINY = 1e-8
+TOKENS = 24  # visual tokens per step
+INSIDE, OUTSIDE = ("request", *GENERALITY), "visual_locality"
+MAPPER_ROLES = (*INSIDE, OUTSIDE)  # the kinds of input that the terms need
+EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """How the target heatmaps are made; see `attrib.heatmaps`."""
+    """Options of the target heatmaps; see `attrib.heatmaps`."""
 
     noise: float = 3.0
-    unit: str = "std"
-    site: str = "block"
+    unit: Unit = "std"
+    site: NoiseSite = "block"
     draws: int = 1
     seed: int = 0
 
 
-ATTRIBUTIONS: dict[Target, Attribution] = {
+ATTRIBUTIONS: dict[MapperTarget, Attribution] = {
     "paper": Attribution(),
     "published": Attribution(noise=0.7, unit="abs", site="attention"),
-    "gentle": Attribution(noise=0.1),
+    "0.1-sigma": Attribution(noise=0.1),
 }
 Heat = dict[str, list[Float[Tensor, " visual"]]]
 
@@ -58,25 +63,25 @@ def target_heat(
     *,
     batch_size: int = 32,
 ) -> list[Heat]:
-    """Per sample and kind of input the mean heatmap of the layers behind `layer`."""
-    asked = [
+    """Mean heatmaps of the layers after `layer`, by sample and kind of input."""
+    inputs = [
         (i, role, request)
         for i, sample in enumerate(samples)
-        for role in LOOKED_AT
+        for role in INSIDE
         for request in requests_of(sample, role)
         if request.source is not None
     ]
     found: list[Heat] = [{} for _ in samples]
-    for start in progress(range(0, len(asked), batch_size), "attribution of the edits"):
-        some = asked[start : start + batch_size]
-        maps = _mean_heat(vlm, [request for _, _, request in some], _behind(vlm, layer), how)
+    for start in progress(range(0, len(inputs), batch_size), "heatmaps of the edits"):
+        some = inputs[start : start + batch_size]
+        maps = _mean_heat(vlm, [request for _, _, request in some], _later_layers(vlm, layer), how)
         for (i, role, _), values in zip(some, maps, strict=True):
             found[i].setdefault(role, []).append(values[values.isfinite()])
     return found
 
 
-def _behind(vlm: VLM, layer: int) -> list[int]:
-    """The layers behind an adapter, without the last one where there are others."""
+def _later_layers(vlm: VLM, layer: int) -> list[int]:
+    """The layers after an adapter, without the last one if there are others."""
     return list(range(layer + 1, vlm.num_layers - 1)) or [vlm.num_layers - 1]
 
 
@@ -84,7 +89,7 @@ def _mean_heat(
     vlm: VLM, requests: Sequence[EditRequest], layers: Sequence[int], how: Attribution
 ) -> Float[Tensor, "batch visual"]:
     batch = encode_requests(vlm, requests, targets=False)
-    maps = heatmaps(vlm, batch, layers, how.noise, how.unit, 0, how.draws, how.seed, site=how.site)  # pyright: ignore[reportArgumentType] - checked by `heatmaps`
+    maps = heatmaps(vlm, batch, layers, how.noise, how.unit, 0, how.draws, how.seed, site=how.site)
     return maps.mean(1)
 
 
@@ -94,26 +99,30 @@ def mapper_losses(
     heat: Mapping[int, Heat],
     items: Sequence[int],
     layer: int,
-    weights: Weights,
+    config: AdapterConfig,
     rng: np.random.Generator,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The three terms of the influence mapper, weighted.
+    """The terms of the influence mapper, weighted.
 
     Args:
-        adapter: The one whose influence mapper is taught.
+        adapter: The adapter with the mapper.
         data: Inputs, with their states at `layer`.
-        heat: The targets, by the samples' place in `data`.
+        heat: The target heatmaps, by the samples' place in `data`.
         items: The samples of this step.
-        layer: Where the adapter is.
-        weights: Of the loss; those terms are left out that it does not name.
+        layer: The adapter's layer.
+        config: Names the terms, and has their weight.
         rng: Draws the kind of input and the visual tokens.
+
+    Returns:
+        By name: mapper_up (Eq. 16), mapper_down (Eq. 17), mapper_attribution (Eq. 19); none if no
+        sample has both an input inside the edit's scope and a visual one outside.
     """
-    role = LOOKED_AT[rng.integers(len(LOOKED_AT))]
-    usable = [i for i in items if heat[i].get(role) and data.inputs[i].get("visual_locality")]
+    role = INSIDE[rng.integers(len(INSIDE))]
+    usable = [i for i in items if heat[i].get(role) and data.inputs[i].get(OUTSIDE)]
     if not usable:
         return {}
     inside = [data.inputs[i][role][0] for i in usable]
-    outside = [data.inputs[i]["visual_locality"][0] for i in usable]
+    outside = [data.inputs[i][OUTSIDE][0] for i in usable]
     maps = [heat[i][role][0] for i in usable]
     fewest = min(len(m) for m in [*maps, *(_visual(q, layer) for q in [*inside, *outside])])
     at = torch.from_numpy(rng.permutation(fewest)[:TOKENS])
@@ -122,13 +131,13 @@ def mapper_losses(
         adapter.influence(torch.stack([_visual(q, layer)[at] for q in queries]), last)
         for queries in (inside, outside)
     )
-    target = torch.stack([m[at] for m in maps]).clamp(min=TINY)
+    target = torch.stack([m[at] for m in maps]).clamp(min=EPSILON)
     terms = {
-        "mapper_up": -(high.sigmoid() + TINY).log().mean(),
-        "mapper_down": -(1 - low.sigmoid() + TINY).log().mean(),
+        "mapper_up": -(high.sigmoid() + EPSILON).log().mean(),
+        "mapper_down": -(1 - low.sigmoid() + EPSILON).log().mean(),
         "mapper_attribution": _cross_entropy(target, high),
     }
-    return {name: weights.influence * terms[name] for name in weights.mapper_terms}
+    return {name: config.influence * terms[name] for name in config.mapper_terms}
 
 
 def _cross_entropy(

@@ -1,9 +1,10 @@
-"""KE: a network that reads the edit as a sentence turns its gradient into a change.
+"""KE: a network that reads the edit as a sentence turns its gradient into an update.
 
 De Cao, Aziz & Titov, "Editing factual knowledge in language models" (EMNLP 2021), on the matrices
-that VLKEB edits. `loss="efk"` is how MEND's authors trained it as a baseline: the new answer where
-it holds, the old one elsewhere. `loss="ke"` is VLKEB's: the request alone, and changes kept small
-by a price that is learned against a margin (Lagrange relaxation).
+that VLKEB edits. `loss="efk"` is how MEND's authors trained it as a baseline: new answers inside
+the scope, old answers outside. `loss="ke"` is VLKEB's: the request alone, under a constraint on the
+size of updates whose Lagrange multiplier is learned. Unlike VLKEB (centred RMSprop with linear
+decay), all presets use Adam or Muon with cosine decay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,48 +13,74 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_sequence
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.vlm import VLM
 from editors.base import WeightEdit, encode_requests
-from editors.methods.hypernetwork import HypernetworkEditor
-from editors.methods.hypernetwork_objective import Conditions, HypernetworkObjective
-from editors.methods.ke_net import KENet
-from editors.training.losses import Weights, answer_losses
-from editors.training.trainer import Training
-from editors.weights.mlp import Which
-from editors.weights.rank1_update import LowRankUpdate
+from editors.methods.hypernetwork import (
+    Conditions,
+    HypernetworkConfig,
+    HypernetworkEditor,
+    HypernetworkObjective,
+)
+from editors.training.config import SMALL_MODEL, EditorConfig
+from editors.training.losses import LossWeights, answer_losses
+from editors.weights.low_rank_update import LowRankUpdate, TokenGradients
 
-Old = Literal["sample", "model"]
-Loss = Literal["efk", "ke"]
-ANSWER_TOKENS = 16  # of the model's own answer, where no sample says it
-TOGETHER = 32  # prompts that are answered at once
-RIGHT, CHEAPER, CHEAPEST = 0.9, 0.8, 1e-7  # VLKEB: when the margin shrinks, how much, to what
+ANSWER_TOKENS = 16  # of the model's own answer
+BATCH_SIZE = 32  # prompts that are answered at once
+# VLKEB: above this accuracy the margin shrinks by this factor, down to this value.
+ACCURATE, SHRINK, SMALLEST_MARGIN = 0.9, 0.8, 1e-7
 
 
-@dataclass(frozen=True)
-class KESettings:
-    """What KE's network is, and what it is trained with.
+class KEConfig(HypernetworkConfig):
+    """Options of KE.
 
     Attributes:
-        matrices: Which maps of the feed-forward networks are changed.
-        loss: "efk": generality and locality; "ke": the request and the size of the change.
-        old: Where the old answer of the condition comes from while training: the "sample", where
-            it says one (its `pred`), or the "model"'s own answer. Edits have none to read, and ask
-            the model, unless they are told.
-        condition_tokens: Of the condition, as many as are read.
+        loss: "efk": generality and locality; "ke": the request and the size of the update.
+        old: Source of the condition's old answer in training: the "sample" (its `pred`), if it has
+            one, or the "model"'s own answer. Edits ask the model, unless they are given it.
+        condition_tokens: Tokens of the condition that are read.
         d_lstm: Hidden width of the LSTM, per direction.
-        d_condition: Width of what a condition becomes.
-        d_head: Width inside the head of a matrix.
-        max_scale: The largest factor of a change.
-        lagrange_lr_multiplier: Learning rate of the Lagrange multiplier over the rest ("ke";
-            published: 0.1 against 3e-4).
+        d_condition: Width of an encoded condition.
+        d_head: Hidden width of a matrix's head.
+        max_scale: Largest factor of an update.
+        lagrange_lr_multiplier: Learning rate of the Lagrange multiplier over that of the rest
+            ("ke"; published: 0.1 over 3e-4).
     """
 
-    matrices: Which = "up_down"
-    loss: Loss = "efk"
-    old: Old = "sample"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {
+            "steps": 30_000,
+            "batch_size": 1,
+            "learning_rate": 3e-4,
+            "warmup": 1000,
+            "decay": "cosine",
+            "validate_every": 1000,
+            "save_every": 1000,
+            "reliability": 0.0,
+            "generality": 0.1,
+        },
+        "embedded": {
+            **SMALL_MODEL,
+            "steps": 600,
+            "learning_rate": 1e-2,
+            "clip": 5.0,
+            "best_by": "accuracy",
+            "d_lstm": 64,
+            "d_condition": 128,
+            "d_head": 64,
+            "max_scale": 300.0,  # a softmax over a hundred numbers shrinks the gradient
+            "lagrange_lr_multiplier": 100.0,
+        },
+    }
+
+    loss: Literal["efk", "ke"] = "efk"
+    old: Literal["sample", "model"] = "sample"
     condition_tokens: int = 32
     d_lstm: int = 128
     d_condition: int = 1024
@@ -62,148 +89,156 @@ class KESettings:
     lagrange_lr_multiplier: float = 333.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KE(HypernetworkEditor):
-    """The gradient of the request, gated and completed by rank-one terms, changes three layers."""
+    """Updates of the last three layers: the gated gradient plus a rank-one term."""
 
     name: ClassVar[str] = "ke"
-    settings_kind: ClassVar[type[Any]] = KESettings
-    presets: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "published": [
-            Training(
-                steps=30_000,
-                batch_size=1,
-                learning_rate=3e-4,
-                warmup=1000,
-                decay="cosine",
-                validate_every=1000,
-                save_every=1000,
-            ),
-            Weights(reliability=0.0, generality=0.1),
-            KESettings(),
-        ],
-        "embedded": [
-            Training(
-                steps=600,
-                batch_size=8,
-                optimizer="muon",
-                learning_rate=1e-2,
-                warmup=30,
-                decay="cosine",
-                clip=5.0,
-                validate_every=50,
-                save_every=50,
-                best_by="right",
-            ),
-            Weights(),
-            KESettings(
-                d_lstm=64,
-                d_condition=128,
-                d_head=64,
-                max_scale=300.0,  # a softmax over a hundred numbers leaves little of a gradient
-                lagrange_lr_multiplier=100.0,
-            ),
-        ],
-    }
+    config_class: ClassVar[type[EditorConfig]] = KEConfig
 
     @classmethod
     def _network(
-        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], settings: KESettings
+        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: KEConfig
     ) -> nn.Module:
-        table = vlm.model.get_input_embeddings()
-        assert isinstance(table, nn.Embedding)
-        s = settings
-        return KENet(shapes, table.weight.detach(), s.d_lstm, s.d_condition, s.d_head, s.max_scale)
+        table: Any = vlm.model.get_input_embeddings()
+        return KENetwork(shapes, table.weight.detach(), config)
 
     @classmethod
-    def _conditions(
-        cls, vlm: VLM, settings: KESettings, samples: Sequence[EditSample]
-    ) -> Conditions:
-        told = {s.id: s.meta.get("pred") for s in samples if settings.old == "sample"}
-        unknown = [s for s in samples if not told.get(s.id)]
-        told |= dict(zip([s.id for s in unknown], own_answers(vlm, unknown), strict=True))
-        return {s.id: condition_of(vlm, settings, s.request, str(told[s.id])) for s in samples}
+    def _conditions(cls, vlm: VLM, config: KEConfig, samples: Sequence[EditSample]) -> Conditions:
+        old = {s.id: s.meta.get("pred") for s in samples if config.old == "sample"}
+        unknown = [s for s in samples if not old.get(s.id)]
+        old |= dict(zip([s.id for s in unknown], own_answers(vlm, unknown), strict=True))
+        return {s.id: condition_of(vlm, config, s.request, str(old[s.id])) for s in samples}
 
     @classmethod
-    def _objective(
-        cls,
-        vlm: VLM,
-        layers: Sequence[int],
-        net: nn.Module,
-        settings: KESettings,
-        weights: Weights,
-        samples: Sequence[EditSample],
-        held: Sequence[EditSample],
-    ) -> HypernetworkObjective:
-        plain = super()._objective(vlm, layers, net, settings, weights, samples, held)
-        return (
-            plain if settings.loss == "efk" else KEObjective(plain, settings.lagrange_lr_multiplier)
-        )
+    def objective_class(cls, config: KEConfig) -> type[HypernetworkObjective]:
+        """The loss."""
+        return HypernetworkObjective if config.loss == "efk" else KEObjective
 
     def edit(self, vlm: VLM, request: EditRequest, old: str | None = None) -> WeightEdit:
-        """The edit that installs a request, whose `old` answer is the model's own if not given."""
+        """The edit that installs a request; it replaces the answer `old`, or the model's own."""
         if old is None:
             return super().edit(vlm, request)
-        return self._edit(vlm, request, condition_of(vlm, self.settings, request, old))
+        return self._edit(vlm, request, condition_of(vlm, self.config, request, old))
 
 
 class KEObjective(HypernetworkObjective):
-    """Cross-entropy of the request after the edit, and the size of its change at a learned price.
+    """Cross-entropy of the request after the edit, under a constraint on the update's size.
 
-    The size is the mean over matrices of the root mean square. The price rises while it is above a
-    margin, which shrinks whenever nearly all held-out edits are right (VLKEB's program).
+    The size is the mean over matrices of the root mean square. The Lagrange multiplier rises while
+    the size exceeds a margin, which shrinks whenever nearly all held-out edits are right (VLKEB's
+    code).
     """
 
-    def __init__(self, plain: HypernetworkObjective, lagrange_lr_multiplier: float):
-        vars(self).update(vars(plain))
-        self.roles, self.weights, self.lagrange_lr_multiplier = (
-            ["request"],
-            Weights(),
-            lagrange_lr_multiplier,
-        )
+    roles = ("request",)
+    weights = LossWeights()
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
-        """The loss of the request, and two terms that move the changes and the price."""
+        """The loss of the request, and two terms that move the updates and the multiplier."""
         del rng
         net: Any = self.module
         with torch.no_grad():
-            net.price.clamp_(min=0.0)
+            net.lagrange_multiplier.clamp_(min=0.0)
         data, items = self.data.load(items)
-        changes = self.changes(data, items)
-        tokens = self.tokens_under(changes, data, items)
-        parts = answer_losses(**tokens, weights=self.weights)
-        gap = size_of(changes) - net.margin
-        price = net.price * self.lagrange_lr_multiplier
-        # One optimizer descends: in the price the sign is turned, so that it ascends.
-        return parts | {"size": price.detach() * gap, "price": -price * gap.detach()}
+        updates = self.edits(data, items)
+        terms = answer_losses(**self.tokens_with(updates, data, items), weights=self.weights)
+        excess = size_of(updates) - net.margin
+        price = net.lagrange_multiplier * self.config.lagrange_lr_multiplier
+        # One optimizer descends: the sign of the multiplier's term makes it ascend.
+        return terms | {"size": price.detach() * excess, "multiplier": -price * excess.detach()}
 
-    def validation(self) -> dict[str, float]:
-        """The request's loss on held-out edits, and the share of its tokens that are right."""
-        numbers = super().validation()
+    def after_validation(self, metrics: Mapping[str, float]) -> None:
+        """Shrink the margin if nearly all held-out answer tokens are right."""
         net: Any = self.module
-        if numbers.get("request", 0.0) > RIGHT:
-            net.margin.mul_(CHEAPER).clamp_(min=CHEAPEST)
-        return numbers
+        if metrics.get("request", 0.0) > ACCURATE:
+            net.margin.mul_(SHRINK).clamp_(min=SMALLEST_MARGIN)
 
 
-def size_of(changes: Mapping[str, LowRankUpdate]) -> Tensor:
-    """Mean over matrices and edits of the root mean square of a change."""
-    sizes = [change.mean_square.clamp(min=1e-20).sqrt().mean() for change in changes.values()]
+class KENetwork(nn.Module):
+    """Turns the gradients of requests into updates, given their words (De Cao et al. 2021).
+
+    A bidirectional LSTM reads the condition. For each matrix it gives two pairs of vectors and a
+    gate g in (0, 1); the update is `max_scale g (gradient * softmax(a) b^T + softmax(c) d^T)`, with
+    an elementwise product. At the start g is about a half.
+
+    Args:
+        shapes: Outputs and inputs of each matrix.
+        embedding: The model's own embedding, trained further.
+        config: The options.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        embedding: Float[Tensor, "d_vocab d_model"],
+        config: KEConfig,
+    ):
+        super().__init__()
+        self.shapes, self.max_scale, d_lstm = dict(shapes), config.max_scale, config.d_lstm
+        self.embedding = nn.Embedding.from_pretrained(embedding.float().clone(), freeze=False)
+        self.lstm = nn.LSTM(embedding.shape[1], d_lstm, bidirectional=True)
+        self.condition = nn.Sequential(nn.Linear(2 * d_lstm, config.d_condition), nn.Tanh())
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                weight_norm(nn.Linear(config.d_condition, config.d_head)),
+                nn.Tanh(),
+                weight_norm(nn.Linear(config.d_head, 2 * (d_out + d_in) + 1)),
+            )
+            for d_out, d_in in shapes.values()
+        )
+        # Those of `KEObjective`, trained and saved with the network.
+        self.lagrange_multiplier = nn.Parameter(torch.zeros(()))
+        self.register_buffer("margin", torch.tensor(1e-3))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if (old := f"{prefix}price") in state_dict:  # its name in earlier versions
+            state_dict[f"{prefix}lagrange_multiplier"] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(
+        self, gradients: Mapping[str, TokenGradients], conditions: Sequence[Tensor]
+    ) -> dict[str, LowRankUpdate]:
+        """The update of each matrix for each request; conditions are token ids."""
+        encoded = self.encode(conditions)
+        heads = zip(self.shapes, self.heads, strict=True)
+        return {name: self._update(gradients[name], head(encoded)) for name, head in heads}
+
+    def encode(self, conditions: Sequence[Tensor]) -> Float[Tensor, "edit d_condition"]:
+        """Encode conditions: the LSTM's last states of both directions, and a layer."""
+        device = self.embedding.weight.device
+        words = pack_sequence(
+            [self.embedding(ids.to(device)) for ids in conditions], enforce_sorted=False
+        )
+        _, (last, _) = self.lstm(words)
+        return self.condition(torch.cat([last[0], last[1]], -1))
+
+    def _update(self, g: TokenGradients, vectors: Float[Tensor, "edit width"]) -> LowRankUpdate:
+        d_out, d_in = g.delta.shape[-1], g.x.shape[-1]
+        a, b, c, d, gate = vectors.split([d_out, d_in, d_out, d_in, 1], -1)
+        scale = self.max_scale * gate.sigmoid()[:, None]
+        # An elementwise product with a b^T scales the factors of each token's outer product.
+        left = torch.cat([g.delta * a.softmax(-1)[:, None], c.softmax(-1)[:, None]], 1)
+        right = torch.cat([g.x * b[:, None], d[:, None]], 1)
+        return LowRankUpdate(scale * left, right)
+
+
+def size_of(updates: Mapping[str, LowRankUpdate]) -> Tensor:
+    """Mean over matrices and edits of the root mean square of an update."""
+    sizes = [update.mean_square.clamp(min=1e-20).sqrt().mean() for update in updates.values()]
     return torch.stack(sizes).mean()
 
 
-def condition_of(vlm: VLM, settings: KESettings, request: EditRequest, old: str) -> Tensor:
+def condition_of(vlm: VLM, config: KEConfig, request: EditRequest, old: str) -> Tensor:
     """The edit as token ids of "old answer >> new answer || prompt"."""
     text = f"{old} >> {request.target} || {request.prompt}"
-    ids = vlm.tokenizer(text)["input_ids"][: settings.condition_tokens]
+    ids = vlm.tokenizer(text)["input_ids"][: config.condition_tokens]
     return torch.tensor(ids, dtype=torch.long)
 
 
 def own_answers(vlm: VLM, samples: Sequence[EditSample]) -> list[str]:
-    """What the model itself answers to the requests."""
+    """The model's own answers to the requests."""
     answers: list[str] = []
-    for start in range(0, len(samples), TOGETHER):
-        some = [sample.request for sample in samples[start : start + TOGETHER]]
-        batch = encode_requests(vlm, some, targets=False)
-        answers += vlm.generate(batch, ANSWER_TOKENS)
+    for start in range(0, len(samples), BATCH_SIZE):
+        some = [sample.request for sample in samples[start : start + BATCH_SIZE]]
+        answers += vlm.generate(encode_requests(vlm, some, targets=False), ANSWER_TOKENS)
     return answers

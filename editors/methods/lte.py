@@ -1,47 +1,84 @@
-"""LTE: a decoder that was taught to follow an edit written in front of its question.
+"""LTE: a decoder that was trained to follow an edit written in front of its question.
 
-Source: Jiang et al. 2024 ("Learning to Edit"), as LiveEdit's code adapts it: taught on the edits
-and what they are judged by, not on instructions. Unlike there, the edit's text comes without the
-edit's image, so that a question has one image, and the original model's answers are what locality
-is compared with, in training and in scores. The low-rank additions have no dropout.
+Source: Jiang et al. 2024 ("Learning to Edit"), as LiveEdit's code adapts it: trained on the edits
+and their evaluation inputs, not on instructions. Unlike there, the edit's text comes without the
+edit's image, so that a question has one image; locality is compared with the original model's
+answers, in training and in scores; and the low-rank additions have no dropout.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import SetupError
+from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.base import Edit
 from editors.context.prompt_edit import PromptEdit, fact_of
 from editors.context.retrieval import (
     NearestText,
+    RetrievalOptions,
     SentenceEncoder,
     StatesEncoder,
+    encoder_of,
     encoder_tensors,
-    loaded_encoder,
+    text_threshold,
 )
-from editors.io.editor import read_record, write_record
 from editors.io.tensors import save_tensors
 from editors.methods.lora import AllLayers, LowRank
 from editors.methods.lte_objective import LTEObjective
-from editors.methods.lte_settings import PRESETS, LTESettings, change_of, check_template, scope_of
 from editors.prefix.cached_dataset import cache_dataset
-from editors.training.held_out import held_out
-from editors.training.losses import ROLES, Weights
-from editors.training.run import EditorTraining
-from editors.training.settings import refuse_gate, settings_of
+from editors.training.config import SMALL_MODEL, EditorConfig, TrainingConfig
+from editors.training.editor import TrainableEditor
+from editors.training.run import TrainingJob
 from editors.weights.mlp import last_layers
 
-logger = logging.getLogger("attrib")
 CHANGE, ENCODER = "change.safetensors", "encoder.safetensors"
+
+
+class LTEConfig(TrainingConfig, RetrievalOptions):
+    """Options of LTE: what is trained, and how an edit is written.
+
+    Attributes:
+        parameters: "low_rank" additions to queries, keys and values, or "all" parameters of the
+            decoder layers (in float32, with Adam's two moments).
+        rank: Rank of the additions (published: 8).
+        alpha: Their scale times the rank (published: 16).
+        template: The text in front of a question, with "{fact}" for the edit; the short form of
+            LiveEdit's code.
+        scope: Which inputs get the text if several edits apply together: "retrieved", those near
+            enough to an edit, or "always" all, the nearest edit's. One edit alone applies to all.
+        threshold: Lowest cosine at which an edit is near enough; None for the best one on the
+            training edits (published: 0.3, with a sentence encoder).
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {"learning_rate": 3e-4},
+        "published_all": {"learning_rate": 5e-6, "batch_size": 1, "parameters": "all"},
+        "embedded": {
+            **SMALL_MODEL,
+            "steps": 1000,
+            "learning_rate": 4e-3,
+            "clip": 1.0,
+            "validate_every": 100,
+            "save_every": 100,
+            "best_by": "accuracy",
+            "rank": 32,
+            "alpha": 64.0,
+        },
+    }
+
+    parameters: Literal["low_rank", "all"] = "low_rank"
+    rank: int = 8
+    alpha: float = 16.0
+    template: str = "[Updated Information]: {fact}\n[Query]: "
+    scope: Literal["retrieved", "always"] = "retrieved"
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +86,7 @@ class LTEEdit:
     """Text in front of questions, for a decoder that has learned to follow it.
 
     Attributes:
-        change: What the decoder has learned; it serves any number of edits.
+        change: What the decoder has learned; any number of edits share it.
         prompt: The text.
     """
 
@@ -58,158 +95,135 @@ class LTEEdit:
 
     @property
     def facts(self) -> tuple[EditRequest, ...]:
-        """What the texts are about."""
+        """The edited requests."""
         return self.prompt.facts
 
     @property
     def num_bytes(self) -> int:
-        """Bytes kept of the edit."""
+        """Bytes of the text and of what selects it."""
         return self.prompt.num_bytes
+
+    def __repr__(self) -> str:
+        return f"LTEEdit({len(self.facts)} edits, {self.num_bytes:,} bytes)"
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
-        """The decoder follows the text, which is in front of every question or of those chosen."""
+        """Apply the decoder's change, and the text in front of the selected questions."""
         with self.change.applied(vlm), self.prompt.applied(vlm):
             yield
 
 
-@dataclass(frozen=True, eq=False)
-class LTE:
-    """A change of the decoder, and what finds the edit that a question is about.
+@dataclass(frozen=True, eq=False, repr=False)
+class LTE(TrainableEditor):
+    """A change of the decoder, and the encoder that retrieves the edit of a question.
 
     Attributes:
-        vlm: The model it was trained for.
-        layers: Which are changed.
-        settings: What is trained, and how an edit is written.
+        layers: The layers that are changed.
         change: What was trained.
-        encoder: Of prompts and edits, as the changed decoder sees them.
-        threshold: Cosine from which on a question is about an edit.
-        trained: How it was trained: data, steps, loss; JSON.
+        encoder: Encoder of prompts and edits, by the changed decoder.
+        threshold: Lowest cosine at which an edit applies to a question.
     """
 
     name: ClassVar[str] = "lte"
-    needs_layers: ClassVar[bool] = False
-    is_trained: ClassVar[bool] = True
+    config_class: ClassVar[type[EditorConfig]] = LTEConfig
 
-    vlm: VLM
     layers: Sequence[int]
-    settings: LTESettings
     change: LowRank | AllLayers
     encoder: StatesEncoder | SentenceEncoder
     threshold: float
-    trained: Mapping[str, Any] | None = None
 
     @classmethod
-    def train(
-        cls,
-        vlm: VLM,
-        samples: Sequence[EditSample],
-        *,
-        out: str | Path,
-        layers: Any = None,
-        gate: str | None = None,
-        preset: str = "auto",
-        validation: Sequence[EditSample] | None = None,
-        **changes: Any,
-    ) -> "LTE":
-        """Teach the decoder; in the folder `out`, from where an interrupted run goes on.
+    def _train(cls, job: TrainingJob) -> "LTE":
+        vlm, config = job.vlm, job.config
+        check_template(config.template)
+        layers = last_layers(vlm, job.layers, vlm.num_layers)
+        change = _untrained(vlm, layers, config, config.seed)
+        objective = cls.objective(job, change)
+        trained = job.fit(objective, layers=layers, settings=config.settings())
+        encoder, threshold, trained["scope"] = _scope(vlm, change, config, job.split[0])
+        return cls(vlm, config, layers, change, encoder, threshold, trained=trained)
 
-        Args:
-            vlm: The model; its own weights stay as they are.
-            samples: Edits to train on.
-            out: Folder of checkpoints and of the trained editor.
-            layers: Which layers to change, instead of all.
-            gate: Not used: what is given to whom is told by `scope`.
-            preset: "published", "published_all" (all parameters), "embedded", or "auto": by the
-                size of the model.
-            validation: Edits by which the best weights are picked; by default the last 5 % of
-                `samples` (at most 100), which are then not trained on.
-            changes: Settings other than the preset's: of `Training`, `Weights` or `LTESettings`.
-
-        Raises:
-            AttribError: Unknown settings or layers, no samples, another run in `out`, a loss that
-                is not finite.
-        """
-        refuse_gate(cls.name, gate)
-        training, weights, settings = settings_of(vlm, PRESETS, preset, changes)
-        check_template(settings.template)
-        chosen = last_layers(vlm, layers, vlm.num_layers)
-        kept, held = held_out(samples, validation)
-        change = change_of(vlm, chosen, settings, training.seed)
-        objective = _objective(vlm, change, kept, held, weights, settings.template)
-        about = {"layers": chosen, "settings": settings}
-        fitting = EditorTraining(cls.name, vlm, training, weights, kept, held, Path(out), about)
-        trained = fitting.run(objective)
-        encoder, threshold, found = scope_of(vlm, change, settings, kept)
-        trained["scope"] = found
-        return fitting.saved(cls(vlm, chosen, settings, change, encoder, threshold, trained))
+    @classmethod
+    def objective(cls, job: TrainingJob, change: LowRank | AllLayers) -> LTEObjective:
+        """The loss of a change on a job's data."""
+        vlm, config, (train, held_out) = job.vlm, job.config, job.split
+        roles = list(dict.fromkeys(["request", *config.roles]))
+        data = cache_dataset(vlm, [*train, *held_out], first=[], signals=[], roles=roles)
+        return LTEObjective(vlm, *data.split(len(train)), config, change)
 
     def edit(self, vlm: VLM, request: EditRequest) -> LTEEdit:
         """The edit that puts a request in front of every question; nothing is computed for it."""
         del vlm
-        text = self.settings.template.format(fact=fact_of(request))
+        text = self.config.template.format(fact=fact_of(request))
         return LTEEdit(self.change, PromptEdit((text,), (request,)))
 
     def merge(self, edits: Sequence[Edit]) -> LTEEdit:
-        """Several edits: each question is given the nearest one, or none (see `scope`)."""
+        """Several edits as one: each question gets the nearest edit's text, or none (`scope`)."""
         prompts = [edit.prompt for edit in edits if isinstance(edit, LTEEdit)]
         texts = tuple(text for prompt in prompts for text in prompt.texts)
         facts = tuple(fact for prompt in prompts for fact in prompt.facts)
         with self.change.applied(self.vlm):
             keys = self.encoder([fact_of(fact) for fact in facts])
-        lowest = self.threshold if self.settings.scope == "retrieved" else -1.0
-        return LTEEdit(
-            self.change, PromptEdit(texts, facts, NearestText(self.encoder, keys, lowest))
-        )
+        lowest = self.threshold if self.config.scope == "retrieved" else -1.0
+        select = NearestText(self.encoder, keys, lowest)
+        return LTEEdit(self.change, PromptEdit(texts, facts, select))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What was trained: edits are of no use without just these."""
+        """The trained tensors, to which its edits belong."""
         return self.change.state_dict()
 
-    def save(self, path: str | Path) -> None:
-        """Write what was trained as safetensors, and all about it as JSON."""
-        path = Path(path)
-        about = {
+    def _record(self) -> dict[str, Any]:
+        return {
             "layers": list(self.layers),
-            "settings": asdict(self.settings),
+            "settings": self.config.settings(),
             "threshold": self.threshold,
-            "trained": self.trained,
         }
-        write_record(path, self.name, self.vlm, about)
+
+    def _save_tensors(self, path: Path) -> None:
         save_tensors(path / CHANGE, self.tensors)
         save_tensors(path / ENCODER, encoder_tensors(self.encoder))
 
     @classmethod
-    def load(cls, path: str | Path, vlm: VLM) -> "LTE":
-        """The editor in a folder.
-
-        Raises:
-            SetupError: There is none, or it was trained for another model or is another editor.
-        """
-        path = Path(path)
-        record = read_record(path, cls.name, vlm)
-        try:
-            settings = LTESettings(**record["settings"])
-            change = change_of(vlm, record["layers"], settings, seed=0)
-            change.load_state_dict(load_file(path / CHANGE))
-            tensors = load_file(path / ENCODER)
-        except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise SetupError(f"{path}: not whole, or of another version: {error}") from error
-        encoder = loaded_encoder(vlm, settings.sentence_encoder, settings.compared_layer, tensors)
-        threshold, trained = record["threshold"], record["trained"]
-        return cls(vlm, record["layers"], settings, change, encoder, threshold, trained)
+    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "LTE":
+        config, layers = LTEConfig.from_record(record), record["layers"]
+        change = _untrained(vlm, layers, config, seed=0)
+        change.load_state_dict(load_file(path / CHANGE))
+        encoder = encoder_of(vlm, config, mean=load_file(path / ENCODER).get("mean"))
+        return cls(
+            vlm, config, layers, change, encoder, record["threshold"], trained=record["trained"]
+        )
 
 
-def _objective(
-    vlm: VLM,
-    change: LowRank | AllLayers,
-    samples: Sequence[EditSample],
-    held: Sequence[EditSample],
-    weights: Weights,
-    template: str,
-) -> LTEObjective:
-    both = [*samples, *held]
-    roles = [role for role in ROLES if role == "request" or weights.of(role)]
-    data, rest = cache_dataset(vlm, both, first=[], signals=[], roles=roles).split(len(samples))
-    return LTEObjective(vlm, change, {s.id: s for s in both}, data, rest, weights, template)
+def check_template(template: str) -> None:
+    """Refuse a template without exactly one place for the edit."""
+    try:
+        holds = template.format(fact="\0").count("\0") == 1
+    except (KeyError, IndexError, ValueError):
+        holds = False
+    if not holds:
+        raise AttribError(f"template: {template!r} must have one '{{fact}}', where the edit goes")
+
+
+def _untrained(
+    vlm: VLM, layers: Sequence[int], config: LTEConfig, seed: int
+) -> LowRank | AllLayers:
+    """What is trained; without effect before training."""
+    if config.parameters == "all":
+        return AllLayers(vlm, layers)
+    return LowRank(vlm, layers, config.rank, config.alpha, seed)
+
+
+def _scope(
+    vlm: VLM, change: LowRank | AllLayers, config: LTEConfig, samples: Sequence[EditSample]
+) -> tuple[StatesEncoder | SentenceEncoder, float, Any]:
+    """The encoder, the threshold, and a record of how it was found."""
+    facts = [fact_of(sample.request) for sample in samples]
+    with change.applied(vlm):
+        encoder = encoder_of(vlm, config, facts)
+        if config.threshold is not None:
+            return encoder, config.threshold, "as given"
+        if not any(sample.text_locality or sample.visual_locality for sample in samples):
+            return encoder, -1.0, "there were no unrelated inputs to find it by"
+        found = text_threshold(encoder, samples, facts)
+    return encoder, found.threshold, found.record()

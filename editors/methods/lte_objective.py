@@ -1,116 +1,67 @@
-"""What LTE is trained on: the new answer behind the edit's text, the old one to all else."""
+"""The objective of LTE: new answers behind the edit's text, old answers for all other inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.data.samples import EditRequest, EditSample
 from attrib.model.batch import IGNORE_INDEX
-from attrib.model.vlm import VLM
 from editors.base import encode_requests
-from editors.context.prompt_edit import Starts, fact_of, front, in_front
-from editors.methods.adapter_objective import AdapterObjective, Tokens
+from editors.context.prompt_edit import PromptStarts, fact_of, prepend_to_prompts, text_tokens
 from editors.methods.lora import AllLayers, LowRank
-from editors.prefix.cached_dataset import CachedDataset, requests_of
-from editors.prefix.streamed_dataset import StreamedDataset
-from editors.training.losses import LOCALITY, ROLES, Weights, asked_roles
+from editors.methods.objective import EditObjective
+from editors.prefix.cached_dataset import CachedDataset, PrefixRows
+from editors.training.losses import LOCALITY, ROLES
+
+NO_EDIT = -1
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """An input of an edit, as it is asked.
+@dataclass(eq=False)
+class LTEObjective(EditObjective):
+    """The loss of a decoder that learns to follow an edit in its prompt (LTE, LiveEdit's code).
+
+    Locality is compared with the original weights, once with the edit's text in front and once
+    without.
 
     Attributes:
-        request: The input.
-        text: What stands in front of it.
-        role: As an index of `ROLES`.
-        final: The unedited model's last states where an answer is asked for, without the text.
+        module: The change that is trained.
     """
 
-    request: EditRequest
-    text: str
-    role: int
-    final: Float[Tensor, "asked d_model"]
+    batch_size: ClassVar[int] = 8
 
+    module: LowRank | AllLayers
 
-class LTEObjective(AdapterObjective):
-    """The loss of a decoder that is to follow an edit in its prompt (LTE, as in LiveEdit's code).
+    def __post_init__(self):
+        self.starts = PromptStarts.of(self.vlm)
 
-    Locality is compared with the original weights, half of it with the edit's text in front and
-    half without.
+    def edits(self, data: CachedDataset, items: Sequence[int]) -> list[str]:
+        """The texts of some edits."""
+        facts = [fact_of(data.edits[item].request) for item in items]
+        return [self.config.template.format(fact=fact) for fact in facts]
 
-    Args:
-        vlm: The model; its own weights stay as they are.
-        change: What is trained.
-        samples: By name, all edits.
-        data: The original model's last states, of edits to train on.
-        held_out: Those of edits to validate on.
-        weights: Of the parts of the loss.
-        template: What stands in front of a question, with "{fact}" for the edit.
-        batch_size: Edits in a pass over held-out data.
-    """
+    def rows(self, data: CachedDataset, items: Sequence[int], roles: Sequence[str]) -> PrefixRows:
+        """The inputs of some edits, those of locality once more without the edit's text."""
+        rows = super().rows(data, items, roles)
+        local = torch.tensor([ROLES[role] in LOCALITY for role in rows.role_of.tolist()])
+        index = torch.arange(len(rows.inputs)).repeat_interleave(1 + local.long())
+        is_copy = torch.zeros(len(index), dtype=torch.bool)
+        is_copy[1:] = index[1:] == index[:-1]
+        return PrefixRows(
+            [rows.inputs[i] for i in index.tolist()],
+            torch.where(is_copy, NO_EDIT, rows.edit_of[index]),
+            rows.role_of[index],
+        )
 
-    def __init__(
-        self,
-        vlm: VLM,
-        change: LowRank | AllLayers,
-        samples: Mapping[str, EditSample],
-        data: CachedDataset,
-        held_out: CachedDataset,
-        weights: Weights,
-        template: str,
-        batch_size: int = 8,
-    ):
-        self.vlm, self.module, self.samples = vlm, change, samples
-        self.data, self.held_out = data, held_out
-        self.weights, self.template, self.batch_size = weights, template, batch_size
-        self.roles = [role for role in ROLES if weights.of(role)]
-        self.starts = Starts.of(vlm)
-
-    def tokens(
-        self,
-        data: CachedDataset | StreamedDataset,
-        items: Sequence[int],
-        roles: Sequence[str] | None = None,
-    ) -> Tokens:
-        """Logits, edited and clean, labels and roles at all answer tokens of some edits."""
-        data, items = data.load(items)
-        asked = [one for item in items for one in self._asked(data, item, roles or self.roles)]
-        # Inputs with and without an image differ in length: apart, they need less padding.
-        parts = [
-            [a for a in asked if (a.request.source is None) == alone] for alone in (False, True)
-        ]
-        found = [self._answers(part) for part in parts if part]
-        return {name: torch.cat([tokens[name] for tokens in found]) for name in found[0]}
-
-    def _asked(self, data: CachedDataset, item: int, roles: Sequence[str]) -> list[Asked]:
-        sample = self.samples[data.ids[item]]
-        text = self.template.format(fact=fact_of(sample.request))
-        found = []
-        for role in roles:
-            kept = data.inputs[item].get(role, ())
-            for request, query in zip(requests_of(sample, role), kept, strict=True):
-                for shown in (text, "") if role in LOCALITY else (text,):
-                    found.append(Asked(request, shown, ROLES.index(role), query.final))
-        return found
-
-    def _answers(self, asked: Sequence[Asked]) -> Tokens:
-        vlm, requests = self.vlm, [one.request for one in asked]
-        batch = encode_requests(vlm, requests, padding_side="right")
-        tokens = [front(vlm, one.text) for one in asked]
-        with vlm.rewrite_prompts(lambda given: in_front(vlm, given, self.starts, tokens)):
-            logits = self.module.run(vlm, lambda: vlm.logits(batch))
-        with torch.no_grad():
-            clean = vlm.unembed(torch.cat([one.final for one in asked]))
+    def logits(self, rows: PrefixRows, edits: Sequence[str]) -> Float[Tensor, "token d_vocab"]:
+        """Logits of the changed decoder at the answer tokens, row by row."""
+        vlm = self.vlm
+        batch = encode_requests(vlm, [q.request for q in rows.inputs], padding_side="right")
         assert batch.labels is not None
-        at = batch.labels != IGNORE_INDEX
-        roles = torch.tensor([one.role for one in asked], device=at.device)
-        return {
-            "logits": logits[at],
-            "clean": clean,
-            "labels": batch.labels[at],
-            "roles": asked_roles(batch.labels, roles),
-        }
+        texts = ["" if i == NO_EDIT else edits[i] for i in rows.edit_of.tolist()]
+        tokens = [text_tokens(vlm, text) for text in texts]
+        with vlm.rewrite_prompts(lambda given: prepend_to_prompts(vlm, given, self.starts, tokens)):
+            logits = self.module.run(vlm, lambda: vlm.logits(batch))
+        return logits[batch.labels != IGNORE_INDEX]

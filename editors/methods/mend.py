@@ -1,42 +1,68 @@
-"""MEND: a small network turns the gradient of a request into a change of the last layers.
+"""MEND: a small network turns the gradient of a request into an update of the last layers.
 
 Mitchell et al., "Fast model editing at scale" (ICLR 2022), with the losses of its use on
-vision-language models (Cheng et al. 2023): the rephrased prompt and the other picture give the new
-answer, unrelated inputs with and without an image the old one; the request itself is an option.
+vision-language models (Cheng et al. 2023): new answers for rephrased prompts and other images, old
+answers for unrelated inputs with and without an image; the request itself is optional. Unlike
+there, the KL is taken at answer tokens only.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from attrib.model.vlm import VLM
-from editors.methods.hypernetwork import HypernetworkEditor
-from editors.methods.mend_net import MENDNet, Pooling
-from editors.training.losses import Weights
-from editors.training.trainer import Training
-from editors.weights.mlp import Which
+from editors.methods.hypernetwork import HypernetworkConfig, HypernetworkEditor
+from editors.training.config import SMALL_MODEL, EditorConfig
+from editors.weights.low_rank_update import LowRankUpdate, TokenGradients
+
+Pooling = Literal["sum", "mean"]
+EPSILON = 1e-7  # added to standard deviations, as in the published code
 
 
-@dataclass(frozen=True)
-class MENDSettings:
-    """What MEND's networks are.
+class MENDConfig(HypernetworkConfig):
+    """Options of MEND.
 
     Attributes:
-        matrices: Which maps of the feed-forward networks are changed: "up_down" (as published),
-            "down", or "all" (LiveEdit's LLaVA: the gate's too).
-        rank: Of the networks' layers; at most as wide as what they see.
+        rank: Rank of the networks' layers; at most their width.
         num_hidden: Layers before the last.
         normalise: Whether inputs are normalised by their running mean and standard deviation.
-        pooling: Over tokens: the "sum" of their changes (as published), or the "mean" (LiveEdit).
-        rate: What changes are multiplied with and then added, before training. It is positive as
-            published, that is up the gradient: its sign is learned.
-        rate_lr_multiplier: Learning rate of the rates over that of all else (published: 1e-4
-            against 1e-6).
+        pooling: Over tokens: the "sum" of their updates (as published), or the "mean" (LiveEdit).
+        rate: Factor of the update before training. Positive, up the gradient, as published: its
+            sign is learned.
+        rate_lr_multiplier: Learning rate of the rates over that of the rest (published: 1e-4 over
+            1e-6).
     """
 
-    matrices: Which = "up_down"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {
+            "steps": 30_000,
+            "batch_size": 2,  # batches of one, whose gradients are accumulated by two
+            "learning_rate": 1e-6,
+            "clip": 100.0,
+            "validate_every": 1000,
+            "save_every": 1000,
+            "reliability": 0.0,
+            "generality": 0.1,
+        },
+        "embedded": {
+            **SMALL_MODEL,
+            "optimizer": "adam",
+            "steps": 1600,
+            "learning_rate": 5e-4,  # 1e-3 for as long loses unrelated inputs: see LOG.md
+            "clip": 5.0,
+            "validate_every": 100,
+            "save_every": 100,
+            "best_by": "accuracy",
+            "rank": 64,
+            "rate": -1e-3,
+            "rate_lr_multiplier": 1.0,
+        },
+    }
+
     rank: int = 1920
     num_hidden: int = 1
     normalise: bool = True
@@ -45,48 +71,131 @@ class MENDSettings:
     rate_lr_multiplier: float = 100.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MEND(HypernetworkEditor):
-    """Gradients of the request, edited token by token, change the last three layers."""
+    """Updates of the last three layers, made of the request's gradients token by token."""
 
     name: ClassVar[str] = "mend"
-    settings_kind: ClassVar[type[Any]] = MENDSettings
-    presets: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "published": [
-            Training(
-                steps=30_000,
-                batch_size=2,  # batches of one, whose gradients are accumulated by two
-                learning_rate=1e-6,
-                clip=100.0,
-                validate_every=1000,
-                save_every=1000,
-            ),
-            Weights(reliability=0.0, generality=0.1),
-            MENDSettings(),
-        ],
-        "embedded": [
-            Training(
-                steps=1600,
-                batch_size=8,
-                learning_rate=5e-4,  # 1e-3 for as long loses unrelated inputs: see LOG.md
-                warmup=30,
-                decay="cosine",
-                clip=5.0,
-                validate_every=100,
-                save_every=100,
-                best_by="right",
-            ),
-            Weights(),
-            MENDSettings(rank=64, rate=-1e-3, rate_lr_multiplier=1.0),
-        ],
-    }
+    config_class: ClassVar[type[EditorConfig]] = MENDConfig
 
     @classmethod
     def _network(
-        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], settings: MENDSettings
+        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: MENDConfig
     ) -> nn.Module:
         del vlm
-        s = settings
-        return MENDNet(
-            shapes, s.rank, s.num_hidden, s.normalise, s.pooling, s.rate, s.rate_lr_multiplier
+        return MENDNetwork(shapes, config)
+
+
+class MENDNetwork(nn.Module):
+    """Turns the gradients of requests into updates (MEND, section 3.2, and its published code).
+
+    For each token, a matrix's input x and its output's gradient d, normalised, pass an editor that
+    the matrices of one shape share; the update is rate times the sum of d~ x~^T.
+
+    Args:
+        shapes: Outputs and inputs of each matrix.
+        config: The options.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], config: MENDConfig):
+        super().__init__()
+        self.shapes, self.config = dict(shapes), config
+        by_shape: dict[str, list[str]] = {}
+        for name, shape in shapes.items():
+            by_shape.setdefault("x".join(map(str, shape)), []).append(name)
+        self.mode_of = {n: (key, i) for key, some in by_shape.items() for i, n in enumerate(some)}
+        self.editors = nn.ModuleDict(
+            {
+                key: TokenEditor(sum(shapes[names[0]]), len(names), config)
+                for key, names in by_shape.items()
+            }
         )
+        # One optimizer with one learning rate trains all: faster parameters have larger units.
+        rate = config.rate / config.rate_lr_multiplier
+        self.rates = nn.Parameter(torch.full((len(shapes),), rate))
+
+    def forward(
+        self, gradients: Mapping[str, TokenGradients], conditions: Sequence[Tensor] = ()
+    ) -> dict[str, LowRankUpdate]:
+        """The update of each matrix for each request."""
+        del conditions  # MEND reads gradients alone
+        rates = self.rates * self.config.rate_lr_multiplier
+        return {
+            name: self._update(name, gradients[name], rate)
+            for name, rate in zip(self.shapes, rates, strict=True)
+        }
+
+    def _update(self, name: str, g: TokenGradients, rate: Tensor) -> LowRankUpdate:
+        key, mode = self.mode_of[name]
+        real = g.real
+        z = self.editors[key](torch.cat([g.delta, g.x], -1)[real], mode)
+        edited = z.new_zeros(*real.shape, z.shape[-1]).masked_scatter(real[..., None], z)
+        left, right = edited.split([g.delta.shape[-1], g.x.shape[-1]], -1)
+        if self.config.pooling == "mean":
+            left = left / real.sum(1).clamp(min=1)[:, None, None]
+        return LowRankUpdate(rate * left, right)
+
+
+class TokenEditor(nn.Module):
+    """Normalisation and low-rank layers that start as the identity.
+
+    Args:
+        width: Width of what it edits.
+        num_modes: Number of matrices that share it.
+        config: The options.
+    """
+
+    count: Tensor
+    mean: Float[Tensor, " width"]
+    squares: Float[Tensor, " width"]
+
+    def __init__(self, width: int, num_modes: int, config: MENDConfig):
+        super().__init__()
+        self.normalise, rank = config.normalise, min(config.rank, width)
+        num_layers = config.num_hidden + 1
+        self.layers = nn.ModuleList(LowRank(width, rank, num_modes) for _ in range(num_layers))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("squares", torch.zeros(width))
+
+    def forward(self, z: Float[Tensor, "token width"], mode: int) -> Float[Tensor, "token width"]:
+        """Edit tokens of the matrix number `mode`; in training mode, update the statistics."""
+        if self.normalise:
+            if self.training:
+                self._update_statistics(z)
+            if self.count >= 2:
+                std = (self.squares / (self.count - 1).float()).sqrt()
+                z = (z - self.mean) / (std + EPSILON)
+        for layer in self.layers:
+            z = layer(z, mode)
+        return z
+
+    @torch.no_grad()
+    def _update_statistics(self, z: Tensor) -> None:
+        """Welford's algorithm for a batch (Chan, Golub & LeVeque 1979)."""
+        if not len(z):
+            return
+        total = self.count + len(z)
+        gap = z.mean(0) - self.mean
+        weight = (len(z) / total).float()
+        self.squares += (z - z.mean(0)).square().sum(0) + gap.square() * self.count * weight
+        self.mean += gap * weight
+        self.count.copy_(total)
+
+
+class LowRank(nn.Module):
+    """`z + max(0, scale (U V z + bias) + shift)`, with a scale and a shift per matrix."""
+
+    def __init__(self, width: int, rank: int, num_modes: int):
+        super().__init__()
+        self.u = nn.Parameter(torch.zeros(width, rank))
+        self.v = nn.Parameter(torch.randn(rank, width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(num_modes, width))
+        self.shift = nn.Parameter(torch.zeros(num_modes, width))
+
+    def forward(self, z: Float[Tensor, "token width"], mode: int) -> Float[Tensor, "token width"]:
+        """Edit tokens of the matrix number `mode`."""
+        inner = z @ self.v.T @ self.u.T + self.bias
+        # `relu` has no gradient at 0, where all starts; `clamp` has.
+        return z + (self.scale[mode] * inner + self.shift[mode]).clamp(min=0)

@@ -1,14 +1,15 @@
-"""Edits that a small model answers for, in place of the model's last layer."""
+"""SERAC's edits: the scope gate, and the counterfactual model in place of the last layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input, on_output
 from attrib.model.batch import Batch
@@ -16,19 +17,87 @@ from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import pad_states
 from editors.adapters.router import Router
 from editors.adapters.sites import Gate, MemoryEntry
-from editors.methods.serac_networks import Counterfactual
+from editors.gating.inputs import COVERED
+from editors.gating.threshold import calibrate, gate_scores
+from editors.methods.serac_networks import Counterfactual, Scope, pad_with_positions
 
-PROMPT, TARGET = "prompt", "target"  # what a memory keeps: input embeddings of an edit
+PROMPT, TARGET = "prompt", "target"  # keys of a memory's signals: input embeddings of an edit
+VECTOR = "vector"
+Example = tuple[Tensor, Mapping[str, Tensor]]  # states "pos d_model", spans " pos"
+
+
+@dataclass(frozen=True, eq=False)
+class ScopeGate:
+    """SERAC's scope classifier as a gate: opens if a prompt is in the scope of an edit.
+
+    Attributes:
+        net: The classifier.
+        layer: The layer whose output it reads.
+        threshold: Score from which on it opens.
+        record: How the threshold was found (JSON).
+    """
+
+    name: ClassVar[str] = "scope"
+
+    net: Scope
+    layer: int
+    threshold: float
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The one layer."""
+        return (self.layer,)
+
+    @torch.no_grad()
+    def states(self, hidden: Mapping[int, Tensor], batch: Batch) -> list[dict[str, Tensor]]:
+        """The vector of each example's prompt; targets are not read."""
+        h = hidden[self.layer]
+        spans = {name: batch.spans[name].to(h.device) for name in ("text", "last", "visual")}
+        rows = [(h[i], {name: span[i] for name, span in spans.items()}) for i in range(len(h))]
+        return [{VECTOR: vector} for vector in prompt_vectors(self.net, rows)]
+
+    @torch.no_grad()
+    def scores(
+        self, queries: Sequence[Mapping[str, Tensor]], edits: Sequence[Mapping[str, Tensor]]
+    ) -> Float[Tensor, "query edit"]:
+        """Scores of the classifier, symmetric in query and edit."""
+        one, other = (torch.stack([s[VECTOR] for s in some]) for some in (queries, edits))
+        return self.net.scores(one, other.to(one))
+
+    def calibrated(self, vlm: VLM, samples: Sequence[EditSample]) -> "ScopeGate":
+        """A copy with a threshold from held-out edits.
+
+        Each kind of input has the same weight. Without unrelated inputs the threshold is the
+        score of "no edit" that the classifier learned.
+        """
+        table = gate_scores(vlm, samples, self)
+        by = {str(name): some["value"].to_numpy() for name, some in table.groupby("relation")}
+        inside = {name: values for name, values in by.items() if name in COVERED}
+        outside = {name: values for name, values in by.items() if name not in COVERED}
+        if not outside:
+            return replace(self, threshold=self.net.none.item(), record={"rule": "as learned"})
+        found = calibrate(inside, outside)
+        return replace(self, threshold=found.threshold, record=found.record())
+
+
+def prompt_vectors(net: Scope, examples: Sequence[Example]) -> Float[Tensor, "batch axis"]:
+    """The classifier's vectors of prompts, given their states at the layer that it reads."""
+    words, real = pad_states([h[spans["text"] | spans["last"]] for h, spans in examples])
+    images = [h[spans["visual"]].float() for h, spans in examples]
+    has_image = torch.tensor([len(image) > 0 for image in images], device=words.device)
+    means = [image.sum(0) / max(1, len(image)) for image in images]
+    return net(words, real, torch.stack(means), has_image)
 
 
 @dataclass(frozen=True, eq=False)
 class SERACEdit:
-    """Edits, and the model that answers the questions that they are about.
+    """Encoded edits, and the counterfactual model that answers the inputs in their scope.
 
     Attributes:
-        answer: That model; it serves any number of edits.
-        memories: Of each edit its input embeddings and its prompt's vector.
-        gate: Tells which edit a question is about; None takes every question for the one there is.
+        answer: The counterfactual model; any number of edits share it.
+        memories: Input embeddings and prompt vector of each edit.
+        gate: Picks the edit that applies to an input; None applies the only edit to every input.
     """
 
     answer: Counterfactual
@@ -38,61 +107,71 @@ class SERACEdit:
     def __post_init__(self):
         if self.gate is None and len(self.memories) != 1:
             raise AttribError(
-                f"{len(self.memories)} edits together need the scope classifier, which tells which "
-                "one a question is about; apply one edit at a time"
+                f"{len(self.memories)} edits together need the scope classifier, which picks one "
+                "per input; apply one edit at a time"
             )
 
     @property
     def num_bytes(self) -> int:
-        """Bytes kept of the edits."""
+        """Bytes of the encoded edits."""
         return sum(memory.num_bytes for memory in self.memories)
+
+    def __repr__(self) -> str:
+        gate = "no gate" if self.gate is None else "the scope gate"
+        return f"SERACEdit({len(self.memories)} edits, {self.num_bytes:,} bytes, {gate})"
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
-        """The edits hold for passes by `vlm.logits` and `vlm.generate`."""
-        router, question = Router(vlm, self.memories, self.gate), Question(vlm)
+        """Apply the edits to passes of `vlm.logits` and `vlm.generate`."""
+        router, inputs = Router(vlm, self.memories, self.gate), InputEmbeddings(vlm)
         with ExitStack() as stack:
-            stack.enter_context(on_input(vlm.layers[0], question.enter))
+            stack.enter_context(on_input(vlm.layers[0], inputs.capture))
             for layer in () if self.gate is None else self.gate.layers:
                 stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
-            answer = self._answering(router, question)
-            stack.enter_context(on_output(vlm.layers[vlm.num_layers - 1], answer))
+            replace_states = self._replacement(router, inputs)
+            stack.enter_context(on_output(vlm.layers[vlm.num_layers - 1], replace_states))
             yield
 
-    def _answering(self, router: Router, question: "Question") -> Callable[[Tensor], Tensor | None]:
-        """What puts the small model's states in the place of the last layer's, where it answers."""
+    def _replacement(
+        self, router: Router, inputs: "InputEmbeddings"
+    ) -> Callable[[Tensor], Tensor | None]:
+        """A hook that replaces the last layer's output for inputs in scope."""
 
         @torch.no_grad()
-        def put(h: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
+        def replace_states(h: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
             chosen = torch.zeros(len(h), dtype=torch.long) if self.gate is None else router.chosen
             assert chosen is not None, "the classifier reads a layer that was not run"
             chosen = chosen.cpu()
-            served = (chosen >= 0).nonzero()[:, 0]
-            if not len(served):
+            rows = (chosen >= 0).nonzero()[:, 0]
+            if not len(rows):
                 return None
-            edits = [self.memories[i] for i in chosen[served].tolist()]
-            self.answer.to(h.device)
-            new = self.answer(*placed(edits), *question.of(served.to(h.device)))
-            return h.index_copy(0, served.to(h.device), new[:, -h.shape[1] :].to(h.dtype))
+            signals = [self.memories[i].signals for i in chosen[rows].tolist()]
+            edits = pad_with_positions(
+                [torch.cat([s[PROMPT].states, s[TARGET].states]) for s in signals],
+                [len(s[PROMPT].states) - 1 for s in signals],
+            )
+            rows = rows.to(h.device)
+            new = self.answer.to(h.device)(*edits, *inputs.of(rows))
+            return h.index_copy(0, rows, new[:, -h.shape[1] :].to(h.dtype))
 
-        return put
+        return replace_states
 
 
 @dataclass(eq=False)
-class Question:
-    """What has entered the model: the embeddings of the prompt and of what was generated since."""
+class InputEmbeddings:
+    """The embeddings of the current prompts and of the tokens generated since."""
 
     vlm: VLM
     states: list[Tensor] = field(default_factory=list)
 
-    def enter(self, h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the stream that enters layer 0."""
+    def capture(self, h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Append the stream that enters layer 0."""
         del args, kwargs
         batch = self._batch()
         if len(h) != batch.size:
             raise AttribError(
-                f"an edit of serac answers one continuation per prompt; {len(h)} were asked for "
-                f"{batch.size}: generate without beams"
+                f"an edit of serac answers one continuation per prompt, not {len(h)} for "
+                f"{batch.size} prompts: generate without beams"
             )
         if h.shape[1] == batch["last"].shape[1]:
             self.states.clear()
@@ -101,29 +180,19 @@ class Question:
     def of(
         self, rows: Int[Tensor, " row"]
     ) -> tuple[Float[Tensor, "row pos d_model"], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-        """Of some examples the embeddings, their places (`placed`), and which are real."""
+        """Embeddings of some examples, positions (see `Counterfactual`), and which are real."""
         batch, states = self._batch(), torch.cat(self.states, 1)[rows]
         last = batch["last"].int().argmax(1).to(rows.device)[rows]
-        places = torch.arange(states.shape[1], device=rows.device) - last[:, None]
+        positions = torch.arange(states.shape[1], device=rows.device) - last[:, None]
         real = batch.inputs["attention_mask"].bool().to(rows.device)[rows]
         later = real.new_ones(len(rows), states.shape[1] - real.shape[1])
-        return states, places, torch.cat([real, later], 1)
+        return states, positions, torch.cat([real, later], 1)
 
     def _batch(self) -> Batch:
         batch = self.vlm.active_batch
         if batch is None:
             raise AttribError(
-                "an edit holds for passes by vlm.logits(batch) and vlm.generate(batch): only they "
-                "tell where images and prompts stand"
+                "an edit of serac needs the positions of images and prompts: run the model by "
+                "vlm.logits(batch) or vlm.generate(batch)"
             )
         return batch
-
-
-def placed(
-    memories: Sequence[MemoryEntry],
-) -> tuple[Float[Tensor, "edit pos d_model"], Int[Tensor, "edit pos"], Bool[Tensor, "edit pos"]]:
-    """The embeddings of edits, their places from the last prompt token, and which are real."""
-    kept = [[memory.signals[kind].states for kind in (PROMPT, TARGET)] for memory in memories]
-    states, real = pad_states([torch.cat(parts) for parts in kept])
-    last = torch.tensor([len(prompt) - 1 for prompt, _ in kept], device=states.device)
-    return states, torch.arange(states.shape[1], device=states.device) - last[:, None], real

@@ -1,8 +1,7 @@
 """Frozen prefix: inputs run once up to the first edited layer, so that training resumes there.
 
-An adapter changes nothing before the layer it writes. Each training input therefore passes these
-layers once; a training step pads the stored states of its inputs and calls the later layers as
-plain functions, with the adapters in between.
+An adapter changes nothing before the layer it writes. Each training input passes these layers once;
+a step pads the stored states and calls the later layers as plain functions, with the adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,16 @@ from torch.utils import _pytree as pytree
 
 from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
-from attrib.forward.hooks import capture, read
-from attrib.forward.layer_call import AXES, Call, cut, is_known, pick_rows, seen_keys
-from attrib.forward.replay import Captured, first_tensor
+from attrib.forward.hooks import first_tensor, read
+from attrib.forward.layer_call import (
+    AXES,
+    Call,
+    is_known,
+    select_rows,
+    slice_positions,
+    visible_keys,
+)
+from attrib.forward.replay import Captured, capture
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
@@ -28,6 +34,7 @@ from editors.base import encode_requests
 
 SPANS = ("visual", "text", "last")
 Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
+Interventions = Mapping[int, Sequence[Intervention]]  # on each layer's output, in order
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +42,7 @@ class PrefixStates:
     """States of one teacher-forced input in the unedited model, without padding.
 
     Attributes:
+        request: The input.
         hidden: Output by layer, `EMBED` for the stream entering layer 0: "pos d_model".
         spans: Positions by span.
         labels: The next token's id where it belongs to the target, `IGNORE_INDEX` elsewhere.
@@ -44,6 +52,7 @@ class PrefixStates:
         added: What is added to the stream before a layer (Qwen3-VL), by layer.
     """
 
+    request: EditRequest
     hidden: dict[int, Float[Tensor, "pos d_model"]]
     spans: dict[str, Bool[Tensor, " pos"]]
     labels: Int[Tensor, " pos"]
@@ -84,13 +93,8 @@ class PrefixBatch:
     layer_args: dict[int, Call]
     added: dict[int, Float[Tensor, "batch pos d_model"]]
 
-    def run(
-        self, vlm: VLM, interventions: Mapping[int, Sequence[Intervention]]
-    ) -> Float[Tensor, "asked d_model"]:
-        """Run the later layers; return the last one's output at the labelled positions.
-
-        `interventions` are applied to each layer's output, in order.
-        """
+    def run(self, vlm: VLM, interventions: Interventions) -> Float[Tensor, "asked d_model"]:
+        """Run the later layers, with interventions; return the output at labelled positions."""
         h = self.hidden
         for intervene in interventions.get(self.layer, ()):
             h = intervene(h)
@@ -123,11 +127,12 @@ def prefix_states(
     found: list[PrefixStates] = []
     starts = range(0, len(requests), batch_size)
     for start in starts if what is None else progress(starts, what):
-        batch = encode_requests(vlm, requests[start : start + batch_size], padding_side="right")
+        some = requests[start : start + batch_size]
+        batch = encode_requests(vlm, some, padding_side="right")
         with capture(vlm) as captured, read(vlm) as hidden:
             vlm.logits(batch)
         hidden[EMBED] = captured.embed
-        found += _split(vlm, batch, captured, hidden, layers)
+        found += _split(vlm, some, batch, captured, hidden, layers)
     return found
 
 
@@ -149,7 +154,12 @@ def collate(inputs: Sequence[PrefixStates], layer: int) -> PrefixBatch:
 
 
 def _split(
-    vlm: VLM, batch: Batch, captured: Captured, hidden: dict[int, Tensor], layers: Sequence[int]
+    vlm: VLM,
+    requests: Sequence[EditRequest],
+    batch: Batch,
+    captured: Captured,
+    hidden: dict[int, Tensor],
+    layers: Sequence[int],
 ) -> list[PrefixStates]:
     """Split a padded pass into its inputs; tensors are cloned, not views of the whole batch."""
     calls, args_index = _distinct_args(vlm, captured)
@@ -160,6 +170,7 @@ def _split(
         num, labels = int(real.sum()), batch.labels[row]
         found.append(
             PrefixStates(
+                requests[row],
                 {layer: hidden[layer][row, :num].clone() for layer in layers},
                 {name: batch.spans[name][row, :num].clone() for name in SPANS},
                 labels[:num].clone(),
@@ -194,10 +205,10 @@ def _distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int,
 def _args_of_row(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> Call:
     """Return one example's layer arguments, without its padding."""
     width = batch.inputs["attention_mask"].shape[1]
-    one = pick_rows(call, torch.tensor([row]), batch.size)
-    args, kwargs = cut(one, 0, num, width, like)
+    one = select_rows(call, torch.tensor([row]), batch.size)
+    args, kwargs = slice_positions(one, 0, num, width, like)
     if kwargs.get("attention_mask") is not None:
-        seen = seen_keys(one, width, like)[..., :num, :num]
+        seen = visible_keys(one, width, like)[..., :num, :num]
         causal = torch.ones(num, num, dtype=torch.bool, device=like.device).tril()
         # Without a mask attention is causal, and has faster kernels.
         kwargs = {**kwargs, "attention_mask": None if bool((seen == causal).all()) else seen}
@@ -223,11 +234,8 @@ def _stack(row: int, pos: int, lengths: Sequence[int], *parts: Any) -> Any:
     if not isinstance(parts[0], Tensor):
         return parts[0]
     after, width = [0] * (-2 * pos - 1), max(lengths)
-    padded = [
-        nn.functional.pad(part, [*after, width - num])
-        for part, num in zip(parts, lengths, strict=True)
-    ]
-    return torch.cat(padded, row)
+    pairs = zip(parts, lengths, strict=True)
+    return torch.cat([nn.functional.pad(part, [*after, width - num]) for part, num in pairs], row)
 
 
 def _stack_masks(

@@ -1,4 +1,4 @@
-"""What a training goes on from: weights, the optimizers' moments and a record, in one file."""
+"""Checkpoints to resume from: weights, optimizer states and a record, in one file."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ RECORD = "training.json"
 def save_checkpoint(
     path: Path, module: nn.Module, optimizers: Sequence[Optimizer], record: dict[str, Any]
 ) -> None:
-    """Write all of it, whole or not at all; the record beside it as well, for readers."""
+    """Write a checkpoint atomically, and its record once more beside it, for readers."""
     weights = {f"weights.{k}": v for k, v in module.state_dict().items()}
     moments = {
         f"moments.{which}.{i}.{name}": value
@@ -32,17 +32,18 @@ def save_checkpoint(
     write_text(path.with_name(RECORD), text)
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_checkpoint_record(path: Path) -> dict[str, Any]:
     """The record of a checkpoint."""
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()[RECORD])
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Give a module and its optimizers what they had."""
+    """Load the weights of a module and the states of its optimizers."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    module.load_state_dict({k: tensors[f"weights.{k}"] for k in module.state_dict()})
+    weights = {k: v for k, v in tensors.items() if k.startswith("weights.")}
+    module.load_state_dict({k.removeprefix("weights."): v for k, v in weights.items()})
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
         if name.startswith("moments."):

@@ -1,121 +1,198 @@
-"""Settings that go together: the papers', and those that suit the small embedded models."""
+"""Configurations of editors: validated options, presets, and the schedule of a training."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+from torch.optim import Adam, Muon, Optimizer
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.adapters.sites import AdapterConfig
-from editors.training.losses import Weights
-from editors.training.setting_values import check_value
-from editors.training.trainer import Training
+from editors.training.losses import LossWeights
 
-SMALL = 512  # width of the residual stream below which a model is taken for a small one
-PHRASE = 5  # words in an answer from which on it is taken for a phrase
+SMALL = 512  # residual width below which "auto" takes the preset for the embedded models
+PHRASE = 5  # median number of words from which on answers count as phrases
+# What the presets for the embedded models have in common.
+SMALL_MODEL = {
+    "batch_size": 8,
+    "optimizer": "muon",
+    "warmup": 30,
+    "decay": "cosine",
+    "validate_every": 50,
+    "save_every": 50,
+}
+# Options and values of earlier versions, in saved editors and checkpoints.
+OLD_NAMES = {"rate_speed": "rate_lr_multiplier", "price_speed": "lagrange_lr_multiplier"}
+OLD_VALUES = {("best_by", "right"): "accuracy", ("mapper_target", "gentle"): "0.1-sigma"}
 
 
-@dataclass(frozen=True)
-class Preset:
-    """How adapters are made and trained."""
+def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, or a record with nested options, with today's names and values."""
+    return {
+        OLD_NAMES.get(name, name): current_names(value)
+        if isinstance(value, Mapping)
+        else OLD_VALUES.get((name, value), value)
+        if isinstance(value, str)
+        else value
+        for name, value in options.items()
+    }
 
-    training: Training
-    adapters: Mapping[str, Any]
-    weights: Weights
 
-    def adapters_at(self, layers: Mapping[str, Sequence[int]]) -> AdapterConfig:
-        """The adapters of this preset, at these layers."""
-        return AdapterConfig({m: list(some) for m, some in layers.items()}, **self.adapters)
+Config = TypeVar("Config", bound="EditorConfig")
 
-    def changed(self, **changes: Any) -> "Preset":
-        """This preset with other settings; each is of `Training`, `Weights` or `Adapters`.
+
+class EditorConfig(BaseModel):
+    """Options of an editor; subclasses add theirs, with their presets.
+
+    Attributes:
+        presets: Options that differ from the defaults, by preset.
+        seed: Seed of everything random.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"published": {}, "embedded": {}}
+
+    seed: int = 0
+
+    @classmethod
+    def from_preset(
+        cls: "type[Config]",
+        vlm: VLM,
+        preset: str = "auto",
+        samples: Sequence[EditSample] = (),
+        **options: Any,
+    ) -> "Config":
+        """The options of a preset, overridden by `options`.
 
         Raises:
-            AttribError: There is no such setting, or it has no such value.
+            AttribError: An unknown preset or option, or a value of the wrong type.
         """
-        training, weights, adapters = self.training, self.weights, dict(self.adapters)
-        for name, value in changes.items():
-            if name in _names(Training):
-                check_value(Training, name, value)
-                training = replace(training, **{name: value})
-            elif name in _names(Weights):
-                check_value(Weights, name, value)
-                weights = replace(weights, **{name: value})
-            elif name in _names(AdapterConfig) - {"layers"}:
-                check_value(AdapterConfig, name, value)
-                adapters[name] = value
-            else:
-                known = sorted(
-                    _names(Training) | _names(Weights) | _names(AdapterConfig) - {"layers"}
-                )
-                raise AttribError(f"no setting {name!r}; there are {', '.join(known)}")
-        return Preset(training, adapters, weights)
+        if preset == "auto":
+            preset = cls.auto_preset(vlm, samples, options)
+        if preset not in cls.presets:
+            raise AttribError(f"no preset {preset!r}; there are auto, {', '.join(cls.presets)}")
+        return cls._checked({**cls.presets[preset], **current_names(options)})
+
+    @classmethod
+    def auto_preset(
+        cls: "type[Config]", vlm: VLM, samples: Sequence[EditSample], options: Mapping[str, Any]
+    ) -> str:
+        """The preset that "auto" stands for: "embedded" for small models, else "published"."""
+        del samples, options
+        return "embedded" if vlm.d_model < SMALL else "published"
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Config":
+        """The options in a saved editor's record (JSON).
+
+        Raises:
+            ValueError: They are not options of this editor.
+        """
+        trained = record.get("trained") or {}
+        parts = [trained.get("training", {}), trained.get("weights", {})]
+        shared = {k: v for part in parts for k, v in part.items() if k in cls.model_fields}
+        return cls.model_validate(current_names({**shared, **record["settings"]}))
+
+    def changed(self: "Config", **options: Any) -> "Config":
+        """A copy with other options, checked as in `from_preset`."""
+        return self._checked({**self.model_dump(exclude_unset=True), **current_names(options)})
+
+    def settings(self) -> dict[str, Any]:
+        """The options that belong to the editor and not to its training, as JSON."""
+        return self.model_dump()
+
+    @classmethod
+    def _checked(cls: "type[Config]", values: Mapping[str, Any]) -> "Config":
+        known = sorted(cls.model_fields)
+        if unknown := [name for name in values if name not in known]:
+            raise AttribError(f"no setting {unknown[0]!r}; there are {', '.join(known)}")
+        try:
+            return cls.model_validate(values, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            expected = first["msg"].removeprefix("Input should be ")
+            expected = expected.replace("greater than or equal to", "at least")
+            name = str(first["loc"][0])
+            raise AttribError(f"{name}: no {values[name]!r}; expected {expected}") from None
 
 
-EMBEDDED = Preset(
-    Training(
-        steps=400,
-        batch_size=16,
-        optimizer="muon",
-        learning_rate=2e-2,
-        warmup=30,
-        decay="cosine",
-        clip=5.0,
-        validate_every=50,
-        save_every=50,
-    ),
-    {
-        "d_adapter": 128,
-        "num_heads": 8,
-        "own_units": True,
-        "signal": "both",  # embeddings know the words best, states their order: see LOG.md
-        "signal_span": "answer",
-    },
-    Weights(),
-)
-PRESETS = {
-    "published": Preset(Training(), {}, Weights()),
-    "embedded": EMBEDDED,
-    # Which words of a phrase belong together no single one of them shows, and what is written over
-    # a whole scene cannot spare other questions, which the gate does. At the rate that suits single
-    # words adapters mix up phrases even after 1,000 steps: see LOG.md.
-    "embedded_phrases": replace(
-        EMBEDDED,
-        training=replace(EMBEDDED.training, steps=600, learning_rate=5e-3),
-        adapters={**EMBEDDED.adapters, "signal_window": 8},
-        weights=replace(EMBEDDED.weights, locality=0.1),
-    ),
-}
+class TrainingConfig(EditorConfig, LossWeights):
+    """Options of editors that are trained; the defaults are DualEdit's (App. D).
 
-
-def preset_for(
-    vlm: VLM, preset: str | Preset, samples: Sequence[EditSample] = (), **changes: Any
-) -> Preset:
-    """A preset by name, with changes.
-
-    "auto" is "published", but for models as small as the embedded ones "embedded", or
-    "embedded_phrases" where most of the `samples` have answers of many words.
-
-    Raises:
-        AttribError: There is no such preset, or no such setting to change.
+    Attributes:
+        steps: Number of optimizer steps (VisEdit App. B.4: 200,000).
+        batch_size: Edits per step.
+        optimizer: "adam", or "muon": Muon for matrices and Adam for the rest.
+        learning_rate: Peak learning rate.
+        warmup: Steps of linear warm-up.
+        decay: "constant", or "cosine" to zero at the last step.
+        clip: Largest gradient norm; None for no clipping.
+        validate_every: Steps between validations.
+        save_every: Steps between checkpoints.
+        best_by: Which weights are kept: those with the smallest "loss" on held-out edits, or with
+            the highest "accuracy" of answer tokens there (mean over the kinds of input).
     """
-    if isinstance(preset, Preset):
-        return preset.changed(**changes)
-    if preset == "auto":
-        small = "embedded_phrases" if has_phrases(samples) else "embedded"
-        preset = small if vlm.d_model < SMALL else "published"
-    if preset not in PRESETS:
-        raise AttribError(f"no preset {preset!r}; there are auto, {', '.join(PRESETS)}")
-    return PRESETS[preset].changed(**changes)
+
+    steps: int = Field(50_000, ge=0)
+    batch_size: int = Field(4, ge=1)
+    optimizer: Literal["adam", "muon"] = "adam"
+    learning_rate: float = 1e-4
+    warmup: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    clip: float | None = None
+    validate_every: int = Field(500, ge=1)
+    save_every: int = Field(500, ge=1)
+    best_by: Literal["loss", "accuracy"] = "loss"
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step."""
+        rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * rising * (falling if self.decay == "cosine" else 1.0)
+
+    def items(self, step: int, num: int) -> list[int]:
+        """Which of `num` items a step takes; each comes once per epoch."""
+        wanted = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [int(self._order(i // num, num)[i % num]) for i in wanted]
+
+    def make_optimizers(self, parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
+        """The optimizers; each parameter is in exactly one.
+
+        Muon orthogonalises the step of every matrix: small adapters then need a quarter of Adam's
+        steps (LOG.md). Its steps are scaled to the size of Adam's.
+        """
+        lr = self.learning_rate
+        if self.optimizer == "adam":
+            return [Adam(parameters, lr=lr)]
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
+        muon = [Muon(matrices, lr, 0.0, adjust_lr_fn="match_rms_adamw")] if matrices else []
+        return [*muon, *([Adam(others, lr=lr)] if others else [])]
+
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """The options of the training loop, as JSON."""
+        return self.model_dump(include=set(TrainingConfig.model_fields) - set(self.loss_options))
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The weights of the loss terms, as JSON."""
+        return self.model_dump(include=set(LossWeights.model_fields))
+
+    def settings(self) -> dict[str, Any]:
+        """The options that belong to the editor and not to its training, as JSON."""
+        return self.model_dump(exclude=set(TrainingConfig.model_fields) | set(self.loss_options))
+
+    def _order(self, epoch: int, num: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(num)
 
 
 def has_phrases(samples: Sequence[EditSample]) -> bool:
     """Whether most answers have many words; False of no samples."""
     words = [len(sample.request.target.split()) for sample in samples]
     return bool(words) and median(words) >= PHRASE
-
-
-def _names(settings: type) -> set[str]:
-    return {f.name for f in fields(settings)}

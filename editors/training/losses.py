@@ -1,13 +1,13 @@
-"""What an edit is trained for: the new answer where it holds, the old one elsewhere.
+"""The loss of an edit: the new answer inside its scope, the unedited model's answer outside.
 
-Sources: VisEdit Eqs. 13-15, DualEdit App. A; means are over answer tokens of the whole batch, as in
-the published code (VisEdit Eq. 14 differs from it in one input: here the code is followed).
+Sources: VisEdit Eqs. 13-15, DualEdit App. A. Means are over the answer tokens of the batch, as in
+the published code (where it and VisEdit Eq. 14 differ in one input, this follows the code).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from attrib.metrics import log_probabilities
@@ -15,35 +15,38 @@ from attrib.metrics import log_probabilities
 GENERALITY = ("text_generality", "visual_generality")
 LOCALITY = ("visual_locality", "text_locality", "hard_locality")
 ROLES = ("request", *GENERALITY, *LOCALITY)
+Tokens = dict[str, Tensor]  # logits, clean (unedited logits), labels and roles of answer tokens
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Of the parts of the loss.
+class LossWeights(BaseModel):
+    """Weights of the loss terms.
 
     Attributes:
-        reliability: Of the request's answer.
-        generality: Of the answer to the request in other words, and of another picture.
-        locality: Of unrelated inputs.
-        hard: Of near neighbours of the request; 0 as in the papers.
-        influence: Of the terms of the influence mapper (VisEdit's code: 0.1, the paper: 1).
-        mapper_terms: Which of them there are.
+        reliability: Weight of the request's answer.
+        generality: Weight of the same answer for rephrased prompts and other images.
+        locality: Weight of unrelated inputs.
+        hard: Weight of near neighbours of the request; the papers have no such term.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     reliability: float = 1.0
     generality: float = 1.0
     locality: float = 1.0
     hard: float = 0.0
-    influence: float = 0.1
-    mapper_terms: tuple[str, ...] = ("mapper_up", "mapper_down", "mapper_attribution")
 
     def of(self, role: str) -> float:
-        """The weight of a kind of input."""
+        """Weight of one kind of input."""
         if role == "request":
             return self.reliability
         if role in GENERALITY:
             return self.generality
         return self.hard if role == "hard_locality" else self.locality
+
+    @property
+    def roles(self) -> list[str]:
+        """The kinds of input with a weight."""
+        return [role for role in ROLES if self.of(role)]
 
 
 def answer_losses(
@@ -51,25 +54,25 @@ def answer_losses(
     clean: Float[Tensor, "token d_vocab"],
     labels: Int[Tensor, " token"],
     roles: Int[Tensor, " token"],
-    weights: Weights,
+    weights: LossWeights,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Per role the weighted mean over its answer tokens, in nats.
+    """Weighted mean loss per role, in nats per answer token.
 
-    Cross-entropy with the new answer for the request and its generality; KL(unedited || edited) for
-    locality.
+    The request and its generality have the cross-entropy of the new answer, locality has
+    KL(unedited || edited).
 
     Args:
-        logits: Of the edited model, where a label is asked for.
-        clean: Of the unedited model, there.
+        logits: Logits of the edited model at the answer tokens.
+        clean: Logits of the unedited model there.
         labels: The answer tokens.
-        roles: Of each token, as an index of `ROLES`.
-        weights: Of the roles; those of weight 0 are left out.
+        roles: Role of each token, an index into `ROLES`.
+        weights: Weights of the roles; roles of weight 0 are left out.
     """
     log_q = log_probabilities(logits)
     losses = {}
-    for index, role in enumerate(ROLES):
-        at = roles == index
-        if not weights.of(role) or not bool(at.any()):
+    for role in weights.roles:
+        at = roles == ROLES.index(role)
+        if not bool(at.any()):
             continue
         if role in LOCALITY:
             log_p = log_probabilities(clean[at])
@@ -80,13 +83,13 @@ def answer_losses(
     return losses
 
 
-def agreement(
+def token_accuracy(
     logits: Float[Tensor, "token d_vocab"],
     clean: Float[Tensor, "token d_vocab"],
     labels: Int[Tensor, " token"],
     roles: Int[Tensor, " token"],
-) -> Mapping[str, float]:
-    """Per role the share of answer tokens that are as they should be: new, or as they were."""
+) -> dict[str, float]:
+    """Share of right answer tokens per role: the label, for locality the unedited argmax."""
     now, before = logits.argmax(-1), clean.argmax(-1)
     shares = {}
     for index, role in enumerate(ROLES):
@@ -97,12 +100,7 @@ def agreement(
     return shares
 
 
-def share_right(numbers: Mapping[str, float]) -> float:
-    """The mean over the kinds of input of `agreement`, among other numbers of a validation."""
-    shares = [numbers[role] for role in ROLES if role in numbers]
+def mean_accuracy(metrics: Mapping[str, float]) -> float:
+    """Mean over roles of `token_accuracy`, taken from the metrics of a validation."""
+    shares = [metrics[role] for role in ROLES if role in metrics]
     return sum(shares) / len(shares)
-
-
-def asked_roles(labels: Int[Tensor, "batch pos"], roles: Int[Tensor, " batch"]) -> Tensor:
-    """The role of each position that has a label, row by row."""
-    return roles[:, None].expand_as(labels)[labels != -100]

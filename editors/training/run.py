@@ -1,96 +1,135 @@
-"""One editor trained on edits, in a folder that holds first its checkpoints and then the editor."""
+"""One training of an editor: its arguments, its validation split, its record."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 from attrib.data.samples import EditSample
+from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
-from editors.training.distributed import Ranks
-from editors.training.losses import Weights
-from editors.training.trainer import Objective, Run, Training
-from editors.training.watching import Watch
+from editors.training.config import TrainingConfig
+from editors.training.trainer import LogMetrics, Objective, Trainer
 
 logger = logging.getLogger("attrib")
-
-
-@runtime_checkable
-class Saved(Protocol):
-    """What can be written into a folder."""
-
-    def save(self, path: str | Path) -> None:
-        """Write it."""
-        ...
-
-
-E = TypeVar("E", bound=Saved)
+HELD_OUT_SHARE, MOST_HELD_OUT = 0.05, 100  # of the training samples, without validation samples
+TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True)
-class EditorTraining:
-    """The training of one editor on edits, in a folder that will hold the editor.
+class TrainingJob:
+    """The checked arguments of `TrainableEditor.train`; see there.
 
     Attributes:
-        editor: Name of the editor.
-        vlm: The model.
-        training: How long, how fast.
-        weights: Of the parts of the loss.
-        kept: Edits that are trained on.
-        held: Edits that are validated on.
-        out: The folder.
-        settings: What else makes it another training, by name; JSON or dataclasses.
+        name: Name of the editor.
+        config: All options.
     """
 
-    editor: str
+    name: str
     vlm: VLM
-    training: Training
-    weights: Weights
-    kept: Sequence[EditSample]
-    held: Sequence[EditSample]
+    config: Any  # the editor's own subclass of `EditorConfig`
+    samples: Sequence[EditSample]
+    validation: Sequence[EditSample] | None
     out: Path
-    settings: Mapping[str, Any]
+    layers: Any
+    gate: str | None
+    keep: bool | None
+    tensorboard: bool
 
-    def run(self, objective: Objective, watch: Watch | None = None) -> dict[str, Any]:
-        """Train to the end; how it was trained and what came of it, as JSON.
+    @cached_property
+    def split(self) -> tuple[list[EditSample], list[EditSample]]:
+        """Samples to train on and to validate on.
+
+        Raises:
+            AttribError: They overlap, or there is nothing to train on.
+        """
+        train, held_out = validation_split(self.samples, self.validation)
+        if not train:
+            raise AttribError(
+                f"{self.name}: {len(self.samples)} samples are too few to train on; see the "
+                "quarantined rows"
+            )
+        return train, held_out
+
+    def fit(self, objective: Objective, **identity: Any) -> dict[str, Any]:
+        """Train an objective to the end, or from where its last checkpoint is.
+
+        Args:
+            objective: What is trained.
+            identity: What else identifies the training, besides the configuration and the data.
+
+        Returns:
+            A record of the training: options, data, steps, loss, curve (JSON).
 
         Raises:
             AttribError: The folder holds another training, or the loss is not finite.
         """
-        run = Run(objective, self.training, self.out, self._identity(), logger.info, watch)
-        progress = run.train()
-        (kept,) = (seen for seen in progress.curve if seen["step"] == progress.best_step)
-        return {
-            "training": asdict(self.training),
-            "weights": asdict(self.weights),
-            "samples": len(self.kept),
-            "held_out": len(self.held),
-            "best_step": progress.best_step,
-            "best_loss": kept["loss"],
-            "seconds": progress.seconds,
-            "curve": progress.curve,
-        }
-
-    def saved(self, editor: E) -> E:
-        """The editor, written into the folder by the first process; no other goes on before."""
-        ranks = Ranks.of_environment()
-        if ranks.first:
-            editor.save(self.out)
-        ranks.wait()
-        return editor
-
-    def _identity(self) -> dict[str, Any]:
-        plain = {name: _plain(value) for name, value in self.settings.items()}
-        return {
-            "editor": self.editor,
+        config: TrainingConfig = self.config
+        train, held_out = self.split
+        identity = {
+            "editor": self.name,
             "model": fingerprint(self.vlm),
-            **plain,
-            "weights": asdict(self.weights),
-            "data": [sample.id for sample in self.kept],
+            **identity,
+            "weights": config.loss_options,
+            "data": [sample.id for sample in train],
+        }
+        with tensorboard(self.out) if self.tensorboard else nullcontext() as log_metrics:
+            trainer = Trainer(objective, config, self.out, identity, logger.info, log_metrics)
+            state = trainer.train()
+        (best,) = (metrics for metrics in state.curve if metrics["step"] == state.best_step)
+        return {
+            "training": config.training_options,
+            "weights": config.loss_options,
+            "samples": len(train),
+            "held_out": len(held_out),
+            "best_step": state.best_step,
+            "best_loss": best["loss"],
+            "seconds": state.seconds,
+            "curve": state.curve,
         }
 
 
-def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+def validation_split(
+    samples: Sequence[EditSample], validation: Sequence[EditSample] | None
+) -> tuple[list[EditSample], list[EditSample]]:
+    """Samples to train on and to validate on; by default the last 5 %, at most 100, are held out.
+
+    Raises:
+        AttribError: A sample is in both.
+    """
+    if validation is not None:
+        trained = {sample.id for sample in samples}
+        if both := [sample.id for sample in validation if sample.id in trained]:
+            raise AttribError(
+                f"validation: {both[0]!r} is trained on as well; give samples of another split, or "
+                "none, to hold out the last ones"
+            )
+        return list(samples), list(validation)
+    num = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(samples))))
+    return list(samples)[:-num], list(samples)[-num:]
+
+
+@contextmanager
+def tensorboard(out: Path) -> Iterator[LogMetrics]:
+    """A function that writes metrics of steps into `out / "tensorboard"`.
+
+    Raises:
+        SetupError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SetupError(
+            f"TensorBoard is not installed ({error}): pip install 'attrib[tensorboard]'"
+        ) from error
+    with SummaryWriter(str(out / TENSORBOARD)) as writer:
+
+        def log_metrics(step: int, metrics: Mapping[str, float]) -> None:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, step)
+
+        yield log_metrics

@@ -1,17 +1,21 @@
-"""The one training loop: seeded, resumable bit for bit, validated, safe against interruption.
+"""The training loop: seeded, resumable bit for bit, validated, safe against interruption.
 
-A step's items are drawn from (seed, epoch) and what else is random in it from (seed, step), so a
-resumed run sees what an uninterrupted one would have seen. The best weights on held-out data are
-kept beside the last ones.
+A step draws its items from (seed, epoch) and its other random numbers from (seed, step), so that a
+resumed run equals an uninterrupted one. The best weights on held-out data are saved beside the
+last ones.
 """
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,63 +25,60 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.runs.manifest import diff
 from editors.io.tensors import save_tensors
-from editors.training.checkpoint import load_checkpoint, read_record, save_checkpoint
-from editors.training.distributed import Ranks
-from editors.training.losses import share_right
-from editors.training.optimizers import optimizers
-from editors.training.schedule import Training
-from editors.training.stopping import stop_between_steps
-from editors.training.watching import Watch
+from editors.training.checkpoint import load_checkpoint, read_checkpoint_record, save_checkpoint
+from editors.training.config import TrainingConfig, current_names
+from editors.training.losses import mean_accuracy
+from editors.training.process_group import ProcessGroup
 
-__all__ = ["BEST", "LAST", "Objective", "Progress", "Run", "Shared", "Training"]
 BEST, LAST = "best.safetensors", "last.safetensors"
+LogMetrics = Callable[[int, Mapping[str, float]], None]
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """What is trained, and how well it does."""
+class Objective(ABC):
+    """A module and its loss.
 
-    @property
-    def module(self) -> nn.Module:
-        """What has the parameters."""
-        ...
-
-    @property
-    def num_items(self) -> int:
-        """Number of training items."""
-        ...
-
-    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
-        """The weighted parts of the loss on some items; their sum is minimised."""
-        ...
-
-    def validation(self) -> dict[str, float]:
-        """Numbers on held-out items; "loss" among them."""
-        ...
-
-
-@runtime_checkable
-class Shared(Protocol):
-    """An objective that says how much of each part of a step's loss some of its items are.
-
-    Others count as means over items.
+    Attributes:
+        module: The module that is trained.
     """
 
+    module: nn.Module
+
+    @property
+    @abstractmethod
+    def num_items(self) -> int:
+        """Number of training items."""
+
+    @abstractmethod
+    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+        """The weighted terms of the loss on some items; the trainer minimises their sum."""
+
+    @abstractmethod
+    def validation(self) -> dict[str, float]:
+        """Metrics on held-out items; "loss" is one of them."""
+
+    def after_validation(self, metrics: Mapping[str, float]) -> None:
+        """Change a schedule that depends on the metrics; nothing by default."""
+        del metrics
+
     def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
-        """By part of the loss; those that are not named go by the number of items."""
-        ...
+        """Share of each term of the loss on `items` that is due to `some` of them.
+
+        Terms that are left out are means over items.
+        """
+        del some, items
+        return {}
 
 
 @dataclass
-class Progress:
-    """Where a run stands.
+class TrainingState:
+    """Progress of a training.
 
     Attributes:
         step: Steps done.
-        best: What the kept weights are best by, the smaller the better and the first number before
-            the second; and their step.
-        seconds: Spent in steps.
-        curve: One record per validation.
+        best: What the best weights are selected by (smaller is better, in lexical order).
+        best_step: Step of the best weights.
+        seconds: Time spent in steps.
+        curve: Metrics of each validation, with its step.
     """
 
     step: int = 0
@@ -87,144 +88,162 @@ class Progress:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Run:
-    """One training run in a folder.
+class Trainer:
+    """One training in a folder.
 
     Args:
         objective: What is trained.
-        training: How.
-        out: The folder; what it holds of the same run is gone on from.
-        identity: What else makes it the same run (model, data, options); JSON.
+        config: The schedule.
+        out: The folder; a checkpoint of the same training in it is resumed.
+        identity: What else identifies the training (model, data, options), as JSON.
         log: Receives one line per validation.
-        watch: Given the loss of every step and the numbers of every validation.
-        ranks: Which process of how many; by default as torchrun or `accelerate launch` say.
+        log_metrics: Receives the step and the loss of every step and the metrics of every
+            validation.
+        group: The processes that train together; by default those of the environment.
     """
 
     def __init__(
         self,
         objective: Objective,
-        training: Training,
+        config: TrainingConfig,
         out: Path,
         identity: dict[str, Any],
         log: Callable[[str], None],
-        watch: Watch | None = None,
-        ranks: Ranks | None = None,
+        log_metrics: LogMetrics | None = None,
+        group: ProcessGroup | None = None,
     ):
-        self.ranks = Ranks.of_environment() if ranks is None else ranks
-        self.objective, self.training, self.out, self.log = objective, training, out, log
-        self.watch = watch if watch is not None and self.ranks.first else lambda *_: None
-        self.identity = json.loads(json.dumps({**identity, "training": asdict(training)}))
-        self.progress = Progress()
+        self.group = ProcessGroup.from_environment() if group is None else group
+        self.objective, self.config, self.out, self.log = objective, config, out, log
+        self.log_metrics = log_metrics if log_metrics and self.group.is_main else lambda *_: None
+        self.identity = json.loads(json.dumps({**identity, "training": config.training_options}))
+        self.state = TrainingState()
         self.parameters = [p for p in objective.module.parameters() if p.requires_grad]
-        self.optimizers = optimizers(training, self.parameters)
+        self.optimizers = config.make_optimizers(self.parameters)
 
-    def train(self) -> Progress:
-        """Train to the end, from the last checkpoint where there is one; the best weights are in.
+    def train(self) -> TrainingState:
+        """Train to the end, from the last checkpoint if there is one, and load the best weights.
 
         Raises:
-            AttribError: The folder holds another run, or the loss is not finite.
-            KeyboardInterrupt: As it came, after a checkpoint.
+            AttribError: The folder holds another training, or the loss is not finite.
+            KeyboardInterrupt: On Ctrl-C, after the current step and a checkpoint.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
-        self.ranks.wait()  # what one reads, another may go on to write
-        if not self.progress.curve:
+        self.group.barrier()  # no process overwrites a checkpoint that another still reads
+        if not self.state.curve:
             self._validate()
-        with stop_between_steps() as asked_to_stop:
-            while self.progress.step < self.training.steps:
+        with finish_step_on_interrupt() as interrupted:
+            while self.state.step < self.config.steps:
                 self.step()
-                self._look()
-                if self._all_stop(asked_to_stop()):
+                self._validate_and_save_if_due()
+                if self._any_process(interrupted()):
                     self._save_last()
                     raise KeyboardInterrupt
         self._save_last()
-        self.ranks.wait()
+        self.group.barrier()
         self.objective.module.load_state_dict(load_file(self.out / BEST))
-        return self.progress
+        return self.state
 
     def step(self) -> None:
-        """Take one step; without validation or checkpoint."""
-        began, step, t = time.monotonic(), self.progress.step, self.training
+        """Take one step, without validation or checkpoint."""
+        began, step, config = time.monotonic(), self.state.step, self.config
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = t.rate(step)
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = config.learning_rate_at(step)
             optimizer.zero_grad()
-        rng = np.random.default_rng([t.seed, 1, step])
-        loss = self._loss(t.items(step, self.objective.num_items), rng, step)
+        rng = np.random.default_rng([config.seed, 1, step])
+        loss = self._loss(config.items(step, self.objective.num_items), rng, step)
         loss.backward()
-        self.ranks.sum_gradients(self.parameters)
-        if t.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, t.clip)
+        self.group.all_reduce_gradients(self.parameters)
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.progress.step += 1
-        self.progress.seconds += time.monotonic() - began
+        self.state.step += 1
+        self.state.seconds += time.monotonic() - began
 
     def _loss(self, items: Sequence[int], rng: np.random.Generator, step: int) -> Tensor:
-        """This process's part of a step's loss."""
-        mine = self.ranks.part(items)
-        parts = self.objective.losses(mine, rng)
-        if self.ranks.world > 1:
-            known = self.objective.shares(mine, items) if isinstance(self.objective, Shared) else {}
+        """This process's share of a step's loss."""
+        mine = self.group.share(items)
+        terms = self.objective.losses(mine, rng)
+        if self.group.world_size > 1:
+            known = self.objective.shares(mine, items)
             share = len(mine) / len(items)
-            parts = {name: known.get(name, share) * value for name, value in parts.items()}
-        loss = torch.stack(list(parts.values())).sum()
-        whole = self.ranks.summed(loss.detach())
-        if not whole.isfinite():
-            self._refuse(step, parts)
-        self.watch(step, {"training/loss": whole.item()})
+            terms = {name: known.get(name, share) * value for name, value in terms.items()}
+        loss = torch.stack(list(terms.values())).sum()
+        total = self.group.all_reduce(loss.detach())
+        if not total.isfinite():
+            values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+            raise AttribError(
+                f"the loss of step {step} is not finite ({values}); the best weights so far are in "
+                f"{self.out / BEST}; a smaller learning rate, a warm-up or `clip` would help"
+            )
+        self.log_metrics(step, {"training/loss": total.item()})
         return loss
 
-    def _all_stop(self, asked: bool) -> bool:
-        """Whether any process was asked to stop: they stop behind the same step."""
-        return bool(self.ranks.summed(torch.tensor(float(asked), device=self.parameters[0].device)))
+    def _any_process(self, flag: bool) -> bool:
+        """Whether any process has the flag: all stop after the same step."""
+        flags = torch.tensor(float(flag), device=self.parameters[0].device)
+        return bool(self.group.all_reduce(flags))
 
-    def _refuse(self, step: int, parts: dict[str, Tensor]) -> None:
-        values = ", ".join(f"{name} {value.item():.3g}" for name, value in parts.items())
-        raise AttribError(
-            f"the loss of step {step} is not finite ({values}); the best weights so far are in "
-            f"{self.out / BEST}; a smaller learning rate, a warm-up or `clip` would help"
-        )
-
-    def _look(self) -> None:
-        """Validate and save where it is time."""
-        step, t = self.progress.step, self.training
-        if step % t.validate_every == 0 or step == t.steps:
+    def _validate_and_save_if_due(self) -> None:
+        step, config = self.state.step, self.config
+        if step % config.validate_every == 0 or step == config.steps:
             self._validate()
-        if step % t.save_every == 0:
+        if step % config.save_every == 0:
             self._save_last()
 
     def _validate(self) -> None:
-        p = self.progress
+        state = self.state
         with torch.no_grad():
-            numbers = self.objective.validation()
-        p.curve.append({"step": p.step, **numbers})
-        by_loss = self.training.best_by == "loss"
-        how_bad = [*([] if by_loss else [-share_right(numbers)]), numbers["loss"]]
-        if not p.best or math.isnan(p.best[-1]) or how_bad < p.best:
-            p.best, p.best_step = how_bad, p.step
-            if self.ranks.first:
+            metrics = self.objective.validation()
+            self.objective.after_validation(metrics)
+        state.curve.append({"step": state.step, **metrics})
+        score = [metrics["loss"]]
+        if self.config.best_by == "accuracy":
+            score.insert(0, -mean_accuracy(metrics))
+        if not state.best or math.isnan(state.best[-1]) or score < state.best:
+            state.best, state.best_step = score, state.step
+            if self.group.is_main:
                 save_tensors(self.out / BEST, self.objective.module.state_dict())
-        self.watch(p.step, {f"validation/{name}": value for name, value in numbers.items()})
-        if not self.ranks.first:
+        self.log_metrics(state.step, {f"validation/{k}": v for k, v in metrics.items()})
+        if not self.group.is_main:
             return
-        shown = " ".join(f"{name} {value:.3f}" for name, value in numbers.items())
-        left = p.seconds / max(1, p.step) * (self.training.steps - p.step)
-        self.log(f"step {p.step} of {self.training.steps}, {left:.0f} s left: {shown}")
+        shown = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        left = state.seconds / max(1, state.step) * (self.config.steps - state.step)
+        self.log(f"step {state.step} of {self.config.steps}, {left:.0f} s left: {shown}")
 
     def _save_last(self) -> None:
-        record = {"identity": self.identity, "progress": asdict(self.progress)}
-        if self.ranks.first:
+        record = {"identity": self.identity, "progress": asdict(self.state)}
+        if self.group.is_main:
             save_checkpoint(self.out / LAST, self.objective.module, self.optimizers, record)
 
     def _resume(self) -> None:
         if not (self.out / LAST).exists():
             return
-        record = read_record(self.out / LAST)
-        if changed := diff(record["identity"], self.identity):
+        record = read_checkpoint_record(self.out / LAST)
+        before = current_names(record["identity"])
+        if "weights" in before:  # earlier versions wrote those of the mapper for every editor
+            weights = self.identity["weights"]
+            before["weights"] = {k: v for k, v in before["weights"].items() if k in weights}
+        if changed := diff(before, self.identity):
             raise AttribError(
                 f"{self.out} holds another training: {'; '.join(changed)}; choose another folder, "
-                "or the same settings to go on"
+                "or the same settings to resume it"
             )
         load_checkpoint(self.out / LAST, self.objective.module, self.optimizers)
-        self.progress = Progress(**record["progress"])
+        self.state = TrainingState(**record["progress"])
+
+
+@contextmanager
+def finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed; it no longer interrupts a step."""
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

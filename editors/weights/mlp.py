@@ -1,4 +1,4 @@
-"""The matrices inside a model that editors change, found by structure and not by their names."""
+"""The MLP weights that editors change, found by structure and not by their names."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One linear map of a model.
+    """One linear layer of a model.
 
     Attributes:
-        name: Of its weight, as in `vlm.model.named_parameters()`.
-        module: The map itself.
+        name: Name of its weight in `vlm.model.named_parameters()`.
+        module: The layer.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class FeedForward:
-    """The feed-forward network of a decoder layer: `down(act(up x))`, or `down(act(gate x) up x)`.
+class MLP:
+    """The MLP of a decoder layer: `down(act(up x))`, or gated, `down(act(gate x) up x)`.
 
     Attributes:
-        up: From the residual stream.
-        down: Back to it.
-        gate: What passes the activation, where there is such a map beside `up`.
-        activation: The function.
+        up: Matrix from the residual stream.
+        down: Matrix back to it.
+        gate: Matrix in front of the activation function, if the MLP is gated.
+        activation: The activation function.
     """
 
     up: Matrix
@@ -51,16 +51,16 @@ class FeedForward:
     activation: nn.Module
 
     def matrices(self, which: Which) -> list[Matrix]:
-        """Some of its maps."""
+        """Some of its matrices."""
         some = {"down": [self.down], "up_down": [self.up, self.down]}
         return some.get(which) or [*([self.gate] if self.gate else []), self.up, self.down]
 
 
-def feed_forward(vlm: VLM, layer: int) -> FeedForward:
-    """The feed-forward network of a layer.
+def mlp_of(vlm: VLM, layer: int) -> MLP:
+    """The MLP of a layer.
 
     Raises:
-        SetupError: The layer has none of a known form (a mixture of experts, fused maps).
+        SetupError: The layer has none of a known form (a mixture of experts, fused matrices).
     """
     block, names = vlm.layers[layer], _weight_names(vlm)
     linears = {
@@ -75,26 +75,26 @@ def feed_forward(vlm: VLM, layer: int) -> FeedForward:
     acts = [m for _, m in _outside_attention(holder) if type(m).__module__ in ACTIVATIONS]
     if down is None or len(downs) != 1 or len(ups) not in (1, 2) or not acts:
         raise SetupError(
-            f"{vlm.name}: layer {layer} has no feed-forward network of one or two maps in and one "
-            f"out, but {[m.shape for m in linears.values()]}; editors of hidden states (visedit, "
-            "dualedit) need none"
+            f"{vlm.name}: layer {layer} has no feed-forward network of one or two matrices in and "
+            f"one out, but {[m.shape for m in linears.values()]}; editors of hidden states "
+            "(visedit, dualedit) need none"
         )
     if len(ups) == 1:
-        return FeedForward(ups[0], down, None, acts[0])
+        return MLP(ups[0], down, None, acts[0])
     gate, up = _gate_first(holder, acts[0], ups, vlm.d_model)
-    return FeedForward(up, down, gate, acts[0])
+    return MLP(up, down, gate, acts[0])
 
 
 def matrices_of(vlm: VLM, layers: Sequence[int], which: Which) -> list[Matrix]:
-    """The maps of the feed-forward networks of some layers, in the order of the layers."""
-    return [m for layer in sorted(layers) for m in feed_forward(vlm, layer).matrices(which)]
+    """Matrices of the MLPs of some layers, in layer order."""
+    return [m for layer in sorted(layers) for m in mlp_of(vlm, layer).matrices(which)]
 
 
 def last_layers(vlm: VLM, layers: Any, num: int) -> list[int]:
-    """The layers to change: as given (by modality, in a report or a list), or the last `num`.
+    """The layers to edit: as given (by modality, a report, or a list), or the last `num`.
 
     Raises:
-        AttribError: A layer that the model does not have.
+        AttribError: The model has no such layer.
     """
     if layers is None:
         return list(range(max(0, vlm.num_layers - num), vlm.num_layers))
@@ -123,7 +123,7 @@ def _leads_back(matrix: Matrix, d_model: int) -> bool:
 def _gate_first(
     holder: nn.Module, activation: nn.Module, ups: list[Matrix], d_model: int
 ) -> tuple[Matrix, Matrix]:
-    """The map whose output the activation sees, and the other one."""
+    """The matrix whose output the activation function sees, and the other one."""
     seen: dict[str, Tensor] = {}
     weight = ups[0].module.weight
     with (

@@ -1,4 +1,4 @@
-"""Neurons that are added to a feed-forward network, and the edits that they are."""
+"""Neurons added to an MLP, and the edits that consist of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,52 +11,52 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input, on_output
 from attrib.model.vlm import VLM
-from editors.weights.mlp import FeedForward, feed_forward
+from editors.weights.mlp import MLP, mlp_of
 
 TOP = 16.0  # where activation functions are far above 1
 
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """Hidden units with what they listen to and what they write.
+    """Hidden units of an MLP.
 
     Attributes:
-        keys: What they listen to. Of a gated network there are two branches, of which the first
-            passes the activation function and is multiplied with the second.
-        biases: Added to what they hear.
-        values: What each writes to the residual stream, times its activation.
+        keys: Input weights. A gated MLP has two branches: the first passes the activation function
+            and is multiplied with the second.
+        biases: Input biases.
+        values: Output weights, to the residual stream.
     """
 
     keys: Float[Tensor, "branch neuron d_model"]
     biases: Float[Tensor, "branch neuron"]
     values: Float[Tensor, "neuron d_model"]
 
-    def heard(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest neuron"]:
-        """What reaches the activation function, of an input of the network."""
+    def pre_activations(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest neuron"]:
+        """Input of the activation function, for inputs of the MLP."""
         return x.to(self.keys.dtype) @ self.keys[0].T + self.biases[0]
 
     def activations(
         self, x: Float[Tensor, "*rest d_model"], activation: nn.Module
     ) -> Float[Tensor, "*rest neuron"]:
-        """How strongly each neuron fires."""
-        fired = activation(self.heard(x))
+        """Activation of each neuron."""
+        active = activation(self.pre_activations(x))
         if len(self.keys) == 1:
-            return fired
-        return fired * (x.to(self.keys.dtype) @ self.keys[1].T + self.biases[1])
+            return active
+        return active * (x.to(self.keys.dtype) @ self.keys[1].T + self.biases[1])
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, by name."""
+        """All weights, by name."""
         return {"keys": self.keys, "biases": self.biases, "values": self.values}
 
 
 @dataclass(frozen=True, eq=False)
 class NeuronEdit:
-    """Neurons beside those of one layer's feed-forward network.
+    """Neurons beside those of one layer's MLP.
 
     Attributes:
-        layer: Which, counted from 0.
-        neurons: The neurons; there may be none, where a model needs no edit.
+        layer: The layer, counted from 0.
+        neurons: The neurons; none if the model needs no edit.
     """
 
     layer: int
@@ -67,10 +67,14 @@ class NeuronEdit:
         """Bytes of the neurons."""
         return sum(t.numel() * t.element_size() for t in self.neurons.tensors.values())
 
+    def __repr__(self) -> str:
+        num = len(self.neurons.values)
+        return f"NeuronEdit({num} neurons in layer {self.layer}, {self.num_bytes:,} bytes)"
+
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
-        """The neurons fire in passes inside; no weight of the model is touched."""
-        network = feed_forward(vlm, self.layer)
+        """Add the neurons to passes inside; no weight of the model changes."""
+        network = mlp_of(vlm, self.layer)
         branches = 1 if network.gate is None else 2
         if self.neurons.keys.shape[::2] != (branches, vlm.d_model):
             raise AttribError(f"the neurons are of another model than {vlm.name}")
@@ -79,30 +83,30 @@ class NeuronEdit:
 
 
 @contextmanager
-def patched(network: FeedForward, neurons: Neurons) -> Iterator[None]:
-    """Passes inside have the neurons beside the network's own; gradients reach them."""
-    seen: dict[str, Tensor] = {}
+def patched(network: MLP, neurons: Neurons) -> Iterator[None]:
+    """Add neurons to an MLP in passes inside; gradients reach them."""
+    inputs: dict[str, Tensor] = {}
 
     def add(h: Tensor) -> Tensor:
-        fired = neurons.activations(seen["x"], network.activation)
-        return h + (fired @ neurons.values).to(h.dtype)
+        active = neurons.activations(inputs["x"], network.activation)
+        return h + (active @ neurons.values).to(h.dtype)
 
     with (
-        on_input(network.up.module, lambda x, _args, _kwargs: seen.update(x=x)),
+        on_input(network.up.module, lambda x, _args, _kwargs: inputs.update(x=x)),
         on_output(network.down.module, add),
     ):
         yield
 
 
 def joined(edits: Sequence[NeuronEdit]) -> NeuronEdit:
-    """All neurons of several edits side by side.
+    """All neurons of several edits.
 
     Raises:
-        AttribError: They are of different layers.
+        AttribError: They are in different layers.
     """
     layers = {edit.layer for edit in edits}
     if len(layers) != 1:
-        raise AttribError(f"edits of layers {sorted(layers)} cannot be one; edit one layer")
+        raise AttribError(f"edits of layers {sorted(layers)} cannot be merged; edit one layer")
     parts = [edit.neurons for edit in edits]
     return NeuronEdit(
         layers.pop(),
@@ -115,12 +119,12 @@ def joined(edits: Sequence[NeuronEdit]) -> NeuronEdit:
 
 
 def neuron_edit(layer: int, tensors: Mapping[str, Tensor]) -> NeuronEdit:
-    """The edit whose neurons are these `Neurons.tensors`."""
+    """The edit with these `Neurons.tensors`."""
     return NeuronEdit(layer, Neurons(**tensors))
 
 
 @torch.no_grad()
-def fires_at(activation: nn.Module, device: torch.device) -> float:
+def unit_input(activation: nn.Module, device: torch.device) -> float:
     """The positive number that an activation function maps to 1, by bisection."""
     low, high = 0.0, TOP
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""What stands between image and decoder, by structure: vision tower, Q-Former, projector."""
+"""The modules before the decoder, found by structure: vision tower, Q-Former, projector."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -10,7 +10,7 @@ from attrib.model.vlm import VLM
 
 Part = Literal["connector", "projection", "vision_tower"]
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-SAID = {
+DESCRIPTIONS = {
     "connector": "projector or Q-Former",
     "projection": "projector",
     "vision_tower": "vision tower",
@@ -18,15 +18,15 @@ SAID = {
 
 
 def visual_parameters(vlm: VLM, part: Part) -> dict[str, nn.Parameter]:
-    """The parameters of what stands between the image and the decoder, by name.
+    """The parameters of a module before the decoder, by name.
 
     Args:
         vlm: The model.
-        part: "connector" is the Q-Former where there is one, else the projector; "projection" the
-            projector in any case; "vision_tower" what both read.
+        part: "connector" is the Q-Former if there is one, else the projector; "projection" the
+            projector in any case; "vision_tower" the module that both read.
 
     Raises:
-        SetupError: The model has no such part; the message names what would work.
+        SetupError: The model has no such part.
     """
     towers, between = [], []
     for name, module in _in_front(vlm, vlm.model, ""):
@@ -46,14 +46,14 @@ def visual_parameters(vlm: VLM, part: Part) -> dict[str, nn.Parameter]:
     }
     if not named:
         raise SetupError(
-            f"{vlm.name} has no {SAID[part]} that could be trained; ft-l trains the last layer's "
-            "feed-forward network instead, and works with any model"
+            f"{vlm.name} has no {DESCRIPTIONS[part]} to train; ft-l trains the last layer's MLP "
+            "instead, and works with any model"
         )
     return named
 
 
 def _in_front(vlm: VLM, module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules beside the language model, however deep both are wrapped."""
+    """The modules beside the language model, however deep both are nested."""
     for name, child in module.named_children():
         here = f"{path}{name}"
         holds_decoder = any(part is vlm.components.decoder for part in child.modules())
@@ -64,7 +64,7 @@ def _in_front(vlm: VLM, module: nn.Module, path: str) -> Iterator[tuple[str, nn.
 
 
 def _mergers(vlm: VLM, path: str, tower: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Projectors that are a part of the vision tower (the Qwen family)."""
+    """Projectors inside the vision tower (the Qwen family)."""
     for name, child in tower.named_children():
         plain = not _has(child, (*CONVOLUTIONS, nn.ModuleList))
         if plain and any(

@@ -10,7 +10,8 @@ import attrib
 from attrib.checks import CHECKS, check, checks, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
-from attrib.forward.hooks import read, resume, write
+from attrib.forward.hooks import read, write
+from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
 from attrib.model import encoding
 from attrib.model import vlm as wrapper
@@ -105,7 +106,7 @@ BREAKS = {
         AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
     ),
     "resume is bit equal": lambda p: p.setattr(
-        checks, "resume", lambda vlm, c, layer, h: resume(vlm, c, layer, h * 1.000001)
+        checks, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
     ),
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,

@@ -10,9 +10,8 @@ import torch
 from conftest import picture, tiny_vlm
 
 from attrib import cli, plots
-from attrib.analyses.gate_roc import ANY, separation
-from attrib.analyses.gating import TOKENS, gate_similarity
-from attrib.analyses.tables import measure_gate
+from attrib.analyses.gate_roc import ANY, gate_roc
+from attrib.analyses.gating import TOKENS, gate_similarity, measure_gate
 from attrib.cli.analyse import command_options
 from attrib.cli.outputs import default_folder
 from attrib.data import EditData, EditRequest, EditSample
@@ -67,7 +66,7 @@ def planted(layers=4, examples=30):
 @pytest.fixture(scope="module")
 def study():
     result = planted()
-    return result, separation(result, resamples=200)
+    return result, gate_roc(result, resamples=200)
 
 
 @pytest.fixture(scope="module")

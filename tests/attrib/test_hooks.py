@@ -9,9 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from attrib.errors import AttribError
-from attrib.forward.attention import tap_attention
-from attrib.forward.hooks import attention_rows, capture, read, rerun, resume, write
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.attention import attention_rows, capture_attention
+from attrib.forward.hooks import read, write
+from attrib.forward.replay import capture, forward_from, logits_from
+from attrib.forward.residual import residual_writes
 from attrib.model.vlm import VLM
 
 SPANS = ("visual", "text", "last")
@@ -171,8 +172,8 @@ def test_rows_of_a_generation_are_those_of_its_prompt(vlm, batch):
 
 def test_taps_nest(vlm, batch):
     outer, inner = {}, {}
-    with tap_attention(vlm, outer.__setitem__):
-        with tap_attention(vlm, inner.__setitem__):
+    with capture_attention(vlm, outer.__setitem__):
+        with capture_attention(vlm, inner.__setitem__):
             vlm.logits(batch)
         assert outer.keys() == inner.keys() == set(range(4))
         inner.clear()
@@ -276,9 +277,9 @@ def test_resuming_changed_states_equals_writing_them(any_vlm):
     noise = noise * batch["visual"][..., None]
     with write(any_vlm, 1, lambda h: h + noise, batch["visual"]):
         written = any_vlm.logits(batch)
-    resumed = resume(any_vlm, captured, 1, hidden[1] + noise)
+    resumed = logits_from(any_vlm, captured, 1, hidden[1] + noise)
     assert_close(resumed, written, atol=2e-6, rtol=1e-6)
-    assert not torch.equal(resumed, resume(any_vlm, captured, 1, hidden[1]))
+    assert not torch.equal(resumed, logits_from(any_vlm, captured, 1, hidden[1]))
 
 
 def test_several_versions_resume_together(any_vlm):
@@ -286,8 +287,8 @@ def test_several_versions_resume_together(any_vlm):
     with capture(any_vlm) as captured, read(any_vlm, [0]) as hidden:
         any_vlm.logits(batch)
     versions = [hidden[0], hidden[0] * 1.5]
-    together = rerun(any_vlm, captured, 0, torch.cat(versions))
-    alone = torch.cat([rerun(any_vlm, captured, 0, version) for version in versions])
+    together = forward_from(any_vlm, captured, 0, torch.cat(versions))
+    alone = torch.cat([forward_from(any_vlm, captured, 0, version) for version in versions])
     assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -295,6 +296,6 @@ def test_resuming_another_batch_is_refused(vlm, batch):
     with capture(vlm) as captured:
         vlm.logits(batch)
     with pytest.raises(AttribError, match="expected the same shape, or a multiple of its batch"):
-        resume(vlm, captured, 0, captured.embed[:2])
+        logits_from(vlm, captured, 0, captured.embed[:2])
     with pytest.raises(AttribError, match="run one forward pass inside capture"), capture(vlm) as c:
-        resume(vlm, c, 0, captured.embed)
+        logits_from(vlm, c, 0, captured.embed)

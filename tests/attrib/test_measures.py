@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from conftest import picture, tiny_vlm
 
-from attrib.analyses.attention import attention, profile
-from attrib.analyses.contributions import contributions
-from attrib.analyses.tables import measure_attention, measure_contributions, measure_first_report
+from attrib.analyses.attention import attention, measure_attention, profile
+from attrib.analyses.contributions import contributions, measure_contributions, measure_first_report
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 

@@ -8,9 +8,9 @@ import torch
 from conftest import picture, tiny_vlm
 
 import attrib
-from attrib.analyses.heatmaps import Perturbation, heatmaps
-from attrib.analyses.qformer import qformer_picture
-from attrib.analyses.tables import measure_faithfulness, measure_heatmaps
+from attrib.analyses.heatmaps import Perturbation, heatmaps, measure_heatmaps
+from attrib.analyses.pointing_game import measure_faithfulness
+from attrib.analyses.qformer import queries_to_patches
 from attrib.data import EditRequest, EditSample, load
 from attrib.data.scenes.ground_truth import ground_truths
 from attrib.errors import AttribError
@@ -34,7 +34,7 @@ def tables_of(name, **options):
     return vlm, batch, measure_heatmaps(vlm, batch, samples, how=Perturbation(), **options)
 
 
-def rows_of(table, example):
+def position_index(table, example):
     return table[table["example"] == example]
 
 
@@ -52,14 +52,14 @@ def test_tokens_off_the_grid_have_no_place():
     _, batch, tables = tables_of("internvl")
     counts = batch["visual"].sum(1).tolist()
     for example, count, grid in zip(("e0", "e1"), counts, batch.grids, strict=True):
-        rows = rows_of(tables["heatmap"], example).query("layer == 0")
+        rows = position_index(tables["heatmap"], example).query("layer == 0")
         assert rows["token"].tolist() == list(range(count))
         placed = rows[rows["row"] >= 0]
         assert placed["token"].tolist() == list(range(grid.first, grid.first + 4))
         assert list(zip(placed["row"], placed["col"], strict=True)) == [
             (0, 0), (0, 1), (1, 0), (1, 1),
         ]  # fmt: skip
-        box = rows_of(tables["grids"], example).iloc[0]
+        box = position_index(tables["grids"], example).iloc[0]
         assert (box["rows"], box["cols"], box["value"]) == (2, 2, count)
         assert (box["left"], box["top"], box["right"], box["bottom"]) == grid.box
 
@@ -67,7 +67,7 @@ def test_tokens_off_the_grid_have_no_place():
 def test_queries_claim_no_place_and_their_picture_is_a_table_of_its_own():
     vlm, batch, tables = tables_of("blip2_llama")
     assert (tables["heatmap"][["row", "col"]] == -1).all(axis=None)
-    expected = qformer_picture(vlm, batch, heatmaps(vlm, batch)).numpy()
+    expected = queries_to_patches(vlm, batch, heatmaps(vlm, batch)).numpy()
     assert np.allclose(tables["picture"]["value"], expected.ravel())
     assert list(tables["picture"].columns[:3]) == ["example", "layer", "patch"]
     assert tables["grids"]["right"].tolist() == [60.0, 40.0]
@@ -127,15 +127,15 @@ def test_questions_about_no_single_object_leave_an_empty_table(scenes):
 
 def test_a_planted_map_points(monkeypatch, scenes):
     """A model whose attention is on the object's cells and nowhere else."""
-    from attrib.analyses import faithfulness_table as module
-    from attrib.analyses.pointing_game import on_cells
+    from attrib.analyses import pointing_game as module
+    from attrib.analyses.pointing_game import masks_to_grid
 
     data, truths = scenes
     vlm = tiny_vlm("llava")
     sample = next(s for s in data if truths[s.id].target_object() is not None)
     truth = truths[sample.id]
     batch = vlm.encode([sample.request.image], [sample.request.prompt])
-    on = on_cells(truth.masks(), batch.grids[0])[truth.target_object()]
+    on = masks_to_grid(truth.masks(), batch.grids[0])[truth.target_object()]
     rows = torch.zeros(1, vlm.num_layers, batch["last"].shape[1])
     rows[0, :, batch["visual"][0]] = torch.as_tensor(on, dtype=torch.float32)
     monkeypatch.setattr(module, "head_mean", lambda *_: rows)

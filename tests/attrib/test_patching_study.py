@@ -10,9 +10,8 @@ from conftest import picture, tiny_vlm
 from PIL import Image
 
 from attrib import cli, plots
-from attrib.analyses.patching import patching_parts
-from attrib.analyses.patching_table import STATISTICS, partner
-from attrib.analyses.tables import measure_patching
+from attrib.analyses.patching import STATISTICS, measure_patching, patching_parts
+from attrib.analyses.patching_pairs import partner
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.pipeline.patching import Patching, PatchingOptions

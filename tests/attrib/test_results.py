@@ -58,7 +58,7 @@ def test_what_json_cannot_hold_is_refused_at_once():
 
 
 def test_a_frame_without_examples_is_refused():
-    with pytest.raises(ValueError, match="example and value, got"):
+    with pytest.raises(ValueError, match=r"columns example and value: .* missing"):
         Result("x", pd.DataFrame({"layer": [1]}), {})
 
 

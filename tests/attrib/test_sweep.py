@@ -10,9 +10,7 @@ from conftest import picture, save_tiny, tiny_vlm
 from PIL import Image
 
 from attrib import plots
-from attrib.analyses.sensitivity import sensitivity
-from attrib.analyses.sweep import SIGMAS
-from attrib.analyses.tables import measure_sensitivity
+from attrib.analyses.sensitivity import SIGMAS, measure_sensitivity, sensitivity
 from attrib.cli.analyse import command_options
 from attrib.cli.command import resolve
 from attrib.cli.outputs import default_folder

@@ -12,8 +12,8 @@ from conftest import picture, tiny_vlm
 from attrib.data.samples import EditData, EditRequest, EditSample
 from attrib.errors import SetupError
 from editors import DualEdit, VisEdit
-from editors.adapters.sites import AdapterConfig
 from editors.gating.gates import CosineGate
+from editors.methods.adapter_objective import AdapterConfig
 from figures import DEFAULT, Measured, Setting, find
 from figures.dualedit_figure_3 import follows_gate
 from figures.dualedit_figure_5 import cell_table, choose_gate
@@ -45,9 +45,9 @@ def sample(i=0):
 
 def editor(kind, layers, threshold=None, **options):
     vlm = tiny_vlm("llava")
-    made = AdapterConfig(layers, d_adapter=16, num_heads=2, init="published", **options)
+    config = AdapterConfig(d_adapter=16, num_heads=2, init="published", **options)
     gate = None if threshold is None else CosineGate(0, threshold)
-    return vlm, kind(vlm, made, made.build(vlm, seed=0), gate)
+    return vlm, kind(vlm, config, layers, config.build(vlm, layers, seed=0), gate)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from attrib.data.scenes.scene import Scene, render
-from attrib.forward.hooks import capture, read
+from attrib.forward.hooks import read
+from attrib.forward.replay import capture
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.zoo.models import (

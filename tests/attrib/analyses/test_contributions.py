@@ -9,16 +9,10 @@ import torch
 from conftest import examples, picture
 from torch.testing import assert_close
 
-from attrib.analyses.contributions import (
-    contribution_parts,
-    contributions,
-    contributions_of,
-    direct_logits,
-    key_tokens,
-    last_writes,
-)
+from attrib.analyses.contributions import contribution_parts, contributions, contributions_of
+from attrib.analyses.direct_logits import direct_logits, key_tokens, last_writes
 from attrib.errors import AttribError
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.residual import residual_writes
 
 NORMS = ("none", "final", "frozen")
 LAYER = 2

@@ -9,11 +9,10 @@ from conftest import examples, tiny_vlm
 from torch import nn
 
 from attrib.analyses.cost_plan import sweep_cost
-from attrib.analyses.sensitivity import sensitivity
-from attrib.analyses.sweep import SIGMAS
+from attrib.analyses.sensitivity import SIGMAS, sensitivity
 from attrib.errors import AttribError
-from attrib.forward import cutting
-from benchmarks.memory import CountedMemory
+from attrib.forward import suffix
+from benchmarks.harness import CountedMemory
 from benchmarks.shapes import Shape, random_batch, random_vlm
 
 SMALL = Shape(side=8, text=24, layers=6, width=64, heads=4, vocab=64)
@@ -39,7 +38,7 @@ def counted_work(vlm):
 
 def forwards_counted(vlm, batch, modality="text", sigmas=SIGMAS):
     """The work of a sweep in forward passes: the first time for a model, and any later time."""
-    cutting._HOLDS.pop(vlm, None)
+    suffix._HOLDS.pop(vlm, None)
     counts = []
     for run in (
         lambda: vlm.logits(batch),
@@ -97,10 +96,10 @@ def test_a_wide_vocabulary_and_many_examples_count():
 
 def memory_counted(vlm, batch, modality="text", sigmas=SIGMAS, at_once=None):
     """The memory that a sweep is said to take, over what it takes."""
-    said = sweep_cost(vlm, batch, modality, sigmas, max_versions=at_once).memory
-    cutting._HOLDS.pop(vlm, None)
+    said = sweep_cost(vlm, batch, modality, sigmas, max_copies=at_once).memory
+    suffix._HOLDS.pop(vlm, None)
     with CountedMemory() as counted, torch.no_grad():
-        unwrap(sensitivity)(vlm, batch, modality, sigmas, max_versions=at_once)
+        unwrap(sensitivity)(vlm, batch, modality, sigmas, max_copies=at_once)
     return said / counted.peak
 
 
@@ -109,7 +108,7 @@ def test_versions_are_those_of_pictures_layers_draws_and_sizes_above_zero():
     images, prompts = examples(4)
     batch = vlm.encode(images, [f"{prompt} {'word ' * 4}" for prompt in prompts])
     cost = sweep_cost(vlm, batch, "visual", (0.0, 0.5, 1.0), draws=2, layers=[0, 3])
-    assert cost.versions == 3 * 2 * 2 * 2  # pictures, layers, sigmas above 0, draws
+    assert cost.copies == 3 * 2 * 2 * 2  # pictures, layers, sigmas above 0, draws
     assert cost.naive == 1 + 2 * 2 * 2
     full = sweep_cost(vlm, batch, "text", SIGMAS)
     assert 1 < full.forwards < full.naive / 2

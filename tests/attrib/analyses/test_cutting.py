@@ -9,11 +9,11 @@ from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
 from attrib.analyses.sensitivity import sensitivity
-from attrib.forward import cutting
-from attrib.forward.disturbance import disturbed_positions
+from attrib.forward import suffix as suffixes
 from attrib.forward.hooks import read, write
-from attrib.forward.kv_prefix import NoKeys, keys_values
-from attrib.forward.layer_call import is_known, seen_keys
+from attrib.forward.kv_prefix import NoCacheError, keys_values
+from attrib.forward.layer_call import is_known, visible_keys
+from attrib.forward.noise import perturbed_positions
 
 CUT = ("llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip")
 CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}
@@ -22,8 +22,8 @@ CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch):
     """No model was compared yet, and every cut is worth its while."""
-    monkeypatch.setattr(cutting, "_HOLDS", WeakKeyDictionary())
-    monkeypatch.setattr(cutting, "WORTH_CUTTING", 0.0)
+    monkeypatch.setattr(suffixes, "_HOLDS", WeakKeyDictionary())
+    monkeypatch.setattr(suffixes, "WORTH_CUTTING", 0.0)
 
 
 def encoded(vlm, num=1):
@@ -31,11 +31,11 @@ def encoded(vlm, num=1):
 
 
 def suffix_for(vlm, batch, first):
-    return cutting.suffix_of(cutting.clean_pass(vlm, batch), first)
+    return suffixes.build_suffix(suffixes.clean_pass(vlm, batch), first)
 
 
 def first_of(batch, modality):
-    return int(disturbed_positions(batch, modality).any(0).int().argmax())
+    return int(perturbed_positions(batch, modality).any(0).int().argmax())
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -71,7 +71,7 @@ def test_nothing_in_front_of_the_suffix_feels_the_noise(any_vlm):
     batch = encoded(any_vlm)
     for modality in ("text", "visual"):
         start = suffix_for(any_vlm, batch, first_of(batch, modality)).start
-        at = disturbed_positions(batch, modality)
+        at = perturbed_positions(batch, modality)
         with read(any_vlm) as clean, torch.no_grad():
             any_vlm.logits(batch)
         with write(any_vlm, 0, lambda h: h + 1, at), read(any_vlm) as noisy, torch.no_grad():
@@ -92,7 +92,7 @@ def test_a_saving_that_is_too_small_is_left_alone(monkeypatch):
     vlm = tiny_vlm("llava")
     batch = encoded(vlm)
     assert suffix_for(vlm, batch, 1).start == 1
-    monkeypatch.setattr(cutting, "WORTH_CUTTING", 0.1)
+    monkeypatch.setattr(suffixes, "WORTH_CUTTING", 0.1)
     assert suffix_for(vlm, batch, 1).start == 0
 
 
@@ -100,7 +100,7 @@ def test_a_saving_that_is_too_small_is_left_alone(monkeypatch):
 def test_what_is_run_whole_gives_the_same_numbers(any_vlm, monkeypatch, modality):
     batch = any_vlm.encode(*examples(), padding_side="left")
     cut = sensitivity(any_vlm, batch, modality, (0.5,))
-    monkeypatch.setattr(cutting, "is_known", lambda _call: False)
+    monkeypatch.setattr(suffixes, "is_known", lambda _call: False)
     suffix = suffix_for(any_vlm, batch, first_of(batch, modality))
     assert suffix.start == 0 and suffix.query is None and not suffix.kept
     assert_close(sensitivity(any_vlm, batch, modality, (0.5,)), cut, **CLOSE)
@@ -109,14 +109,14 @@ def test_what_is_run_whole_gives_the_same_numbers(any_vlm, monkeypatch, modality
 def test_a_cut_that_gives_other_numbers_is_noticed_and_not_made(monkeypatch, caplog):
     vlm = tiny_vlm("llava")
     batch = encoded(vlm, 2)
-    right, real = sensitivity(vlm, batch, "text", (0.5,)), cutting.cut
+    right, real = sensitivity(vlm, batch, "text", (0.5,)), suffixes.slice_positions
 
     def one_off(call, start, stop, num_pos, like):
         late = int(start > 0)  # the suffix gets the positions one in front of its own
         return real(call, start - late, stop - late, num_pos, like)
 
-    monkeypatch.setattr(cutting, "cut", one_off)
-    monkeypatch.setattr(cutting, "_HOLDS", WeakKeyDictionary())
+    monkeypatch.setattr(suffixes, "slice_positions", one_off)
+    monkeypatch.setattr(suffixes, "_HOLDS", WeakKeyDictionary())
     with caplog.at_level(logging.INFO, "attrib"):
         assert suffix_for(vlm, batch, first_of(batch, "text")).start == 0
     assert "llava: layers are run whole (cut up, they differ by" in caplog.text
@@ -129,10 +129,10 @@ def test_layers_that_cannot_be_cut_are_noticed_and_run_whole(monkeypatch, caplog
     right = sensitivity(vlm, batch, "text", (0.5,))
 
     def no_keys(layer, *_):
-        raise NoKeys(f"{type(layer).__name__} does not use a cache")
+        raise NoCacheError(f"{type(layer).__name__} does not use a cache")
 
-    monkeypatch.setattr(cutting, "keys_values", no_keys)
-    monkeypatch.setattr(cutting, "_HOLDS", WeakKeyDictionary())
+    monkeypatch.setattr(suffixes, "keys_values", no_keys)
+    monkeypatch.setattr(suffixes, "_HOLDS", WeakKeyDictionary())
     with caplog.at_level(logging.INFO, "attrib"):
         assert_close(sensitivity(vlm, batch, "text", (0.5,)), right, **CLOSE)
     assert "layers are run whole (LlamaDecoderLayer does not use a cache)" in caplog.text
@@ -140,7 +140,7 @@ def test_layers_that_cannot_be_cut_are_noticed_and_run_whole(monkeypatch, caplog
 
 def test_a_layer_without_a_cache_has_no_keys():
     call = ((), {})
-    with pytest.raises(NoKeys, match="Ignoring does not use a cache"):
+    with pytest.raises(NoCacheError, match="Ignoring does not use a cache"):
         keys_values(Ignoring(), torch.zeros(1, 2, 4), call)
 
 
@@ -151,8 +151,10 @@ class Ignoring(torch.nn.Module):
 
 def test_a_model_is_compared_once(monkeypatch):
     vlm = tiny_vlm("llava")
-    compared, real = [], cutting._equals_whole
-    monkeypatch.setattr(cutting, "_equals_whole", lambda *given: compared.append(1) or real(*given))
+    compared, real = [], suffixes._equals_whole
+    monkeypatch.setattr(
+        suffixes, "_equals_whole", lambda *given: compared.append(1) or real(*given)
+    )
     for num in (1, 2, 1):
         batch = encoded(vlm, num)
         suffix_for(vlm, batch, first_of(batch, "text"))
@@ -171,6 +173,6 @@ def test_calls_with_tensors_of_unknown_axes_are_not_cut():
 def test_a_missing_mask_is_causal_and_an_additive_one_is_read():
     like = torch.zeros(1)
     causal = torch.ones(3, 3).tril().bool()[None, None]
-    assert torch.equal(seen_keys(((), {}), 3, like), causal)
+    assert torch.equal(visible_keys(((), {}), 3, like), causal)
     additive = torch.zeros(1, 1, 3, 3).masked_fill(~causal, torch.finfo(torch.float32).min)
-    assert torch.equal(seen_keys(((), {"attention_mask": additive}), 3, like), causal)
+    assert torch.equal(visible_keys(((), {"attention_mask": additive}), 3, like), causal)

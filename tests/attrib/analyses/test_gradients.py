@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from attrib.analyses.gradients import gradient_times_input
 from attrib.errors import AttribError
-from attrib.forward.hooks import capture, rerun, write
-from attrib.forward.residual import pick, rows_of
+from attrib.forward.hooks import gather_positions, position_index, write
+from attrib.forward.replay import capture, forward_from
 from attrib.model.vlm import VLM
 
 
@@ -22,14 +22,14 @@ def in_double(name):
 @torch.no_grad()
 def slope(vlm, batch, layer, row, token, step=1e-2):
     """Of the predicted token's logit, as the input of a layer at one visual token is scaled."""
-    last, pos = rows_of(batch["last"]), int(batch["visual"][row].nonzero()[token])
-    key = int(pick(vlm.logits(batch), last)[row].argmax())
+    last, pos = position_index(batch["last"]), int(batch["visual"][row].nonzero()[token])
+    key = int(gather_positions(vlm.logits(batch), last)[row].argmax())
     at = torch.zeros_like(batch["last"])
     at[row, pos] = True
     logits = []
     for sign in (1, -1):
         with write(vlm, layer - 1, lambda h, s=sign: h * (1 + s * step), at):
-            logits.append(float(pick(vlm.logits(batch), last)[row, key]))
+            logits.append(float(gather_positions(vlm.logits(batch), last)[row, key]))
     return (logits[0] - logits[1]) / (2 * step)
 
 
@@ -48,14 +48,16 @@ def test_the_first_layers_input_is_the_embedding():
     vlm = in_double("llava")
     batch = vlm.encode(*examples(1))
     with torch.no_grad(), capture(vlm) as captured:
-        logits = pick(vlm.logits(batch), rows_of(batch["last"]))
+        logits = gather_positions(vlm.logits(batch), position_index(batch["last"]))
     embed, pos = captured.embed, int(batch["visual"][0].nonzero()[2])
     ends = []
     for factor in (1.01, 0.99):
         changed = embed.clone()
         changed[0, pos] *= factor
         with torch.no_grad():
-            final = pick(rerun(vlm, captured, -1, changed), rows_of(batch["last"]))
+            final = gather_positions(
+                forward_from(vlm, captured, -1, changed), position_index(batch["last"])
+            )
             ends.append(vlm.unembed(final)[0, logits.argmax()])
     expected = (ends[0] - ends[1]) / 0.02
     assert_close(gradient_times_input(vlm, batch)[0, 0, 2], expected, rtol=1e-2, atol=1e-5)

@@ -8,8 +8,8 @@ import torch
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses import token_swaps
-from attrib.analyses.contributions import last_writes
+from attrib.analyses import key_value_swap
+from attrib.analyses.direct_logits import last_writes
 from attrib.analyses.heatmaps import (
     PUBLISHED_CODE,
     Perturbation,
@@ -20,9 +20,10 @@ from attrib.analyses.heatmaps import (
 )
 from attrib.analyses.key_value_swap import LastQuery
 from attrib.errors import AttribError
-from attrib.forward.hooks import attention_rows, write
+from attrib.forward.attention import attention_rows
+from attrib.forward.hooks import write
 from attrib.forward.noise import base_noise
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.residual import residual_writes
 from attrib.model.vlm import VLM
 
 
@@ -160,7 +161,7 @@ def test_the_published_site_is_brute_force_too(name, how):
 
 
 def test_no_architecture_needs_one_call_per_token(any_vlm, monkeypatch):
-    monkeypatch.setattr(token_swaps, "_one_by_one", None)
+    monkeypatch.setattr(key_value_swap, "_one_by_one", None)
     assert heatmaps(any_vlm, encode(any_vlm)).shape[1] == any_vlm.num_layers
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attrib.analyses.pointing_game import on_cells, point
+from attrib.analyses.pointing_game import masks_to_grid, point
 from attrib.model.batch import Grid
 
 # Two objects of a 2 x 3 grid: the left column, and the top right cell.
@@ -58,7 +58,9 @@ def test_what_cannot_be_told_is_nan():
 def test_cells_lie_where_the_processor_put_them(box, cells):
     mask = np.zeros((1, 4, 6), dtype=bool)
     mask[0, 2:, :2] = True
-    assert np.flatnonzero(on_cells(mask, Grid(2, 3, tuple(map(float, box))))[0]).tolist() == cells
+    assert (
+        np.flatnonzero(masks_to_grid(mask, Grid(2, 3, tuple(map(float, box))))[0]).tolist() == cells
+    )
 
 
 def test_a_cell_needs_a_tenth_of_it_covered():
@@ -67,11 +69,11 @@ def test_a_cell_needs_a_tenth_of_it_covered():
     mask[0, 5:15, 10:] = True  # half of each on the right
     mask[0, 10, 1:10] = True  # less than a tenth of the lower left
     grid = Grid(2, 2, (0.0, 0.0, 20.0, 20.0))
-    assert on_cells(mask, grid)[0].tolist() == [True, True, False, True]
+    assert masks_to_grid(mask, grid)[0].tolist() == [True, True, False, True]
 
 
 def test_an_object_much_smaller_than_a_cell_is_in_the_cell_that_holds_it():
     mask = np.zeros((1, 20, 20), dtype=bool)
     mask[0, 12:14, 3:5] = True
     grid = Grid(2, 2, (0.0, 0.0, 20.0, 20.0))
-    assert on_cells(mask, grid)[0].tolist() == [False, False, True, False]
+    assert masks_to_grid(mask, grid)[0].tolist() == [False, False, True, False]

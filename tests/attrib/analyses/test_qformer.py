@@ -11,7 +11,7 @@ from attrib.analyses.qformer import (
     patch_attention,
     patch_grid,
     project,
-    qformer_picture,
+    queries_to_patches,
 )
 from attrib.errors import AttribError
 
@@ -54,7 +54,7 @@ def test_attention_is_that_of_the_last_cross_attention(vlm, batch):
 
 def test_a_picture_is_the_scores_shared_out(vlm, batch):
     scores = heatmaps(vlm, batch)
-    picture = qformer_picture(vlm, batch, scores)
+    picture = queries_to_patches(vlm, batch, scores)
     assert picture.shape == (3, vlm.num_layers, 4)
     assert picture[1].isnan().all() and picture[[0, 2]].isfinite().all()
     expected = seen_by_eager(vlm, batch)[..., 1:]
@@ -80,4 +80,4 @@ def test_models_with_a_grid_of_their_own_have_no_such_picture():
     vlm = tiny_vlm("llava")
     assert find_qformer(vlm) is None
     with pytest.raises(AttribError, match="no Q-Former"):
-        qformer_picture(vlm, vlm.encode(*examples()), torch.zeros(3, 4, 4))
+        queries_to_patches(vlm, vlm.encode(*examples()), torch.zeros(3, 4, 4))

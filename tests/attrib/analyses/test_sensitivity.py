@@ -9,14 +9,12 @@ import torch
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses import chunks
-from attrib.analyses.sensitivity import sensitivity
+from attrib.analyses.sensitivity import in_chunks, sensitivity
 from attrib.errors import AttribError
-from attrib.forward import cutting
-from attrib.forward.disturbance import disturbed_positions
+from attrib.forward import suffix as suffix_module
 from attrib.forward.hooks import read, write
-from attrib.forward.noise import base_noise
-from attrib.forward.suffix import Suffix
+from attrib.forward.noise import base_noise, perturbed_positions
+from attrib.forward.suffix import Suffix, build_suffix, clean_pass
 from attrib.metrics import kl
 from attrib.model.vlm import VLM
 
@@ -25,12 +23,12 @@ CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}
 
 
 @torch.no_grad()
-def by_hooks(vlm, batch, modality, sigmas, unit="std", draws=1, seed=0, spare_last=False):
+def by_hooks(vlm, batch, modality, sigmas, unit="std", draws=1, seed=0, exclude_last=False):
     """One forward pass per layer, sigma and draw, the noise written into the layer's output."""
     with read(vlm) as hidden:
         clean = vlm.logits(batch).double()
     spans = [batch[span] for span in MODALITIES[modality]]
-    at = torch.stack(spans).any(0) & ~(batch["last"] & spare_last)
+    at = torch.stack(spans).any(0) & ~(batch["last"] & exclude_last)
     out = torch.zeros(batch.size, vlm.num_layers, len(sigmas))
     for layer in range(vlm.num_layers):
         for draw in range(draws):
@@ -51,8 +49,8 @@ def by_hooks(vlm, batch, modality, sigmas, unit="std", draws=1, seed=0, spare_la
 
 def start_of(vlm, batch, modality):
     """Where the suffix starts that noise on a modality reaches, and where the noise does."""
-    first = int(disturbed_positions(batch, modality).any(0).int().argmax())
-    return cutting.suffix_of(cutting.clean_pass(vlm, batch), first), first
+    first = int(perturbed_positions(batch, modality).any(0).int().argmax())
+    return build_suffix(clean_pass(vlm, batch), first), first
 
 
 def llava():
@@ -64,7 +62,7 @@ def llava():
 @pytest.fixture
 def always_cut(monkeypatch):
     """Cut even where it saves next to nothing, as it does on prompts of a few words."""
-    monkeypatch.setattr(cutting, "WORTH_CUTTING", 0.0)
+    monkeypatch.setattr(suffix_module, "WORTH_CUTTING", 0.0)
 
 
 @pytest.mark.usefixtures("always_cut")
@@ -89,7 +87,7 @@ def test_neither_padding_nor_other_examples_matter(any_vlm):
 
 
 @pytest.mark.parametrize(
-    "options", [{"unit": "abs"}, {"draws": 2}, {"seed": 5}, {"spare_last": True}]
+    "options", [{"unit": "abs"}, {"draws": 2}, {"seed": 5}, {"exclude_last": True}]
 )
 def test_every_option_is_what_hooks_give(vlm, batch, options):
     expected = by_hooks(vlm, batch, "both", (0.6,), **options)
@@ -115,7 +113,7 @@ def test_noise_behind_the_last_layer_is_seen_only_where_the_answer_is_read(vlm):
     batch = vlm.encode(*examples(1))
     last = vlm.num_layers - 1
     assert (sensitivity(vlm, batch, "visual")[:, last] == 0).all()
-    assert (sensitivity(vlm, batch, "text", spare_last=True)[:, last] == 0).all()
+    assert (sensitivity(vlm, batch, "text", exclude_last=True)[:, last] == 0).all()
     assert (sensitivity(vlm, batch, "text")[:, last] > 0).all()
     assert (sensitivity(vlm, batch, "visual")[:, :last] > 0).all()
 
@@ -150,7 +148,7 @@ def test_how_many_run_at_once_does_not_matter(modality):
     vlm, batch = llava()
     values = sensitivity(vlm, batch, modality, (0.5, 1.0))
     for size in (1, 5, 1000):
-        chunked = sensitivity(vlm, batch, modality, (0.5, 1.0), max_versions=size)
+        chunked = sensitivity(vlm, batch, modality, (0.5, 1.0), max_copies=size)
         assert_close(chunked, values, **CLOSE)
 
 
@@ -180,9 +178,9 @@ def test_where_nothing_fits_the_error_is_passed_on():
         raise RuntimeError("can't allocate memory")
 
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        list(chunks.in_chunks(run, 4, 4))
+        list(in_chunks(run, 4, 4))
     with pytest.raises(ZeroDivisionError):
-        list(chunks.in_chunks(lambda _: torch.tensor(1 / 0), 4, 4))
+        list(in_chunks(lambda _: torch.tensor(1 / 0), 4, 4))
 
 
 def test_a_text_alone_has_no_sensitivity_to_an_image_and_the_others_do(vlm, batch):
@@ -207,7 +205,7 @@ def test_targets_do_not_matter(vlm):
         ({"sigmas": (0.1, -0.5)}, "sigmas: expected finite numbers of 0 or more, got -0.5"),
         ({"sigmas": (float("nan"),)}, "sigmas: expected finite numbers of 0 or more, got nan"),
         ({"draws": 0}, "draws: expected 1 or more, got 0"),
-        ({"max_versions": 0}, "max_versions: expected 1 or more, got 0"),
+        ({"max_copies": 0}, "max_copies: expected 1 or more, got 0"),
         ({"layers": [4]}, "layers: there is no layer 4; llava has layers 0 to 3"),
         ({"layers": [-1]}, "layers: there is no layer -1; llava has layers 0 to 3"),
         ({"layers": []}, "layers: none given; llava has layers 0 to 3"),
@@ -224,7 +222,7 @@ def test_a_batch_with_nothing_to_disturb_is_refused(vlm):
     with pytest.raises(AttribError, match="no example has an image; give images"):
         sensitivity(vlm, vlm.encode([None, None], ["Who?", "What?"]), "visual")
     with pytest.raises(AttribError, match="no example has a token to disturb besides"):
-        sensitivity(vlm, vlm.encode([None], ["a"]), "text", spare_last=True)
+        sensitivity(vlm, vlm.encode([None], ["a"]), "text", exclude_last=True)
 
 
 def test_what_breaks_down_is_nan_and_nothing_else_is():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attrib.analyses.gate_roc import ANY, best_layer, overall, separate, separation
+from attrib.analyses.gate_roc import ANY, best_layer, gate_roc, overall, roc
 from attrib.errors import AttribError
 from attrib.results import Result
 
@@ -55,7 +55,7 @@ def test_auc_and_threshold_are_those_of_counting(seed, decimals):
     positive = rng.random(40) < 0.4
     value = np.round(rng.normal(size=40) + positive, decimals)
     weights = np.stack([np.ones(40), *rng.integers(0, 3, (2, 40))], 1).astype(np.float32)
-    told = separate(value, positive, weights)
+    told = roc(value, positive, weights)
     for draw in range(3):
         auc, true, false = counted(value, positive, weights[:, draw])
         assert np.isclose(told.auc[draw], auc)
@@ -69,7 +69,7 @@ def test_auc_and_threshold_are_those_of_counting(seed, decimals):
 
 
 def test_what_lies_apart_is_told_apart_and_what_does_not_is_not():
-    far, same = separation(apart(9.0)), separation(apart(0.0))
+    far, same = gate_roc(apart(9.0)), gate_roc(apart(0.0))
     assert row(far)["auc"] == row(far)["auc_low"] == row(far)["true_open"] == 1
     assert row(far)["false_open"] == 0
     assert row(same)["auc_low"] < 0.5 < row(same)["auc_high"]
@@ -77,18 +77,18 @@ def test_what_lies_apart_is_told_apart_and_what_does_not_is_not():
 
 def test_the_threshold_stands_in_the_middle_of_the_gap():
     result = study(lambda *at: 0.9 if at[3].endswith("generality") else 0.1)
-    told = row(separation(result))
+    told = row(gate_roc(result))
     assert told["threshold"] == told["threshold_low"] == pytest.approx(0.5)
     assert (told["published_true_open"], told["published_false_open"]) == (1, 0)
 
 
 def test_equal_numbers_tell_nothing():
-    told = row(separation(study(lambda *_: 1.0)))
+    told = row(gate_roc(study(lambda *_: 1.0)))
     assert told["auc"] == 0.5 and told["true_open"] == told["false_open"] == 1
 
 
 def test_differences_of_rounding_are_ties():
-    told = row(separation(study(lambda i, *_: 1.0 - 1e-8 * (i % 3))))
+    told = row(gate_roc(study(lambda i, *_: 1.0 - 1e-8 * (i % 3))))
     assert told["auc"] == 0.5
 
 
@@ -96,19 +96,19 @@ def test_each_kind_is_set_against_all_generality_and_all_kinds_together():
     def value(_i, _layer, _token, relation):
         return {"text_locality": 0.0, "visual_locality": 1.0}.get(relation, 0.5)
 
-    table = separation(study(value))
+    table = gate_roc(study(value))
     assert [row(table, k)["auc"] for k in ("text_locality", "visual_locality", ANY)] == [1, 0, 0.5]
 
 
 def test_intervals_are_seeded_and_rest_on_examples_not_on_inputs():
     result = apart(1.0)
-    assert separation(result).equals(separation(result))
+    assert gate_roc(result).equals(gate_roc(result))
     twice = pd.concat([result.frame, result.frame])  # twice the inputs, the same examples
-    again = separation(Result("gate", twice, {"seed": 3}))
+    again = gate_roc(Result("gate", twice, {"seed": 3}))
     for name in ("auc", "auc_low", "auc_high", "true_open_low"):
-        assert np.isclose(row(again)[name], row(separation(result))[name])
+        assert np.isclose(row(again)[name], row(gate_roc(result))[name])
     assert row(again)["n"] == 30
-    more = separation(Result("gate", apart(1.0).frame[lambda f: f.example < "e2"], {"seed": 3}))
+    more = gate_roc(Result("gate", apart(1.0).frame[lambda f: f.example < "e2"], {"seed": 3}))
     widths = [row(t)["auc_high"] - row(t)["auc_low"] for t in (more, again)]
     assert widths[0] > widths[1]
 
@@ -118,14 +118,14 @@ def test_inputs_without_a_number_are_left_out():
         none = token == "visual_mean" and relation == "text_locality"
         return np.nan if none or i == 0 else float(relation.endswith("generality"))
 
-    table = separation(study(value, tokens=("prompt_last", "visual_mean")))
+    table = gate_roc(study(value, tokens=("prompt_last", "visual_mean")))
     seen = table[table["token"] == "visual_mean"]
     assert list(seen["relation"]) == ["visual_locality", ANY] and (table["n"] == 29).all()
 
 
 def test_a_side_without_inputs_has_no_auc():
     only = apart(1.0).frame[lambda f: f.relation.str.endswith("_locality")]
-    table = separation(Result("gate", only, {}))
+    table = gate_roc(Result("gate", only, {}))
     assert table[["auc", "auc_low", "true_open", "published_true_open"]].isna().all(axis=None)
     with pytest.raises(AttribError, match="no example has both"):
         best_layer(table, "prompt_last")
@@ -133,10 +133,10 @@ def test_a_side_without_inputs_has_no_auc():
 
 def test_one_example_has_no_interval_and_none_has_nothing():
     one = apart(1.0).frame[lambda f: f.example == "e1"]
-    told = row(separation(Result("gate", one, {})))
+    told = row(gate_roc(Result("gate", one, {})))
     assert np.isfinite(told["auc"]) and np.isnan(told["auc_low"]) and told["n"] == 1
     with pytest.raises(AttribError, match="nothing to tell apart"):
-        separation(study(lambda *_: np.nan))
+        gate_roc(study(lambda *_: np.nan))
 
 
 def test_the_best_layer_is_that_of_the_highest_auc_of_the_token():
@@ -146,6 +146,6 @@ def test_the_best_layer_is_that_of_the_highest_auc_of_the_token():
         best = {"prompt_last": 2, "text_mean": 0}[token]
         return rng.normal() + (3 - abs(layer - best)) * relation.endswith("generality")
 
-    table = separation(study(value, layers=(0, 1, 2), tokens=("prompt_last", "text_mean")))
+    table = gate_roc(study(value, layers=(0, 1, 2), tokens=("prompt_last", "text_mean")))
     assert (best_layer(table, "prompt_last"), best_layer(table, "text_mean")) == (2, 0)
     assert set(overall(table, "text_mean")["relation"]) == {ANY}

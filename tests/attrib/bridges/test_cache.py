@@ -9,7 +9,8 @@ from conftest import examples, tiny_vlm
 from transformer_lens import ActivationCache
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import attention_rows, read
+from attrib.forward.attention import attention_rows
+from attrib.forward.hooks import read
 from attrib.model.components import freeze_norm
 from attrib.model.vlm import VLM
 

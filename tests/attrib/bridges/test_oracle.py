@@ -9,8 +9,10 @@ import torch
 from bridged import LAYERS, assert_near, at_last, batch_of, run
 from conftest import tiny_vlm
 
-from attrib.analyses.contributions import contributions, direct_logits
-from attrib.forward.hooks import attention_rows, read
+from attrib.analyses.contributions import contributions
+from attrib.analyses.direct_logits import direct_logits
+from attrib.forward.attention import attention_rows
+from attrib.forward.hooks import read
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
 from attrib.errors import AttribError, SetupError
-from attrib.forward.hooks import capture, write
+from attrib.forward.hooks import write
+from attrib.forward.replay import capture
 from attrib.model.components import find_components, freeze_norm
 from attrib.model.encoding import target_ids
 from attrib.model.patch_grid import find_grid

@@ -5,7 +5,8 @@ import pytest
 from browser import BROWSER, browser
 from planted_layer_report import EVIL
 
-from attrib.report.layers_page import render_html
+from attrib.report.layer_report import layer_page
+from attrib.report.render import render_html
 
 pytest.importorskip("websocket", reason="no websocket-client to drive a browser with")
 pytestmark = [
@@ -31,10 +32,10 @@ def report(tmp_path_factory):
     command = f"attrib select --model '{EVIL}' --data {'long' * 60}"
     study = planted.study(
         prompt=f"{EVIL} {'endless' * 50}", name=EVIL, file=EVIL, number=3,
-        grid=("g.csv", planted.grid()), commands={"The same again": [command]},
+        grid=("g.csv", planted.grid()), commands={"Reproduce": [command]},
     )  # fmt: skip
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_html(study))
+    path.write_text(render_html(layer_page(study)))
     return path
 
 

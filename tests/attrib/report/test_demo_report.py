@@ -7,8 +7,9 @@ import numpy as np
 import planted
 import pytest
 
-from attrib.report import write_page
-from attrib.report.page import LONGEST_TEXT, render, shown
+from attrib.report import demo_page, write_page
+from attrib.report.page import LONGEST_TEXT, shown
+from attrib.report.render import render_html
 from attrib.report.summaries import (
     summarize_answers,
     summarize_attention,
@@ -63,7 +64,7 @@ def page(html):
 @pytest.fixture(scope="module")
 def evil():
     """A page about a hostile prompt and many bad rows."""
-    return Parsed(render(planted.study(prompt=EVIL, quarantined=250)))
+    return Parsed(render_html(demo_page(planted.study(prompt=EVIL, quarantined=250))))
 
 
 def test_the_page_is_written_whole(html):
@@ -114,7 +115,9 @@ def test_invisible_and_endless_text_is_shown_for_what_it_is():
 
 def test_the_first_sentence_is_the_finding(page):
     text = " ".join(page.text)
-    assert text.index("contribution to the answer token") < text.index("What each layer adds")
+    assert text.index("contribution to the answer token") < text.index(
+        "Contribution of each layer to the answer"
+    )
 
 
 def test_figures_numbers_pictures_versions_and_commands_are_there(page):
@@ -132,7 +135,7 @@ def test_every_picture_has_a_description(page):
 
 
 def test_a_report_without_bad_rows_says_so(page):
-    good = Parsed(render(planted.study(quarantined=0)))
+    good = Parsed(render_html(demo_page(planted.study(quarantined=0))))
     assert "None." in " ".join(good.text) and "None." not in " ".join(page.text)
 
 
@@ -146,7 +149,7 @@ def test_the_page_follows_the_theme_of_the_reader(html):
 
 
 def test_the_same_study_is_the_same_page(html):
-    assert render(planted.study()) == html
+    assert render_html(demo_page(planted.study())) == html
 
 
 def test_contributions_name_the_half_with_the_larger_share_and_the_peak():

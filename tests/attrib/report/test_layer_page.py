@@ -1,4 +1,4 @@
-"""The report on layers: one safe page, Markdown and JSON, all of the same computed content."""
+"""The layer report: one safe page, Markdown and JSON, all of the same computed content."""
 
 import base64
 import hashlib
@@ -14,11 +14,10 @@ from planted_layer_report import EVIL
 from test_demo_report import Parsed
 
 from attrib.errors import AttribError
-from attrib.report.caveats import caveats
-from attrib.report.content import content_of
-from attrib.report.layers_page import render_html, render_json, render_markdown, write_layer_report
-from attrib.report.rationale import why
-from attrib.report.summary import grid_in_short, headline, partial_of, sureness
+from attrib.report import write_layer_report
+from attrib.report.layer_report import caveats, layer_page, render_json
+from attrib.report.render import render_html, render_markdown
+from attrib.report.selection_summary import confidence, headline, rationale, summarize_regret
 
 
 def no_figure(*_given, **_options):
@@ -32,12 +31,16 @@ def study():
 
 @pytest.fixture(scope="module")
 def content(study):
-    return content_of(study)
+    return layer_page(study)
 
 
 @pytest.fixture(scope="module")
-def page(study, content):
-    return Parsed(render_html(study, content))
+def page(content):
+    return Parsed(render_html(content))
+
+
+def html_of(study):
+    return render_html(layer_page(study))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def hostile():
 def evil(hostile):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attrib.plots.svg", no_figure)
-        return Parsed(render_html(hostile))
+        return Parsed(html_of(hostile))
 
 
 @pytest.fixture
@@ -79,9 +82,9 @@ def test_the_page_loads_nothing(page):
             assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), tag
 
 
-def test_the_content_policy_allows_the_slider_s_script_and_no_other(study, content, page):
+def test_the_content_policy_allows_the_slider_s_script_and_no_other(content, page):
     (policy,) = [a["content"] for t, a in page.tags if "http-equiv" in a and t == "meta"]
-    (script,) = re.findall(r"<script>(.*?)</script>", render_html(study, content), re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", render_html(content), re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy.split("; ") == [
         "default-src 'none'",
@@ -95,9 +98,9 @@ def test_the_content_policy_allows_the_slider_s_script_and_no_other(study, conte
 
 @pytest.mark.usefixtures("undrawn")
 def test_without_heatmaps_no_script_may_run_at_all():
-    without = render_html(planted.study(runs=planted.runs()))
-    assert "script" not in without.replace("No heatmaps were made", "")
-    assert "attrib heatmap makes them" in without
+    without = html_of(planted.study(runs=planted.runs()))
+    assert "script" not in without
+    assert "run attrib heatmap" in without
 
 
 def test_hostile_text_is_text_in_prompts_file_names_and_model_names(evil, page):
@@ -110,7 +113,7 @@ def test_hostile_text_is_text_in_prompts_file_names_and_model_names(evil, page):
 
 @pytest.mark.usefixtures("undrawn")
 def test_hostile_text_is_text_in_markdown(hostile):
-    text = render_markdown(hostile)
+    text = render_markdown(layer_page(hostile))
     prose = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
     assert not re.search(r"<\w|(?<!\\)\{\{|(?<!\\)\]\(", prose)
     plain = html.unescape(re.sub(r"\\([\\`*_\[\]{}|#!~$])", r"\1", prose))
@@ -120,42 +123,45 @@ def test_hostile_text_is_text_in_markdown(hostile):
 def test_the_first_sentence_names_the_chosen_layers(study, page):
     layers = study.report.layers
     said = (
-        f"Edit planted: the words at layer {layers['text'][0]} and the visual tokens at layer "
-        f"{layers['visual'][0]}."
+        f"Edit planted: the text tokens at layer {layers['text'][0]} and the visual tokens at "
+        f"layer {layers['visual'][0]}."
     )
-    assert headline(study) == said
+    assert headline(study.report) == said
     text = words(page)
-    assert text.index(said) < text.index("Why these layers") < text.index("How sure this is")
+    assert text.index(said) < text.index("Why these layers") < text.index("Confidence")
 
 
 def test_the_same_layer_for_both_is_named_once(study):
-    same = replace(study, report=replace(study.report, layers={"text": [4], "visual": [4]}))
-    none = replace(study, report=replace(study.report, layers={"text": [4, 2], "visual": []}))
-    assert headline(same).startswith("Edit planted at layer 4, both the words and")
-    assert "the words at layer 4 (then 2)" in headline(none)
+    same = replace(study.report, layers={"text": [4], "visual": [4]})
+    none = replace(study.report, layers={"text": [4, 2], "visual": []})
+    assert headline(same).startswith("Edit planted at layer 4, for the text tokens and the visual")
+    assert "the text tokens at layer 4 (then 2)" in headline(none)
     assert "No layer can be chosen for the visual tokens" in headline(none)
 
 
-def test_why_says_what_each_rule_gives_the_chosen_layer_and_the_next(study):
-    first, *sentences = why(study)
-    assert "good by every one" in first and len(sentences) == 2
+def test_the_rationale_has_the_shares_of_the_chosen_layer_and_of_the_runner_up(study):
+    first, *sentences = rationale(study.report)
+    assert "scores well under every rule" in first and len(sentences) == 2
     for modality, sentence in zip(("text", "visual"), sentences, strict=True):
         choices = study.report.choices[modality]
         own = study.report.layers[modality][0]
         share = choices["patching"].scores[own] / max(
             score for score in choices["patching"].scores if score is not None
         )
-        assert f"{share:.0%} of patching's" in sentence
-        assert f"The next best, layer {choices['consensus'].ranking[1]}" in sentence
+        assert f"{100 * share:.0f} % of patching's" in sentence
+        assert f"The runner-up, layer {choices['consensus'].ranking[1]}" in sentence
+
+
+def blocks(page, kind):
+    return [one.content for part in page.sections for one in part.blocks if one.kind == kind]
 
 
 def test_every_figure_has_its_numbers_and_marks_the_chosen_layers(page, content):
-    figures = [figure for part in content["parts"] for figure in part.figures]
-    figures += content["scores"]
+    figures = [figure for some in blocks(content, "figures") for figure in some]
     assert len(figures) == 8 and sum(tag == "svg" for tag, _ in page.tags) == len(figures)
     for figure in figures:
-        assert "chosen" in figure.svg and len(figure.table["rows"]) == planted_layers.LAYERS
-        assert set(figure.table["chosen"]) <= {layer for layer, _ in figure.table["rows"]}
+        assert "chosen" in figure.svg and len(figure.table.rows) == planted_layers.LAYERS
+        assert set(figure.table.chosen) <= {layer for layer, _ in figure.table.rows}
     assert [tag for tag, _ in page.tags].count("desc") == len(figures)
 
 
@@ -178,13 +184,13 @@ def test_cells_lie_where_the_processor_had_them(page):
 
 @pytest.mark.usefixtures("undrawn")
 def test_heat_of_no_grid_is_a_strip():
-    page = Parsed(render_html(planted.study(runs=[*planted.runs(), planted.heatmap(rows=0)])))
+    page = Parsed(html_of(planted.study(runs=[*planted.runs(), planted.heatmap(rows=0)])))
     assert any(a.get("class") == "strip" for _, a in page.tags)
     assert "token 3" in words(page)
 
 
 def test_a_whole_study_is_not_called_partial(study, page):
-    assert partial_of(study) == "" and "partial" not in words(page)
+    assert study.partial == "" and "partial" not in words(page)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -192,18 +198,20 @@ def test_a_partial_study_says_what_is_there_of_how_much():
     sweep = planted.run_of(planted_layers.sweep("visual"), rows=200)
     part = planted.study(runs=[planted.run_of(planted_layers.contributions()), sweep])
     said = f"partial: 2 of 5 analyses; {planted.NUMBER} of 200 examples of noise on visual tokens"
-    assert partial_of(part) == said
-    page = words(Parsed(render_html(part)))
+    assert part.partial == said
+    page = words(Parsed(html_of(part)))
     assert said in page and "attrib sweep --modality text --spare-last" in page
-    assert said in render_markdown(part).replace("\\", "")
-    assert json.loads(render_json(part))["partial"] == said
+    assert said in render_markdown(layer_page(part)).replace("\\", "")
+    assert json.loads(render_json(part, layer_page(part)))["partial"] == said
 
 
-def test_how_sure_depends_on_the_draws_the_rules_and_the_grid(study):
-    assert "would hardly change it" in sureness(study) and "layers apart" in sureness(study)
-    assert "No editor was trained" in sureness(study)
+def test_confidence_depends_on_the_draws_and_the_rules(study, page):
+    stable = confidence(study.report)
+    assert "The choice is stable" in stable and "Individual rules disagree by up to" in stable
+    assert "No editor was trained" in words(page)
     loose = planted.study(runs=[planted.run_of(planted_layers.contributions(noise=9.0))])
-    assert "no clear choice" in sureness(loose) and "Only one rule" in sureness(loose)
+    unclear = confidence(loose.report)
+    assert "The choice is unclear" in unclear and "Only one rule" in unclear
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -211,31 +219,31 @@ def test_a_grid_tells_what_the_choice_costs(study):
     own = tuple(study.report.layers[m][0] for m in ("text", "visual"))
     best = planted.study(grid=("g.csv", planted.grid(best=own)))
     off = planted.study(grid=("g.csv", planted.grid(best=(own[0] + 2, own[1]))))
-    assert "score best of the 121 that the grid has: 90" in grid_in_short(best)
-    assert "score 88, 2 less than the best of the 121" in grid_in_short(off)
-    page = words(Parsed(render_html(off)))
+    assert "score 90.00; the best of 121 cells" in summarize_regret(best.evaluation, "consensus")
+    assert "scores 90.00: regret 2.00" in summarize_regret(off.evaluation, "consensus")
+    page = words(Parsed(html_of(off)))
     for pick in ("onset", "sensitivity", "patching", "middle layer", "depths 16/32 and 19/32"):
         assert pick in page
-    assert "No grid of trained editors" not in page
-    (table,) = content_of(off)["regret_tables"]
-    assert table["rows"][0][0] == "consensus" and table["rows"][0][1][3].startswith("2")
+    assert "regret of the choice is unknown" not in page
+    (table,) = [t for t in blocks(layer_page(off), "table") if t.title.startswith("Edited: both")]
+    assert table.rows[0][0] == "consensus" and table.rows[0][1][3].startswith("2")
 
 
 def test_a_grid_of_one_modality_judges_that_one():
     alone = planted.grid(singles=True)
     alone = alone[alone["visual"].isna()]
-    judged = planted.study(grid=("g.csv", alone)).judged
-    assert set(judged.tables) == {"words alone"} and judged.cells["words alone"] == 11
+    judged = planted.study(grid=("g.csv", alone)).evaluation
+    assert set(judged.regret) == {"text alone"} and judged.cells["text alone"] == 11
     with pytest.raises(AttribError, match="no complete cell"):
         planted.study(grid=("g.csv", alone.assign(text=99)))
 
 
 def test_what_is_not_shown_depends_on_what_is_known(study):
     without = " ".join(caveats(study))
-    assert "Whether an edit at these layers works" in without and "24 examples only" in without
+    assert "Whether an edit at these layers works" in without and "only 24 examples" in without
     judged = planted.study(grid=("g.csv", planted.grid()[lambda g: g["seed"] == 0]))
     with_one_seed = " ".join(caveats(judged))
-    assert "Whether an edit" not in with_one_seed and "one seed a cell" in with_one_seed
+    assert "Whether an edit" not in with_one_seed and "one seed per cell" in with_one_seed
 
 
 def test_runs_on_other_data_are_shown_and_not_counted():
@@ -243,9 +251,9 @@ def test_runs_on_other_data_are_shown_and_not_counted():
     sweep = planted_layers.sweep("text", curve=[9.0] * planted_layers.LAYERS)
     foreign = planted.run_of(type(sweep)("sweep", sweep.frame, other))
     mixed = planted.study(runs=[*planted.runs()[:1], *planted.runs()[2:], foreign])
-    assert mixed.elsewhere == {"sweep text"} and "sweep text" in mixed.missing
+    assert mixed.other_data == {"sweep text"} and "sweep text" in mixed.missing
     assert "sensitivity" not in mixed.report.choices["text"]
-    assert any("run on others" in line for line in caveats(mixed))
+    assert any("run on other data" in line for line in caveats(mixed))
 
 
 def test_runs_of_two_models_are_refused():
@@ -257,7 +265,7 @@ def test_runs_of_two_models_are_refused():
 @pytest.mark.usefixtures("undrawn")
 def test_images_that_are_gone_are_said_and_the_rest_stays():
     gone = planted.layer_study(planted.study().runs, samples=lambda _run: {})
-    assert not gone.pictures and "cannot be read any more" in words(Parsed(render_html(gone)))
+    assert not gone.cards and "cannot be read any more" in words(Parsed(html_of(gone)))
 
 
 def test_rows_that_were_set_aside_are_counted_and_cut(evil, page):
@@ -267,9 +275,9 @@ def test_rows_that_were_set_aside_are_counted_and_cut(evil, page):
 def test_json_holds_the_content_and_no_number_json_lacks(study, content):
     plain = json.loads(render_json(study, content), parse_constant=pytest.fail)
     assert plain["layers"] == {m: list(layers) for m, layers in study.report.layers.items()}
-    assert plain["headline"] == headline(study) and len(plain["samples"]) == planted.NUMBER
+    assert plain["headline"] == headline(study.report) and len(plain["samples"]) == planted.NUMBER
     assert plain["quarantined"][0]["file"] == "a.json"
-    assert plain["commands"]["The same again"] == ["attrib select --model planted"]
+    assert plain["commands"]["Reproduce"] == ["attrib select --model planted"]
     assert plain["provenance"]["versions"]["python"] == "3.11"
 
 

@@ -71,7 +71,7 @@ def test_what_is_missing_is_made_read_again_and_read_in_part(report, folder, tmp
     assert len(whole["samples"]) == 17 and planted.EVIL in whole["samples"][0]["prompt"]
     page = (tmp_path / "o" / "report.html").read_text()
     assert 'class="over"' in page and planted.EVIL not in page
-    again, *_ = whole["commands"]["The same again"]
+    again, *_ = whole["commands"]["Reproduce"]
     assert again.startswith("attrib report --model") and "--pictures 2" in again
     train = next(
         line for lines in whole["commands"].values() for line in lines if " train " in line
@@ -81,12 +81,12 @@ def test_what_is_missing_is_made_read_again_and_read_in_part(report, folder, tmp
     assert "--test-split vqa-eval" in lines and "--split vqa-eval --editor o/editor" in lines
 
     for measure in ("contributions", "sensitivity", "patching", "attention", "heatmaps"):
-        monkeypatch.setattr(f"attrib.analyses.tables.measure_{measure}", pytest.fail)
+        monkeypatch.setattr(f"attrib.analyses.{measure}.measure_{measure}", pytest.fail)
     assert report(*on, "--out", "o", "--pictures", 2)[0] == 0
     assert {**said(tmp_path), "commands": 0} == {**whole, "commands": 0}
 
     before = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*") if path.is_file()}
-    monkeypatch.setattr("attrib.cli.select_runs.load_model", pytest.fail)
+    monkeypatch.setattr("attrib.cli.select.load_model", pytest.fail)
     assert report("--from", "o", "--out", "p")[0] == 0
     read = said(tmp_path, "p")
     assert read["layers"] == whole["layers"] and read["scores"] == whole["scores"]
@@ -115,12 +115,12 @@ def test_a_damaged_part_counts_as_not_done(folder, tmp_path):
 
 
 def test_folders_are_read_and_the_grid_judges(report, tmp_path, monkeypatch):
-    monkeypatch.setattr("attrib.cli.select_runs.load_model", pytest.fail)
+    monkeypatch.setattr("attrib.cli.select.load_model", pytest.fail)
     runs = saved(tmp_path / "runs")
     planted.grid().to_csv(tmp_path / "grid.csv", index=False)
     planted.grid().to_parquet(tmp_path / "grid.parquet")
     code, out, _ = report("--from", runs, "--out", "o", "--grid", "grid.csv")
-    assert code == 0 and "than the best of the 121 that the grid has" in out
+    assert code == 0 and "the best of 121 cells" in out
     first = said(tmp_path)
     assert {row["pick"] for row in first["regret"]["both"]} >= {"consensus", "middle layer"}
     assert not any("attrib grid" in line for lines in first["commands"].values() for line in lines)
@@ -159,7 +159,7 @@ def test_layers_of_other_results_are_told_apart(report, tmp_path):
         (("--from", "nowhere"), "--from nowhere: no results of an analysis there"),
         (("--from", "bad"), "not a whole Parquet file"),
         (("--prompt", "What?"), "many examples"),
-        (("--from", ".", "--grid", "none.csv"), "--grid none.csv: no such file"),
+        (("--from", ".", "--grid", "none.csv"), "grid none.csv: no such file"),
     ],
 )
 def test_what_cannot_be_read_is_a_line_and_exit_code_2(report, tmp_path, arguments, told):

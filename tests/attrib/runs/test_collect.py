@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from conftest import picture, tiny_vlm
 
-from attrib.analyses.tables import measure_attention
+from attrib.analyses.attention import measure_attention
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
@@ -17,6 +17,12 @@ from attrib.runs.collect import collect
 from attrib.runs.provenance import fingerprint, provenance_of
 
 IMAGE = picture()
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_free(monkeypatch):
+    """Memory runs out in pretence only: collecting garbage would take most of the time."""
+    monkeypatch.setattr("attrib.runs.collect.free_memory", lambda: None)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import picture, tiny_vlm
 
-from attrib.analyses.tables import measure_attention
+from attrib.analyses.attention import measure_attention
 from attrib.data import BadImage, EditData, EditRequest, EditSample
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.runs import Rank, prepare
@@ -17,6 +17,12 @@ OPTIONS = {"norm": "none", "batch_size": 8}
 
 class Stopped(BaseException):
     """Stands in for what ends a process."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_free(monkeypatch):
+    """Memory runs out in pretence only: collecting garbage would take most of the time."""
+    monkeypatch.setattr("attrib.runs.collect.free_memory", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def whole(vlm, tmp_path_factory):
     return prepared(vlm, out).execute(measure_attention, batch_size=3)
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, 6, 7, 13])
+@pytest.mark.parametrize("after", [0, 6, 13])
 def test_stopped_anywhere_and_resumed_the_table_is_the_same(vlm, whole, tmp_path, after):
     with pytest.raises(Stopped):
         prepared(vlm, tmp_path).execute(stopping(after), batch_size=3)

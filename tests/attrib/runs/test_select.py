@@ -12,7 +12,8 @@ from small_data import write_data
 
 from attrib.cli.select import SelectOptions
 from attrib.cli.table import selected
-from attrib.selection import LayerReport, RuleName
+from attrib.selection import LayerReport
+from attrib.vocabulary import RuleName
 
 MADE = ("contributions", "sweep-text", "sweep-visual", "patching", "attention")
 
@@ -50,7 +51,7 @@ def test_what_is_missing_is_made_and_not_made_again(select, folder, tmp_path, mo
     code, out, _ = select(*on(folder), "--dry-run")
     assert code == 0 and out.count("dry run of") == len(MADE) and not (tmp_path / "o").exists()
     code, first, _ = select(*on(folder))
-    assert code == 0 and "Edit the words at the output of layer" in first
+    assert code == 0 and "Edit the text tokens at the output of layer" in first
     for name in MADE:
         assert (tmp_path / "o" / name / "result.parquet").is_file()
     layers = (tmp_path / "o" / "layers.json").read_text()
@@ -59,7 +60,7 @@ def test_what_is_missing_is_made_and_not_made_again(select, folder, tmp_path, mo
     sweep = json.loads((tmp_path / "o" / "sweep-text" / "manifest.json").read_text())
     assert sweep["options"]["exclude_last"] is True and sweep["command"] == "sweep"
     for measure in ("contributions", "sensitivity", "patching", "attention"):
-        monkeypatch.setattr(f"attrib.analyses.tables.measure_{measure}", pytest.fail)
+        monkeypatch.setattr(f"attrib.analyses.{measure}.measure_{measure}", pytest.fail)
     code, again, err = select(*on(folder), "--batch-size", 3)
     assert (code, again) == (0, first) and err.count("exist already") == len(MADE)
     now = json.loads((tmp_path / "o" / "layers.json").read_text())
@@ -76,14 +77,14 @@ def test_an_analysis_that_refuses_the_data_is_left_out_and_said(select, folder, 
     def refused(*_given, **_options):
         raise AttribError("patching needs another image")
 
-    monkeypatch.setattr("attrib.analyses.tables.measure_patching", refused)
+    monkeypatch.setattr("attrib.analyses.patching.measure_patching", refused)
     code, out, err = select(*on(folder))
     assert code == 0 and "patching left out: patching needs another image" in err
     assert "patching of visual left out" in out
 
 
 def test_folders_of_runs_are_read_and_nothing_is_computed(select, tmp_path, monkeypatch):
-    monkeypatch.setattr("attrib.cli.select_runs.load_model", pytest.fail)
+    monkeypatch.setattr("attrib.cli.select.load_model", pytest.fail)
     runs = saved(tmp_path / "runs")
     code, out, _ = select("--from", runs, "--out", "o", "--number", 2)
     assert code == 0 and "onset 6, sensitivity 3, patching 4" in out
@@ -104,7 +105,7 @@ def test_a_grid_tells_what_the_choice_costs(select, tmp_path):
     table.to_csv(tmp_path / "grid.csv", index=False)
     table.to_parquet(tmp_path / "grid.parquet")
     code, out, _ = select("--from", report_at, "--out", "o", "--against", "grid.csv")
-    assert code == 0 and "On the grid, consensus" in out and "middle layer 4.00" in out
+    assert code == 0 and "Editors at the layers of consensus" in out and "middle layer 4.00" in out
     judged = pd.read_csv(tmp_path / "o" / "regret.csv")
     assert {"consensus", "onset", "middle layer"} <= set(judged["pick"])
     assert set(pd.read_csv(tmp_path / "o" / "correlations.csv")["modality"]) == {"text", "visual"}
@@ -115,11 +116,11 @@ def test_a_grid_tells_what_the_choice_costs(select, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--from", "nowhere"), "--from nowhere: no result.parquet there"),
+        (("--from", "nowhere"), "--from nowhere: no results of an analysis there"),
         (("--from", ".", "--rule", "best"), "Input should be"),
         (("--from", "bad"), "not a whole Parquet file"),
         (("--prompt", "What?"), "not one photo"),
-        (("--against", "none.csv"), "--against none.csv: no such file"),
+        (("--against", "none.csv"), "grid none.csv: no such file"),
     ],
 )
 def test_what_cannot_be_read_is_a_line_and_exit_code_2(select, tmp_path, arguments, told):
@@ -163,13 +164,14 @@ def test_the_command_knows_all_rules():
 def test_every_word_asked_for_is_looked_at_in_a_folder_of_its_own(select, monkeypatch, tmp_path):
     def made(options, out):
         asked[out.name] = options.answer_prefix
-        return [planted.patching(visual=9 - options.answer_prefix, last=6)], []
+        return [planted.patching(visual=9 - options.answer_prefix, last=6)]
 
     asked = {}
     monkeypatch.setattr("attrib.cli.select.make_evidence", made)
     code, out, _ = select("--lead", 2, "--words", 2, "--rule", "patching", "--out", "o")
     assert code == 0 and asked == {"word-1": 2, "word-2": 3}
-    assert "Word 1 asks for text 5, visual 6" in out and "Word 2 asks for text 5, visual 5" in out
+    assert "Word 1 of the answer: text 5, visual 6" in out
+    assert "Word 2 of the answer: text 5, visual 5" in out
     assert LayerReport.load(tmp_path / "o" / "layers.json").layers == {"text": [5], "visual": [5]}
     for number, layer in ((1, 6), (2, 5)):
         report = LayerReport.load(tmp_path / "o" / f"word-{number}" / "layers.json")
@@ -192,7 +194,7 @@ def test_a_table_looks_at_two_words_of_long_answers(monkeypatch, tmp_path, data,
 
     def made(options, _out):
         asked.append(options.answer_prefix or 0)
-        return planted.evidence(), []
+        return planted.evidence()
 
     monkeypatch.setattr("attrib.cli.select.make_evidence", made)
     for _ in range(2):  # picked once

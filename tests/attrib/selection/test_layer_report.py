@@ -13,7 +13,13 @@ import attrib
 from attrib import plots
 from attrib.errors import AttribError
 from attrib.report.selection_summary import summarize_regret, summarize_selection
-from attrib.selection import LayerReport, evidence_table, gather, select_layers
+from attrib.selection import (
+    GridEvaluation,
+    LayerReport,
+    evidence_table,
+    gather,
+    select_layers,
+)
 from attrib.selection.same_source import model_of, same_model
 
 
@@ -48,7 +54,7 @@ def test_saving_the_same_twice_gives_the_same_bytes(report, tmp_path):
 def test_a_file_that_is_no_report_is_refused(tmp_path, text):
     path = tmp_path / "layers.json"
     path.write_text(text)
-    with pytest.raises(AttribError, match="no file of layers"):
+    with pytest.raises(AttribError, match=r"not a layers\.json"):
         LayerReport.load(path)
 
 
@@ -103,33 +109,35 @@ def test_the_text_shows_every_rule(report):
     assert all(rule in told for rule in ("onset", "sensitivity", "patching", "consensus"))
 
 
-def test_the_sentences_say_layer_certainty_and_rules(report):
+def test_the_summary_names_layers_their_stability_and_the_rules(report):
     visual, text = summarize_selection(report).split("\n")
     layer = report.layers["visual"][0]
-    assert visual.startswith(f"Edit the visual tokens at the output of layer {layer}, by consensus")
-    assert "(of 20)" in visual and "95% interval: layer" in visual
-    assert "onset 6, sensitivity 3, patching 4: they are up to 3 layers apart." in visual
-    assert text.startswith("Edit the words at the output of layer")
+    start = f"Edit the visual tokens at the output of layer {layer}, selected by consensus from 20"
+    assert visual.startswith(start) and "(95 % CI: layers" in visual
+    assert "disagree by up to 3 layers: onset 6, sensitivity 3, patching 4." in visual
+    assert text.startswith("Edit the text tokens at the output of layer")
 
 
-def test_the_sentences_take_back_what_is_not_known():
+def test_the_summary_says_what_is_unclear():
     flat = np.full(planted.LAYERS, 0.3)
     unsure = select_layers([planted.sweep("text", flat, noise=0.1)], "sensitivity")
-    told = summarize_selection(unsure)
-    assert "That is no clear choice: " in told and "No layer can be selected for the visual" in told
-    assert "(sensitivity of visual left out: no evidence 'noise visual'" in told
+    summary = summarize_selection(unsure)
+    assert "No clear choice: " in summary and "No layer can be selected for the visual" in summary
+    assert "(sensitivity of visual left out: no evidence 'noise visual'" in summary
     one = select_layers([planted.contributions(examples=1)])
-    assert "This is one example: nothing is known about others." in summarize_selection(one)
+    assert "One example: no confidence interval." in summarize_selection(one)
 
 
-def test_regret_is_told_beside_the_fixed_choices():
+def test_regret_stands_beside_that_of_the_fixed_choices():
     row = {"text": 1, "visual": 2, "score": 88.0, "best_text": 2, "best_visual": 2, "best": 90.0,
            "regret": 2.0, "low": 1.5, "high": 2.5, "seeds": 3}  # fmt: skip
     fixed = row | {"regret": 7.0}
-    judged = pd.DataFrame([{"pick": "consensus", **row}, {"pick": "middle layer", **fixed}])
-    told = summarize_regret(judged, "consensus")
-    assert "regret 2.00 (3 seed(s), 1.50 to 2.50)" in told and "middle layer 7.00" in told
-    assert "cannot be judged" in summarize_regret(judged, "pointing")
+    table = pd.DataFrame([{"pick": "consensus", **row}, {"pick": "middle layer", **fixed}])
+    evaluation = GridEvaluation({"both": table}, pd.DataFrame(), {"both": 9})
+    summary = summarize_regret(evaluation, "consensus")
+    assert "layers of consensus, text 1, visual 2, score 88.00" in summary
+    assert "regret 2.00 (3 seeds, 1.50-2.50)" in summary and "middle layer 7.00" in summary
+    assert "cannot evaluate it" in summarize_regret(evaluation, "pointing")
 
 
 def test_the_picture_marks_the_chosen_layers(report):

@@ -4,7 +4,8 @@ import planted_layers as planted
 import pytest
 
 from attrib.errors import AttribError
-from attrib.selection import LayerReport, combine_words, select_layers, summarize_words
+from attrib.report.selection_summary import summarize_selection
+from attrib.selection import LayerReport, combine_words, select_layers
 
 
 def word(visual, last, **more):
@@ -21,11 +22,11 @@ def test_the_earliest_layer_that_a_word_asks_for_is_chosen_for_each_modality():
     assert whole.layers == {"text": [5], "visual": [2]}
     assert whole.choices["text"] == reports[0].choices["text"]
     assert whole.choices["visual"] == reports[1].choices["visual"]
-    assert summarize_words(whole).splitlines() == [
-        "Word 1 asks for text 5, visual 7",
-        "Word 2 asks for text 8, visual 2",
-        "Word 3 asks for text 6, visual 6",
-        "Every word is to be served: the earliest layer counts.",
+    assert summarize_selection(whole).splitlines()[:4] == [
+        "Word 1 of the answer: text 5, visual 7",
+        "Word 2 of the answer: text 8, visual 2",
+        "Word 3 of the answer: text 6, visual 6",
+        "The earliest layer of all words is selected.",
     ]
 
 
@@ -36,8 +37,8 @@ def test_the_order_of_words_does_not_matter():
 
 def test_one_word_is_what_it_was_and_none_is_refused():
     one = word(8, 6)
-    assert combine_words([one]) == one and summarize_words(one) == ""
-    with pytest.raises(AttribError, match="no report of any word"):
+    assert combine_words([one]) == one and "Word" not in summarize_selection(one)
+    with pytest.raises(AttribError, match="no report of any answer word"):
         combine_words([])
 
 
@@ -52,4 +53,4 @@ def test_a_word_that_says_nothing_of_a_modality_does_not_choose_for_it():
 def test_a_report_of_several_words_comes_back_from_its_file(tmp_path):
     whole = combine_words([word(8, 6), word(3, 9)])
     back = LayerReport.load(whole.save(tmp_path / "layers.json"))
-    assert back.layers == whole.layers and summarize_words(back) == summarize_words(whole)
+    assert back.layers == whole.layers and summarize_selection(back) == summarize_selection(whole)

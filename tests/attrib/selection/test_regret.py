@@ -76,7 +76,7 @@ def test_cells_without_all_seeds_do_not_count():
 def test_a_grid_without_its_columns_or_cells_is_refused():
     with pytest.raises(AttribError, match="seed is missing"):
         judged(grid().drop(columns="seed"), 0, 0)
-    with pytest.raises(AttribError, match="of its kind it has no cell"):
+    with pytest.raises(AttribError, match="of this kind it has no cell"):
         judged(grid(), None, 2)
     apart = pd.DataFrame({"text": [0, 1], "visual": [0, 1], "seed": [0, 1], "score": [1.0, 2.0]})
     with pytest.raises(AttribError, match="for every seed"):

@@ -88,7 +88,7 @@ def test_a_missing_analysis_is_left_out_and_said():
 def test_a_modality_without_evidence_has_no_layer():
     report = select_layers([planted.sweep("visual")], "sensitivity")
     assert report.layers == {"text": [], "visual": [LOUD]}
-    with pytest.raises(AttribError, match=r"by patching: .*`attrib patching` makes"):
+    with pytest.raises(AttribError, match=r"by patching: .*run `attrib patching`"):
         select_layers([planted.sweep("visual")], "patching")
 
 
@@ -98,8 +98,8 @@ def test_evidence_that_speaks_for_no_layer_is_left_out():
               planted.sweep("visual", 0 * falls, noise=0), planted.patching(same=24)]  # fmt: skip
     report = select_layers(tables)
     told = " ".join(report.left_out)
-    assert "onset of text left out: nothing speaks for any layer" in told
-    assert "sensitivity of visual left out: nothing" in told and "the same answer" in told
+    assert "onset of text left out: no layer has a positive score" in told
+    assert "sensitivity of visual left out: no layer has" in told and "the same answer" in told
     assert report.layers == {"text": [LOUD], "visual": []}
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from attrib.data.scenes.scene import make_scene, render
-from attrib.forward.hooks import capture
-from attrib.forward.residual_writes import residual_writes
+from attrib.forward.replay import capture
+from attrib.forward.residual import residual_writes
 from attrib.model.vlm import VLM
 from attrib.zoo.models import BUILDERS, build
 from attrib.zoo.training.evaluate import questions_about

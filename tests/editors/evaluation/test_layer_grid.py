@@ -12,7 +12,6 @@ from editors import DualEdit, VisEdit, evaluate
 from editors.evaluation.layer_grid import Cell, cells, grid
 from editors.evaluation.scoring import FIVE
 from editors.gating.gates import load_gate
-from editors.training.config import preset_for
 
 CHANGES = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
 PLACES = ([1], [0], [(1, 0)])
@@ -29,7 +28,7 @@ def llava():
 @pytest.fixture(scope="module")
 def done(llava, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("grid"), []
-    preset = preset_for(llava, "embedded", **CHANGES)
+    preset = DualEdit.config_class.from_preset(llava, "embedded", **CHANGES)
     test = [s for s in samples(9) if s.id in ("edit-6", "edit-7", "edit-8")]
     wanted = cells(*PLACES, seeds=[0])
     frame = grid(DualEdit, llava, samples(6), test, wanted, out, preset, lines.append)
@@ -46,8 +45,8 @@ def test_there_is_a_row_per_cell_and_metric(done):
 
 @pytest.mark.parametrize(("editor", "gate"), [(DualEdit, "prompt_last"), (VisEdit, "none")])
 def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(editor, gate, llava, done, tmp_path):
-    _, _, preset, test, _ = done
-    out = tmp_path / "grid"
+    test, out = done[3], tmp_path / "grid"
+    preset = editor.config_class.from_preset(llava, "embedded", **CHANGES)
     frame = grid(editor, llava, samples(6), test, [Cell(None, 0, 0)], out, preset, print, gate)
     trained = editor.train(
         llava, samples(6), layers={"visual": [0]}, out=tmp_path / "one", validation=test,

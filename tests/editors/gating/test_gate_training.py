@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
 
-from attrib.analyses.gate_roc import separate
+from attrib.analyses.gate_roc import roc
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from editors.gating.classifier import NEVER
@@ -68,9 +68,7 @@ def aucs(net, kept):
     for relation in (SAME, OTHER, TEXT):
         some = scores[scores["relation"].isin([*POSITIVE, relation])]
         positive = some["relation"].isin(POSITIVE).to_numpy()
-        found[relation] = separate(some["value"].to_numpy(), positive, np.ones((len(some), 1))).auc[
-            0
-        ]
+        found[relation] = roc(some["value"].to_numpy(), positive, np.ones((len(some), 1))).auc[0]
     return found
 
 

@@ -7,7 +7,7 @@ from conftest import tiny_vlm
 from test_gates import learned
 from tiny_edits import samples
 
-from attrib.analyses.gate_roc import separate
+from attrib.analyses.gate_roc import roc
 from attrib.errors import AttribError
 from editors.gating.gates import CosineGate
 from editors.gating.inputs import COVERED, REQUEST, related_inputs
@@ -123,7 +123,7 @@ def test_the_table_has_the_rates_and_the_auc_of_every_gate():
         covered = found["relation"].isin(POSITIVE)
         other = found["relation"] == "visual_locality"
         some = found[covered | other]
-        auc = separate(some["value"].round(6).to_numpy(), covered[some.index].to_numpy(),
+        auc = roc(some["value"].round(6).to_numpy(), covered[some.index].to_numpy(),
                        np.ones((len(some), 1))).auc[0]  # fmt: skip
         assert mine["auc"]["visual_locality"] == pytest.approx(auc, abs=1e-6)
         assert mine["auc"][[*COVERED]].isna().all()

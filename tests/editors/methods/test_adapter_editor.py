@@ -7,6 +7,8 @@ import pytest
 import tiny_models
 import torch
 from conftest import tiny_vlm
+from inner_edits import assert_restored, state
+from inner_edits import logits as answer_logits
 from tiny_edits import samples
 
 from attrib.errors import AttribError, SetupError
@@ -14,8 +16,8 @@ from attrib.model.vlm import VLM
 from editors import EDITORS, DualEdit, VisEdit
 from editors.gating.gates import CosineGate
 
-QUICK = {"steps": 30, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02,
-         "optimizer": "adam", "validate_every": 10, "save_every": 10,
+QUICK = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.05,
+         "optimizer": "adam", "validate_every": 12, "save_every": 12, "warmup": 0,
          "preset": "embedded"}  # fmt: skip
 LAYERS = {"text": [1], "visual": [0]}
 
@@ -29,28 +31,27 @@ def llava():
 
 
 @pytest.fixture(scope="module")
-def dual(llava, tmp_path_factory):
-    out = tmp_path_factory.mktemp("dual")
-    return DualEdit.train(llava, samples(8), layers=LAYERS, out=out, **QUICK), out
+def trained(llava, tmp_path_factory):
+    """By name an editor, its folder, and the model's weights before it was trained."""
+    made = {}
+    for name in ("dualedit", "visedit"):
+        out, before = tmp_path_factory.mktemp(name), state(llava)
+        editor = EDITORS[name].train(llava, samples(8), layers=LAYERS, out=out, **QUICK)
+        made[name] = editor, out, before
+    return made
 
 
-@torch.no_grad()
-def answer_logits(vlm, request, edit=None):
-    batch = vlm.encode([request.image], [request.prompt], [request.target])
-    if edit is None:
-        return vlm.logits(batch)
-    with edit.applied(vlm):
-        return vlm.logits(batch)
+@pytest.fixture(scope="module")
+def dual(trained):
+    return trained["dualedit"][:2]
 
 
 @pytest.mark.parametrize("name", ["visedit", "dualedit"])
-def test_training_lowers_the_loss_and_leaves_the_model(name, llava, tmp_path):
-    before = {k: v.clone() for k, v in llava.model.state_dict().items()}
-    editor = EDITORS[name].train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK)
+def test_training_lowers_the_loss_and_leaves_the_model(name, llava, trained):
+    editor, _, before = trained[name]
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < 0.97 * losses[0]
-    for key, value in llava.model.state_dict().items():
-        assert torch.equal(value, before[key]), key
+    assert_restored(llava, before)
 
 
 def test_training_again_gives_the_same_to_the_last_bit(llava, dual, tmp_path):
@@ -80,10 +81,9 @@ def test_before_training_an_edit_changes_nothing(llava, tmp_path):
     assert torch.equal(answer_logits(llava, request, editor.edit(llava, request)), plain)
 
 
-def test_text_alone_passes_visedit_to_the_last_bit(llava, tmp_path):
-    editor = VisEdit.train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK)
+def test_text_alone_passes_visedit_to_the_last_bit(llava, trained):
     sample = samples(1)[0]
-    edit = editor.edit(llava, sample.request)
+    edit = trained["visedit"][0].edit(llava, sample.request)
     (about_text,) = sample.text_locality
     plain = answer_logits(llava, about_text)
     assert torch.equal(answer_logits(llava, about_text, edit), plain)
@@ -106,8 +106,8 @@ def test_what_is_saved_is_what_is_loaded(llava, dual):
 
 
 def test_adapters_that_see_phrases_learn_and_come_back_from_their_folder(llava, tmp_path):
-    more = {"signal": "both", "signal_window": 3}
-    editor = DualEdit.train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK, **more)
+    more = {"signal": "both", "signal_window": 3, "gate": "none"}
+    editor = DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, **QUICK, **more)
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < 0.97 * losses[0]
     loaded = DualEdit.load(tmp_path, llava)
@@ -142,7 +142,7 @@ def test_unknown_settings_and_presets_are_refused(llava, tmp_path):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, speed=3)
     with pytest.raises(AttribError, match="no preset 'fast'; there are auto, published, embedded"):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, preset="fast")
-    with pytest.raises(AttribError, match="no sample to train on"):
+    with pytest.raises(AttribError, match="0 samples are too few to train on"):
         DualEdit.train(llava, [], layers=LAYERS, out=tmp_path, **QUICK)
 
 
@@ -176,7 +176,8 @@ def test_adapters_that_attend_to_nothing_train_in_units_of_their_own_too(tmp_pat
 def test_a_model_in_half_precision_gets_adapters_in_single_precision(tmp_path):
     vlm = VLM(*tiny_models.build("llava"))  # one of its own: others use the shared one
     vlm.model.to(torch.bfloat16)
-    editor = DualEdit.train(vlm, samples(8), layers=LAYERS, out=tmp_path, gate="none", **QUICK)
+    few = {**QUICK, "steps": 6, "batch_size": 2, "gate": "none"}
+    editor = DualEdit.train(vlm, samples(3), layers=LAYERS, out=tmp_path, **few)
     assert {p.dtype for p in editor.module.parameters()} == {torch.float32}
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < 0.97 * losses[0]

@@ -10,7 +10,7 @@ from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from editors.io.edit import load_edit, save_edit
 from editors.methods.finetune import FTL, FTV
-from editors.weights.mlp import feed_forward
+from editors.weights.mlp import mlp_of
 from editors.weights.vision import visual_parameters
 
 
@@ -66,7 +66,7 @@ def test_no_step_is_taken_once_the_loss_is_small(tmp_path):
 
 def test_what_is_trained_is_found_by_structure(any_vlm):
     assert visual_parameters(any_vlm, "connector")
-    found = feed_forward(any_vlm, any_vlm.num_layers - 1)
+    found = mlp_of(any_vlm, any_vlm.num_layers - 1)
     assert found.down.shape == found.up.shape[::-1]
     assert found.gate is None or "gate" in found.gate.name
     assert f"layers.{any_vlm.num_layers - 1}." in found.down.name
@@ -113,7 +113,7 @@ def test_what_is_saved_is_what_is_loaded(editor, tmp_path):
     vlm = tiny_vlm("llava")
     made = editor.train(vlm, out=tmp_path / "e", steps=2)
     loaded = editor.load(tmp_path / "e", vlm)
-    assert (loaded.tuning, list(loaded.layers)) == (made.tuning, list(made.layers))
+    assert (loaded.config, list(loaded.layers)) == (made.config, list(made.layers))
     edit = loaded.edit(vlm, asked())
     again = load_edit(save_edit(edit, tmp_path / "edit", vlm, loaded), vlm, loaded)
     assert torch.equal(logits(vlm, asked(), again), logits(vlm, asked(), made.edit(vlm, asked())))
@@ -129,11 +129,11 @@ def test_what_cannot_be_is_refused_with_what_would_work(tmp_path):
         FTV.train(bare, out=tmp_path)
     for changes, said in (
         ({"speed": 3}, "no setting 'speed'; there are learning_rate, matrices, part"),
-        ({"part": "eye"}, "part: no 'eye'; expected connector, projection, vision_tower"),
-        ({"steps": "many"}, "steps: no 'many'; expected int"),
+        ({"part": "eye"}, "part: no 'eye'; expected 'connector', 'projection' or 'vision_tower'"),
+        ({"steps": "many"}, "steps: no 'many'; expected a valid integer"),
         ({"preset": "fast"}, "no preset 'fast'; there are auto, published, embedded, vlkeb"),
         ({"gate": "learned"}, "ft-v changes the model for every input and takes no gate"),
-        ({"layers": {"text": [1]}}, "in front of llava's layers"),
+        ({"layers": {"text": [1]}}, "in front of the model's layers"),
     ):
         with pytest.raises(AttribError, match=said):
             FTV.train(vlm, out=tmp_path, **changes)

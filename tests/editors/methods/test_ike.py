@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
-from editors.context.prompt_edit import front, num_positions
+from editors.context.prompt_edit import max_positions, text_tokens
 from editors.context.retrieval import SentenceEncoder, StatesEncoder, nearest, text_threshold
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
@@ -114,8 +114,8 @@ def test_the_three_kinds_are_copy_update_and_retain():
 
 def test_what_does_not_fit_is_left_out_from_the_least_similar_on(llava, ike):
     request = samples()[2].request
-    settings = replace(ike[0].settings, demonstrations=18, room=100)
-    editor = replace(ike[0], settings=settings)
+    config = ike[0].config.changed(demonstrations=18, room=100)
+    editor = replace(ike[0], config=config)
     edit = editor.edit(llava, request)
     shown = edit.texts[0].count("New Fact") - 2
     (order,) = nearest(ike[0].encoder([ike[0].corpus[6]]), ike[0].keys, shown + 1).tolist()
@@ -124,9 +124,9 @@ def test_what_does_not_fit_is_left_out_from_the_least_similar_on(llava, ike):
     own = llava.encode([request.image], [request.prompt], [request.target])["last"].shape[1]
 
     def length(some):
-        return own + 100 + len(front(llava, context(some, request)))
+        return own + 100 + len(text_tokens(llava, context(some, request)))
 
-    assert length(corpus[:-1]) <= num_positions(llava) < length(corpus)
+    assert length(corpus[:-1]) <= max_positions(llava) < length(corpus)
 
 
 def test_training_says_how_many_demonstrations_fit(llava, tmp_path, caplog, monkeypatch):
@@ -154,17 +154,17 @@ def test_what_is_saved_is_what_is_loaded(llava, ike):
     loaded = IKE.load(ike[1], llava)
     assert loaded.edit(llava, request).texts == ike[0].edit(llava, request).texts
     assert torch.equal(loaded.encoder.mean, ike[0].encoder.mean)
-    assert loaded.trained["demonstrations"] == 18 and loaded.settings == ike[0].settings
+    assert loaded.trained["demonstrations"] == 18 and loaded.config == ike[0].config
     with pytest.raises(SetupError, match="whose weights are not those of blip2_llama"):
         IKE.load(ike[1], tiny_vlm("blip2_llama"))
     (ike[1] / "demonstrations.json").rename(ike[1] / "gone.json")
-    with pytest.raises(SetupError, match="not whole"):
+    with pytest.raises(SetupError, match="incomplete"):
         IKE.load(ike[1], llava)
     (ike[1] / "gone.json").rename(ike[1] / "demonstrations.json")
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"layers": {"text": [1]}}, "ike writes no layer, it changes what the model is given"),
+    ({"layers": {"text": [1]}}, "ike writes no layer: it changes what the model is given"),
     ({"gate": "learned"}, "takes no gate"),
     ({"speed": 3}, "no setting 'speed'; there are compared_layer, demonstrations"),
     ({"compared_layer": 9}, "llava has layers 0 to 3 to compare texts in"),

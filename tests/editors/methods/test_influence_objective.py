@@ -14,9 +14,8 @@ from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import EMBED
 from editors.methods.influence_objective import ATTRIBUTIONS, mapper_losses, target_heat
 from editors.prefix.cached_dataset import cache_dataset
-from editors.training.losses import Weights
 
-QUICK = {"steps": 3, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
+QUICK = {"steps": 2, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.03,
          "preset": "embedded"}  # fmt: skip
 
 
@@ -25,9 +24,10 @@ def llava():
     return tiny_vlm("llava")
 
 
-@pytest.fixture
-def editor(llava, tmp_path):
-    return VisEdit.train(llava, samples(6), layers={"visual": [0]}, out=tmp_path, **QUICK)
+@pytest.fixture(scope="module")
+def editor(llava, tmp_path_factory):
+    out = tmp_path_factory.mktemp("visedit")
+    return VisEdit.train(llava, samples(4), layers={"visual": [0]}, out=out, **QUICK)
 
 
 @pytest.mark.parametrize("target", ATTRIBUTIONS)
@@ -52,19 +52,19 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
     """In the embedded preset an adapter sees embeddings too, and in units: the mapper's must not
     be those of one place when it is taught and of another when it is used."""
     (sample,), (site,) = samples(1), editor.sites
-    heard = []
-    site.adapter.mapper.register_forward_pre_hook(lambda _, given: heard.append(given))
+    inputs = []
+    site.adapter.mapper.register_forward_pre_hook(lambda _, given: inputs.append(given))
     data = cache_dataset(llava, [sample], first=[0], signals=[EMBED, 0])
     heat = {0: {"request": [torch.ones(int(data.edits[0].spans["visual"].sum()))]}}
     rng = np.random.default_rng(0)
-    while not heard:  # the kind of input is drawn; wait for the request
-        mapper_losses(site.adapter, data, heat, [0], 0, Weights(), rng)
-    taught, taught_last = heard[0]
-    heard.clear()
+    while not inputs:  # the kind of input is drawn; wait for the request
+        mapper_losses(site.adapter, data, heat, [0], 0, editor.config, rng)
+    taught, taught_last = inputs[0]
+    inputs.clear()
     batch = llava.encode([sample.request.image], [sample.request.prompt], [sample.request.target])
     with torch.no_grad(), editor.edit(llava, sample.request).applied(llava):
         llava.logits(batch)
-    used, used_last = heard[0]
+    used, used_last = inputs[0]
     assert_close(taught_last, used_last, atol=1e-5, rtol=1e-5)
     visual = used[0, batch["visual"][0]]
     near = torch.cdist(taught[0], visual).min(1).values
@@ -75,13 +75,12 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
 
 
 def test_teaching_it_makes_it_open_for_the_request_and_shut_for_other_inputs(llava, tmp_path):
-    longer = {**QUICK, "steps": 40}
+    longer = {**QUICK, "steps": 14, "warmup": 0, "validate_every": 14}
     options = {"layers": {"visual": [0]}, "influence": 1.0, **longer}
-    taught = VisEdit.train(llava, samples(8), out=tmp_path / "taught", **options)
-    ablated = VisEdit.train(
-        llava, samples(8), out=tmp_path / "ablated", mapper_terms=("mapper_attribution",), **options
-    )
-    data = cache_dataset(llava, samples(8), first=[0], signals=[EMBED, 0])
+    some, terms = samples(5), ("mapper_attribution",)
+    taught = VisEdit.train(llava, some, out=tmp_path / "taught", **options)
+    ablated = VisEdit.train(llava, some, out=tmp_path / "ablated", mapper_terms=terms, **options)
+    data = cache_dataset(llava, some, first=[0], signals=[EMBED, 0])
 
     def margin(editor):
         adapter = editor.sites[0].adapter
@@ -96,12 +95,24 @@ def test_teaching_it_makes_it_open_for_the_request_and_shut_for_other_inputs(lla
     assert margin(taught) > margin(ablated) + 0.1
 
 
+@pytest.mark.parametrize("ablated", [{"locality": 0.0}, {"generality": 0.0, "reliability": 0.0}])
+def test_the_terms_stay_when_other_terms_have_no_weight(llava, ablated):
+    config = VisEdit.config_class.from_preset(llava, "embedded", d_adapter=16, **ablated)
+    sites, some = config.build(llava, {"visual": [0]}, seed=0), samples(3)
+    roles = VisEdit.needed_roles(config, sites)
+    data = cache_dataset(llava, some, first=[0], signals=[EMBED, 0], roles=roles)
+    objective = VisEdit.objective(llava, config, sites, data, data, some)
+    losses = objective.losses([0, 2], np.random.default_rng(0))
+    assert {"mapper_up", "mapper_down", "mapper_attribution"} <= set(losses)
+    assert bool("visual_locality" in losses) == bool(config.locality)
+
+
 def test_an_adapter_without_a_mapper_says_so():
     with pytest.raises(AttribError, match="no influence mapper"):
         EditAdapter(8, 4, 2).influence(torch.zeros(1, 2, 8), torch.zeros(1, 8))
 
 
 def test_a_target_that_there_is_not_is_refused(llava, tmp_path):
-    with pytest.raises(AttribError, match="mapper_target: no 'strong'; expected paper, published"):
+    with pytest.raises(AttribError, match="mapper_target: no 'strong'; expected 'paper', 'pub"):
         VisEdit.train(llava, samples(4), layers={"visual": [0]}, out=tmp_path,
                       **QUICK, mapper_target="strong")  # fmt: skip

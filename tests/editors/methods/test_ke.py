@@ -10,12 +10,11 @@ from tiny_edits import samples
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from editors.io.edit import load_edit, save_edit
-from editors.methods.ke import KE, KESettings, condition_of, own_answers
-from editors.methods.ke_net import KENet
+from editors.methods.ke import KE, KEConfig, KENetwork, condition_of, own_answers
 
-QUICK = {"best_by": "loss", "steps": 8, "batch_size": 3,
-         "validate_every": 4, "save_every": 4, "d_lstm": 8,
-         "d_condition": 16, "d_head": 16, "learning_rate": 0.02, "warmup": 0,
+QUICK = {"best_by": "loss", "steps": 5, "batch_size": 2,
+         "validate_every": 5, "save_every": 5, "d_lstm": 8,
+         "d_condition": 16, "d_head": 16, "learning_rate": 0.04, "warmup": 0,
          "preset": "embedded"}  # fmt: skip
 
 
@@ -35,14 +34,14 @@ def test_the_change_is_a_gated_gradient_and_a_rank_one_term(name, tmp_path):
     editor = KE.train(vlm, told(4), out=tmp_path, **{**QUICK, "steps": 0})
     edit = editor.edit(vlm, asked(), old="red one")
     assert_restored(vlm, before)
-    words = condition_of(vlm, editor.settings, asked(), "red one")
-    made = [head(editor.net.read([words]))[0] for head in editor.net.heads]
+    words = condition_of(vlm, editor.config, asked(), "red one")
+    made = [head(editor.net.encode([words]))[0] for head in editor.net.heads]
     assert len(edit.weights) == 6
     for (key, value), numbers in zip(edit.weights.items(), made, strict=True):
         d_out, d_in = value.shape
         a, b, c, d, gate = numbers.detach().split([d_out, d_in, d_out, d_in, 1])
         assert 0.3 < gate.sigmoid() < 0.7
-        scale = editor.settings.max_scale * gate.sigmoid()
+        scale = editor.config.max_scale * gate.sigmoid()
         gated = gradient(vlm, asked(), key) * torch.outer(a.softmax(0), b)
         change = value - before[key]
         rest = change - scale * gated
@@ -55,32 +54,32 @@ def test_the_change_is_a_gated_gradient_and_a_rank_one_term(name, tmp_path):
 
 def test_the_condition_is_old_new_and_prompt():
     vlm = tiny_vlm("llava")
-    ids = condition_of(vlm, KESettings(condition_tokens=100), asked(), "red one")
+    ids = condition_of(vlm, KEConfig(condition_tokens=100), asked(), "red one")
     text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
     assert text == "red one >> blue thing || What is red?"
-    assert len(condition_of(vlm, KESettings(), asked(), "red " * 50)) == 32
+    assert len(condition_of(vlm, KEConfig(), asked(), "red " * 50)) == 32
 
 
 def test_the_old_answer_is_the_samples_or_else_the_models_own():
     vlm = tiny_vlm("llava")
     (sample,), (plain,) = told(1), samples(1)
-    settings = KESettings(condition_tokens=200)
-    own = condition_of(vlm, settings, plain.request, own_answers(vlm, [plain])[0])
-    said = condition_of(vlm, settings, sample.request, "red one")
-    assert torch.equal(KE._conditions(vlm, settings, [sample])[sample.id], said)
-    assert torch.equal(KE._conditions(vlm, settings, [plain])[plain.id], own)
-    always = KESettings(condition_tokens=200, old="model")
+    config = KEConfig(condition_tokens=200)
+    own = condition_of(vlm, config, plain.request, own_answers(vlm, [plain])[0])
+    said = condition_of(vlm, config, sample.request, "red one")
+    assert torch.equal(KE._conditions(vlm, config, [sample])[sample.id], said)
+    assert torch.equal(KE._conditions(vlm, config, [plain])[plain.id], own)
+    always = KEConfig(condition_tokens=200, old="model")
     assert torch.equal(KE._conditions(vlm, always, [sample])[sample.id], own)
     assert not torch.equal(own, said)
 
 
 def test_words_decide_and_padding_does_not():
     torch.manual_seed(0)
-    net = KENet({"w": (3, 5)}, torch.randn(20, 6), 4, 8, 8, 1.0)
+    net = KENetwork({"w": (3, 5)}, torch.randn(20, 6), KEConfig(d_lstm=4, d_condition=8, d_head=8))
     short, long = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6, 7, 8])
-    together = net.read([short, long])
+    together = net.encode([short, long])
     for row, words in zip(together, (short, long), strict=True):
-        torch.testing.assert_close(row, net.read([words])[0])
+        torch.testing.assert_close(row, net.encode([words])[0])
     assert not torch.allclose(together[0], together[1])
 
 
@@ -88,7 +87,7 @@ def test_words_decide_and_padding_does_not():
 def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
     vlm = tiny_vlm(name)
     before = state(vlm)
-    editor = KE.train(vlm, told(5), out=tmp_path, **{**QUICK, "steps": 10})
+    editor = KE.train(vlm, told(4), out=tmp_path, **QUICK)
     assert_restored(vlm, before)
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < 0.97 * losses[0]
@@ -101,13 +100,13 @@ def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
         assert torch.equal(logits(vlm, asked(), again), logits(vlm, asked(), edit))
 
 
-def test_the_price_of_size_rises_while_changes_are_too_large(tmp_path):
+def test_the_lagrange_multiplier_rises_while_updates_are_too_large(tmp_path):
     vlm = tiny_vlm("llava")
-    editor = KE.train(vlm, told(5), out=tmp_path, loss="ke", **QUICK)
+    editor = KE.train(vlm, told(4), out=tmp_path, loss="ke", **QUICK)
     assert set(editor.trained["curve"][0]) == {"step", "loss", "request"}
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert losses[-1] < losses[0]
-    assert editor.net.price > 0  # random changes are larger than the margin
+    assert editor.net.lagrange_multiplier > 0  # random changes are larger than the margin
     assert editor.net.margin == pytest.approx(1e-3)
 
 
@@ -125,7 +124,7 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     vlm = tiny_vlm("llava")
     for changes, said in (
         ({"speed": 3}, "no setting 'speed'; there are .*condition_tokens"),
-        ({"loss": "kl"}, "loss: no 'kl'; expected efk, ke"),
+        ({"loss": "kl"}, "loss: no 'kl'; expected 'efk' or 'ke'"),
         ({"gate": "learned"}, "takes no gate"),
     ):
         with pytest.raises(AttribError, match=said):

@@ -1,6 +1,7 @@
 """LTE: untrained it is the text alone; it learns to follow it, and the model keeps its weights."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from attrib.errors import AttribError, SetupError
 from editors.context.prompt_edit import PromptEdit, fact_of
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.restore_check import Checksum
-from editors.methods.lora import LowRank, attending
-from editors.methods.lte import LTE, _objective
-from editors.training.losses import LOCALITY, ROLES, Weights
+from editors.methods.lora import LowRank, qkv_projections
+from editors.methods.lte import LTE
+from editors.training.losses import LOCALITY, ROLES
+from editors.training.run import TrainingJob
 
 QUICK = {"best_by": "loss", "optimizer": "adam",
          "steps": 6, "batch_size": 2, "rank": 4, "learning_rate": 0.04, "validate_every": 3,
@@ -55,7 +57,7 @@ def test_low_rank_additions_are_additions_to_the_weights(any_vlm):
     plain = any_vlm.logits(batch)
     with change.applied(any_vlm):
         found = any_vlm.logits(batch)
-    linears = attending(any_vlm, change.layers)
+    linears = qkv_projections(any_vlm, change.layers)
     assert len(linears) == 3 * any_vlm.num_layers
     before = {key: linear.weight.data for key, linear in linears.items()}
     for key, linear in linears.items():
@@ -127,9 +129,11 @@ def test_the_model_is_what_it_was_after_the_context_and_after_an_error(llava, lt
 
 
 def test_locality_is_taught_with_and_without_the_text_against_the_original(llava, lte):
-    some, template = samples(5), QUICK["template"]
+    some = samples(5)
+    job = TrainingJob("lte", llava, lte[0].config, some[:4], some[4:], Path("unused"), None, None,
+                      None, False)  # fmt: skip
     with torch.no_grad():
-        made = _objective(llava, lte[0].change, some[:4], some[4:], Weights(), template)
+        made = LTE.objective(job, lte[0].change)
         tokens = made.tokens(made.data, [1])
     sample = some[1]
     for role in ("request", "text_locality"):
@@ -155,19 +159,19 @@ def test_several_edits_are_told_apart_and_far_questions_get_no_text(llava, lte):
     first, second = samples(5)[0].request, samples(5)[1].request
     edits = [editor.edit(llava, r) for r in (first, second)]
     both = editor.merge(edits)
-    choose = both.prompt.choose
+    select = both.prompt.select
     with editor.change.applied(llava):
         for request in (first, second):
             asked = editor.encoder([request.prompt])
-            assert torch.equal(choose.encoder([request.prompt]), asked)
-            scores = (asked @ choose.keys.T)[0]
+            assert torch.equal(select.encoder([request.prompt]), asked)
+            scores = (asked @ select.keys.T)[0]
             wanted = int(scores.argmax()) if scores.max() >= editor.threshold else None
             if wanted is not None:
                 alone = logits(llava, request, edits[wanted].prompt)
                 assert torch.allclose(logits(llava, request, both.prompt), alone, atol=1e-3)
-    assert both.num_bytes == sum(e.num_bytes for e in edits) + choose.num_bytes
+    assert both.num_bytes == sum(e.num_bytes for e in edits) + select.num_bytes
     far = editor.merge(edits)
-    object.__setattr__(far.prompt.choose, "threshold", 1.1)
+    object.__setattr__(far.prompt.select, "threshold", 1.1)
     with editor.change.applied(llava):
         without = logits(llava, first)
     assert torch.equal(logits(llava, first, far), without)
@@ -178,11 +182,11 @@ def test_what_is_saved_is_what_is_loaded(llava, lte):
     loaded, request = LTE.load(out, llava), samples(1)[0].request
     one, other = (e.edit(llava, request) for e in (editor, loaded))
     assert torch.equal(logits(llava, request, one), logits(llava, request, other))
-    assert loaded.threshold == editor.threshold and loaded.settings == editor.settings
+    assert loaded.threshold == editor.threshold and loaded.config == editor.config
     pairs = [e.merge([e.edit(llava, s.request) for s in samples(3)]) for e in (editor, loaded)]
-    assert torch.equal(*(pair.prompt.choose.keys for pair in pairs))
+    assert torch.equal(*(pair.prompt.select.keys for pair in pairs))
     (out / "change.safetensors").rename(out / "gone")
-    with pytest.raises(SetupError, match="not whole"):
+    with pytest.raises(SetupError, match="incomplete"):
         LTE.load(out, llava)
     (out / "gone").rename(out / "change.safetensors")
 
@@ -202,7 +206,7 @@ def test_a_finished_training_is_taken_up_as_it_is_and_another_one_refused(llava,
     ({"gate": "learned"}, "takes no gate"),
     ({"speed": 3}, "no setting 'speed'; there are alpha"),
     ({"template": "{facts}"}, "must have one '{fact}', where the edit goes"),
-    ({"parameters": "some"}, "expected low_rank, all"),
+    ({"parameters": "some"}, "expected 'low_rank' or 'all'"),
 ])  # fmt: skip
 def test_what_it_cannot_do_is_refused(llava, tmp_path, given, message):
     with pytest.raises(AttribError, match=message):

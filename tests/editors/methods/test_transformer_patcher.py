@@ -13,15 +13,15 @@ from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
 from editors.base import encode_requests
 from editors.io.edit import load_edit, save_edit
-from editors.methods.patcher_fitting import (
-    PatchSettings,
+from editors.methods.transformer_patcher import TransformerPatcher, collect_memories
+from editors.methods.transformer_patcher_training import (
     TrainablePatch,
-    fitted,
+    TransformerPatcherConfig,
     memory_loss,
-    request_of,
+    run_request,
+    train_neurons,
 )
-from editors.methods.transformer_patcher import TransformerPatcher, remembered
-from editors.weights.mlp import feed_forward
+from editors.weights.mlp import mlp_of
 from editors.weights.neurons import NeuronEdit, Neurons
 
 # Not among `samples`: what a neuron is made for must not be what it is to be silent at.
@@ -42,12 +42,12 @@ def patcher(request, tmp_path_factory):
     return TransformerPatcher.train(tiny_vlm(request.param), samples(4), out=out, **QUICK)
 
 
-def start(vlm, settings=None):
+def start(vlm, config=None):
     """The network, the request and the neurons at the start."""
-    network = feed_forward(vlm, vlm.num_layers - 1)
-    request = request_of(vlm, network, vlm.num_layers - 1, encode_requests(vlm, [OWN]))
+    network = mlp_of(vlm, vlm.num_layers - 1)
+    request = run_request(vlm, network, vlm.num_layers - 1, encode_requests(vlm, [OWN]))
     at = request.x[request.wrong][:5]
-    return network, at, TrainablePatch(network, at, settings or PatchSettings()).neurons
+    return network, at, TrainablePatch(network, at, config or TransformerPatcherConfig()).neurons
 
 
 def test_at_the_start_a_neuron_fires_with_one_at_its_token(any_vlm):
@@ -62,7 +62,7 @@ def test_at_the_start_a_neuron_fires_with_one_at_its_token(any_vlm):
 
 def test_copies_of_a_networks_own_neurons_double_its_output(vlm):
     layer = vlm.num_layers - 1
-    network = feed_forward(vlm, layer)
+    network = mlp_of(vlm, layer)
     into = [m.module for m in (network.gate, network.up) if m]
     zero = torch.zeros(into[0].out_features)
     copies = Neurons(
@@ -90,32 +90,34 @@ def test_the_answer_becomes_right_and_the_model_stays(patcher):
 
 def test_there_is_a_neuron_per_wrong_token_and_none_where_all_are_right(patcher):
     vlm = patcher.vlm
-    network = feed_forward(vlm, patcher.layer)
-    request = request_of(vlm, network, patcher.layer, encode_requests(vlm, [OWN]))
+    network = mlp_of(vlm, patcher.layer)
+    request = run_request(vlm, network, patcher.layer, encode_requests(vlm, [OWN]))
     for num in (0, 2):
         some = replace(request, wrong=request.wrong[:num])
-        neurons = fitted(vlm, network, some, patcher.memories, PatchSettings(steps=1))
+        neurons = train_neurons(
+            vlm, network, some, patcher.memories, TransformerPatcherConfig(steps=1)
+        )
         assert len(neurons.values) == num
     none = NeuronEdit(
-        patcher.layer, TrainablePatch(network, request.x[:0], PatchSettings()).neurons
+        patcher.layer, TrainablePatch(network, request.x[:0], TransformerPatcherConfig()).neurons
     )
     assert none.num_bytes == 0
     assert torch.equal(logits(vlm, OWN, none), logits(vlm, OWN))
 
 
 def test_memories_are_what_the_network_sees_at_answers(patcher):
-    vlm, settings = patcher.vlm, PatchSettings(num_memories=50)
-    memories = remembered(vlm, patcher.layer, samples(4), settings)
+    vlm, config = patcher.vlm, TransformerPatcherConfig(num_memories=50)
+    memories = collect_memories(vlm, patcher.layer, samples(4), config)
     assert memories.shape == (50, vlm.d_model)
-    assert torch.equal(memories, remembered(vlm, patcher.layer, samples(4), settings))
-    network = feed_forward(vlm, patcher.layer)
+    assert torch.equal(memories, collect_memories(vlm, patcher.layer, samples(4), config))
+    network = mlp_of(vlm, patcher.layer)
     for sample in samples(4):
-        request = request_of(vlm, network, patcher.layer, encode_requests(vlm, [sample.request]))
+        request = run_request(vlm, network, patcher.layer, encode_requests(vlm, [sample.request]))
         gaps = torch.cdist(request.x, memories).amin(1)
         assert bool((gaps < 1e-2).all()) or bool((gaps > 0.1).all())
     assert any(  # the first samples of the order are remembered whole
         bool((torch.cdist(
-            request_of(vlm, network, patcher.layer, encode_requests(vlm, [s.request])).x, memories
+            run_request(vlm, network, patcher.layer, encode_requests(vlm, [s.request])).x, memories
         ).amin(1) < 1e-2).all())
         for s in samples(4)
     )  # fmt: skip
@@ -124,19 +126,19 @@ def test_memories_are_what_the_network_sees_at_answers(patcher):
 def test_memory_and_activation_losses_are_those_of_the_worst():
     memories = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     neurons = Neurons(torch.tensor([[[2.0, 0.0]]]), torch.tensor([[0.5]]), torch.zeros(1, 2))
-    heard, own = torch.tensor([2.5, 0.5, -1.5]), torch.tensor([1.0])
-    settings = PatchSettings(top_memory=2)
-    expected = (heard[:2] - 1 + 3).exp().mean() + (heard[:2] + 3).exp().mean()
-    torch.testing.assert_close(memory_loss(settings, memories)(neurons, own, 0), expected)
-    ours = memory_loss(PatchSettings(variant="liveedit"), memories)(neurons, own, 0)
-    torch.testing.assert_close(ours, heard.relu().exp().mean())
+    elsewhere, own = torch.tensor([2.5, 0.5, -1.5]), torch.tensor([1.0])
+    config = TransformerPatcherConfig(top_memory=2)
+    expected = (elsewhere[:2] - 1 + 3).exp().mean() + (elsewhere[:2] + 3).exp().mean()
+    torch.testing.assert_close(memory_loss(config, memories)(neurons, own, 0), expected)
+    ours = memory_loss(TransformerPatcherConfig(variant="liveedit"), memories)(neurons, own, 0)
+    torch.testing.assert_close(ours, elsewhere.relu().exp().mean())
 
 
 def test_neurons_learn_to_be_silent_at_memories(patcher):
     vlm = patcher.vlm
     _, at, before = start(vlm)
     after = patcher.edit(vlm, OWN).neurons
-    told = [(n.heard(at).diagonal().mean(), n.heard(patcher.memories).mean())
+    told = [(n.pre_activations(at).diagonal().mean(), n.pre_activations(patcher.memories).mean())
             for n in (before, after)]  # fmt: skip
     assert told[1][0] - told[1][1] > told[0][0] - told[0][1] + 0.5
 
@@ -149,7 +151,7 @@ def test_edits_together_are_their_neurons_side_by_side(patcher):
     with one.applied(vlm):
         nested = logits(vlm, OWN, two)
     torch.testing.assert_close(logits(vlm, OWN, both), nested, rtol=1e-4, atol=1e-4)
-    with pytest.raises(AttribError, match=r"edits of layers \[0, 3\] cannot be one"):
+    with pytest.raises(AttribError, match=r"edits of layers \[0, 3\] cannot be merged"):
         patcher.merge([one, NeuronEdit(0, two.neurons)])
 
 
@@ -175,7 +177,7 @@ def test_the_variant_from_zero_comes_to_life_in_a_plain_network_alone(tmp_path):
         editor = TransformerPatcher.train(
             vlm, samples(2), out=tmp_path, variant="liveedit", num_memories=40
         )
-        assert (editor.settings.steps, editor.settings.max_neurons) == (25, 1)
+        assert (editor.config.steps, editor.config.max_neurons) == (25, 1)
         edit = editor.edit(vlm, OWN)
         moved = not torch.equal(logits(vlm, OWN, edit), logits(vlm, OWN))
         assert moved == (name == "blip2_opt")
@@ -185,7 +187,7 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     vlm = tiny_vlm("llava")
     for changes, said in (
         ({"speed": 3}, "no setting 'speed'; there are .*margin, max_neurons"),
-        ({"variant": "unike"}, "variant: no 'unike'; expected original, liveedit"),
+        ({"variant": "unike"}, "variant: no 'unike'; expected 'original' or 'liveedit'"),
         ({"gate": "learned"}, "takes no gate"),
         ({"layers": [1, 2]}, r"tp patches one layer, not \[1, 2\]"),
         ({"layers": [7]}, "there is no layer 7"),

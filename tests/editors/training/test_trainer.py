@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +10,14 @@ import torch
 from torch import nn
 
 from attrib.errors import AttribError, SetupError
-from editors.training.optimizers import optimizers
-from editors.training.trainer import BEST, Run, Training
-from editors.training.watching import FOLDER, tensorboard
+from editors.training.config import TrainingConfig
+from editors.training.run import TENSORBOARD, tensorboard
+from editors.training.trainer import BEST, Objective, Trainer
 
-STEPS = Training(steps=12, batch_size=3, learning_rate=0.05, validate_every=4, save_every=5)
+STEPS = TrainingConfig(steps=12, batch_size=3, learning_rate=0.05, validate_every=4, save_every=5)
 
 
-class Line:
+class Line(Objective):
     """Fits a line; step by step it can be made to misbehave."""
 
     def __init__(self, at_step=None):
@@ -46,9 +45,9 @@ class Line:
         return {"loss": gap.square().mean().item()}
 
 
-def run(out, line=None, training=STEPS, **identity):
+def run(out, line=None, config=STEPS, **identity):
     line = line or Line()
-    return line, Run(line, training, out, identity, lambda _text: None)
+    return line, Trainer(line, config, out, identity, lambda _text: None)
 
 
 def weights(line):
@@ -57,19 +56,19 @@ def weights(line):
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer):
-    training = replace(STEPS, optimizer=optimizer)
-    whole, going = run(tmp_path / "whole", training=training)
+    config = STEPS.changed(optimizer=optimizer)
+    whole, going = run(tmp_path / "whole", config=config)
     going.train()
 
     def stop():
         os.kill(os.getpid(), signal.SIGINT)
         return 1.0
 
-    _, going = run(tmp_path / "parts", Line({7: stop}), training)
+    _, going = run(tmp_path / "parts", Line({7: stop}), config)
     with pytest.raises(KeyboardInterrupt):
         going.train()
-    assert going.progress.step == 7  # the step under way was finished
-    resumed, going = run(tmp_path / "parts", training=training)
+    assert going.state.step == 7  # the step under way was finished
+    resumed, going = run(tmp_path / "parts", config=config)
     progress = going.train()
     assert resumed.steps == 5
     assert torch.equal(weights(resumed), weights(whole))
@@ -96,9 +95,9 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
     run(tmp_path, model="a")[1].train()
     with pytest.raises(AttribError, match='model: "a" there, "b" now'):
         run(tmp_path, model="b")[1].train()
-    faster = Training(**{**vars(STEPS), "learning_rate": 0.1})
+    faster = STEPS.changed(learning_rate=0.1)
     with pytest.raises(AttribError, match=r"learning_rate: 0.05 there, 0.1 now"):
-        run(tmp_path, training=faster, model="a")[1].train()
+        run(tmp_path, config=faster, model="a")[1].train()
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path):
@@ -121,17 +120,20 @@ def test_the_best_weights_by_validation_win(tmp_path):
     assert losses[12] > losses[8]
 
 
-def test_weights_may_be_kept_by_what_is_right_instead_of_by_the_loss(tmp_path):
+def test_the_best_weights_may_be_those_of_highest_accuracy(tmp_path):
     class Rated(Line):
         def validation(self):
             loss = super().validation()["loss"]
             return {"loss": loss, "request": loss, "text_locality": 0.5, "scope": 9.0}
 
     kept = {}
-    for by in ("loss", "right"):
-        _, going = run(tmp_path / by, Rated({}), training=replace(STEPS, best_by=by))
+    for by in ("loss", "accuracy"):
+        _, going = run(tmp_path / by, Rated({}), config=STEPS.changed(best_by=by))
         kept[by] = going.train().best_step
-    assert kept == {"loss": STEPS.steps, "right": 0}  # the loss falls, and with it what is "right"
+    assert kept == {
+        "loss": STEPS.steps,
+        "accuracy": 0,
+    }  # the loss falls, and here the accuracy with it
 
 
 def test_a_first_validation_that_is_no_number_does_not_stay_the_best(tmp_path):
@@ -149,7 +151,7 @@ def test_a_first_validation_that_is_no_number_does_not_stay_the_best(tmp_path):
 def test_muon_turns_matrices_evenly_and_leaves_the_rest_to_adam():
     torch.manual_seed(0)
     matrix, bias = nn.Parameter(torch.zeros(6, 4)), nn.Parameter(torch.zeros(6))
-    both = optimizers(replace(STEPS, optimizer="muon"), [matrix, bias])
+    both = STEPS.changed(optimizer="muon").make_optimizers([matrix, bias])
     (matrix * torch.randn(6, 4) * torch.logspace(-1, 0, 4)).sum().backward()
     bias.sum().backward()
     for optimizer in both:
@@ -167,18 +169,20 @@ def test_every_item_comes_once_before_any_comes_again():
 
 
 def test_the_rate_rises_and_falls():
-    t = Training(steps=100, learning_rate=1.0, warmup=10, decay="cosine")
-    rates = np.array([t.rate(step) for step in range(100)])
+    t = TrainingConfig(steps=100, learning_rate=1.0, warmup=10, decay="cosine")
+    rates = np.array([t.learning_rate_at(step) for step in range(100)])
     assert rates[0] == pytest.approx(0.1, rel=0.01)
     assert rates.argmax() in (9, 10)
     assert rates[-1] < 0.001
-    assert Training(learning_rate=0.3).rate(77) == 0.3
+    assert TrainingConfig(learning_rate=0.3).learning_rate_at(77) == 0.3
 
 
-def test_every_step_and_validation_is_watched(tmp_path):
+def test_every_step_and_validation_is_logged(tmp_path):
     seen = []
     line = Line()
-    Run(line, STEPS, tmp_path, {}, lambda _text: None, lambda *given: seen.append(given)).train()
+    Trainer(
+        line, STEPS, tmp_path, {}, lambda _text: None, lambda *given: seen.append(given)
+    ).train()
     steps = [step for step, numbers in seen if "training/loss" in numbers]
     assert steps == list(range(12))
     validated = {step: numbers["validation/loss"] for step, numbers in seen if step % 4 == 0
@@ -187,12 +191,11 @@ def test_every_step_and_validation_is_watched(tmp_path):
     assert validated[12] < validated[0]
 
 
-def test_tensorboard_reads_what_was_watched(tmp_path):
+def test_tensorboard_reads_what_was_logged(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with tensorboard(tmp_path) as watch:
-        run_watched = Run(Line(), STEPS, tmp_path, {}, lambda _text: None, watch)
-        progress = run_watched.train()
-    read = events.EventAccumulator(str(tmp_path / FOLDER)).Reload()
+    with tensorboard(tmp_path) as log_metrics:
+        progress = Trainer(Line(), STEPS, tmp_path, {}, lambda _text: None, log_metrics).train()
+    read = events.EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
     scalars = read.Scalars("validation/loss")
     assert [s.step for s in scalars] == [r["step"] for r in progress.curve]
     assert np.allclose([s.value for s in scalars], [r["loss"] for r in progress.curve])

@@ -8,18 +8,18 @@ from tiny_edits import samples
 
 from attrib.errors import AttribError
 from editors.prefix.cached_dataset import cache_dataset
-from editors.training.held_out import held_out
+from editors.training.run import validation_split
 
 
 def test_the_last_samples_are_kept_apart_unless_others_are_given():
     some = samples(6)
-    assert held_out(some, None) == (some[:5], some[5:])
-    assert held_out(some[:4], some[4:]) == (some[:4], some[4:])
+    assert validation_split(some, None) == (some[:5], some[5:])
+    assert validation_split(some[:4], some[4:]) == (some[:4], some[4:])
 
 
 def test_samples_that_are_trained_on_cannot_validate():
     with pytest.raises(AttribError, match=f"{samples(1)[0].id!r} is trained on as well"):
-        held_out(samples(3), samples(1))
+        validation_split(samples(3), samples(1))
 
 
 def test_two_edits_of_one_name_keep_their_own_inputs():

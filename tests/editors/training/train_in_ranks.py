@@ -8,10 +8,10 @@ from tiny_edits import samples
 
 from editors import VisEdit
 from editors.io.tensors import digest_of
-from editors.training.distributed import Ranks
+from editors.training.process_group import ProcessGroup
 
-QUICK = {"steps": 7, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
-         "validate_every": 3, "save_every": 3, "warmup": 0, "preset": "embedded",
+QUICK = {"steps": 2, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
+         "validate_every": 2, "save_every": 2, "warmup": 0, "preset": "embedded",
          "optimizer": "adam"}  # fmt: skip
 # Muon is left out: it makes full steps of gradients that are rounding alone.
 
@@ -23,6 +23,6 @@ def trained(out):
 
 if __name__ == "__main__":
     editor = trained(sys.argv[1])
-    rank = Ranks.of_environment()
-    said = f"{rank.world} {digest_of(editor.module.state_dict())}"
-    (Path(sys.argv[1]) / f"rank-{rank.number}").write_text(said)
+    group = ProcessGroup.from_environment()
+    said = f"{group.world_size} {digest_of(editor.module.state_dict())}"
+    (Path(sys.argv[1]) / f"rank-{group.rank}").write_text(said)

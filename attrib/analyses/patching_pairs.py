@@ -1,0 +1,83 @@
+"""Pairs for patching: the same prompt, token for token, with two images."""
+
+import torch
+from jaxtyping import Bool
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from attrib.data import EditSample
+from attrib.errors import AttribError
+from attrib.model.batch import Batch
+
+
+def check_pairs(batch: Batch, other: Batch) -> None:
+    """Refuse two batches whose tokens differ, naming the first row that does.
+
+    Raises:
+        AttribError: Other numbers of rows, other tokens in a row, or other padding.
+    """
+    if batch.size != other.size:
+        raise AttribError(f"patching: {batch.size} rows and {other.size} others; pair them 1 to 1")
+    for row, reason in differing_rows(batch, other).items():
+        raise AttribError(f"patching: row {row}: {reason}")
+    one, two = prompt_positions(batch), prompt_positions(other)
+    if one.shape != two.shape or not torch.equal(one, two):
+        raise AttribError(
+            "patching: the two batches are padded differently; encode both in the same way"
+        )
+
+
+def differing_rows(batch: Batch, other: Batch) -> dict[int, str]:
+    """Row -> why the states of one of its prompts cannot stand in the other; padding aside."""
+    reasons = {row: _difference(batch, other, row) for row in range(batch.size)}
+    return {row: reason for row, reason in reasons.items() if reason}
+
+
+def prompt_positions(batch: Batch) -> Bool[Tensor, "batch pos"]:
+    """Every position of the prompt: visual tokens, words, beginning of sequence."""
+    whole = batch["visual"] | batch["text"]
+    return whole | batch["bos"] if "bos" in batch.spans else whole
+
+
+def _difference(batch: Batch, other: Batch, row: int) -> str:
+    seen, theirs = (int(b["visual"][row].sum()) for b in (batch, other))
+    if seen != theirs:
+        return f"{seen} visual tokens and {theirs} in the other; give both images the same size"
+    grids = [b.grids[row] if b.grids else None for b in (batch, other)]
+    shapes = {(grid.rows, grid.cols) for grid in grids if grid}
+    if len(shapes) > 1:
+        return f"visual tokens in grids of {shapes}; give both images the same size"
+    one, two = (b.inputs["input_ids"][row][prompt_positions(b)[row]] for b in (batch, other))
+    same = torch.equal(one, two)
+    return "" if same else "the prompts differ; give the same words with another image"
+
+
+def partner(sample: EditSample) -> tuple[str, Image.Image]:
+    """The other image for a sample's question, and what it is.
+
+    "same_question": the image of a hard locality input that asks the same. Else "unrelated": the
+    image of its visual locality, which real data files have.
+
+    Raises:
+        AttribError: The sample has neither.
+    """
+    same = [r for r in sample.hard_locality if r.prompt == sample.request.prompt]
+    for name, requests in (("same_question", same), ("unrelated", sample.visual_locality)):
+        for request in requests:
+            if (image := request.image) is not None:
+                return name, image
+    raise AttribError(
+        "patching needs another image for the same question: a hard locality input that asks the "
+        "same, an image for visual locality, or --other-image"
+    )
+
+
+def partner_image(
+    sample: EditSample, other: Image.Image | None, fit: bool
+) -> tuple[Image.Image, str]:
+    """The other image for a sample, and what it is; see `partner`."""
+    own = sample.request.image
+    if own is None:
+        raise AttribError("this request is text alone: patching needs an image, give one")
+    name, image = partner(sample) if other is None else ("given", other)
+    return (ImageOps.fit(image, own.size) if fit else image), name

@@ -1,0 +1,141 @@
+"""What the benchmarks share: times as ratios, memory of tensors, and files of results.
+
+Contestants take turns in one process, so that whatever slows one down slows the others too.
+"""
+
+import json
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attrib.environment import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One contestant: seconds per round, and the peak of the bytes that it allocated."""
+
+    seconds: tuple[float, ...]
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a round."""
+        return statistics.median(self.seconds)
+
+
+def compare(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, Timed]:
+    """Time contestants in turns for some rounds, after a warm-up round that measures memory."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    peaks = {name: _peak_of(run, device) for name, run in contestants.items()}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            began = clock(device)
+            run()
+            seconds[name].append(clock(device) - began)
+    return {name: Timed(tuple(times), peaks[name]) for name, times in seconds.items()}
+
+
+def ratio(slow: Timed, fast: Timed) -> dict[str, float]:
+    """How many times longer `slow` takes: the median, lowest and highest over the rounds."""
+    each = [a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)]
+    return {"median": statistics.median(each), "low": min(each), "high": max(each)}
+
+
+def clock(device: str | torch.device) -> float:
+    """Seconds on a clock, after the device has finished its queue."""
+    if is_gpu(device):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def is_gpu(device: str | torch.device) -> bool:
+    """Whether a device is a CUDA GPU."""
+    return torch.device(device).type == "cuda"
+
+
+def device_name(device: str) -> str:
+    """The model of a GPU, or the device as it was given."""
+    return torch.cuda.get_device_name() if is_gpu(device) else device
+
+
+def reset_peak(device: str | torch.device) -> None:
+    """Start the measurement of `peak_mib`."""
+    if is_gpu(device):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_mib(device: str | torch.device) -> float | None:
+    """Peak memory of a GPU since `reset_peak`; None on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if is_gpu(device) else None
+
+
+def save(path: Path, head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]]) -> None:
+    """Write tables with the conditions that they were measured under as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"date": date.today().isoformat(), **head, "versions": versions(), **tables}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+class CountedMemory(TorchDispatchMode):
+    """Bytes of the tensors that were allocated inside and are alive: now, and at the peak.
+
+    Workspace of kernels is not counted.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count the tensors that it returns."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        given = {id(t.untyped_storage()) for t in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if id(storage) not in given | self._known:
+                self._known.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self.now -= size
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+
+
+def _peak_of(run: Callable[[], object], device: str) -> int:
+    if is_gpu(device):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with CountedMemory() as counted:
+        run()
+    return counted.peak

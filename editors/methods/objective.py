@@ -1,0 +1,138 @@
+"""The loss of an editor on edits: what the objectives of all trained editors share."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.model.batch import IGNORE_INDEX
+from attrib.model.vlm import VLM
+from editors.prefix.cached_dataset import CachedDataset, PrefixRows
+from editors.prefix.streamed_dataset import StreamedDataset
+from editors.training.losses import LossWeights, Tokens, answer_losses, token_accuracy
+from editors.training.trainer import Objective
+
+
+@dataclass(eq=False)
+class EditObjective(Objective):
+    """Cross-entropy of the new answers and KL of the unrelated ones (VisEdit Eqs. 12-15).
+
+    Subclasses set `module`, and define how an edit is made (`edits`) and what the edited model
+    predicts (`logits`).
+
+    Attributes:
+        vlm: The frozen model.
+        data: Inputs to train on, run up to some layer.
+        held_out: Inputs to validate on.
+        config: Weights of the loss terms, and other options.
+        batch_size: Edits per pass over held-out data.
+    """
+
+    batch_size: ClassVar[int] = 16
+
+    vlm: VLM
+    data: CachedDataset | StreamedDataset
+    held_out: CachedDataset
+    config: Any  # the editor's own subclass of `TrainingConfig`
+
+    @property
+    def weights(self) -> LossWeights:
+        """Weights of the loss terms."""
+        return self.config
+
+    @property
+    def roles(self) -> list[str]:
+        """The kinds of input that are trained on."""
+        return self.weights.roles
+
+    @abstractmethod
+    def edits(self, data: CachedDataset, items: Sequence[int]) -> Any:
+        """What the edited model needs of some edits."""
+
+    @abstractmethod
+    def logits(self, rows: PrefixRows, edits: Any) -> Float[Tensor, "token d_vocab"]:
+        """Edited logits at the answer tokens of some inputs, row by row."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of edits to train on."""
+        return len(self.data)
+
+    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+        """The weighted terms of the loss on some edits."""
+        del rng  # nothing is random here but the edits
+        return answer_losses(**self.tokens(self.data, items), weights=self.weights)
+
+    def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
+        """Share of the answer tokens of `items` that `some` of them have, by role."""
+        return self.data.shares(some, items, self.roles)
+
+    def validation(self) -> dict[str, float]:
+        """The loss on held-out edits, and the accuracy of answer tokens per role."""
+        terms: dict[str, list[float]] = {}
+        shares: dict[str, list[float]] = {}
+        for items in self.held_out_batches():
+            tokens = self.tokens(self.held_out, items)
+            for name, value in answer_losses(**tokens, weights=self.weights).items():
+                terms.setdefault(name, []).append(value.item())
+            for name, value in token_accuracy(**tokens).items():
+                shares.setdefault(name, []).append(value)
+        loss = sum(float(np.mean(values)) for values in terms.values())
+        return {"loss": loss} | {name: float(np.mean(v)) for name, v in shares.items()}
+
+    def held_out_batches(self) -> list[range]:
+        """The held-out edits in batches."""
+        num = len(self.held_out)
+        starts = range(0, num, self.batch_size)
+        return [range(start, min(start + self.batch_size, num)) for start in starts]
+
+    def tokens(
+        self,
+        data: CachedDataset | StreamedDataset,
+        items: Sequence[int],
+        roles: Sequence[str] | None = None,
+    ) -> Tokens:
+        """Logits, edited and clean, labels and roles at all answer tokens of some edits.
+
+        Args:
+            data: The inputs.
+            items: Which edits.
+            roles: The kinds of input; by default those that are trained on.
+        """
+        data, items = data.load(items)
+        return self.tokens_with(self.edits(data, items), data, items, roles)
+
+    def tokens_with(
+        self,
+        edits: Any,
+        data: CachedDataset,
+        items: Sequence[int],
+        roles: Sequence[str] | None = None,
+    ) -> Tokens:
+        """As `tokens`, given the `edits` of the items."""
+        rows = self.rows(data, items, self.roles if roles is None else roles)
+        # Inputs with and without an image differ in length: apart they need less padding.
+        parts = [part for part in (rows.where(True), rows.where(False)) if part.inputs]
+        found = [self._tokens(part, edits) for part in parts]
+        return {name: torch.cat([tokens[name] for tokens in found]) for name in found[0]}
+
+    def rows(self, data: CachedDataset, items: Sequence[int], roles: Sequence[str]) -> PrefixRows:
+        """The inputs of some edits."""
+        return data.rows(items, roles)
+
+    def _tokens(self, rows: PrefixRows, edits: Any) -> Tokens:
+        with torch.no_grad():
+            clean = self.vlm.unembed(torch.cat([one.final for one in rows.inputs]))
+        labels = torch.cat([one.labels[one.labels != IGNORE_INDEX] for one in rows.inputs])
+        counts = torch.tensor([len(one.final) for one in rows.inputs])
+        return {
+            "logits": self.logits(rows, edits),
+            "clean": clean,
+            "labels": labels,
+            "roles": rows.role_of.repeat_interleave(counts).to(labels.device),
+        }

@@ -1,0 +1,157 @@
+"""`TrainableEditor`: one front end for training, saving and loading all editors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from attrib.data.samples import EditSample
+from attrib.errors import AttribError, SetupError
+from attrib.model.vlm import VLM
+from editors.gating.gates import NO_GATE
+from editors.io.editor import read_record, write_record
+from editors.training.config import EditorConfig
+from editors.training.process_group import ProcessGroup
+from editors.training.run import TrainingJob
+
+Made = TypeVar("Made", bound="TrainableEditor")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainableEditor(ABC):
+    """What all editors share: training, saving and loading.
+
+    Attributes:
+        name: Name of the editor, as in `editors.EDITORS`.
+        needs_layers: Whether `train` must be given layers.
+        is_trained: Whether the editor learns before its first edit, so that seeds differ.
+        takes_gate: Whether a gate can decide which inputs an edit applies to.
+        writes_no_layer: For editors that take no layers, what they do instead.
+        config_class: Its options and presets.
+        vlm: The model that it was trained for.
+        config: Its options.
+        trained: Record of its training (JSON).
+    """
+
+    name: ClassVar[str]
+    needs_layers: ClassVar[bool] = False
+    is_trained: ClassVar[bool] = True
+    takes_gate: ClassVar[bool] = False
+    writes_no_layer: ClassVar[str] = ""
+    config_class: ClassVar[type[EditorConfig]]
+
+    vlm: VLM
+    config: Any  # of the type `config_class`
+    trained: Mapping[str, Any] | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def train(
+        cls: "type[Made]",
+        vlm: VLM,
+        samples: Sequence[EditSample] = (),
+        *,
+        out: str | Path,
+        layers: Any = None,
+        validation: Sequence[EditSample] | None = None,
+        gate: str | None = None,
+        preset: str = "auto",
+        keep: bool | None = None,
+        tensorboard: bool = False,
+        **options: Any,
+    ) -> "Made":
+        """Train the editor, and save it into the folder `out`, where a stopped training resumes.
+
+        Args:
+            vlm: The model; its weights stay frozen.
+            samples: Edits to train on.
+            out: Folder of the checkpoints and of the trained editor.
+            layers: Layers to edit: by modality ({"text": [4], "visual": [2]}), a `LayerReport`, or
+                a list; by default the editor's own choice, if it has one.
+            validation: Edits that select the best weights; by default the last 5 % of `samples`
+                (at most 100), which are then not trained on.
+            gate: What decides which inputs an edit applies to: "none", "prompt_last",
+                "sequence_last" (as published; reads the answer) or "learned"; by default the
+                editor's own choice.
+            preset: One of `config_class.presets`, or "auto", which depends on the model's size,
+                and for adapters on the length of the answers.
+            keep: Whether the states of all inputs at the first layer written are cached, so that
+                no step runs the layers before it; by default if memory allows.
+            tensorboard: Whether to write the curves for TensorBoard as well.
+            options: Fields of `config_class` that differ from the preset.
+
+        Returns:
+            The trained editor.
+
+        Raises:
+            AttribError: Unknown options or layers, too few samples, another training in `out`, or
+                a loss that is not finite.
+            SetupError: The model has no such part to edit.
+        """
+        if gate not in (None, NO_GATE) and not cls.takes_gate:
+            raise AttribError(
+                f"{cls.name} changes the model for every input and takes no gate; leave "
+                f"gate={gate!r} out"
+            )
+        if layers and cls.writes_no_layer:
+            raise AttribError(f"{cls.name} writes no layer: {cls.writes_no_layer}; leave them out")
+        if tensorboard and not cls.is_trained:
+            raise AttribError(f"{cls.name} has nothing to train; leave tensorboard out")
+        config = cls.config_class.from_preset(vlm, preset, samples, **options)
+        editor = cls._train(
+            TrainingJob(
+                cls.name, vlm, config, samples, validation, Path(out), layers, gate, keep,
+                tensorboard,
+            )
+        )  # fmt: skip
+        group = ProcessGroup.from_environment()
+        if group.is_main:
+            editor.save(out)
+        group.barrier()
+        return editor
+
+    def __repr__(self) -> str:
+        trained = self.trained or {}
+        steps = trained.get("training", {}).get("steps")
+        how = "" if steps is None else f", {steps} steps, loss {trained['best_loss']:.3f}"
+        return f"{type(self).__name__} of {self.vlm.name}{how}: {self.config!r}"
+
+    @classmethod
+    @abstractmethod
+    def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
+        """Train; `train` has checked the arguments and saves the result."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the editor: JSON for its record, safetensors for what was trained."""
+        record = {**self._record(), "trained": self.trained}
+        write_record(Path(path), self.name, self.vlm, record)
+        self._save_tensors(Path(path))
+
+    @classmethod
+    def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":
+        """The editor in a folder.
+
+        Raises:
+            SetupError: There is none, or it was trained for another model or is another editor.
+        """
+        path = Path(path)
+        record = read_record(path, cls.name, vlm)
+        try:
+            return cls._load(vlm, record, path)
+        except AttribError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise SetupError(f"{path}: incomplete, or of another version: {error}") from error
+
+    def _record(self) -> dict[str, Any]:
+        """What `editor.json` holds besides the training's record (JSON)."""
+        return {"settings": self.config.settings()}
+
+    def _save_tensors(self, path: Path) -> None:
+        """Write what was trained; nothing by default."""
+        del path
+
+    @classmethod
+    @abstractmethod
+    def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
+        """The editor of a record, with its tensors in the folder `path`."""

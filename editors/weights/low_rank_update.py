@@ -1,0 +1,166 @@
+"""Gradients of requests token by token, and low-rank updates made of them.
+
+The gradient of a linear layer's weight is a sum over tokens of outer products of the gradient at
+its output and its input. Updates made of gradients keep this form: a sum of outer products, which
+can be added to the layer's output, a different one for each row of a batch, without the matrix.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attrib.forward.hooks import on_input, on_output
+from attrib.metrics import log_probabilities
+from attrib.model.batch import IGNORE_INDEX
+from attrib.model.vlm import VLM
+from editors.base import Edit, WeightEdit
+from editors.weights.mlp import Matrix
+from editors.weights.partial_forward import PartialForward
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGradients:
+    """Inputs and output gradients of one matrix, for some requests.
+
+    Attributes:
+        x: Its input at every position.
+        delta: Gradient of the request's loss (mean over answer tokens) at its output.
+    """
+
+    x: Float[Tensor, "edit pos d_in"]
+    delta: Float[Tensor, "edit pos d_out"]
+
+    @property
+    def real(self) -> Bool[Tensor, "edit pos"]:
+        """Positions that the gradient of the weight depends on."""
+        return self.x.any(-1) & self.delta.any(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankUpdate:
+    """Updates of one matrix, one per edit: the sum over terms of `left` times `right`."""
+
+    left: Float[Tensor, "edit term d_out"]
+    right: Float[Tensor, "edit term d_in"]
+
+    def rows(self, edit_of: Int[Tensor, " batch"]) -> "LowRankUpdate":
+        """The updates for inputs of the edits `edit_of`."""
+        at = edit_of.to(self.left.device)
+        return LowRankUpdate(self.left[at], self.right[at])
+
+    @property
+    def dense(self) -> Float[Tensor, "edit d_out d_in"]:
+        """The updates as matrices."""
+        return self.left.mT @ self.right
+
+    @property
+    def mean_square(self) -> Float[Tensor, " edit"]:
+        """Mean square of each update's elements."""
+        # The squared norm of a sum of outer products is a sum over pairs of terms.
+        pairs = (self.left @ self.left.mT) * (self.right @ self.right.mT)
+        return pairs.sum((1, 2)) / (self.left.shape[-1] * self.right.shape[-1])
+
+
+@torch.enable_grad()
+def token_gradients(
+    vlm: VLM, matrices: Sequence[Matrix], run: PartialForward, labels: Int[Tensor, "edit pos"]
+) -> dict[str, TokenGradients]:
+    """Gradients of each request's own loss by matrix, in float32.
+
+    Args:
+        vlm: The model; its parameters need no gradient and get none.
+        matrices: The matrices.
+        run: Runs the requests: the last layer's output at the labelled positions, row by row.
+        labels: The answers, -100 elsewhere.
+    """
+    inputs: dict[str, Tensor] = {}
+    probes: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for matrix in matrices:
+            stack.enter_context(on_input(matrix.module, _capture(inputs, matrix.name)))
+            stack.enter_context(on_output(matrix.module, _probe(probes, matrix.name)))
+        logits = vlm.unembed(run())
+    has_label = labels != IGNORE_INDEX
+    share = (has_label / has_label.sum(1, keepdim=True))[has_label]
+    target = log_probabilities(logits).gather(1, labels[has_label][:, None])[:, 0]
+    deltas = torch.autograd.grad(-(share * target).sum(), list(probes.values()))
+
+    def by_row(value: Tensor) -> Tensor:  # some models flatten the batch in front of these layers
+        return value.detach().float().reshape(len(labels), -1, value.shape[-1])
+
+    return {
+        name: TokenGradients(by_row(inputs[name]), by_row(delta))
+        for name, delta in zip(probes, deltas, strict=True)
+    }
+
+
+@contextmanager
+def apply_updates(
+    matrices: Sequence[Matrix], updates: Mapping[str, LowRankUpdate]
+) -> Iterator[None]:
+    """Apply each row's own update of the matrices to passes inside; gradients reach the updates."""
+    inputs: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for matrix in matrices:
+            stack.enter_context(on_input(matrix.module, _capture(inputs, matrix.name)))
+            add = _add_update(inputs, matrix.name, updates[matrix.name])
+            stack.enter_context(on_output(matrix.module, add))
+        yield
+
+
+@torch.no_grad()
+def weight_edit(matrices: Sequence[Matrix], updates: Mapping[str, LowRankUpdate]) -> WeightEdit:
+    """The edit of the updates' first request."""
+    return WeightEdit(
+        {
+            m.name: (m.module.weight + updates[m.name].dense[0]).to(m.module.weight.dtype)
+            for m in matrices
+        }
+    )
+
+
+@torch.no_grad()
+def sum_of_edits(vlm: VLM, edits: Sequence[Edit]) -> WeightEdit:
+    """One edit with the summed updates of all edits, each made of the unedited model."""
+    weights = dict(vlm.model.named_parameters())
+    total: dict[str, Tensor] = {}
+    for edit in edits:
+        for name, value in getattr(edit, "weights", {}).items():
+            exact = weights[name].detach().to(torch.promote_types(value.dtype, torch.float32))
+            total[name] = total.get(name, exact) + (value - exact)
+    return WeightEdit({name: value.to(weights[name].dtype) for name, value in total.items()})
+
+
+def _capture(
+    into: dict[str, Tensor], name: str
+) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
+    def capture(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del args, kwargs
+        into[name] = x
+
+    return capture
+
+
+def _probe(into: dict[str, Tensor], name: str) -> Callable[[Tensor], Tensor]:
+    def add_zeros(h: Tensor) -> Tensor:
+        into[name] = torch.zeros_like(h, requires_grad=True)
+        return h + into[name]
+
+    return add_zeros
+
+
+def _add_update(
+    inputs: dict[str, Tensor], name: str, update: LowRankUpdate
+) -> Callable[[Tensor], Tensor]:
+    def add(h: Tensor) -> Tensor:
+        x = inputs[name].to(update.right.dtype)
+        x = x.reshape(len(update.right), -1, x.shape[-1])
+        more = (x @ update.right.mT) @ update.left
+        return h + more.reshape(h.shape).to(h.dtype)
+
+    return add
