@@ -16,7 +16,8 @@ from attrib.data.samples import EditData, EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from attrib.results import Result
-from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, collect, prepare
+from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
+from attrib.runs.collect import collect
 from attrib.runs.provenance import provenance_of
 from editors.evaluation.multi_edit import Groups
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
