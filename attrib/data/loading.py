@@ -135,7 +135,7 @@ def scenes_source(name: str, split: str | None, seed: int, limit: int | None = N
     from attrib.data.scenes.edits import DIGESTS, digest_of, edit_rows
     from attrib.data.scenes.scene import open_image
 
-    if split not in SCENE_SPLITS:
+    if split is None or split not in SCENE_SPLITS:
         what = f"has no split {split!r}; choose from" if split else "needs a split: one of"
         raise AttribError(f"{name} {what} {', '.join(SCENE_SPLITS)}")
     task = SCENES[name]

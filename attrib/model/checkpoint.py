@@ -49,7 +49,7 @@ def read_checkpoint(
     """
     if dtype not in DTYPES:
         raise SetupError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    place = _device(device)
+    target = _device(device)
     source = _source(name)
     is_folder = Path(source).is_dir()
     if trust_remote_code and revision is None and not is_folder:
@@ -63,7 +63,7 @@ def read_checkpoint(
         _refuse_pickle(Path(source), name)
     config = _config(source, name, options)
     processor = _processor(source, name, config, options)
-    if dtype == "auto" and place.type == "cpu":
+    if dtype == "auto" and target.type == "cpu":
         dtype = "float32"
     try:
         auto: Any = AutoModelForImageTextToText
@@ -82,7 +82,7 @@ def read_checkpoint(
             f"{name}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} "
             "among them; download it again, or load it as it is with verify=False"
         )
-    return model.to(place).eval().requires_grad_(False), processor
+    return model.to(target).eval().requires_grad_(False), processor
 
 
 def _source(name: str) -> str:
@@ -107,11 +107,11 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        target = torch.device(device)
+        torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SetupError(f"device {device!r} cannot be used here; try --device cpu") from error
-    return place
+    return target
 
 
 def _refuse_pickle(folder: Path, name: str) -> None:
@@ -136,41 +136,41 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
             else _first_line(error)
         )
         raise SetupError(f"{name}: cannot read its config.json: {hint}") from error
-    kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING and "auto_map" not in raw:
+    model_type = raw.get("model_type")
+    if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
         raise SetupError(
-            f"{name}: this version of transformers has no model_type {kind!r}; update it"
+            f"{name}: this version of transformers has no model_type {model_type!r}; update it"
         )
-    if kind not in CONFIG_MAPPING and not options["trust_remote_code"]:
+    if model_type not in CONFIG_MAPPING and not options["trust_remote_code"]:
         raise SetupError(
             f"{name}: the model runs code from its repository; read that code, then pass "
             "--trust-remote-code and pin --revision to the commit you read"
         )
     config = AutoConfig.from_pretrained(source, **options)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "auto_map" not in raw:
-        raise SetupError(f"{name}: {kind} is not an image-text-to-text model of transformers")
+        raise SetupError(f"{name}: {model_type} is not an image-text-to-text model of transformers")
     refuse_encoder_decoder(config, name)
     return config
 
 
 def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
-    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    processor_class: Any = PROCESSOR_MAPPING.get(type(config), None)
     try:
         if (
-            kind is None
-            or "video_processor" not in kind.get_attributes()
+            processor_class is None
+            or "video_processor" not in processor_class.get_attributes()
             or is_torchvision_available()
         ):
             processor = AutoProcessor.from_pretrained(source, **options)
         else:
-            settings, _ = kind.get_processor_dict(source, **options)
+            settings, _ = processor_class.get_processor_dict(source, **options)
             parts = {
                 "tokenizer": AutoTokenizer.from_pretrained(source, **options),
                 "image_processor": None,
                 "video_processor": BaseVideoProcessor(),
             }
-            arguments = [parts[part] for part in kind.get_attributes()]
-            processor = without_video_check(kind).from_args_and_dict(arguments, settings)
+            arguments = [parts[part] for part in processor_class.get_attributes()]
+            processor = without_video_check(processor_class).from_args_and_dict(arguments, settings)
         # One backend everywhere, so that scores do not depend on installed packages.
         processor.image_processor = AutoImageProcessor.from_pretrained(
             source, backend="pil", **options

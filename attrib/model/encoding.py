@@ -70,13 +70,16 @@ def prompt_rows(
     """
     # A processor that inserts image tokens also adds other text (PaliGemma's newline), so rows
     # without an image are processed with a blank one, whose tokens are removed again.
-    seen = [i for i, image in enumerate(images) if image is not None or placeholder.auto_inserts]
+    processed = [
+        i for i, image in enumerate(images) if image is not None or placeholder.auto_inserts
+    ]
     rows: dict[int, Row] = {}
     tensors: dict[str, Tensor] = {}
-    if seen:
-        pictures = [[_rgb(images[i], i)] for i in seen]
-        rows_seen, tensors = _process(processor, placeholder, pictures, [texts[i] for i in seen])
-        rows |= zip(seen, rows_seen, strict=True)
+    if processed:
+        lists = [[_rgb(images[i], i)] for i in processed]
+        their_texts = [texts[i] for i in processed]
+        their_rows, tensors = _process(processor, placeholder, lists, their_texts)
+        rows |= zip(processed, their_rows, strict=True)
     for i, image in enumerate(images):
         if image is None and i in rows:
             keep = [token != placeholder.image_token_id for token in rows[i]["input_ids"]]
@@ -93,13 +96,13 @@ def prompt_rows(
 def _process(
     processor: Any,
     placeholder: ImagePlaceholder,
-    pictures: list[list[Image.Image]],
+    images: list[list[Image.Image]],
     texts: list[str],
 ) -> tuple[list[Row], dict[str, Tensor]]:
     # On the right: the positions of InstructBLIP's Q-Former start at the first column.
     padding = {"padding": True, "padding_side": "right"}
     with quiet():
-        out = dict(processor(images=pictures, text=texts, return_tensors="pt", **padding))
+        out = dict(processor(images=images, text=texts, return_tensors="pt", **padding))
     out.pop("labels", None)  # of PaliGemma; targets are appended later
     real = out.pop("attention_mask").bool()
     keys = [key for key in ("input_ids", *placeholder.target_types) if key in out]

@@ -2,7 +2,7 @@
 
 paper: teacher-forced token accuracy; for locality, agreement with the unedited model's argmax on
     the answer's tokens (VisEdit's and DualEdit's program).
-exact: all of these tokens at once, the equality in both papers' equations.
+exact: all of these tokens at once, the equality in the papers' equations (DualEdit Eqs. 1-3).
 generate: greedy decoding from the prompt alone. An answer is right if it is the target, or
     continues after it with a new word: the benchmarks' targets have no end token, so that no editor
     was trained to stop. A longer word is another word: "20" is not "2", "reddish" not "red". For

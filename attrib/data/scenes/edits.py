@@ -177,7 +177,7 @@ def _independent(edited: Question, other: Question) -> bool:
 def _same_question(seeds: Iterator[int], question: Question, src: str) -> dict[str, str]:
     """The same words about another image in which they have an answer."""
     for seed in seeds:
-        other = build_question(make_scene(seed), question.kind, question.form, question.slots)
+        other = build_question(make_scene(seed), question.form, question.slots)
         if other is not None and question.options:
             other = as_multiple_choice(other, question.options)
         if other is not None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from attrib.data.easyedit import SUFFIX
 from attrib.data.samples import EditData
 from attrib.data.scenes.edits import edit_rows
-from attrib.data.scenes.questions import TEMPLATES, Kind, Question, build_question
+from attrib.data.scenes.questions import TEMPLATES, Question, build_question
 from attrib.data.scenes.scene import (
     COLORS,
     PLACES,
@@ -30,11 +30,6 @@ from attrib.errors import AttribError
 
 _WORDS = {"shape": SHAPES, "color": COLORS, "place": PLACES, "relation": RELATIONS}
 _PLAIN = {alias: concept for concept, aliases in ALIASES.items() for alias in aliases}
-_KINDS: dict[str, Kind] = {
-    "color": "color", "shape_by_color": "shape", "shape_by_place": "shape", "place": "place",
-    "count": "count", "count_color": "count", "relation_shape": "relation",
-    "relation_color": "relation", "object": "object",
-}  # fmt: skip
 _OPTIONS = re.compile(r" A \w+, B \w+, C \w+\.$")
 
 
@@ -97,7 +92,7 @@ def parse_question(text: str, scene: Scene) -> Question | None:
         for template in templates:
             if found := _pattern(template).fullmatch(words):
                 slots = tuple((slot, word.lower()) for slot, word in found.groupdict().items())
-                return build_question(scene, _KINDS[form], form, slots)
+                return build_question(scene, form, slots)
     return None
 
 

@@ -21,6 +21,18 @@ Slots = tuple[tuple[str, str], ...]
 """Plain words that fill a template: ("shape", "star"), ("relation", "left of"), ..."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+# What a form of question asks about, and the attribute of its target that is the answer.
+FORMS: dict[str, tuple[Kind, str]] = {
+    "color": ("color", "color"),
+    "shape_by_color": ("shape", "shape"),
+    "shape_by_place": ("shape", "shape"),
+    "place": ("place", "place"),
+    "count": ("count", ""),
+    "count_color": ("count", ""),
+    "relation_shape": ("relation", "shape"),
+    "relation_color": ("relation", "color"),
+    "object": ("object", "name"),
+}
 CAPTION_PROMPT = "a photo of"
 CAPTION_REPHRASES = ("a picture of", "an image of", "a snapshot of", "a photograph of")
 
@@ -135,7 +147,7 @@ def sample_question(
 ) -> Question | None:
     """A random well-posed question of a kind, or None if the scene allows none."""
     form, slots = _SAMPLE_SLOTS[kind](scene, rng)
-    question = None if form is None else build_question(scene, kind, form, slots)
+    question = None if form is None else build_question(scene, form, slots)
     if question is None or kind == "object" or rng.random() >= style.option_rate:
         return question
     wrong = [a for a in answers_of(kind, question.answer) if a != question.answer]
@@ -150,9 +162,9 @@ def as_multiple_choice(question: Question, options: Sequence[str]) -> Question |
     return replace(question, answer=letter, options=tuple(options))
 
 
-def build_question(scene: Scene, kind: Kind, form: str, slots: Slots) -> Question | None:
+def build_question(scene: Scene, form: str, slots: Slots) -> Question | None:
     """A given question about a scene, or None if it has no unique answer there."""
-    names = dict(slots)
+    names, (kind, attribute) = dict(slots), FORMS[form]
     if kind == "count":
         colors = [o.color for o in scene.objects]
         number = colors.count(names["color"]) if "color" in names else len(colors)
@@ -167,18 +179,7 @@ def build_question(scene: Scene, kind: Kind, form: str, slots: Slots) -> Questio
     target = scene.neighbour(found[0], names["relation"]) if "relation" in names else found[0]
     if target is None:
         return None
-    return Question(kind, form, slots, _ANSWERS[form](target), target)
-
-
-_ANSWERS: dict[str, Callable[[SceneObject], str]] = {
-    "color": lambda o: o.color,
-    "shape_by_color": lambda o: o.shape,
-    "shape_by_place": lambda o: o.shape,
-    "place": lambda o: o.place,
-    "relation_shape": lambda o: o.shape,
-    "relation_color": lambda o: o.color,
-    "object": lambda o: f"{o.color} {o.shape}",
-}
+    return Question(kind, form, slots, getattr(target, attribute), target)
 
 
 def _sample_shape(scene: Scene, rng: random.Random) -> tuple[str, Slots]:
@@ -223,7 +224,6 @@ _SAMPLE_SLOTS: dict[Kind, Callable[[Scene, random.Random], tuple[str | None, Slo
 def caption(scene: Scene) -> str:
     """The caption of a scene: its objects in reading order."""
     parts = [
-        f"{'an' if o.color == 'orange' else 'a'} {o.color} {o.shape} in the {o.place}"
-        for o in scene.objects
+        f"{'an' if o.color == 'orange' else 'a'} {o.name} in the {o.place}" for o in scene.objects
     ]
     return ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -107,8 +107,7 @@ def _exact_matches(
     max_new_tokens: int = 4,
 ) -> list[bool]:
     hits: list[bool] = []
-    for start in range(0, len(prompts), _BATCH):
-        part = slice(start, start + _BATCH)
+    for part in _batches(len(prompts)):
         batch = vlm.encode(images[part], prompts[part])
         generated = vlm.generate(batch, max_new_tokens=max_new_tokens)
         hits += exact_match(generated, answers[part]).tolist()
@@ -118,13 +117,16 @@ def _exact_matches(
 @torch.no_grad()
 def _caption_tokens(vlm: VLM, images: Sequence[Image.Image], captions: Sequence[str]) -> float:
     hits = torch.zeros(())
-    for start in range(0, len(images), _BATCH):
-        part = slice(start, start + _BATCH)
+    for part in _batches(len(images)):
         targets = captions[part]
         batch = vlm.encode(images[part], [CAPTION_PROMPT] * len(targets), targets)
         assert batch.labels is not None
         hits += token_accuracy(vlm.logits(batch), batch.labels).sum().cpu()
     return hits.item() / len(images)
+
+
+def _batches(count: int) -> list[slice]:
+    return [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]
 
 
 def _share(hits: Sequence[bool]) -> tuple[float, int]:
@@ -153,9 +155,9 @@ def layer_curves(
     asked = list(held_out_questions(count, seed))
     noise = torch.Generator().manual_seed(seed)
     sums = {name: torch.zeros(vlm.num_layers) for name in _CURVES}
-    for start in range(0, count, _BATCH):
-        part = asked[start : start + _BATCH]
-        batch = vlm.encode([render(s, 0)[0] for s, _, _ in part], [p for _, _, p in part])
+    for part in _batches(count):
+        images = [render(scene, 0)[0] for scene, _, _ in asked[part]]
+        batch = vlm.encode(images, [prompt for _, _, prompt in asked[part]])
         for name, curve in _CURVES.items():
             sums[name] += curve(vlm, batch, noise).sum(0).cpu()
     curves = {name: (total / count).tolist() for name, total in sums.items()}
@@ -211,13 +213,10 @@ def _target_states(vlm: VLM, split: str, count: int) -> tuple[list[Tensor], Tens
     # Two-word targets (a sixth of the edits) have no single position to decode from.
     edits = [r for r in edit_rows("vqa", split, limit=2 * count) if r["alt"] in _WORDS][:count]
     states: list[list[Tensor]] = [[] for _ in range(vlm.num_layers)]
-    for start in range(0, len(edits), _BATCH):
-        part = edits[start : start + _BATCH]
-        batch = vlm.encode(
-            [open_image(r["image"]) for r in part],
-            [r["src"] + SUFFIX for r in part],
-            [r["alt"] for r in part],
-        )
+    for part in _batches(len(edits)):
+        images = [open_image(r["image"]) for r in edits[part]]
+        prompts = [r["src"] + SUFFIX for r in edits[part]]
+        batch = vlm.encode(images, prompts, [r["alt"] for r in edits[part]])
         with read(vlm) as hidden:
             vlm.logits(batch)
         for layer, found in enumerate(states):
