@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check notebooks clean
+.PHONY: demo test check notebooks docs clean
 .DELETE_ON_ERROR:
 
 # The tested versions are pinned in constraints.txt; a change there or in pyproject.toml reinstalls.
@@ -16,8 +16,8 @@ BIN := .venv/bin
 demo: .venv/installed  ## a report about an embedded, trained model, in demo/report.html
 	$(BIN)/attrib demo
 
-test: .venv/installed  ## the test suite, and all notebooks as they are committed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --nbmake tests notebooks
+test: .venv/installed  ## the test suite, which also runs all notebooks
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests
 
 check: .venv/installed  ## exactly what CI runs
 	bash .ci/run
@@ -25,5 +25,12 @@ check: .venv/installed  ## exactly what CI runs
 notebooks: .venv/installed  ## run the notebooks' sources and keep their outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/execute.py
 
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: .venv/docs-installed  ## the documentation in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
-# files, SPLIT = "vqa-train". All numbers below are then measured anew.
+# files, SPLIT = "vqa-train". All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -31,11 +31,15 @@ LIMIT = 100
 # ## A few samples, live
 #
 # How it is measured: one forward pass; `attrib.attention` gives the row of the last prompt token,
-# mean over heads, and `attrib.profile` what each kind of token gets of it. The begin-of-sequence
-# token stands by itself: it draws attention whatever is asked, and counted as text it would alone
-# put text above the image.
+# mean over heads, and `attrib.profile` the share of each kind of token. The begin-of-sequence
+# token is counted separately: it draws attention for any prompt; counted as text, it alone would put text
+# above the image.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import pandas as pd
 
 import attrib
@@ -53,7 +57,7 @@ pd.DataFrame(shares.numpy(), columns=list(STATISTICS)).rename_axis("layer").roun
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 samples; measured anew where the parameters are others.
+# The committed numbers of 100 samples; measured if the parameters differ.
 
 # %%
 figure = figures.find("dualedit_figure_1")

@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # DualEdit, Figure 2: how far noise in each layer moves the output, on visual tokens, words and both
+# # DualEdit, Figure 2: sensitivity of the output to noise in each layer, on visual tokens, words and both
 #
 # **The original's claim.** Noise in different layers hits the output differently depending on
 # whether it lands on visual tokens or on words, so the important layers of the two differ; noise on
@@ -21,7 +21,7 @@
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
-# files, SPLIT = "vqa-train". All numbers below are then measured anew.
+# files, SPLIT = "vqa-train". All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -32,11 +32,15 @@ LIMIT = 100
 #
 # How it is measured: noise is added to the output of one layer at the positions of one modality,
 # and all later layers run on; `attrib.sensitivity` returns the KL divergence of the next-token
-# distribution from the clean one, in nats. Sizes of noise count standard deviations of the states
-# they are added to: the paper names no unit, and absolute noise would mostly show that hidden
-# states grow with depth.
+# distribution from the clean one, in nats. Sigma is a multiple of the standard deviation of the
+# states: the paper names no unit, and absolute noise would mostly show that hidden states grow with
+# depth.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import pandas as pd
 
 import attrib
@@ -55,7 +59,7 @@ pd.DataFrame(found).rename_axis("layer").round(2)
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 samples; measured anew where the parameters are others.
+# The committed numbers of 100 samples; measured if the parameters differ.
 
 # %%
 figure = figures.find("dualedit_figure_2")

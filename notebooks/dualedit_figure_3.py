@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # DualEdit, Figure 3: its framework, drawn from a live editor
+# # DualEdit, Figure 3: the framework, drawn from a trained editor
 #
 # **The original's claim.** Two learnable adapters, one for text and one for visual states, are put into chosen layers
 # of the frozen model. A gate compares the last token's state with the edit's and switches
@@ -22,7 +22,7 @@
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
 # files, SPLIT = "vqa-train", EDITORS = the folder with their trained
-# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured anew.
+# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -32,11 +32,14 @@ EDITORS = "runs/table/tiny-llava/scenes-vqa"
 # %% [markdown]
 # ## One editor, live
 #
-# What is drawn is read from the modules of a loaded editor. Where no trained one is at hand (a
-# fresh clone), one is trained for a few steps here: it is made of the same parts, but does not
-# yet edit well.
+# The drawing is made from the modules of a loaded editor. Without a trained one (in a fresh clone),
+# one is trained here for a few steps: it has the same parts, but does not edit well yet.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import tempfile
 from pathlib import Path
 
@@ -54,28 +57,28 @@ if has_editor(setting, "dualedit"):
     editor = load_editor(setting, "dualedit", vlm)
     print(f"trained for {editor.trained['training']['steps']} steps")
 else:
-    few = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, limit=24)
+    few = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, limit=4)
     with tempfile.TemporaryDirectory() as out:
-        editor = DualEdit.train(vlm, few, layers={"text": [1], "visual": [1]}, out=out, steps=5)
-    print(f"TRAINED FOR 5 STEPS ONLY. {training_hint(setting, 'dualedit')}")
+        editor = DualEdit.train(vlm, few, layers={"text": [1], "visual": [1]}, out=out, steps=2)
+    print(f"TRAINED FOR 2 STEPS ONLY. {training_hint(setting, 'dualedit')}")
 parts = structure(editor)
 display(parts["sites"].T)
 display(parts["gate"])
 display(parts["losses"])
 
 # %% [markdown]
-# And what it does: for the inputs of four edits whether the gate opens, which share of its
-# positions each adapter writes, and whether any other position or the output changes.
+# Its effect on the inputs of four edits: whether the gate opens, which share of its positions each
+# adapter writes, and whether any other position or the output changes.
 
 # %%
 pd.set_option("display.width", 120)
-watched = effects(vlm, editor, list(attrib.data.load(DATA, SPLIT, limit=4)))
-watched.groupby("input").mean(numeric_only=True).round(2)
+measured_effects = effects(vlm, editor, list(attrib.data.load(DATA, SPLIT, limit=4)))
+measured_effects.groupby("input").mean(numeric_only=True).round(2)
 
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of a trained editor and 100 edits; measured anew where the parameters are others.
+# The committed numbers of a trained editor and 100 edits; measured if the parameters differ.
 
 # %%
 figure = figures.find("dualedit_figure_3")

@@ -13,16 +13,16 @@
 # ---
 
 # %% [markdown]
-# # DualEdit, Figure 4: can a gate tell an edit from other inputs?
+# # DualEdit, Figure 4: can a gate separate an edit from other inputs?
 #
-# **The original's claim.** The cosine similarity of last-token states tells rephrases and other pictures of an edit
-# from unrelated inputs, so that a threshold can gate the edit; similarities of mean visual
+# **The original's claim.** The cosine similarity of last-token states separates rephrases and other pictures of
+# an edit from unrelated inputs, so that a threshold can gate the edit; similarities of mean visual
 # and mean text states overlap and cannot.
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
 # files, SPLIT = "vqa-train", EDITORS = the folder with their trained
-# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured anew.
+# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -33,10 +33,14 @@ EDITORS = "runs/table/tiny-llava/scenes-vqa"
 # ## A few samples, live
 #
 # The states of an edit's request are compared with those of the inputs it covers and of those it
-# must leave alone. `target_last` is what the published program compares: it is read behind the
-# gold answer, so it knows what the gate is to decide about.
+# must leave alone. `target_last` is what the published code compares: it is the state after
+# the gold answer, so it leaks what the gate should decide about.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 from pathlib import Path
 
 import pandas as pd
@@ -71,7 +75,7 @@ pd.DataFrame(rows, index=[sample.id for sample in data]).T.round(4)
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 edits with all of their inputs; measured anew where the parameters are others.
+# The committed numbers of 100 edits with all of their inputs; measured if the parameters differ.
 
 # %%
 figure = figures.find("dualedit_figure_4")

@@ -21,7 +21,7 @@
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
-# files, SPLIT = "vqa-train", and the grid that `attrib grid` trained of it. All numbers below are then measured anew.
+# files, SPLIT = "vqa-train", and the grid that `attrib grid` trained of it. All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -30,11 +30,16 @@ LIMIT = 100
 # %% [markdown]
 # ## One cell, live
 #
-# Each cell is an editor of its own: adapters at one text and one visual layer, trained on the
-# same edits for the same number of steps, and scored without a gate and behind one that all cells share. Here a single cell on a few edits, for
-# a few steps, so its numbers say nothing yet; `attrib grid` trains the whole.
+# Each cell is a separate editor: adapters at one text and one visual layer, trained on the same
+# edits for the same number of steps, and scored without a gate and behind one that all cells share.
+# Here a single cell is trained on a few edits for a few steps, so its numbers mean nothing yet;
+# `attrib grid` trains all cells.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import tempfile
 
 import attrib
@@ -44,11 +49,11 @@ from editors.evaluation.layer_grid import cells, grid
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT)
 vlm = attrib.load(MODEL)
-samples = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, limit=24)
-test = attrib.data.load(DATA, SPLIT, limit=8)
+samples = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, limit=4)
+test = attrib.data.load(DATA, SPLIT, limit=4)
 with tempfile.TemporaryDirectory() as out:
     wanted = cells([], [], [(1, 1)], [0])
-    config = DualEdit.config_class.from_preset(vlm, steps=8)
+    config = DualEdit.config_class.from_preset(vlm, steps=2)
     found = grid(DualEdit, vlm, samples, test, wanted, out, config, print)
 display(found)
 

@@ -5,39 +5,61 @@ The .ipynb files are made from the .py files; edit those. Without names, all of 
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # before a kernel is started: bars are no result
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # progress bars are not part of the output
 
 import jupytext
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 
 
 def sources() -> list[Path]:
-    """The notebooks' sources: all files here but this one."""
+    """Return the notebooks' sources: all files here but this one."""
     return sorted(set(HERE.glob("*.py")) - {Path(__file__)})
 
 
-def executed(source: Path) -> nbformat.NotebookNode:
-    """The notebook of a source with its outputs: no clock times, no random ids, no log lines."""
+@contextmanager
+def kernel() -> Iterator[KernelManager]:
+    """Start one kernel for all notebooks, so that imports are paid for once."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(HERE))
+    try:
+        yield manager
+    finally:
+        manager.shutdown_kernel(now=True)
+
+
+def executed(source: Path, manager: KernelManager) -> nbformat.NotebookNode:
+    """Return the notebook of a source with outputs, without times, random ids and log lines."""
     notebook = jupytext.read(source)
-    NotebookClient(
-        notebook, timeout=300, kernel_name="python3", record_timing=False,
-        resources={"metadata": {"path": str(HERE)}},
-    ).execute()  # fmt: skip
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"
+    reset = nbformat.v4.new_code_cell("%reset -f")
+    notebook.cells.insert(0, reset)
+    client = NotebookClient(notebook, km=manager, timeout=300, record_timing=False)
+    client.execute(cleanup_kc=False)
+    notebook.cells.remove(reset)
+    number = 0
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index}"
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    kernel = notebook.metadata["kernelspec"]
-    notebook.metadata = {"kernelspec": kernel, "jupytext": {"formats": "ipynb,py:percent"}}
+            number += 1
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.execution_count = number
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = number
+    kernelspec = notebook.metadata["kernelspec"]
+    notebook.metadata = {"kernelspec": kernelspec, "jupytext": {"formats": "ipynb,py:percent"}}
     return nbformat.from_dict(notebook)
 
 
 if __name__ == "__main__":
-    for path in [HERE / f"{name}.py" for name in sys.argv[1:]] or sources():
-        nbformat.write(executed(path), path.with_suffix(".ipynb"))
-        print(path.with_suffix(".ipynb"))
+    with kernel() as running:
+        for path in [HERE / f"{name}.py" for name in sys.argv[1:]] or sources():
+            nbformat.write(executed(path, running), path.with_suffix(".ipynb"))
+            print(path.with_suffix(".ipynb"))

@@ -21,7 +21,7 @@
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
-# files, SPLIT = "vqa-train". All numbers below are then measured anew.
+# files, SPLIT = "vqa-train". All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -33,9 +33,13 @@ LIMIT = 100
 # How it is measured: `attrib.contributions` reads the output of each layer's attention and MLP at
 # the last prompt token through the output embedding (Eqs. 3-5); `attrib.heatmaps` adds noise to
 # one visual token at a time and compares what attention writes (Eqs. 6-8). The paper's noise is
-# three standard deviations of the visual states; a tenth leaves the token what it was.
+# three standard deviations of the visual states; a tenth of one keeps the token recognisable.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import pandas as pd
 
 import attrib
@@ -58,7 +62,7 @@ if grid is not None:  # a Q-Former's queries have no place in the image
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 samples; measured anew where the parameters are others.
+# The committed numbers of 100 samples; measured if the parameters differ.
 
 # %%
 figure = figures.find("visedit_figure_1")
@@ -71,7 +75,7 @@ figures.show(figure, measured)
 
 # %%
 display(measured.tables["contributions"].groupby("layer").mean(numeric_only=True).round(3))
-if "pointing" in measured.tables:  # where the truth is known
+if "pointing" in measured.tables:  # if there is ground truth
     display(measured.tables["pointing"].groupby("layer").mean(numeric_only=True).round(2))
 
 # %% [markdown]

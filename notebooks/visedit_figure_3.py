@@ -22,7 +22,7 @@
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
 # files, SPLIT = "vqa-train", EDITORS = the folder with their trained
-# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured anew.
+# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -32,11 +32,15 @@ EDITORS = "runs/table/tiny-llava/scenes-vqa"
 # %% [markdown]
 # ## One sample, live
 #
-# An edit keeps the state of its prompt's last token. The mapper scores every visual token against
-# it; after the sigmoid that is how strongly the token is moved, from 0 to 1. The heatmap beside
-# it is what the mapper is taught with: the mean of the layers behind the adapter.
+# An edit stores the state of the last token of its prompt. The mapper scores every visual token
+# against it; the sigmoid of the score is how strongly the token is changed, from 0 to 1. The heatmap
+# beside it is the training target of the mapper: the mean over the layers after the adapter.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 from pathlib import Path
 
 import pandas as pd
@@ -65,7 +69,7 @@ else:
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 edits; measured anew where the parameters are others.
+# The committed numbers of 100 edits; measured if the parameters differ.
 
 # %%
 figure = figures.find("visedit_figure_3")

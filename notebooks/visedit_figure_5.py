@@ -20,7 +20,7 @@
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
-# files, SPLIT = "vqa-train". All numbers below are then measured anew.
+# files, SPLIT = "vqa-train". All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -30,9 +30,13 @@ LIMIT = 100
 # ## A few samples, live
 #
 # How it is measured: as in Figure 1, with `attrib.contributions`. With the final norm frozen at
-# its true statistics, the same outputs are shares of the logit and sum to it: the check below.
+# its true statistics, the same outputs sum to the logit: the check below.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import pandas as pd
 
 import attrib
@@ -54,7 +58,7 @@ for name in OTHERS if MODEL == "tiny-llava" else [MODEL]:
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 samples; measured anew where the parameters are others.
+# The committed numbers of 100 samples; measured if the parameters differ.
 
 # %%
 figure = figures.find("visedit_figure_5")

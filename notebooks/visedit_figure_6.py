@@ -21,7 +21,7 @@
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
-# files, SPLIT = "vqa-train". All numbers below are then measured anew.
+# files, SPLIT = "vqa-train". All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -34,6 +34,10 @@ LIMIT = 100
 # token is the first one of the answer to the sample's unrelated question (its visual locality).
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import pandas as pd
 import torch
 
@@ -55,7 +59,7 @@ pd.DataFrame(means).rename_axis("layer").round(3)
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 samples; measured anew where the parameters are others.
+# The committed numbers of 100 samples; measured if the parameters differ.
 
 # %%
 figure = figures.find("visedit_figure_6")

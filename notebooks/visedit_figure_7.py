@@ -21,7 +21,7 @@
 
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
-# files, SPLIT = "vqa-train". All numbers below are then measured anew.
+# files, SPLIT = "vqa-train". All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -30,11 +30,15 @@ LIMIT = 100
 # %% [markdown]
 # ## A few samples, live
 #
-# How it is measured: `attrib.heatmaps`, for all layers in one pass. Where the truth is known (the
-# embedded scenes), the hottest visual token can be held against the object asked about; chance is
+# How it is measured: `attrib.heatmaps`, for all layers in one pass. For data with ground truth (the
+# embedded scenes), the hottest visual token can be compared with the object asked about; chance is
 # the object's share of the tokens.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 import attrib
 import figures
 
@@ -50,7 +54,7 @@ for noise in (3.0, 0.1):
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 samples; measured anew where the parameters are others.
+# The committed numbers of 100 samples; measured if the parameters differ.
 
 # %%
 figure = figures.find("visedit_figure_7")
@@ -63,7 +67,7 @@ figures.show(figure, measured)
 
 # %%
 display(measured.tables["samples"][["example", "prompt", "answer"]])
-if "pointing" in measured.tables:  # where the truth is known
+if "pointing" in measured.tables:  # if there is ground truth
     display(measured.tables["pointing"].groupby("layer").mean(numeric_only=True).round(2))
 
 # %% [markdown]

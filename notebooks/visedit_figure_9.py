@@ -22,7 +22,7 @@
 # %%
 # A real model and real data: MODEL = "llava-hf/llava-1.5-7b-hf", DATA = the folder with the E-VQA
 # files, SPLIT = "vqa-train", EDITORS = the folder with their trained
-# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured anew.
+# `visedit-seed-0` and `dualedit-seed-0`. All numbers below are then measured.
 MODEL = "tiny-llava"
 DATA = "scenes-vqa"
 SPLIT = "validation"
@@ -32,10 +32,14 @@ EDITORS = "runs/table/tiny-llava/scenes-vqa"
 # %% [markdown]
 # ## One edit, live
 #
-# The same heatmap, `attrib.heatmaps`, in the model as it is and inside `edit.applied`. As in the
-# paper, no gate stands in front of the edit.
+# The same heatmap, `attrib.heatmaps`, in the unedited model and inside `edit.applied`. As in the
+# paper, the edit has no gate.
 
 # %%
+import sys
+
+sys.path.insert(0, "..")  # `figures` is part of the repository, not of the package
+
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +70,7 @@ else:
 # %% [markdown]
 # ## The figure
 #
-# The committed numbers of 100 edits; measured anew where the parameters are others.
+# The committed numbers of 100 edits; measured if the parameters differ.
 
 # %%
 figure = figures.find("visedit_figure_9")

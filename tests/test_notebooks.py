@@ -1,9 +1,7 @@
-"""Notebooks: one per figure, in step with their sources, with outputs and without errors.
-
-That they run is what `pytest --nbmake notebooks` shows, in `make test`.
-"""
+"""Notebooks: the quickstart and one per figure, in step with their sources, and all of them run."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from figures import find, names
 jupytext = pytest.importorskip("jupytext", reason="un-skip with pip install attrib[dev]")
 nbformat = pytest.importorskip("nbformat")
 FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = ("quickstart", *names())
 
 
 def notebook(name):
@@ -27,30 +26,47 @@ def cells(book):
     return [(cell.cell_type, cell.source) for cell in book.cells]
 
 
+def outputs(book):
+    return [output for cell in book.cells for output in cell.get("outputs", ())]
+
+
+def code(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
 def test_every_figure_has_a_notebook_and_every_notebook_a_figure():
     for kind in ("py", "ipynb"):
-        assert {path.stem for path in FOLDER.glob(f"*.{kind}")} - {"execute"} == set(names())
+        stems = {path.stem for path in FOLDER.glob(f"*.{kind}")} - {"execute"}
+        assert stems == set(NOTEBOOKS)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_is_its_source_with_outputs(name):
     book = notebook(name)
     assert cells(book) == cells(source(name))
-    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
-    assert not [output for output in outputs if output.output_type == "error"]
-    assert [output for output in outputs if "image/png" in output.get("data", {})]
+    assert not [output for output in outputs(book) if output.output_type == "error"]
+    assert [output for output in outputs(book) if "image/png" in output.get("data", {})]
+    shown = [output.get("text") or output["data"].get("text/plain", "") for output in outputs(book)]
+    assert not re.search(r"/(home|root|tmp|work)/", "".join(shown))
 
 
 @pytest.mark.parametrize("name", names())
 def test_a_notebook_begins_with_the_claim_and_ends_with_the_verdict(name):
     book = notebook(name)
-    first, parameters = book.cells[0], _code(book)[0]
+    first, parameters = book.cells[0], code(book)[0]
     assert " ".join(find(name).claim.split()) in " ".join(first.source.split())
     assert re.search(r'^MODEL = "tiny-', parameters.source, re.MULTILINE)
     assert "llava-hf/llava-1.5-7b-hf" in parameters.source
-    said = "".join(output.get("text", "") for output in _code(book)[-1].outputs)
-    assert re.search(r"(holds|does not hold|cannot be told) here: ", said)
+    printed = "".join(output.get("text", "") for output in code(book)[-1].outputs)
+    assert re.search(r"(holds|does not hold|cannot be told) here: ", printed)
 
 
-def _code(book):
-    return [cell for cell in book.cells if cell.cell_type == "code"]
+@pytest.mark.timeout(900)  # a minute of work, for a machine that is busy
+def test_all_notebooks_run_in_one_kernel(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "execute", raising=False)
+    import execute
+
+    with execute.kernel() as kernel:
+        for path in execute.sources():  # an error in a cell is raised here
+            assert outputs(execute.executed(path, kernel)), path.name

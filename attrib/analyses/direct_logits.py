@@ -1,4 +1,4 @@
-"""Direct logit attribution: the key token's logit as a sum over residual writes."""
+"""Direct logit attribution: the logit of the key token as a sum of writes (VisEdit, Eq. 2)."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -4,7 +4,7 @@ Perturbing the state of one token changes, for a query at another position, that
 value and nothing else. With scores s, weights e = exp(s), Z = sum(e) and the output
 a = sum(e v) / Z, swapping token n leads to
 
-    a_n = (sum(e v) - e_n v_n + e'_n v'_n) / (Z - e_n + e'_n)                       (VisEdit, Eq. 7)
+    a_n = (sum(e v) - e_n v_n + e'_n v'_n) / (Z - e_n + e'_n)                       (VisEdit, Eq. 8)
 
 Only the change a_n - a is computed, never by subtracting two large numbers: in logarithms, and for
 the one key that may hold nearly all of Z with the sums over the others taken anew.

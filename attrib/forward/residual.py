@@ -1,4 +1,4 @@
-"""The residual stream of a forward pass as a sum of writes, at one position per example."""
+"""The residual stream at one position per example as a sum of writes (VisEdit, Eq. 1)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -81,7 +81,7 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
 
 @dataclass(eq=False)
 class AdapterObjective(EditObjective):
-    """The loss of adapters on edits (VisEdit Eqs. 12-15, DualEdit App. A).
+    """The loss of adapters on edits (VisEdit Eqs. 12-15, DualEdit Eq. 5 and App. A).
 
     Attributes:
         sites: The adapters; the inputs are run up to the first one.
