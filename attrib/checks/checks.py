@@ -14,8 +14,9 @@ from attrib.forward.attention import AttentionCall, attention_rows, capture_atte
 from attrib.forward.hooks import gather_positions, read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
-from attrib.model.batch import Batch, Span
+from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.vocabulary import Span
 
 
 class CheckFailed(Exception):

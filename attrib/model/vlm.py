@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,6 +35,7 @@ from attrib.model.encoding import (
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
 from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
+from attrib.vocabulary import Padding, Template
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,8 +139,8 @@ class VLM:
         prompts: Sequence[str],
         targets: Sequence[str] | None = None,
         *,
-        template: Literal["raw", "chat"] = "raw",
-        padding_side: Literal["left", "right"] = "left",
+        template: Template = "raw",
+        padding_side: Padding = "left",
     ) -> Batch:
         """Encode prompts with their images as one batch.
 
@@ -222,9 +223,8 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
         special = self.components.image_token_id, source.bos_token_id
-        return token_spans(ids, real, *special, target_lengths)
+        return token_spans(inputs, *special, target_lengths)
 
     @cached_property
     def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:
