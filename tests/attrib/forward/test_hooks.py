@@ -21,6 +21,10 @@ def _no_grad():
         yield
 
 
+def copied(vlm):
+    return VLM(copy.deepcopy(vlm.model), vlm.processor, vlm.name)
+
+
 def num_hooks(vlm):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
 
