@@ -15,28 +15,20 @@ IMAGE, BOS, FIRST_WORD = 3, 1, 5
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaVA-like model and of one prompt; the defaults fit two CPU cores.
+    """Sizes of a LLaVA-like model and of one prompt; the defaults fit two CPU cores."""
 
-    Attributes:
-        side: rows and columns of visual tokens.
-        text: number of text tokens.
-        layers: of the language model, as are the following.
-        width: of the hidden states.
-        heads: of the attention.
-        vocab: number of words.
-    """
-
-    side: int = 24
+    side: int = 24  # rows and columns of visual tokens
     text: int = 40
-    layers: int = 8
-    width: int = 512
-    heads: int = 8
-    vocab: int = 4096
 
     @property
     def visual(self) -> int:
         """Number of visual tokens."""
         return self.side**2
+
+    layers: int = 8
+    width: int = 512
+    heads: int = 8
+    vocab: int = 4096
 
 
 # LLaVA-1.5-7B: Vicuna-7B behind CLIP ViT-L/14 at 336 pixels.

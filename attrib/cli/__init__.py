@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from attrib.pipeline.registry import ANALYSES
@@ -98,7 +98,7 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         panel, _, text = COMMANDS[cmd_name]
-        return typer.core.TyperCommand(cmd_name, help=text, rich_help_panel=panel)
+        return TyperCommand(cmd_name, help=text, rich_help_panel=panel)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command to run, imported now."""

@@ -2,9 +2,10 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
+from pydantic import create_model
 
 from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.outputs import (
@@ -35,11 +36,10 @@ def add_to(app: typer.Typer, name: str) -> None:
 
 def command_options(cls: "type[Analysis]") -> type[AnalysisOptions]:
     """The options of an analysis's command: its own, and those that all analyses share."""
-    own: type[MeasureOptions] = cls.Options
+    own: Any = cls.Options
     if own is MeasureOptions:
         return AnalysisOptions
-    body = {"__module__": __name__, "__doc__": own.__doc__}
-    return cast(type[AnalysisOptions], type(own.__name__, (own, AnalysisOptions), body))
+    return create_model(own.__name__, __base__=(own, AnalysisOptions), __doc__=own.__doc__)
 
 
 def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:

@@ -32,13 +32,14 @@ class Faithfulness(Analysis[NoiseOptions]):
         """See `attrib.analyses.pointing_game.measure_faithfulness`."""
         from attrib.analyses.pointing_game import measure_faithfulness
         from attrib.data.scenes.ground_truth import ground_truths
+        from attrib.pipeline.source import as_data
 
         how = self.options.perturbation()
         little = replace(how, noise=LITTLE_NOISE, unit="std")
         methods = {"heatmap": how}
         if how != little:
             methods[f"heatmap, noise {LITTLE_NOISE}"] = little
-        return partial(measure_faithfulness, truths=ground_truths(samples), how=methods)
+        return partial(measure_faithfulness, truths=ground_truths(as_data(samples)), how=methods)
 
     def plots(self, result: "Result") -> Plots:
         """Pointing-game hits, AUC against all cells, AUC against other objects."""

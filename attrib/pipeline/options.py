@@ -69,7 +69,7 @@ class Options(BaseModel):
     @classmethod
     def former_names(cls) -> dict[str, str]:
         """Former name -> present name of the options that were renamed."""
-        extras = {n: field.json_schema_extra or {} for n, field in cls.model_fields.items()}
+        extras: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in cls.model_fields.items()}
         return {extra["alias"]: n for n, extra in extras.items() if extra.get("alias")}
 
     @classmethod

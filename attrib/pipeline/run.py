@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from pydantic import ValidationError
 
 from attrib.errors import AttribError, SetupError
@@ -46,7 +47,8 @@ def run(
 
     Returns:
         The main table; `result.tables` has the others, `result.quarantined` the rows that could
-        not be used. In a run of several processes, only the first returns a complete result.
+        not be used. In a run of several processes, only the first returns
+        any rows.
 
     Raises:
         AttribError: No such analysis or option, or the analysis refuses every sample.
@@ -142,7 +144,8 @@ def save_quarantined(quarantined: Sequence["Quarantined"], out: Path) -> list[Pa
 def _complete(run: Run, analysis: Analysis, *, save: bool = False) -> Result:
     result = execute(run, analysis)
     if result is None:
-        return Result(analysis.name, _NO_ROWS.copy(), run.manifest)
+        rows = pd.DataFrame({"example": [], "value": []})
+        return Result(analysis.name, rows, run.manifest)
     if save:
         save_tables(result, run.out)
         save_quarantined(result.quarantined, run.out)

@@ -17,14 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import count
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 Split = Literal["train", "validation", "test", "backbone"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 GRID = 3
 IMAGE_SIZE = 96
@@ -45,12 +44,12 @@ PLACES = (  # row by row: the index is the cell
     *("west", "center", "east"),
     *("southwest", "south", "southeast"),
 )
+SAMPLE_IMAGE = "scenes/949_0.png"
+_IMAGE_NAME = re.compile(r"^scenes/(\d{1,12})_(\d{1,6})\.png$")
 _BUCKETS: dict[Split, int] = {"test": 1, "validation": 1, "train": 3, "backbone": 5}
 _SPLIT_OF_BUCKET: tuple[Split, ...] = tuple(
     split for split, count in _BUCKETS.items() for _ in range(count)
 )
-SAMPLE_IMAGE = "scenes/949_0.png"
-_IMAGE_NAME = re.compile(r"^scenes/(\d{1,12})_(\d{1,6})\.png$")
 
 
 @dataclass(frozen=True)

@@ -48,19 +48,19 @@ class Packed:
         ids: token ids.
         positions: position ids.
         mask: True where a query may attend to a key.
+        kinds: of the segments of each row.
         labels: the next token where it is an answer token, else -100.
         weights: of the labels in the loss.
         segments: index in the row of the segment that predicts here, else -1.
-        kinds: of the segments of each row.
     """
 
     ids: Int[Tensor, "row pos"]
     positions: Int[Tensor, "row pos"]
     mask: Bool[Tensor, "row 1 pos pos"]
+    kinds: list[list[str]]
     labels: Int[Tensor, "row pos"]
     weights: Float[Tensor, "row pos"]
     segments: Int[Tensor, "row pos"]
-    kinds: list[list[str]]
 
 
 def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) -> Packed:
@@ -102,7 +102,7 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
             segments[r, predicts] = len(kinds[-1]) - 1
             at = end
     mask = _mask(owner, sees)
-    return Packed(ids, positions, mask, labels, weights, segments, kinds)
+    return Packed(ids, positions, mask, kinds, labels, weights, segments)
 
 
 def _mask(

@@ -44,24 +44,24 @@ class Recipe:
         align_steps: of vision pre-training.
         rows: packed rows per step.
         length: positions of a row.
+        language_from: embedded backbone whose language model is the starting point.
         learning_rate: at its peak.
         warmup: steps until then.
         hold: steps in the last stage before the learning rate decays.
         decay: steps over which it decays to zero.
         memory: factor of the running accuracy per step; 0.97 averages about 30 steps.
-        language_from: embedded backbone whose language model is the starting point.
     """
 
     seed: int = 0
     align_steps: int = 400
     rows: int = 32
     length: int = 272
+    language_from: str | None = None
     learning_rate: float = 2e-3
     warmup: int = 50
     hold: int = 450
     decay: int = 600
     memory: float = 0.97
-    language_from: str | None = None
 
 
 @dataclass

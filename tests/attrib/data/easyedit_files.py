@@ -1,4 +1,4 @@
-"""Small folders in the E-VQA / E-IC layout, with pictures, and the real files where they are."""
+"""Small folders in the E-VQA / E-IC layout with images, and the published files if present."""
 
 import json
 import os

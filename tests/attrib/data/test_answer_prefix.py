@@ -29,7 +29,7 @@ def test_words_move_from_the_answer_to_the_prompt(words, prompt, target):
     assert sample.id == "c-0"
 
 
-def test_answers_that_are_too_short_are_set_aside_by_name():
+def test_answers_that_are_too_short_are_quarantined():
     made = add_answer_prefix(captions("a star", "star", ""), 1)
     assert [s.request.target for s in made] == ["star"]
     assert [q.row for q in made.quarantined] == [1, 2]
@@ -37,7 +37,7 @@ def test_answers_that_are_too_short_are_set_aside_by_name():
     assert made.provenance["answer_prefix"] == 1
 
 
-def test_scenes_are_led_from_the_command_line():
+def test_the_option_moves_words_of_captions_to_the_prompt():
     options = AnalysisOptions(data="scenes-captions", split="test", limit=2, lead=1)
     plain = data.load("scenes-captions", split="test", limit=2)
     for led, sample in zip(load_samples(options), plain, strict=True):
@@ -47,7 +47,7 @@ def test_scenes_are_led_from_the_command_line():
         assert led.request.image.tobytes() == sample.request.image.tobytes()
 
 
-def test_an_edit_is_judged_by_its_whole_answer():
+def test_edits_are_evaluated_on_the_whole_answer():
     with pytest.raises(ValueError, match="answer_prefix"):
         EvaluateOptions(answer_prefix=1)
 
@@ -60,11 +60,11 @@ def test_an_edit_is_judged_by_its_whole_answer():
     (["a red star"] * 9, 0),  # too few to tell
     ([], 0),
 ])  # fmt: skip
-def test_words_that_most_answers_share_are_given(targets, words):
+def test_the_prefix_that_most_answers_share_is_found(targets, words):
     assert shared_prefix_length(captions(*targets)) == words
 
 
-def test_analyses_of_captions_look_at_the_word_behind_the_article_unless_told_otherwise():
+def test_analyses_of_captions_read_the_word_after_the_article_by_default():
     options = {"data": "scenes-captions", "split": "test", "limit": 12}
     told = load_samples(AnalysisOptions(**options, lead=0))
     led, plain = (next(iter(some)) for some in (load_samples(AnalysisOptions(**options)), told))

@@ -1,4 +1,4 @@
-"""The report on a folder: planted oddities are counted, and the real files are as published."""
+"""The check of a folder: planted oddities are counted, and the real files are as published."""
 
 import json
 from dataclasses import asdict
@@ -151,7 +151,7 @@ def test_malformed_rows_are_named_and_the_others_counted(tmp_path):
     assert f"Malformed rows of {path}: 2\n- row 1: alt: is missing\n- and 1 more" in text
 
 
-def test_a_file_that_is_no_json_is_named_and_the_others_are_checked(tmp_path):
+def test_a_file_that_is_not_json_is_named_and_the_others_are_checked(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row()], caption_train=[row()])
     path = root / "vqa" / "vqa_train.json"
     path.write_text(path.read_text()[:50])
@@ -204,7 +204,7 @@ def test_what_two_splits_share_is_counted_in_rows():
     }
 
 
-def test_overlaps_are_told_for_every_pair_of_files_of_a_task(tmp_path):
+def test_overlaps_are_reported_for_every_pair_of_files_of_a_task(tmp_path):
     root = write_folder(
         tmp_path, vqa_train=[row(0), row(1)], vqa_eval=[row(1)], caption_eval=[row(0)]
     )
@@ -244,7 +244,7 @@ def test_missing_and_broken_pictures_are_found_when_a_root_is_given(tmp_path):
     assert header is not None and list(header["broken"]) == ["val/1.png"]
 
 
-def test_a_table_survives_what_rows_may_hold(tmp_path):
+def test_tables_escape_the_content_of_rows(tmp_path):
     nasty = "a|b <script>alert(1)</script>\nc"
     root = write_folder(tmp_path, vqa_train=[row(0, alt=nasty), row(1, alt=nasty)])
     text = check(root).to_markdown()
@@ -252,6 +252,6 @@ def test_a_table_survives_what_rows_may_hold(tmp_path):
     assert "<script" not in text
 
 
-def test_the_report_is_made_of_what_json_holds(tmp_path):
+def test_the_report_is_serialisable(tmp_path):
     report = check(write_folder(tmp_path, vqa_train=[row(0), row(1, alt="")], vqa_eval=[row(0)]))
     assert json.loads(json.dumps(asdict(report), allow_nan=False))["folder"] == report.folder

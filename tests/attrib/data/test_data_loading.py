@@ -1,4 +1,4 @@
-"""Loading by name: every row read, bad ones set aside by name, files refused in one line."""
+"""Loading by name: every row read, bad ones quarantined, files refused in one line."""
 
 import json
 
@@ -59,7 +59,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_set_aside_by_name_and_the_others_stay(tmp_path, name):
+def test_a_bad_row_is_quarantined_and_the_others_stay(tmp_path, name):
     wrong, field, reason = BAD[name]
     root = write_folder(tmp_path, vqa_train=[row(0), wrong, row(2)])
     data = load(root, "vqa-train")
@@ -77,7 +77,7 @@ def test_a_bad_row_is_set_aside_by_name_and_the_others_stay(tmp_path, name):
         (b"<html>no</html>", "not an image (starts with '<html'"),
     ],
 )
-def test_a_broken_picture_sets_its_row_aside(tmp_path, content, reason):
+def test_a_broken_image_quarantines_its_row(tmp_path, content, reason):
     root = write_folder(tmp_path, vqa_train=[row(0), row(1)])
     (root / "images" / "val" / "1.png").write_bytes(content)
     data = load(root, "vqa-train")
@@ -85,7 +85,7 @@ def test_a_broken_picture_sets_its_row_aside(tmp_path, content, reason):
     assert data.quarantined[0].reason.startswith(f"'val/1.png': {reason}")
 
 
-def test_a_picture_that_is_cut_off_is_named_on_touch(tmp_path):
+def test_a_truncated_image_is_named_on_access(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row(0), row(1)])
     path = root / "images" / "val" / "1.png"
     Image.effect_noise((64, 64), 50).save(path)
@@ -99,7 +99,7 @@ def test_a_picture_that_is_cut_off_is_named_on_touch(tmp_path):
     assert str(error.value).startswith(f"{file}: row 1: image: 'val/1.png': truncated or damaged (")
 
 
-def test_rows_need_the_pictures_that_the_caller_needs(tmp_path):
+def test_rows_need_the_images_that_the_caller_needs(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row(i) for i in range(4)])
     (root / "images" / "rephrase" / "1.png").unlink()
     (root / "images" / "val" / "102.png").unlink()
@@ -130,7 +130,7 @@ def test_a_limit_that_reads_nothing_is_refused(tmp_path, limit):
     )
 
 
-def test_a_limit_beyond_the_end_reads_all_and_says_so(tmp_path):
+def test_a_limit_beyond_the_end_reads_all_rows(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row(i) for i in range(4)])
     for limit in (4, 5, None):
         data = load(root, "vqa-train", limit=limit)
@@ -144,7 +144,7 @@ def test_an_empty_file_of_rows_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
-def test_json_that_is_cut_off_is_refused_with_line_and_offset(tmp_path, keep):
+def test_truncated_json_is_refused_with_line_and_offset(tmp_path, keep):
     root = write_folder(tmp_path, vqa_train=[row(i) for i in range(4)])
     path = root / "vqa" / "vqa_train.json"
     text = json.dumps([row(i) for i in range(4)], indent=1)
@@ -171,14 +171,14 @@ def test_json_that_is_cut_off_is_refused_with_line_and_offset(tmp_path, keep):
         (b"3", "holds a number; expected a list of rows"),
     ],
 )
-def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path, content, expected):
+def test_a_file_that_is_not_a_list_of_rows_is_refused(tmp_path, content, expected):
     root = write_folder(tmp_path, vqa_train=[row()])
     path = root / "vqa" / "vqa_train.json"
     path.write_bytes(content)
     assert refused(SetupError, root, "vqa-train").startswith(f"{path}: {expected}")
 
 
-def test_what_there_is_not_is_answered_with_what_there_is(tmp_path):
+def test_a_wrong_name_is_answered_with_the_existing_ones(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row()], caption_train=[row()])
     assert refused(AttribError, "no-such", "train") == (
         "no data 'no-such'; choose from scenes-vqa, scenes-captions, or give a folder with "
@@ -198,14 +198,14 @@ def test_what_there_is_not_is_answered_with_what_there_is(tmp_path):
     )
 
 
-def test_pictures_come_from_the_image_root(tmp_path):
+def test_images_come_from_the_image_root(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row()])
     moved = (root / "images").rename(tmp_path / "photos")
     assert len(load(root, "vqa-train")) == 0
     assert len(load(root, "vqa-train", image_root=moved)) == 1
 
 
-def test_a_link_out_of_the_image_root_sets_the_row_aside(tmp_path):
+def test_a_link_out_of_the_image_root_quarantines_the_row(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row(0), row(1)])
     outside = (root / "images" / "val" / "1.png").rename(tmp_path / "1.png")
     (root / "images" / "val" / "1.png").symlink_to(outside)
@@ -250,7 +250,7 @@ def test_disjoint_removes_the_locality_items_of_the_other_split(tmp_path):
     assert [len(s.visual_locality) for s in back] == [1, 0, 1]
 
 
-def test_disjoint_counts_rows_of_the_file_when_some_are_set_aside(tmp_path):
+def test_disjoint_counts_rows_of_the_file_when_some_are_quarantined(tmp_path):
     root = write_folder(
         tmp_path, vqa_train=[row(0, alt=""), row(1), row(2)], vqa_eval=[row(2), "no row"]
     )
@@ -266,7 +266,7 @@ def test_disjoint_needs_the_other_file(tmp_path):
     )
 
 
-def test_the_provenance_says_which_bytes_were_read(tmp_path):
+def test_the_provenance_identifies_the_file(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row(0)])
     first = load(root, "vqa-train").provenance
     assert json.loads(json.dumps(first)) == dict(first)
@@ -275,7 +275,7 @@ def test_the_provenance_says_which_bytes_were_read(tmp_path):
     assert load(root, "vqa-train").provenance["sha256"] != first["sha256"]
 
 
-def test_many_rows_with_one_picture_check_it_once(tmp_path, monkeypatch):
+def test_an_image_of_many_rows_is_checked_once(tmp_path, monkeypatch):
     root = write_folder(tmp_path, vqa_train=[row(0) for _ in range(20)])
     asked = []
     check = loading.check_inside
@@ -307,19 +307,19 @@ class TestScenes:
             prompts = [request.prompt for request in sample.hard_locality]
             assert prompts == [item["prompt"] + " The answer is:" for item in drawn["hard"]]
 
-    def test_captions_are_asked_for_without_a_suffix(self):
+    def test_caption_prompts_have_no_suffix(self):
         data = load("scenes-captions", "train", limit=2)
         rows = edit_rows("captions", "train")
         assert [s.request.prompt for s in data] == [row["src"] for row in rows[:2]]
         assert data[0].hard_locality[0].prompt == rows[0]["hard"][0]["prompt"]
 
-    def test_the_seed_reaches_them(self):
+    def test_the_seed_changes_them(self):
         one, two = (load("scenes-vqa", "test", seed=seed) for seed in (0, 1))
         assert one[0].request.image.tobytes() != two[0].request.image.tobytes()
         assert (one.provenance["seed"], two.provenance["seed"]) == (0, 1)
         assert one.provenance["sha256"] != two.provenance["sha256"]
 
-    def test_their_pictures_are_always_there(self):
+    def test_their_images_always_exist(self):
         assert len(load("scenes-vqa", "test", need=("image", "image_rephrase", "m_loc"))) == 3
 
     def test_their_splits_share_no_locality_item(self):
@@ -359,7 +359,7 @@ print(json.dumps(found))
 """
 
 
-def test_the_real_files_load_whole_and_cleaning_finds_every_quirk():
+def test_the_real_files_load_completely_and_cleaning_finds_every_artefact():
     found = outside(REAL, real_files())
     vqa, caption = found["vqa-train"], found["caption-train"]
     assert (vqa["samples"], caption["samples"]) == (6345, 2849)

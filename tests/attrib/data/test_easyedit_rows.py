@@ -1,4 +1,4 @@
-"""One row: where its fields go, what makes it unusable, what cleaning takes away."""
+"""One row: where its fields go, what makes it unusable, what cleaning removes."""
 
 import pytest
 from easyedit_files import row, without
@@ -78,7 +78,7 @@ def test_hard_items_and_extra_fields_are_kept():
     }
 
 
-def test_a_locality_question_without_a_picture_is_asked_without_one():
+def test_a_locality_question_without_an_image():
     made = sample(row(m_loc=None))
     assert made.visual_locality[0].image is None
     assert made.visual_locality[0].prompt == "What sport is number 0? The answer is:"
@@ -103,7 +103,7 @@ def test_a_missing_field_is_named(field):
     ("value", "kind"),
     [(3, "a number"), (float("nan"), "a number"), ([], "a list"), ({}, "an object")],
 )
-def test_a_field_that_is_no_text_is_named(field, value, kind):
+def test_a_field_that_is_not_text_is_named(field, value, kind):
     assert str(bad(row(**{field: value}))) == f"f.json: row 7: {field}: is {kind}, not text"
 
 
@@ -129,7 +129,7 @@ def test_half_a_character_is_named():
 
 
 @pytest.mark.parametrize(("value", "kind"), [([], "a list"), ("x", "text"), (None, "null")])
-def test_a_row_that_is_no_object_is_named(value, kind):
+def test_a_row_that_is_not_an_object_is_named(value, kind):
     message = f"f.json: row 7: row: is {kind}, not an object with the eleven fields"
     assert str(bad(value)) == message
 
@@ -147,7 +147,7 @@ def test_a_bad_hard_item_is_named(items, message):
     assert str(bad(row(hard=items))) == f"f.json: row 7: {message}"
 
 
-def test_a_picture_that_is_refused_names_file_row_and_field():
+def test_a_refused_image_names_file_row_and_field():
     def refuse(name: str) -> Image.Image:
         raise BadImage(name, "is no good")
 
@@ -165,7 +165,7 @@ def test_a_picture_that_is_refused_names_file_row_and_field():
         assert (error.value.row, error.value.field) == (7, field)
 
 
-def test_the_pictures_of_a_row():
+def test_the_images_of_a_row():
     fields = row(1, hard=[hard()])
     assert image_names(fields) == [
         ("image", "val/1.png"),
@@ -199,12 +199,12 @@ SRC = "What is number 0?"
         ("Rewritten as:", "Rewritten as:"),
     ],
 )
-def test_cleaning_leaves_one_bare_paraphrase(rephrase, clean):
+def test_cleaning_leaves_one_unquoted_paraphrase(rephrase, clean):
     assert clean_row(row(rephrase=rephrase))["rephrase"] == clean
 
 
 @pytest.mark.parametrize("alt", ["A cat. ", "A cat.\n", " A cat."])
-def test_cleaning_takes_the_outer_white_space_of_a_target(alt):
+def test_cleaning_strips_the_target(alt):
     assert clean_row(row(alt=alt))["alt"] == "A cat."
 
 

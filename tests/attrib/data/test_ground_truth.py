@@ -21,7 +21,7 @@ from attrib.errors import AttribError
 SCENE = Scene((SceneObject("star", "red", 0), SceneObject("ring", "blue", 1)))
 
 
-def test_the_object_asked_about_survives_any_wording():
+def test_the_target_object_is_parsed_from_any_wording():
     rng, style = random.Random(0), Style(alias_rate=0.5, nickname_rate=0.5, option_rate=0.5)
     for seed in range(100):
         scene = make_scene(seed)
@@ -42,17 +42,17 @@ def test_the_object_asked_about_survives_any_wording():
         ("What shape is red? A ring, B star, C heart.", "What shape is red?"),
     ],
 )
-def test_words_become_plain(text, plain):
+def test_aliases_and_nicknames_become_plain_words(text, plain):
     assert plain_words(text) == plain
 
 
-def test_the_target_is_what_the_answer_is_read_off():
+def test_the_target_object_determines_the_answer():
     found = parse_question("What shape is left of the ring?", SCENE)
     assert found.target == SCENE.objects[0] and found.answer == "star"
     assert parse_question("How many shapes are there?", SCENE).target is None
 
 
-def test_masks_are_those_of_the_picture_and_the_asked_object_is_its_own():
+def test_masks_fit_the_image_and_the_target_is_one_of_the_objects():
     data = load("scenes-vqa", "test", limit=12)
     truths = ground_truths(data)
     assert set(truths) == {sample.id for sample in data}
@@ -66,7 +66,7 @@ def test_masks_are_those_of_the_picture_and_the_asked_object_is_its_own():
             assert truth.scene.objects[asked] == truth.question.target
 
 
-def test_what_is_no_question_about_a_scene_is_said():
+def test_questions_that_match_no_template_are_refused():
     assert parse_question("Is it raining?", SCENE) is None
     row = {"image": "scenes/1_0.png", "src": "Is it raining?", "pred": "no"}
     with pytest.raises(ValueError, match="matches no question template"):
@@ -77,6 +77,6 @@ def test_what_is_no_question_about_a_scene_is_said():
         ground_truths(load("scenes-captions", "test", limit=1))
 
 
-def test_a_truth_without_a_single_object_says_so():
+def test_counting_has_no_target_object():
     question = parse_question("How many shapes are there?", SCENE)
     assert GroundTruth(SCENE, 0, question, "two").target_object() is None

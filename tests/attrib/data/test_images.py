@@ -1,4 +1,4 @@
-"""Pictures from strangers: what is refused, with which words, and what the rest decodes to."""
+"""Untrusted images: which are refused, with which message, and what the others decode to."""
 
 import io
 import os
@@ -111,7 +111,7 @@ class TestRefusedBeforeDecoding:
         (tmp_path / "folder.jpg").mkdir()
         assert refusal(tmp_path, "folder.jpg", use) == "a folder, not an image file"
 
-    def test_a_pipe_is_not_waited_for(self, tmp_path, use):
+    def test_a_pipe_is_refused_without_blocking(self, tmp_path, use):
         os.mkfifo(tmp_path / "pipe.jpg")
         assert refusal(tmp_path, "pipe.jpg", use) == "a device or a pipe, not an image file"
 
@@ -142,12 +142,12 @@ class TestRefusedBeforeDecoding:
         for name in ("link.png", "folder/outside.png"):
             assert refusal(root, name, use) == f"a link that leads out of the image root {root}"
 
-    def test_a_circle_of_links(self, tmp_path, use):
+    def test_a_loop_of_links(self, tmp_path, use):
         (tmp_path / "a").symlink_to(tmp_path / "b")
         (tmp_path / "b").symlink_to(tmp_path / "a")
         assert refusal(tmp_path, "a", use).startswith("no file can have this name")
 
-    def test_names_that_no_file_has(self, tmp_path, use):
+    def test_impossible_file_names(self, tmp_path, use):
         assert refusal(tmp_path, "a\0b", use).startswith("no file can have this name")
         assert refusal(tmp_path, "\ud800", use).startswith("no file can have this name")
 
@@ -196,7 +196,7 @@ def test_no_name_leads_out_of_the_root(tmp_path_factory, parts, joint):
     assert image.getpixel((0, 0)) == (0, 255, 0), "the picture of another folder was opened"
 
 
-def test_the_limit_of_pixels_is_the_callers(tmp_path, put, photo):
+def test_the_pixel_limit_is_an_argument(tmp_path, put, photo):
     name = put(saved(photo, "PNG"))
     assert refusal(tmp_path, name, max_pixels=2399).startswith("2400 pixels, more than the limit")
     assert open_inside(tmp_path, name, max_pixels=2400).size == photo.size
@@ -205,13 +205,13 @@ def test_the_limit_of_pixels_is_the_callers(tmp_path, put, photo):
     check_inside(tmp_path, bomb, max_pixels=400_000_000)
 
 
-def test_settings_of_the_process_are_put_back(tmp_path, put):
+def test_process_settings_are_restored(tmp_path, put):
     before, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
     refusal(tmp_path, put(png_header(20_000, 20_000)), max_pixels=MAX_PIXELS + 1)
     assert before == Image.MAX_IMAGE_PIXELS and list(warnings.filters) == filters
 
 
-def test_a_jpeg_that_is_cut_off_is_found_on_decoding(tmp_path, put, photo):
+def test_a_truncated_jpeg_is_found_by_decoding(tmp_path, put, photo):
     whole = saved(photo, "JPEG")
     name = put(whole[: len(whole) // 2])
     check_inside(tmp_path, name)
@@ -273,7 +273,7 @@ def test_exif_orientation_of_a_jpeg_is_noted(tmp_path, put, photo):
 
 
 @pytest.mark.parametrize("turn", [0, 9, 77])
-def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, put, photo, turn):
+def test_an_unknown_orientation_is_ignored(tmp_path, put, photo, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     assert open_inside(tmp_path, put(saved(photo, "PNG", exif=exif))).size == photo.size
@@ -356,7 +356,7 @@ def test_pixels_without_a_range_are_refused(tmp_path, put, mode):
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "LAB", "HSV", "YCbCr"])
-def test_modes_that_only_programs_make_become_rgb_too(mode):
+def test_modes_without_a_file_format_become_rgb_too(mode):
     assert to_rgb(Image.new(mode, (2, 2))).mode == "RGB"
 
 
@@ -378,7 +378,7 @@ def test_backslashes_are_slashes(tmp_path, put, photo):
     assert open_inside(tmp_path, "val2014\\x.png").size == photo.size
 
 
-def test_a_photo_typed_by_hand_may_lie_anywhere(tmp_path, put, photo, monkeypatch):
+def test_a_typed_path_may_be_anywhere(tmp_path, put, photo, monkeypatch):
     put(saved(photo, "PNG"), "a/x.png")
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "b")
@@ -395,7 +395,7 @@ def test_a_photo_typed_by_hand_may_lie_anywhere(tmp_path, put, photo, monkeypatc
         (png_header(20_000, 20_000), "400000000 pixels, more than the limit of 89478485"),
     ],
 )
-def test_a_photo_typed_by_hand_passes_the_same_gates(tmp_path, content, reason):
+def test_a_typed_path_passes_the_same_checks(tmp_path, content, reason):
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     with pytest.raises(BadImage) as error:
@@ -403,14 +403,14 @@ def test_a_photo_typed_by_hand_passes_the_same_gates(tmp_path, content, reason):
     assert str(error.value).startswith(f"'{path}': {reason}")
 
 
-def test_a_photo_typed_by_hand_that_is_not_there_is_named(tmp_path):
+def test_a_typed_path_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(BadImage, match=r"no\.jpg': no such file$"):
         open_photo(tmp_path / "no.jpg")
     with pytest.raises(BadImage, match="a URL; nothing is downloaded here"):
         open_photo("https://example.org/cat.jpg")
 
 
-def test_a_refusal_can_be_sent_to_another_process():
+def test_a_refusal_can_be_pickled():
     import pickle
 
     error = pickle.loads(pickle.dumps(BadImage("x.jpg", "is bad")))

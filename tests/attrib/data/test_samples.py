@@ -1,4 +1,4 @@
-"""Requests open their image on touch, samples are slices of data, bad rows keep their names."""
+"""Requests open their image on access, samples are slices of data, bad rows keep their names."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ def data(n: int = 5, bad: int = 0) -> EditData:
     return EditData("d", "train", [sample(i) for i in range(n)], rows, {"seed": 0})
 
 
-def test_an_image_is_opened_on_every_touch_and_not_before():
+def test_an_image_is_opened_at_every_access_and_not_before():
     opened = []
 
     def source() -> Image.Image:
@@ -79,7 +79,7 @@ def test_a_request_takes_an_image_a_path_or_nothing(tmp_path):
         assert image is not None and image.tobytes() == picture.tobytes()
 
 
-def test_a_path_is_checked_on_touch():
+def test_a_path_is_checked_on_access():
     request = EditRequest(Path("no/such.jpg"), "a", "b")
     with pytest.raises(BadImage, match=r"'no/such\.jpg': no such file"):
         _ = request.image
@@ -92,7 +92,7 @@ def test_an_image_is_rgb_wherever_it_comes_from():
         assert image is not None and image.getcolors() == [(4, (255, 255, 255))]
 
 
-def test_requests_and_samples_do_not_change():
+def test_requests_and_samples_are_immutable():
     request = EditRequest(None, "a", "b")
     for name in ("prompt", "target", "image", "source"):
         with pytest.raises((FrozenInstanceError, AttributeError)):
@@ -107,7 +107,7 @@ def test_the_repr_of_a_request_shows_the_image_and_not_its_pixels():
     assert "None" in repr(EditRequest(None, "a", "b"))
 
 
-def test_requests_can_be_sent_to_another_process():
+def test_requests_can_be_pickled():
     source = partial(Image.new, "RGB", (2, 2))
     there = pickle.loads(pickle.dumps(EditRequest(source, "a", "b")))
     assert there.prompt == "a" and there.image.size == (2, 2)

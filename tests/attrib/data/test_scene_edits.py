@@ -57,7 +57,7 @@ def test_every_split_has_its_size_and_its_digest_and_every_question_parses_to_it
     assert wrong == {"sizes": [], "digests": [], "questions": []}
 
 
-def test_few_rows_are_made_without_the_others_and_named_by_the_whole_split():
+def test_few_rows_are_made_alone_with_the_digest_of_the_whole_split():
     few = scenes_source("scenes-captions", "validation", 0, 5)
     whole = edit_rows("captions", "validation", limit=10)
     assert few.rows == whole[:5] and few.digest == DIGESTS["captions", "validation"]
@@ -75,7 +75,7 @@ def test_rows_are_the_same_for_the_same_seed_and_differ_for_another(edits):
     assert edit_rows("vqa", "test", seed=1, limit=20) != edits["vqa", "test"][:20]
 
 
-def test_no_scene_of_a_split_stands_in_another_locality_and_captions_included(edits):
+def test_splits_share_no_scene(edits):
     pools = {
         split: {s for task in ("vqa", "captions") for r in edits[task, split] for s in scenes_in(r)}
         for split in SPLITS
@@ -84,7 +84,7 @@ def test_no_scene_of_a_split_stands_in_another_locality_and_captions_included(ed
     assert all(scene.split == split for split, pool in pools.items() for scene in pool)
 
 
-def test_no_text_fact_of_a_split_stands_in_another(edits):
+def test_splits_share_no_text_fact(edits):
     asked = [{r["loc"] for r in edits["vqa", split]} for split in SPLITS]
     assert sum(map(len, asked)) == len(set.union(*asked))
 
@@ -96,7 +96,7 @@ def test_the_target_is_another_answer_of_the_same_kind(edits):
     assert {row["kind"] for row in edits["vqa", "test"]} == set(KINDS)
 
 
-def test_the_rephrase_is_worded_differently(edits):
+def test_the_rephrase_differs(edits):
     assert all(r["src"] != r["rephrase"] for made in edits.values() for r in made)
 
 

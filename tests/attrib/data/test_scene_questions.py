@@ -64,12 +64,12 @@ def test_answers_follow_from_the_scene(kind, form, slots, answer):
         ("relation_shape", (("relation", "above"), ("shape", "star"))),
     ],
 )
-def test_a_question_without_one_answer_is_not_posed(form, slots):
+def test_a_question_without_a_unique_answer_is_none(form, slots):
     assert build_question(SCENE, form, slots) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_asked_question_is_answered_by_an_allowed_answer(kind):
+def test_every_sampled_question_has_an_allowed_answer(kind):
     rng = random.Random(0)
     asked = [
         q for seed in range(300) if (q := sample_question(make_scene(seed), kind, rng, EVERYDAY))
@@ -84,7 +84,7 @@ def test_every_form_has_at_least_four_paraphrases():
     assert all(len(set(group)) >= 4 for group in TEMPLATES.values())
 
 
-def test_aliases_are_different_and_no_syllable_gives_one_away():
+def test_aliases_are_unique_and_share_their_syllables():
     names = [name for group in ALIASES.values() for name in group]
     assert len(set(names)) == len(names) == 2 * len(CONCEPTS)
     for k in range(3):
@@ -92,7 +92,7 @@ def test_aliases_are_different_and_no_syllable_gives_one_away():
         assert len(syllables) < len(names) / 4
 
 
-def test_an_alias_stands_where_the_name_would():
+def test_an_alias_replaces_the_name():
     question = sample_question(make_scene(0), "color", random.Random(1))
     plain = question.text(random.Random(0), PLAIN, template=0)
     hidden = question.text(random.Random(0), Style(alias_rate=1.0), template=0)
@@ -135,7 +135,7 @@ def test_a_multiple_choice_is_answered_by_the_letter_of_the_answer():
     assert min(letters.values()) > 0.25 * letters.total()  # no letter is the better guess
 
 
-def test_options_without_the_answer_make_no_question():
+def test_options_must_contain_the_answer():
     question = build_question(SCENE, "color", (("shape", "star"),))
     assert as_multiple_choice(question, ["red", "green", "white"]) is None
     assert as_multiple_choice(question, ["red", "blue", "white"]).answer == "B"
@@ -147,7 +147,7 @@ def test_a_caption_names_objects_in_reading_order():
     )
 
 
-def test_there_are_enough_facts_and_no_land_is_asked_about_in_two_splits():
+def test_there_are_enough_facts_and_splits_share_no_land():
     assert len(all_facts()) == 4 * NUM_LANDS >= 200
     lands = [{f.land for f in facts(split)} for split in ("train", "validation", "test")]
     assert sum(map(len, lands)) == len(set.union(*lands)) == NUM_LANDS

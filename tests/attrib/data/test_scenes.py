@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from attrib.data.scenes.scene import (
     IMAGE_SIZE,
     PLACES,
     SHAPES,
-    SPLITS,
     Scene,
     SceneObject,
+    Split,
     image_name,
     make_scene,
     open_image,
@@ -66,7 +67,7 @@ def test_masks_stay_inside_their_cell_and_do_not_overlap():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_can_be_told_from_the_others_by_its_mask(shape):
+def test_every_shape_has_a_mask_of_its_own(shape):
     def mask(name):
         return render(Scene((SceneObject(name, "red", 4),)), 0)[1][0]
 
@@ -79,7 +80,7 @@ def test_every_scene_belongs_to_one_split_by_content_alone():
     scene = make_scene(11)
     assert Scene(tuple(scene.objects)).split == scene.split
     found = [make_scene(seed).split for seed in range(400)]
-    assert set(found) == set(SPLITS)
+    assert set(found) == set(get_args(Split))
 
 
 def test_seeds_of_a_split_make_scenes_of_that_split():
@@ -101,7 +102,7 @@ def test_neighbours_are_in_the_adjacent_cell():
     assert middle.place == "center" and PLACES[8] == "southeast"
 
 
-def test_the_name_of_an_image_says_how_to_draw_it():
+def test_the_name_of_an_image_encodes_its_rendering():
     image = render(make_scene(17), 2)[0]
     assert open_image(image_name(17, 2)).tobytes() == image.tobytes()
 

@@ -1,4 +1,4 @@
-"""Scenes written out: the folder loads to the same samples, and is made whole or not at all."""
+"""Exported scenes: the folder loads to the same samples, and files are written atomically."""
 
 import json
 from typing import Any
@@ -118,7 +118,7 @@ def test_every_image_is_drawn_once(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "vqa" / "vqa_eval.json").read_text()) == rows("vqa", "test", 0)
 
 
-def test_made_again_nothing_is_drawn_and_nothing_changes(tmp_path, monkeypatch):
+def test_a_second_export_changes_nothing(tmp_path, monkeypatch):
     export(monkeypatch, tmp_path)
     before = files(tmp_path)
     painter = Painter()
@@ -127,13 +127,13 @@ def test_made_again_nothing_is_drawn_and_nothing_changes(tmp_path, monkeypatch):
     assert files(tmp_path) == before
 
 
-def test_two_folders_of_one_seed_are_the_same_bytes(tmp_path, monkeypatch):
+def test_exports_of_one_seed_are_byte_identical(tmp_path, monkeypatch):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         export(monkeypatch, tmp_path / name, seed=seed)
     assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
 
 
-def test_what_was_interrupted_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_export_is_resumed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export(monkeypatch, tmp_path / "a", Painter(breaks_after=3))
     assert len(files(tmp_path / "a")) == 4  # Three pictures and the note: no row file, no part.
@@ -144,7 +144,7 @@ def test_what_was_interrupted_goes_on(tmp_path, monkeypatch):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_a_folder_of_another_seed_is_not_mixed_with(tmp_path, monkeypatch):
+def test_a_folder_of_another_seed_is_refused(tmp_path, monkeypatch):
     export(monkeypatch, tmp_path)
     before = files(tmp_path)
     with pytest.raises(AttribError) as error:

@@ -21,7 +21,7 @@ def last_hidden(model, batch, pixels):
 
 @pytest.mark.parametrize("name", BUILDERS)
 @torch.no_grad()
-def test_a_packed_row_equals_its_segments_run_one_by_one_by_the_model_itself(name):
+def test_a_packed_row_equals_its_segments_run_one_by_one(name):
     model, processor = build(name, seed=0)
     model.eval()
     sampler = CurriculumSampler.of(model, processor)
@@ -46,7 +46,7 @@ def test_a_packed_row_equals_its_segments_run_one_by_one_by_the_model_itself(nam
         at += len(segment.ids)
 
 
-def test_labels_stand_one_before_the_answer_and_nowhere_else():
+def test_labels_precede_the_answer_tokens_by_one():
     row = [Segment([7, 8, 9, 2], 2, "a", weight=0.5), Segment([5, 6, 2], 1, "b")]
     packed = pack([1, 4], [row], length=12, pad=0)
     assert packed.ids[0].tolist() == [1, 4, 7, 8, 9, 2, 5, 6, 2, 0, 0, 0]
@@ -56,7 +56,7 @@ def test_labels_stand_one_before_the_answer_and_nowhere_else():
     assert packed.positions[0, :9].tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 4]
 
 
-def test_a_segment_that_does_not_fit_is_left_out_whole():
+def test_a_segment_that_does_not_fit_is_left_out():
     long, short = Segment([5] * 9, 3, "long"), Segment([6, 7], 1, "short")
     packed = pack([1, 4], [[long, short]], length=8, pad=0)
     assert packed.kinds == [["short"]]

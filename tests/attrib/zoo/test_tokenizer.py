@@ -31,7 +31,7 @@ def test_names_of_concepts_are_one_token_and_aliases_three(tokenizer):
     assert all(len(ids(tokenizer, f" {a}")) == 3 for group in ALIASES.values() for a in group)
 
 
-def test_every_text_of_the_lab_comes_back_and_none_is_spelled_in_characters(tokenizer):
+def test_every_text_of_the_scenes_round_trips_without_character_tokens(tokenizer):
     rng = random.Random(0)
     texts = [f"{f.question}? {f.answer}" for f in all_facts() + alias_facts()]
     for seed in range(40):
@@ -45,13 +45,13 @@ def test_every_text_of_the_lab_comes_back_and_none_is_spelled_in_characters(toke
 
 
 @pytest.mark.parametrize("text", ["How many skateboards? 24", "café, naïve", "日本 🙂", "a\nb"])
-def test_any_other_text_comes_back_too(tokenizer, text):
+def test_any_other_text_round_trips_too(tokenizer, text):
     back = tokenizer.decode(ids(tokenizer, text))
     assert back.replace(" \n", "\n").replace("\n ", "\n") == text
     assert tokenizer.unk_token_id not in ids(tokenizer, text)
 
 
-def test_words_after_the_image_and_its_newline_are_spelled_as_anywhere_else(tokenizer):
+def test_words_after_the_image_are_tokenised_as_anywhere_else(tokenizer):
     assert ids(tokenizer, "<image>\nWhat color")[-2:] == ids(tokenizer, "What color")
 
 
@@ -60,7 +60,7 @@ def test_a_target_continues_its_prompt_token_for_token(tokenizer):
     assert ids(tokenizer, f"{prompt} red") == ids(tokenizer, prompt) + ids(tokenizer, " red")
 
 
-def test_families_begin_texts_as_their_originals_do():
+def test_special_tokens_are_those_of_the_original_families():
     llama, opt = (build_tokenizer(family) for family in FAMILIES)
     assert llama("red").input_ids[0] == llama.bos_token_id != llama.eos_token_id
     assert opt("red").input_ids[0] == opt.bos_token_id == opt.eos_token_id == 2

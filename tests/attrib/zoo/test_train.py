@@ -83,7 +83,7 @@ def mastered(run, stage):
     return run
 
 
-def test_a_run_has_all_layers_at_first_half_of_them_next_and_all_again_at_last(tmp_path):
+def test_depth_is_full_then_half_then_full(tmp_path):
     trained = run(tmp_path)
     depths = [len(decoder_layers(trained.model))]
     for stage in (0, len(STAGES) - 2):

@@ -61,7 +61,7 @@ def test_the_first_grown_layer_writes_half_of_what_its_original_wrote(pair):
     assert not torch.allclose(grown.attn[:, 0], small.attn[:, 0])
 
 
-def test_the_lower_half_computes_what_the_deep_model_has_computed_by_then(pair):
+def test_the_lower_half_computes_the_first_layers_of_the_deep_model(pair):
     _, deep = pair
     lower = VLM(keep_lower_half(deep.model, deep.name, seed=2).eval(), deep.processor)
     assert lower.num_layers == DEPTH // 2
@@ -85,7 +85,7 @@ def with_channel(states):
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(128), LlamaRMSNorm(128)], ids=["layer", "rms"])
 @torch.no_grad()
-def test_a_norm_gives_states_of_one_scale_as_before_whatever_the_channel_holds(norm):
+def test_a_norm_ignores_the_channel_of_states_of_equal_scale(norm):
     for p in norm.parameters():
         p.copy_(torch.randn_like(p))
     states = torch.randn(50, 128)
