@@ -54,7 +54,8 @@ def report(options: ReportOptions) -> int:
 
     from attrib.pipeline.report import read_study
     from attrib.pipeline.select import read_grid
-    from attrib.report.layer_report import verdict, write_layer_report
+    from attrib.report.confidence import verdict
+    from attrib.report.layer_report import write_layer_report
     from attrib.report.selection_summary import headline
 
     options = with_validation_split(options)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attrib import plots
-from attrib.analyses.contributions import measure_first_report
+from attrib.analyses.contributions import measure_demo
 from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.loading import SCENES
 from attrib.files import write_text
@@ -16,6 +16,7 @@ from attrib.report.heatmap_cards import small_png
 from attrib.report.page import (
     Block,
     Figure,
+    Figures,
     Page,
     Section,
     figure,
@@ -25,9 +26,9 @@ from attrib.report.page import (
 )
 from attrib.report.render import render_html
 from attrib.report.summaries import (
+    contribution_peak,
     summarize_answers,
     summarize_attention,
-    summarize_contributions,
     summarize_control,
     summarize_demo,
 )
@@ -114,7 +115,7 @@ def study(
     """
     # In scenes, `pred` is the correct answer, and the target is the answer after an edit.
     truth = _pred if data.name in SCENES else _target
-    measure = partial(measure_first_report, norm="none", truth=truth)
+    measure = partial(measure_demo, norm="none", truth=truth)
     done = collect(vlm, data, measure, batch_size=batch_size, what="report")
     made = provenance_of(vlm, data, options or {}, seed, done)
     results = {name: Result(name, table, made) for name, table in done.tables.items()}
@@ -138,17 +139,14 @@ def demo_page(study: Study) -> Page:
         f"{right.examples} prompts of {data['name']} ({data['split']}); {model['layers']} decoder "
         f"layers, counted from 0. {summarize_answers(study.results['answers'])}"
     )
-    peak = summarize_contributions(right, "the answer token")
     sections = [
         Section("contributions", "Contribution of each layer to the answer", [
-            Block("text", f"{peak} {summarize_control(right, wrong)}"),
-            Block("figures", _contribution_figures(right, wrong)),
-            Block("caption", CONTRIBUTIONS),
+            Block("text", f"{contribution_peak(right)} {summarize_control(right, wrong)}".strip()),
+            Block("figures", Figures(_contribution_figures(right, wrong), CONTRIBUTIONS)),
         ]),
         Section("attention", "Attention of the last prompt token", [
             Block("text", summarize_attention(attention)),
-            Block("figures", _attention_figures(attention)),
-            Block("caption", ATTENTION),
+            Block("figures", Figures(_attention_figures(attention), ATTENTION)),
         ]),
         Section("examples", "Examples", [*scenes, Block("cards", study.cards)]),
         Section("rows", "Quarantined rows", quarantine_blocks(study.quarantined, right.examples)),

@@ -10,7 +10,7 @@ from attrib import plots
 from attrib.plots.selection import EVIDENCE
 from attrib.report.heatmap_summary import faithfulness_table, summarize_faithfulness
 from attrib.report.layer_study import LayerStudy
-from attrib.report.page import Block, Figure, Table, figure, means_table
+from attrib.report.page import Block, Figure, Figures, Table, figure, means_table
 from attrib.report.run_reader import RunRead
 from attrib.report.summaries import (
     summarize_attention,
@@ -87,8 +87,8 @@ def evidence_blocks(study: LayerStudy) -> Iterator[Block]:
         if runs and figures:
             yield Block("heading", part.title)
             yield Block("text", " ".join(part.summarize(run.result) for run in runs))
-            yield Block("figures", [_figure(study, *one) for one in figures.items()])
-            yield Block("caption", part.caption)
+            drawn = [_figure(study, *one) for one in figures.items()]
+            yield Block("figures", Figures(drawn, part.caption))
     for number, run in enumerate(run for run in study.runs if run.name == "faithfulness"):
         yield from _pointing_game(study, run, number)
 
@@ -140,8 +140,7 @@ def _pointing_game(study: LayerStudy, run: RunRead, number: int) -> Iterator[Blo
     if run.name in study.other_data:
         data = run.result.provenance.get("data", {})
         yield Block("text", f"On other data: {data.get('name')} {data.get('split') or ''}.")
-    yield Block("figures", [figure(drawn, table, f"pointing{number}")])
-    yield Block("caption", POINTING)
+    yield Block("figures", Figures([figure(drawn, table, f"pointing{number}")], POINTING))
 
 
 def _methods(frame: pd.DataFrame) -> Table:

@@ -37,12 +37,19 @@ class Figure(NamedTuple):
     table: Table
 
 
+class Figures(NamedTuple):
+    """Figures side by side, with a caption."""
+
+    figures: Sequence[Figure]
+    caption: str
+
+
 class Block(NamedTuple):
     """A piece of content.
 
     The type of `content` depends on `kind`: a string (text, caption, heading), strings (list),
-    strings by name (terms), lists of commands by purpose (commands), a `Table`, `Figure`s, cards
-    or a `HeatmapViewer`, and for details a pair of a title and blocks.
+    strings by name (terms), command lines by purpose (commands), a `Table`, `Figures`, cards, a
+    `HeatmapViewer`, and for details a pair of a title and blocks.
     """
 
     kind: Kind

@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -35,7 +35,9 @@ def render_html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "visible": visible, "data_uri": _data_uri}
+    environment.filters |= {
+        "shown": shown, "visible": visible, "data_uri": _data_uri, "nobreak": _nobreak,
+    }  # fmt: skip
     has_heatmaps = any(block.kind == "heatmaps" for part in page.sections for block in part.blocks)
     return environment.get_template("page.html.j2").render(
         page=page,
@@ -49,22 +51,28 @@ def render_html(page: Page) -> str:
 def render_markdown(page: Page) -> str:
     """The page as Markdown; no prompt, name or file name can become markup."""
     parts = [f"# {_plain(page.title)}", f"**{_plain(page.badge)}**" if page.badge else ""]
-    parts += [f"**{_plain(page.headline)}**", *map(_markdown, page.lead)]
+    parts += [f"**{_plain(page.headline)}**", *(_markdown(*leaf) for leaf in _leaves(page.lead))]
     for section in page.sections:
-        parts += [f"## {_plain(section.title)}", *map(_markdown, section.blocks)]
+        parts.append(f"## {_plain(section.title)}")
+        parts += [_markdown(*leaf) for leaf in _leaves(section.blocks)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def plain_sections(page: Page) -> list[dict[str, Any]]:
-    """The sections as JSON can hold them, without pictures."""
+    """The sections for JSON: texts and tables, without pictures."""
     return [
-        {"title": section.title, "blocks": [one for b in section.blocks for one in _json(b)]}
+        {
+            "title": section.title,
+            "blocks": [{"kind": kind, "content": some} for kind, some in _leaves(section.blocks)],
+        }
         for section in page.sections
     ]
 
 
 def finite(value: Any) -> Any:
-    """The value with None for numbers that JSON cannot hold."""
+    """The value as JSON can hold it: None for numbers that are not finite, tables as mappings."""
+    if isinstance(value, Table):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -74,22 +82,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _json(block: Block) -> list[dict[str, Any]]:
-    if block.kind == "details":
-        return [one for inner in block.content[1] for one in _json(inner)]
-    if block.kind == "table":
-        return [{"kind": "table", "content": block.content._asdict()}]
-    if block.kind == "figures":
-        return [{"kind": "table", "content": one.table._asdict()} for one in block.content]
-    if block.kind == "heatmaps":
-        return [{"kind": "table", "content": block.content.table._asdict()}]
-    return [] if block.kind == "cards" else [block._asdict()]
+def _leaves(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Texts, lists and tables, also those inside details, figures and heatmaps."""
+    for block in blocks:
+        if block.kind == "details":
+            yield from _leaves(block.content[1])
+        elif block.kind == "figures":
+            yield from (Block("table", one.table) for one in block.content.figures)
+            yield Block("caption", block.content.caption)
+        elif block.kind == "heatmaps":
+            yield Block("text", "The pictures are in report.html.")
+            yield Block("table", block.content.table)
+        elif block.kind != "cards":
+            yield block
 
 
-def _markdown(block: Block) -> str:
-    kind, content = block
-    if kind in ("text", "caption"):
-        return _plain(content)
+def _markdown(kind: str, content: Any) -> str:
     if kind == "heading":
         return f"### {_plain(content)}"
     if kind == "list":
@@ -101,13 +109,7 @@ def _markdown(block: Block) -> str:
             f"{_plain(purpose)}:\n\n" + "\n".join(f"    {visible(line)}" for line in lines)
             for purpose, lines in content.items()
         )
-    if kind == "details":
-        return "\n\n".join(_markdown(inner) for inner in content[1])
-    if kind == "figures":
-        return "\n\n".join(_markdown_table(one.table) for one in content)
-    if kind == "heatmaps":
-        return f"The pictures are in report.html.\n\n{_markdown_table(content.table)}"
-    return _markdown_table(content) if kind == "table" else ""
+    return _markdown_table(content) if kind == "table" else _plain(content)
 
 
 def _markdown_table(table: Table) -> str:
@@ -123,6 +125,11 @@ def _markdown_table(table: Table) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown, and HTML inside of it, leave as it is."""
     return MARKDOWN.sub(r"\\\1", escape(visible(text), quote=False))
+
+
+def _nobreak(text: str) -> str:
+    """Text in which "75 %" stays on one line."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", text)
 
 
 def _data_uri(png: bytes) -> str:

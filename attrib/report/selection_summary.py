@@ -88,17 +88,6 @@ def rationale(report: LayerReport) -> Iterator[str]:
                 )
 
 
-def agreement(report: LayerReport) -> Iterator[str]:
-    """Per modality, the layers of the voting rules and the correlation of their scores."""
-    for modality, tokens in TOKENS.items():
-        found = report.agreement[modality]
-        if found["correlation"] is not None:
-            yield (
-                f"Voting rules for {tokens}: {_picks(found['picks'])}. Mean rank correlation of "
-                f"their scores over layers: {found['correlation']:.2f} (1: same order, 0: none)."
-            )
-
-
 def model_of(report: LayerReport) -> str:
     """The name of the model."""
     return str(report.model.get("name") or "the model")
@@ -117,7 +106,12 @@ def _modality(report: LayerReport, modality: str) -> str:
     if len(found["picks"]) > 1:
         apart = found["spread"] > AGREE
         verb = f"disagree by up to {found['spread']} layers" if apart else "agree"
-        sentences.append(f"Individual rules {verb}: {_picks(found['picks'])}.")
+        picks = ", ".join(f"{rule} {layer}" for rule, layer in found["picks"].items())
+        correlation = found["correlation"]
+        more = (
+            "" if correlation is None else f"; rank correlation of their scores {correlation:.2f}"
+        )
+        sentences.append(f"Individual rules {verb}: {picks}{more}.")
     return " ".join(sentences)
 
 
@@ -186,10 +180,6 @@ def _cell(row: Mapping[str, object], prefix: str) -> str:
     layers = {m: row[f"{prefix}{m}"] for m in ("text", "visual")}
     known = {m: layer for m, layer in layers.items() if layer is not None and layer == layer}
     return ", ".join(f"{m} {layer:.0f}" for m, layer in known.items())
-
-
-def _picks(picks: Mapping[str, int]) -> str:
-    return ", ".join(f"{rule} {layer}" for rule, layer in picks.items())
 
 
 def _listed(layers: list[int]) -> str:

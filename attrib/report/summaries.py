@@ -1,7 +1,5 @@
 """Summaries of analyses in plain sentences. Every number is computed from the results given."""
 
-from typing import Any, NamedTuple
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -22,23 +20,41 @@ PATCHED = {
 
 
 def summarize_contributions(result: Result, target: str = "the key token") -> str:
-    """The depth at which layers contribute to the target token, and the layer of the peak."""
+    """The share of the contribution to the target token by depth, and the layer of the peak."""
+    return f"{contribution_share(result, target)} {contribution_peak(result)}".strip()
+
+
+def contribution_share(result: Result, target: str) -> str:
+    """The half of the layers with more of the contribution to the target token, and its share."""
     values = _per_layer(result)
     curve = np.nanmean(values, axis=0)
     if not (curve > 0).any():
-        return _share_of_contributions(result, target)
-    peak = int(np.argmax(curve))
+        return f"{model_name(result)}: no layer contributes to {target} (all means are negative)."
+    num, half = len(curve), len(curve) // 2
+    late = _late_share(curve[None], half)[0] >= 0.5
+    shares = _late_share(np.stack([curve, *bootstrap_means(values, seed=result.seed)]), half)
+    shares = shares if late else 1 - shares
+    ends = f" (95 % CI {percent(*interval(shares[1:]))})" if len(values) > 1 else ""
     return (
-        f"{_share_of_contributions(result, target)} The highest contribution is that of layer "
-        f"{peak}{_rank_stability(values, peak, result.seed)}."
+        f"{model_name(result)}: {percent(shares[0])} of the contribution to {target} comes from "
+        f"layers {f'{half}-{num - 1}' if late else f'0-{half - 1}'}{ends}."
     )
+
+
+def contribution_peak(result: Result) -> str:
+    """The layer with the highest contribution; empty if no contribution is positive."""
+    values = _per_layer(result)
+    peak = int(np.argmax(curve := np.nanmean(values, axis=0)))
+    if not curve[peak] > 0:
+        return ""
+    return f"The contribution is highest in layer {peak}{_stability(values, peak, result.seed)}."
 
 
 def summarize_demo(right: Result, wrong: Result) -> str:
     """The headline of the demo report, with a warning where the control fails."""
-    sentence = _share_of_contributions(right, "the answer token")
+    sentence = contribution_share(right, "the answer token")
     control = _control(right, wrong)
-    if control is None or control.high < SPECIFIC:
+    if control is None or control[2] < SPECIFIC:
         return sentence
     return f"{sentence} A wrong answer receives nearly as much, so do not rely on this curve."
 
@@ -48,11 +64,11 @@ def summarize_control(right: Result, wrong: Result) -> str:
     control = _control(right, wrong)
     if control is None:
         return "Control: no example has a wrong answer to compare with."
-    verdict = "is specific" if control.high < SPECIFIC else "is not specific"
+    ratio, low, high, n = control
     return (
-        f"Control: the answer to an unrelated question receives {percent(control.ratio)} of the "
-        f"contribution (95 % CI {percent(control.low, control.high)}, {control.examples} "
-        f"examples), so the curve {verdict} to this answer."
+        f"Control: the answer to an unrelated question receives {percent(ratio)} of the "
+        f"contribution (95 % CI {percent(low, high)}, {n} examples), so the curve is "
+        f"{'' if high < SPECIFIC else 'not '}specific to this answer."
     )
 
 
@@ -88,7 +104,8 @@ def summarize_sensitivity(result: Result) -> str:
     at, curves = layers[largest], values[:, largest]
     curve = np.nanmean(curves, axis=0)
     relative = result.provenance.get("options", {}).get("unit") == "std"
-    noise = f"noise of {sigmas.max():g}{' standard deviations' if relative else ''}"
+    plural = "s" * (sigmas.max() != 1)
+    noise = f"noise of {sigmas.max():g}{f' standard deviation{plural}' if relative else ''}"
     tokens = f"its {TOKENS[str(result.frame['modality'].iloc[0])]}"
     if not curve.max() > 0:
         return f"{model_name(result)}: {noise} on {tokens} does not change the output in any layer."
@@ -97,10 +114,10 @@ def summarize_sensitivity(result: Result) -> str:
     ends = f" (95 % CI {low:.3g}-{high:.3g})" if len(curves) > 1 else ""
     sentences = [
         f"{model_name(result)} is most sensitive to noise on {tokens} in layer {at[top]}"
-        f"{_rank_stability(curves, top, result.seed)}: {noise} there changes the output "
+        f"{_stability(curves, top, result.seed)}: {noise} there changes the output "
         f"distribution by {curve[top]:.3g} nats{ends}, {curve[top] / curve.mean():.1f} times the "
         f"mean over layers.",
-        _noise_levels(values, sigmas, top, int(at[top])),
+        _noise_levels(values, sigmas, top),
         _last_layer_warning(result, int(at[top])),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -112,14 +129,14 @@ def summarize_patching(result: Result) -> str:
     curves = {span: _flips(result, span) for span in spans}
     pairs = len(next(iter(curves.values())))
     same = result.examples - pairs
-    excluded = f" {_pairs(same)} excluded (same answer to both images)." if same else ""
+    excluded = f" {_count(same)} excluded (same answer to both images)." if same else ""
     if not pairs:
         return f"{model_name(result)}: no pair of images has two different answers.{excluded}"
     sentences = [_flip_rate(span, curve) for span, curve in curves.items()]
     if {"visual", "last"} <= set(curves):
         sentences.append(_crossover(curves["last"] - curves["visual"], result.seed))
     return (
-        f"{model_name(result)}: {_pairs(pairs)} of images with different answers.{excluded} "
+        f"{model_name(result)}: {_count(pairs)} of images with different answers.{excluded} "
         + " ".join(sentences)
     )
 
@@ -134,54 +151,30 @@ def model_name(result: Result) -> str:
     return str(result.provenance.get("model", {}).get("name", "The model"))
 
 
-def _share_of_contributions(result: Result, target: str) -> str:
-    values = _per_layer(result)
-    curve = np.nanmean(values, axis=0)
-    if not (curve > 0).any():
-        return f"{model_name(result)}: no layer contributes to {target} (all means are negative)."
-    num, half = len(curve), len(curve) // 2
-    late = _late_share(curve[None], half)[0] >= 0.5
-    shares = _late_share(np.stack([curve, *bootstrap_means(values, seed=result.seed)]), half)
-    shares = shares if late else 1 - shares
-    ends = f" (95 % CI {percent(*interval(shares[1:]))})" if len(values) > 1 else ""
-    layers = f"{half}-{num - 1}" if late else f"0-{half - 1}"
-    return (
-        f"{model_name(result)}: {percent(shares[0])} of the contribution to {target} comes from "
-        f"layers {layers}{ends}."
-    )
-
-
 def _late_share(curves: Float[np.ndarray, "curve layer"], half: int) -> Float[np.ndarray, " curve"]:
     # Negative contributions are left out: shares of a sum with both signs are no shares.
     positive = np.clip(curves, 0, None)
     return positive[:, half:].sum(1) / positive.sum(1)
 
 
-def _rank_stability(values: Float[np.ndarray, "example layer"], top: int, seed: int) -> str:
-    """In how many bootstrap samples the layer at `top` is the highest, in brackets."""
+def _stability(values: Float[np.ndarray, "example layer"], top: int, seed: int) -> str:
+    """In how many bootstrap samples the group at `top` is the highest, in brackets."""
     if len(values) == 1:
         return " (one example: no confidence interval)"
     often = (np.nan_to_num(bootstrap_means(values, seed=seed)).argmax(1) == top).mean()
-    return f" (the highest in {percent(often)} of bootstrap samples)"
+    return f" (in {percent(often)} of bootstrap samples)"
 
 
-class _Control(NamedTuple):
-    ratio: float
-    low: float
-    high: float
-    examples: int
-
-
-def _control(right: Result, wrong: Result) -> _Control | None:
-    """Size of the contributions with a wrong key over that with the right one, same examples."""
+def _control(right: Result, wrong: Result) -> tuple[float, float, float, int] | None:
+    """Size of the contributions of a wrong key over those of the right one, its CI, and n."""
     pairs = pd.DataFrame({"right": _sizes(right), "wrong": _sizes(wrong)}).dropna()
     if pairs.empty:
         return None
     values = pairs.to_numpy()
-    ratio = values[:, 1].mean() / values[:, 0].mean()
     draws = bootstrap_means(values, seed=right.seed)
     low, high = interval(draws[:, 1] / draws[:, 0])
-    return _Control(float(ratio), float(low), float(high), len(pairs))
+    ratio = values[:, 1].mean() / values[:, 0].mean()
+    return float(ratio), float(low), float(high), len(pairs)
 
 
 def _sizes(result: Result) -> pd.Series:
@@ -197,25 +190,23 @@ def _per_layer(result: Result) -> Float[np.ndarray, "example layer"]:
 
 
 def _noise_levels(
-    values: Float[np.ndarray, "example group"],
-    sigmas: Float[np.ndarray, " group"],
-    top: int,
-    layer: int,
+    values: Float[np.ndarray, "example group"], sigmas: Float[np.ndarray, " group"], top: int
 ) -> str:
     """Whether smaller noise has its peak in the same layer."""
     levels = [sigma for sigma in np.unique(sigmas) if sigma > 0]
     if len(levels) < 2:
         return ""
     peaks = [int(np.argmax(np.nanmean(values[:, sigmas == sigma], axis=0))) for sigma in levels]
-    return f"Layer {layer} is the highest at {peaks.count(top)} of {len(levels)} noise levels."
+    return f"The same layer is the highest at {peaks.count(top)} of {len(levels)} noise levels."
 
 
 def _last_layer_warning(result: Result, layer: int) -> str:
-    options: dict[str, Any] = dict(result.provenance.get("options", {}))
+    options = result.provenance.get("options", {})
     last = result.provenance.get("model", {}).get("layers", 0) - 1
-    if layer != last or options.get("modality") == "visual" or options.get("spare_last"):
+    excluded = options.get("exclude_last", options.get("spare_last"))  # the former name
+    if layer != last or options.get("modality") == "visual" or excluded:
         return ""
-    return "In the last layer, noise hits the state that is unembedded: compare with --spare-last."
+    return "In the last layer, noise hits the unembedded state itself: compare with --exclude-last."
 
 
 def _flip_rate(span: str, values: Float[np.ndarray, "example layer"]) -> str:
@@ -236,8 +227,7 @@ def _crossover(ahead: Float[np.ndarray, "example layer"], seed: int) -> str:
     """The layer from which patching the last token flips more answers than the visual tokens."""
     if not (ahead.mean(0) > 0).any():
         return "Patching the last token never flips more answers than the visual tokens."
-    layer = _first_positive(ahead.mean(0)[None])[0]
-    ends = ""
+    layer, ends = _first_positive(ahead.mean(0)[None])[0], ""
     if len(ahead) > 1:
         draws = _first_positive(bootstrap_means(ahead, seed=seed))
         low, high = np.percentile(draws, [2.5, 97.5], method="nearest")
@@ -253,8 +243,8 @@ def _first_positive(ahead: Float[np.ndarray, "draw layer"]) -> np.ndarray:
     return ahead.shape[1] - (ahead[:, ::-1] <= 0).argmax(1)
 
 
-def _pairs(number: int) -> str:
-    return f"{number} pair" + "s" * (number != 1)
+def _count(pairs: int) -> str:
+    return f"{pairs} pair{'s' * (pairs != 1)}"
 
 
 def _flips(result: Result, span: str) -> Float[np.ndarray, "example layer"]:

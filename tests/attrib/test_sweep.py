@@ -112,17 +112,17 @@ def test_a_logarithmic_figure_leaves_zeros_out_and_says_what_it_shows():
 def test_the_finding_names_the_planted_layer_and_how_sure_it_is():
     told = summarize_sensitivity(planted([0.2, 0.1, 0.9, 0.3], unit="std"))
     assert "planted is most sensitive to noise on its text tokens in layer 2" in told
-    assert "noise of 1 standard deviations there" in told and "95 % CI 0.8" in told
-    assert "(the highest in 100 % of bootstrap samples)" in told
-    assert "the highest at 2 of 2 noise levels" in told and "--spare-last" not in told
+    assert "noise of 1 standard deviation there" in told and "95 % CI 0.8" in told
+    assert "(in 100 % of bootstrap samples)" in told
+    assert "the highest at 2 of 2 noise levels" in told and "--exclude-last" not in told
 
 
 def test_the_last_layer_is_named_with_its_caution_and_one_example_with_its():
     told = summarize_sensitivity(planted([0.2, 0.1, 0.9], examples=1, unit="abs"))
     assert "noise of 1 there" in told and "one example" in told
-    assert "compare with --spare-last" in told
+    assert "compare with --exclude-last" in told
     for options in ({"spare_last": True}, {"modality": "visual"}):
-        assert "--spare-last" not in summarize_sensitivity(planted([0.2, 0.1, 0.9], **options))
+        assert "--exclude-last" not in summarize_sensitivity(planted([0.2, 0.1, 0.9], **options))
 
 
 def test_noise_that_moves_nothing_is_said_to():

@@ -155,8 +155,8 @@ def test_the_same_study_is_the_same_page(html):
 def test_contributions_name_the_half_with_the_larger_share_and_the_peak():
     late = summarize_contributions(planted.contributions(LATE))
     early = summarize_contributions(planted.contributions(LATE[::-1]))
-    assert "comes from layers 6-11 (95 % CI" in late and "that of layer 11 " in late
-    assert "comes from layers 0-5 (95 % CI" in early and "that of layer 0 " in early
+    assert "comes from layers 6-11 (95 % CI" in late and "highest in layer 11 " in late
+    assert "comes from layers 0-5 (95 % CI" in early and "highest in layer 0 " in early
     for sentence in (late, early):
         (share,) = re.findall(r"(\d+) % of the contribution", sentence)
         assert abs(int(share) / 100 - LATE[6:].sum() / LATE.sum()) < 0.02
@@ -169,7 +169,7 @@ def test_negative_contributions_have_no_share():
 def test_the_stability_of_the_peak_depends_on_the_spread():
     stable = summarize_contributions(planted.contributions(LATE, noise=0.01))
     loose = summarize_contributions(planted.contributions(np.full(12, 0.5), noise=1.0))
-    assert "highest in 100 % of bootstrap samples" in stable and "in 100 %" not in loose
+    assert "(in 100 % of bootstrap samples)" in stable and "in 100 %" not in loose
     alone = summarize_contributions(planted.contributions(LATE, examples=1))
     assert "one example: no confidence interval" in alone and "CI" not in alone
 

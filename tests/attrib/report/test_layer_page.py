@@ -15,7 +15,8 @@ from test_demo_report import Parsed
 
 from attrib.errors import AttribError
 from attrib.report import write_layer_report
-from attrib.report.layer_report import caveats, layer_page, render_json
+from attrib.report.confidence import caveats
+from attrib.report.layer_report import layer_page, render_json
 from attrib.report.render import render_html, render_markdown
 from attrib.report.selection_summary import confidence, headline, rationale, summarize_regret
 
@@ -157,7 +158,7 @@ def blocks(page, kind):
 
 
 def test_every_figure_has_its_numbers_and_marks_the_chosen_layers(page, content):
-    figures = [figure for some in blocks(content, "figures") for figure in some]
+    figures = [figure for some in blocks(content, "figures") for figure in some.figures]
     assert len(figures) == 8 and sum(tag == "svg" for tag, _ in page.tags) == len(figures)
     for figure in figures:
         assert "chosen" in figure.svg and len(figure.table.rows) == planted_layers.LAYERS
