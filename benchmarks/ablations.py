@@ -19,8 +19,7 @@ import pandas as pd
 import attrib
 from attrib.files import write_text
 from editors import EDITORS
-from editors.evaluation.grid_inputs import GridInputs
-from editors.evaluation.layer_grid import Cell, grid
+from editors.evaluation.layer_grid import Cell, GridInputs, grid
 
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
 SHARED: dict[str, Mapping[str, Any]] = {

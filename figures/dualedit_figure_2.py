@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from attrib.forward.noise import Modality
+    from attrib.vocabulary import NoiseModality
 
-PANELS: "tuple[tuple[Modality, str], ...]" = (("visual", "a"), ("text", "b"), ("both", "c"))
+PANELS: "tuple[tuple[NoiseModality, str], ...]" = (("visual", "a"), ("text", "b"), ("both", "c"))
 SURE = 0.95  # share of resamples that must agree
 
 

@@ -1,59 +1,48 @@
 """`attrib grid`: short trainings over layers, which show what the choice of layers is worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import Field
-from typer import Option
 
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
 from attrib.cli.outputs import log
 from attrib.cli.train import PICTURES, TrainOptions, editor_options, training_data
 from attrib.errors import AttribError
+from attrib.pipeline.options import option
+from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from attrib.model.vlm import VLM
     from editors.evaluation.layer_grid import Cell
     from editors.methods.adapter_editor import AdapterEditor
 
-WHERE = "Cells"
+PANEL = "Cells"
 
 
 class GridOptions(TrainOptions):
     """Options of `attrib grid`; `--layers` of `attrib train` is not one of them."""
 
     text: Annotated[
-        str, Option(help="Text layers alone: all, none, or such as 0,2,4.", rich_help_panel=WHERE)
+        str, option("Single text layers: all, none, or such as 0,2,4.", panel=PANEL)
     ] = "all"
     visual: Annotated[
-        str, Option(help="Visual layers alone, in the same way.", rich_help_panel=WHERE)
+        str, option("Single visual layers: all, none, or such as 0,2,4.", panel=PANEL)
     ] = "all"
     pairs: Annotated[
         str,
-        Option(help="Pairs of text and visual layer: none, or such as 0,2x1,3 for four of them; "
-                    "1x1+5x6 for two.",
-               rich_help_panel=WHERE),
+        option("Pairs of text and visual layers: none, or such as 0,2x1,3 for four of them; "
+               "1x1+5x6 for two.", panel=PANEL),
     ] = "none"  # fmt: skip
-    seeds: Annotated[
-        int, Option(help="Trainings per cell.", min=1, rich_help_panel=WHERE), Field(ge=1)
-    ] = 3
+    seeds: Annotated[int, option("Trainings per cell.", panel=PANEL, ge=1)] = 3
     gate: Annotated[
-        Literal["none", "prompt_last", "sequence_last", "learned"] | None,
-        Option(help="What decides which inputs an edit serves when a cell is scored; one gate for "
-               "all cells, which reads layer 0. Scores without a gate are given as well.",
-               rich_help_panel=WHERE),
+        GateName | None,
+        option("Gate behind which cells are scored, the same for all cells; it reads layer 0. "
+               "Cells are scored without a gate, too.", panel=PANEL),
     ] = "learned"  # fmt: skip
-    test_split: Annotated[
-        str, Option(help="Part that cells are scored on.", rich_help_panel="Data")
-    ] = "validation"
-    test_limit: Annotated[
-        int, Option(help="Edits that each cell is scored on.", min=1, rich_help_panel="Data"),
-        Field(ge=1),
-    ] = 300  # fmt: skip
+    test_split: Annotated[str, option("Part to score cells on.", panel="Data")] = "validation"
+    test_limit: Annotated[int, option("Edits to score each cell on.", panel="Data", ge=1)] = 300
 
 
 def add_to(app: typer.Typer) -> None:
@@ -62,37 +51,28 @@ def add_to(app: typer.Typer) -> None:
 
 
 def grid(options: GridOptions) -> int:
-    """Train short adapters at every layer and score them (DualEdit, Fig. 5, Table 1)."""
-    from attrib import data as edit_data
-    from attrib.files import write_text
-    from editors.evaluation.layer_grid import grid as run
+    """Train short adapters at every layer and score them alike (DualEdit Fig. 5, Table 1)."""
+    from attrib import data
+    from editors.evaluation import layer_grid
+    from editors.evaluation.layer_grid_scores import grid_text, save_grid
 
     editor = _editor(options.editor)
     name = f"grid-{options.editor}-{Path(options.model).name}-{options.data}"
     out = options.out or Path("runs") / name
     vlm = load_model(options)
     wanted = _cells(options, editor, vlm)
-    named = {name: value for name, value in editor_options(options).items() if name != "seed"}
     samples = training_data(options)
-    config: Any = editor.config_class.from_preset(vlm, options.preset, samples, **named)
-    test = edit_data.load(
-        options.data,
-        options.test_split,
-        image_root=options.image_root,
-        limit=options.test_limit,
-        need=PICTURES,
-    )
-    steps = config.steps
+    changes = {name: value for name, value in editor_options(options).items() if name != "seed"}
+    config: Any = editor.config_class.from_preset(vlm, options.preset, samples, **changes)
+    where: Any = {"image_root": options.image_root, "limit": options.test_limit, "need": PICTURES}
+    test = data.load(options.data, options.test_split, **where)
+    steps, gate = config.steps, options.gate or "none"
     log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
-    gate = options.gate or "none"
-    frame = run(editor, vlm, samples, test, wanted, out, config, log, gate)
-    print(_table(frame))
-    print(f"  {write_text(out / 'grid.csv', frame.to_csv(index=False))}")
-    judged = (frame["metric"] == "avg") & (frame["gate"] == gate)
-    scores = frame.loc[judged, ["text", "visual", "seed", "value"]]
-    names = ["text", "visual", "seed", "score"]  # what selection is judged against
-    path = write_text(out / "scores.csv", scores.to_csv(index=False, header=names))
-    print(f"  {path}\nnext: attrib select --model {options.model} --against {path}")
+    frame = layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate)
+    print(grid_text(frame))
+    *files, scores = save_grid(frame, gate, out)
+    print("\n".join(f"  {path}" for path in (*files, scores)))
+    print(f"next: attrib select --model {options.model} --against {scores}")
     return ExitCode.DONE
 
 
@@ -110,7 +90,7 @@ def _editor(name: str) -> "type[AdapterEditor]":
 
 
 def _cells(options: GridOptions, editor: "type[AdapterEditor]", vlm: "VLM") -> "list[Cell]":
-    """The cells that are asked for; an editor of one modality has those of that alone."""
+    """The cells of the options; an editor of one modality has no cells of the other."""
     from editors.evaluation.layer_grid import cells
 
     given = {"text": options.text, "visual": options.visual}
@@ -128,7 +108,7 @@ def _cells(options: GridOptions, editor: "type[AdapterEditor]", vlm: "VLM") -> "
 
 
 def layers_in(given: str, num: int, option: str) -> list[int]:
-    """Layers as they are written: all (the last one writes too late to be read), none, or some."""
+    """Parse layers: all (the last one writes too late to have an effect), none, or a list."""
     if given in ("all", "none"):
         return list(range(num)) if given == "all" else []
     try:
@@ -140,7 +120,7 @@ def layers_in(given: str, num: int, option: str) -> list[int]:
 
 
 def pairs_in(given: str) -> list[tuple[int, int]]:
-    """Pairs as they are written: none, or text layers x visual layers, several with + between."""
+    """Parse pairs: none, or text layers x visual layers, several products joined by +."""
     if given == "none":
         return []
     products = [part.split("x") for part in given.split("+")]
@@ -148,13 +128,3 @@ def pairs_in(given: str) -> list[tuple[int, int]]:
         raise AttribError(f"--pairs: {given!r} is neither none nor such as 0,2x1,3 or 1x1+5x6")
     sides = [[layers_in(side, 0, "--pairs") for side in parts] for parts in products]
     return list(dict.fromkeys((t, v) for text, visual in sides for t in text for v in visual))
-
-
-def _table(frame: "pd.DataFrame") -> str:
-    """Mean over seeds per cell and gate, a column per metric, in per cent."""
-    shown: Any = frame.assign(
-        text=frame["text"].astype(object).where(frame["text"].notna(), "-"),
-        visual=frame["visual"].astype(object).where(frame["visual"].notna(), "-"),
-    )
-    table = shown.pivot_table("value", ["gate", "text", "visual"], "metric", "mean", sort=False)
-    return (100 * table).round(1).to_string()

@@ -1,5 +1,6 @@
-"""The table that compares editors on one model and dataset, in four formats."""
+"""The comparison of editors on one model and dataset, beside published rows, in four formats."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -11,15 +12,17 @@ import pandas as pd
 
 from attrib.files import write_text
 from attrib.results import Result
-from editors.evaluation.published import published
-from editors.evaluation.tables import NAMES, NOTE, costs, summary
+from editors.evaluation.tables import costs, markdown_parts, markdown_text, score_tables, summary
 
-PROTOCOLS = {
-    "paper": "Protocol paper: teacher-forced token accuracy (the papers' program)",
-    "exact": "Protocol exact: all tokens at once, teacher-forced",
-    "generate": "Protocol generate: greedy decoding from the prompt alone",
-    "easyedit": "Protocol easyedit: EasyEdit's definitions",
+PUBLISHED = Path(__file__).with_name("published.csv")
+DATASETS = {"scenes-vqa": "E-VQA", "scenes-captions": "E-IC"}
+# VisEdit copied rows that were measured by EasyEdit's definitions, on other prompts and images.
+PUBLISHED_PROTOCOLS = {
+    "paper": "paper",
+    "easyedit": "easyedit: not comparable with the others",
 }
+SCORES = {"rel": "Rel", "t_gen": "T-Gen", "v_gen": "V-Gen", "t_loc": "T-Loc", "m_loc": "M-Loc"}
+COLUMNS = ["editor", *SCORES.values(), "Avg", "protocol", "source", "note"]
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
@@ -33,13 +36,13 @@ tbody tr:nth-child(even) { background: rgb(128 128 128 / .1); }
 
 @dataclass(frozen=True)
 class Trained:
-    """How the training of one editor went.
+    """The training of one editor.
 
     Attributes:
         editor: Its name.
         seed: Its seed.
-        seconds: That it took.
-        curve: Numbers on held-out edits, with the step they were seen at.
+        seconds: Duration.
+        curve: Validation numbers, each record with its step.
     """
 
     editor: str
@@ -56,10 +59,10 @@ class Comparison:
         model: Its name.
         data: The dataset's name.
         results: Scores of each editor, one per seed.
-        trainings: Of the editors that are trained, one per seed.
-        command: What made it.
-        cpu_seconds: That preparing, training and scoring an editor took, all seeds together; of
-            those of which it is known.
+        trainings: Trainings of the trained editors, one per seed.
+        command: The command that made it.
+        cpu_seconds: CPU time of preparing, training and scoring by editor, summed over seeds, where
+            known.
     """
 
     model: str
@@ -70,36 +73,30 @@ class Comparison:
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def parts(self) -> list[tuple[str, pd.DataFrame, str]]:
-        """Title, table and note of each: one per protocol, the costs, what is published."""
-        scores: list[dict[str, Any]] = summary(self.results).to_dict("records")
-        made = []
-        for protocol in dict.fromkeys(row["protocol"] for row in scores):
-            some = [row for row in scores if row["protocol"] == protocol]
-            made.append((PROTOCOLS[protocol], _wide(some), _note(some)))
-        made.append(("Costs of an edit (medians) and of training", self._costs(), ""))
-        there = published(self.model, self.data)
-        if len(there):
-            made.append(("As published, on the real models and data", there, ""))
-        return made
+        """Title, table and note of each part: one per protocol, costs, published rows."""
+        parts = score_tables(self.results)
+        parts.append(("Costs of an edit (medians) and of training", self._costs(), ""))
+        rows = published(self.model, self.data)
+        if len(rows):
+            parts.append(("As published, on the real models and data", rows, ""))
+        return parts
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write `table.md`, `.tex`, `.html`, `scores.csv`, `costs.csv` and `learning.csv`."""
-        folder = Path(folder)
-        scores = summary(self.results).to_csv(index=False)
-        written = [
-            write_text(folder / "table.md", self.markdown()),
-            write_text(folder / "table.tex", self.latex()),
-            write_text(folder / "table.html", self.html()),
-            write_text(folder / "scores.csv", scores),
-            write_text(folder / "costs.csv", self._costs().to_csv(index=False)),
-        ]
+        texts = {
+            "table.md": self.markdown(),
+            "table.tex": self.latex(),
+            "table.html": self.html(),
+            "scores.csv": summary(self.results).to_csv(index=False),
+            "costs.csv": self._costs().to_csv(index=False),
+        }
         curves = self.curves()
         if len(curves):
-            written.append(write_text(folder / "learning.csv", curves.to_csv(index=False)))
-        return written
+            texts["learning.csv"] = curves.to_csv(index=False)
+        return [write_text(Path(folder) / name, text) for name, text in texts.items()]
 
     def curves(self) -> pd.DataFrame:
-        """Numbers on held-out edits: editor, seed, step, name, value; empty if none is trained."""
+        """Validation curves: editor, seed, step, name, value; empty if no editor was trained."""
         rows = [
             {"editor": one.editor, "seed": one.seed, "step": seen["step"], "name": k, "value": v}
             for one in self.trainings
@@ -110,24 +107,21 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def markdown(self) -> str:
-        """For a README."""
-        parts = [f"# {_cell_text(self.model)}, {_cell_text(self.data)}", f"    {self.command}"]
-        for title, table, note in self.parts():
-            rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
-            lines = "\n".join(f"| {' | '.join(map(_cell_text, row))} |" for row in rows)
-            parts += [f"## {title}", lines, *([note] if note else [])]
-        return "\n\n".join(parts) + "\n"
+        """The comparison in Markdown."""
+        head = f"# {markdown_text(self.model)}, {markdown_text(self.data)}\n\n    {self.command}"
+        return f"{head}\n\n{markdown_parts(self.parts(), '##')}\n"
 
     def latex(self) -> str:
-        """For a paper; needs the package booktabs."""
+        """The comparison in LaTeX; needs the package booktabs."""
         parts = [f"% {self.command}"]
         for title, table, note in self.parts():
-            caption = _escaped(f"{self.model}, {self.data}. {title}. {note}".strip())
+            caption = f"{self.model}, {self.data}. {title}. {note}".strip()
+            caption = "".join(f"\\{sign}" if sign in "&%$#_{}" else sign for sign in caption)
             parts.append(table.to_latex(index=False, escape=True, caption=caption))
         return "\n".join(parts)
 
     def html(self) -> str:
-        """A page of its own; everything in it is escaped."""
+        """The comparison as an HTML page; all names are escaped."""
         title = escape(f"{self.model}, {self.data}")
         parts = [f"<h1>{title}</h1><p><code>{escape(self.command)}</code></p>"]
         for name, table, note in self.parts():
@@ -141,56 +135,47 @@ class Comparison:
 
     def _costs(self) -> pd.DataFrame:
         spent: list[dict[str, Any]] = costs(self.results).to_dict("records")
-        seconds = {
-            name: median(one.seconds for one in self.trainings if one.editor == name)
-            for name in {one.editor for one in self.trainings}
-        }
+        seconds: dict[str, list[float]] = {}
+        for one in self.trainings:
+            seconds.setdefault(one.editor, []).append(one.seconds)
+        cpu = {name: f"{total / 60:.1f}" for name, total in self.cpu_seconds.items()}
         return pd.DataFrame(
             {
                 "editor": row["editor"],
                 "gate": row["gate"],
-                "training, s": f"{seconds.get(row['editor'], 0.0):,.0f}",
+                "training, s": f"{median(seconds.get(row['editor'], [0.0])):,.0f}",
                 "edit, ms": f"{row['edit_ms']:,.1f}",
                 "bytes stored": f"{row['bytes']:,.0f}",
                 "pass with the edit / without": f"{row['latency']:.2f}",
-                "CPU in all, min": self._cpu(str(row["editor"])),
+                "CPU in all, min": cpu.get(row["editor"], "-"),
             }
             for row in spent
         )
 
-    def _cpu(self, editor: str) -> str:
-        """Minutes of preparing, training and scoring."""
-        return f"{self.cpu_seconds[editor] / 60:.1f}" if editor in self.cpu_seconds else "-"
+
+def published(backbone: str, data: str) -> pd.DataFrame:
+    """Published rows for comparison: VisEdit's Tables 1 and 6, DualEdit's Table 2.
+
+    Args:
+        backbone: A model whose name contains "blip2", "llava" or "minigpt4".
+        data: An embedded dataset, or E-VQA or E-IC.
+
+    Returns:
+        One row per editor: the five scores and their mean in per cent, the protocol, the paper and
+        a note. Empty for a model family or dataset without published rows.
+    """
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["data"] == DATASETS.get(data, data)]
+    return pd.DataFrame(
+        [_published_row(row) for row in rows if row["backbone"] in backbone.lower()],
+        columns=COLUMNS,
+    )
 
 
-def _wide(scores: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per editor, a column per metric, mean and interval in each cell."""
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for row in scores:
-        names = {"editor": row["editor"], "gate": row["gate"]}
-        cells = rows.setdefault((row["editor"], row["gate"]), names)
-        cells[str(NAMES.get(row["metric"], row["metric"]))] = _cell(row)
-    return pd.DataFrame(list(rows.values())).fillna("")
-
-
-def _cell(row: Mapping[str, Any]) -> str:
-    spread = f" ±{row['spread']:.1f}" if row["runs"] > 1 else ""
-    return f"{row['mean']:.1f}{spread} [{row['low']:.1f}, {row['high']:.1f}]"
-
-
-def _cell_text(cell: object) -> str:
-    return escape(str(cell), quote=False).replace("|", "\\|")
-
-
-def _note(scores: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers are, in a sentence or two."""
-    counts = sorted({int(row["n"]) for row in scores})
-    n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    runs = max(int(row["runs"]) for row in scores)
-    seeds = f"Up to {runs} seeds; ± is the standard deviation of their means."
-    return f"{NOTE.format(n=n)} {seeds if runs > 1 else 'One seed.'}"
-
-
-def _escaped(text: str) -> str:
-    """A caption as LaTeX prints it."""
-    return "".join(f"\\{sign}" if sign in "&%$#_{}" else sign for sign in text)
+def _published_row(row: dict[str, str]) -> dict[str, object]:
+    scores = {name: float(row[key]) for key, name in SCORES.items()}
+    return {
+        "editor": row["editor"], **scores, "Avg": round(sum(scores.values()) / len(scores), 2),
+        "protocol": PUBLISHED_PROTOCOLS[row["protocol"]], "source": row["source"],
+        "note": row["note"],
+    }  # fmt: skip

@@ -1,8 +1,8 @@
-"""One short training per layer, or pair of layers: what the choice of layers is worth.
+"""A grid of short trainings over layers and pairs of layers: what the choice of layers is worth.
 
-Gives DualEdit's Fig. 5 and Tables 1 and 3 and VisEdit's Table 2 on a model, and judges layer
-selection (`attrib.selection.regret`). All cells see the same edits for the same number of steps;
-inputs pass the unedited model once for all of them.
+It reproduces DualEdit's Fig. 5 and Tables 1 and 3 and VisEdit's Table 2 on a model, and evaluates
+layer selection (`attrib.selection.regret`). All cells train on the same edits for the same number
+of steps; inputs are run through the unedited model once for all of them.
 """
 
 import json
@@ -19,23 +19,24 @@ from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
+from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
-from editors.evaluation.grid_inputs import GridInputs
-from editors.evaluation.layer_grid_scores import Opened, Scores, cell_scores, opened
+from editors.evaluation.layer_grid_scores import Opened, cell_scores, opened
 from editors.gating.gates import NO_GATE, check_gate, load_gate, save_gate
 from editors.gating.training import fit_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig
+from editors.prefix.cached_dataset import CachedDataset, cache_dataset
 from editors.training.trainer import Trainer
 
 CELL = "cell.json"
-WATCHED = 48  # edits that a training is validated on
-GATE_LAYER = 0  # that the gate of all cells reads: none of them writes before it
+NUM_VALIDATION = 48  # edits that each training is validated on
+GATE_LAYER = 0  # read by the gate of all cells: no cell writes before it
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Layers to train at; None for no adapter of that modality."""
+    """The layers of one training; None for no adapter of that modality."""
 
     text: int | None
     visual: int | None
@@ -43,19 +44,48 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        return f"text-{_or_no(self.text)} visual-{_or_no(self.visual)} seed-{self.seed}"
+        """Name of its folder."""
+        text, visual = ("no" if i is None else i for i in (self.text, self.visual))
+        return f"text-{text} visual-{visual} seed-{self.seed}"
 
     @property
     def layers(self) -> dict[str, list[int]]:
-        """By modality, as editors take them."""
+        """Layers by modality, as editors take them."""
         given = {"text": self.text, "visual": self.visual}
         return {modality: [layer] for modality, layer in given.items() if layer is not None}
 
     @property
     def all_layers(self) -> list[int]:
-        """Whatever is written there."""
+        """Layers of both modalities."""
         return sorted({layer for some in self.layers.values() for layer in some})
+
+
+@dataclass(frozen=True, eq=False)
+class GridInputs:
+    """The inputs of all cells, with their states at every layer of a cell.
+
+    Attributes:
+        samples: Edits to train on.
+        data: Their inputs.
+        test: Inputs of the edits to score on.
+    """
+
+    samples: Sequence[EditSample]
+    data: CachedDataset
+    test: CachedDataset
+
+    @classmethod
+    def of(
+        cls,
+        vlm: VLM,
+        samples: Sequence[EditSample],
+        test: Sequence[EditSample],
+        layers: Sequence[int],
+    ) -> "GridInputs":
+        """Run the inputs once, for adapters at these layers with any signal."""
+        signals = signal_layers("both", layers)
+        both = cache_dataset(vlm, [*samples, *test], first=layers, signals=signals)
+        return cls(samples, *both.split(len(samples)))
 
 
 def cells(
@@ -64,7 +94,7 @@ def cells(
     pairs: Sequence[tuple[int, int]],
     seeds: Sequence[int],
 ) -> list[Cell]:
-    """Single text layers, single visual layers and pairs (text, visual), seed by seed."""
+    """Return the cells of text layers, visual layers and pairs (text, visual), seed by seed."""
     places = [(t, None) for t in text] + [(None, v) for v in visual] + list(pairs)
     return [Cell(t, v, seed) for seed in seeds for t, v in places]
 
@@ -81,10 +111,10 @@ def grid(
     gate: str = NO_GATE,
     inputs: GridInputs | None = None,
 ) -> pd.DataFrame:
-    """Train and score the wanted cells; what the folder holds already is read.
+    """Train and score cells; finished ones are read from the folder.
 
     Args:
-        editor: Which one.
+        editor: The editor's class.
         vlm: The model.
         samples: Edits to train on.
         test: Edits to score on.
@@ -93,15 +123,15 @@ def grid(
         config: Options of the adapters and of their training; the seed is the cell's.
         log: Receives one line per cell.
         gate: One of `editors.gating.gates.GATES`, fitted once to `samples` for all cells; cells are
-            scored behind it, and without one as well.
-        inputs: What `GridInputs.of` made of these edits and layers, to share it between grids.
+            scored with it and without a gate.
+        inputs: The cached inputs of these edits and layers, to share them between grids.
 
     Returns:
         One row per cell, gate and metric: text, visual (NaN for none), seed, gate, metric, value
         (0 to 1, mean over test edits, teacher-forced token accuracy), and "avg" of the five.
 
     Raises:
-        AttribError: No cells, or the folder holds cells of other data, model or settings.
+        AttribError: There are no cells, or the folder holds cells of other data, model or settings.
     """
     if not wanted:
         raise AttribError("grid: no cells; give layers")
@@ -115,18 +145,23 @@ def grid(
         gates = {} if gate == NO_GATE else {gate: _opened(vlm, samples, test, gate, Path(out))}
         layers = sorted({layer for cell in missing for layer in cell.all_layers})
         inputs = inputs or GridInputs.of(vlm, samples, test, layers)
-        bench = _Bench(editor, vlm, config, inputs, gates)
+        trainer = _CellTrainer(editor, vlm, config, inputs, gates)
         for done, cell in enumerate(missing):
-            record = bench.score(cell, Path(out) / cell.name, identity)
+            record = trainer.score(cell, Path(out) / cell.name, identity)
             avg = record["scores"][gate]["avg"]
             log(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
     records = [json.loads((folder / CELL).read_text()) for folder in folders]
-    return _frame(wanted, [record["scores"] for record in records])
+    return pd.DataFrame(
+        {**asdict(cell), "gate": name, "metric": metric, "value": value}
+        for cell, record in zip(wanted, records, strict=True)
+        for name, scores in record["scores"].items()
+        for metric, value in scores.items()
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class _Bench:
-    """Where cells are trained and scored."""
+class _CellTrainer:
+    """Trains and scores cells."""
 
     editor: type[AdapterEditor]
     vlm: VLM
@@ -135,10 +170,10 @@ class _Bench:
     gates: Mapping[str, Opened]
 
     def score(self, cell: Cell, out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """Train one cell, if it is not trained yet, and write its scores."""
+        """Train one cell, unless it is trained, and write its scores."""
         config = self.config.changed(seed=cell.seed)
         sites = config.build(self.vlm, cell.layers, cell.seed)
-        few, _ = self.inputs.test.split(WATCHED)
+        few, _ = self.inputs.test.split(NUM_VALIDATION)
         objective = self.editor.objective(
             self.vlm, config, sites, self.inputs.data, few, self.inputs.samples
         )
@@ -161,7 +196,7 @@ def _opened(
     name: str,
     out: Path,
 ) -> Opened:
-    """What the gate of a name opens for; it is fitted once, and kept in the folder of the cells.
+    """Return which inputs open a gate, which is fitted once and saved beside the cells.
 
     Raises:
         AttribError: The folder holds a gate of another model or of other edits.
@@ -177,15 +212,6 @@ def _opened(
     elif json.loads(made_of.read_text()) != json.loads(json.dumps(origin)):
         raise AttribError(f"{folder} is of another model or of other edits; choose another --out")
     return opened(vlm, test, load_gate(folder))
-
-
-def _frame(wanted: Sequence[Cell], scores: Sequence[Scores]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {**asdict(cell), "gate": gate, "metric": name, "value": value}
-        for cell, by_gate in zip(wanted, scores, strict=True)
-        for gate, found in by_gate.items()
-        for name, value in found.items()
-    )
 
 
 def _identity(
@@ -217,7 +243,3 @@ def _is_done(folder: Path, identity: dict[str, Any], gate: str) -> bool:
             f"{folder} was trained with other settings, data or model; choose another --out"
         )
     return gate in record["scores"]
-
-
-def _or_no(layer: int | None) -> str:
-    return "no" if layer is None else str(layer)

@@ -1,37 +1,37 @@
-"""Scores of a cell of the grid: what it gets right, as it is and behind a gate.
+"""Scores of a grid's cells, with and without a gate, and the grid's tables.
 
-What a gate opens for does not depend on the adapters, so it is asked once for all cells: an input
-that it does not open for gets the unedited model's answer.
+Which inputs open a gate does not depend on the adapters, so it is computed once for all cells: an
+input that does not open it gets the unedited model's answer.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from attrib.data.samples import EditSample
+from attrib.files import write_text
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate
+from editors.evaluation.probes import METRIC_OF
+from editors.evaluation.protocols import Answer, judge
+from editors.evaluation.scoring import means
 from editors.gating.gates import NO_GATE
 from editors.gating.inputs import related_inputs
 from editors.gating.threshold import gate_scores
 from editors.methods.adapter_objective import AdapterObjective
 from editors.prefix.cached_dataset import CachedDataset
-from editors.training.losses import LOCALITY, ROLES
+from editors.training.losses import ROLES
 
-METRICS = {
-    "request": "rel", "text_generality": "t_gen", "visual_generality": "v_gen",
-    "text_locality": "t_loc", "visual_locality": "m_loc", "hard_locality": "hard",
-}  # fmt: skip
-AVERAGED = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
+HARD = "hard"  # metric of all hard locality inputs
 Opened = Sequence[Mapping[str, Sequence[bool]]]
 Scores = dict[str, dict[str, float]]
 
 
 def opened(vlm: VLM, samples: Sequence[EditSample], gate: Gate) -> list[dict[str, list[bool]]]:
-    """For each sample, by role, which of its inputs the gate opens for; teacher-forced inputs."""
+    """Return, per sample and role, which of its teacher-forced inputs open the gate."""
     values = gate_scores(vlm, samples, gate)["value"]
     found: list[dict[str, list[bool]]] = [{} for _ in samples]
     for one, value in zip(related_inputs(samples), values, strict=True):
@@ -44,45 +44,66 @@ def opened(vlm: VLM, samples: Sequence[EditSample], gate: Gate) -> list[dict[str
 def cell_scores(
     objective: AdapterObjective, test: CachedDataset, gates: Mapping[str, Opened]
 ) -> Scores:
-    """By gate ("none" among them) and metric the mean over edits of the share of right tokens.
+    """Score a cell by the protocol "paper".
 
     Args:
-        objective: Has the adapters.
+        objective: The objective with the cell's adapters.
         test: The edits.
-        gates: By name, what each gate opens for; see `opened`.
+        gates: Which inputs open each gate, by its name; see `opened`.
 
     Returns:
-        From 0 to 1, teacher-forced; "avg" is the mean of the papers' five.
+        Mean over edits, from 0 to 1, by gate ("none" among them) and metric; "avg" is the mean of
+        the papers' five.
     """
-    found: dict[str, dict[str, list[float]]] = {NO_GATE: {}, **{name: {} for name in gates}}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in (NO_GATE, *gates)}
     for item in range(len(test)):
-        tokens = objective.tokens(test, [item], ROLES)
-        now, before = tokens["logits"].argmax(-1), tokens["clean"].argmax(-1)
-        for index, role in enumerate(ROLES):
-            at = tokens["roles"] == index
-            if not bool(at.any()):
-                continue
-            wanted = before[at] if role in LOCALITY else tokens["labels"][at]
-            edited, unedited = now[at] == wanted, before[at] == wanted
-            for name, values in found.items():
-                right = edited
-                if name in gates:
-                    served = _served(test, item, role, gates[name][item][role]).to(edited.device)
-                    right = torch.where(served, edited, unedited)
-                values.setdefault(METRICS[role], []).append(right.float().mean().item())
-    return {name: _means(values) for name, values in found.items()}
+        answers = _answers(objective, test, item)
+        for name, values in found.items():
+            own: dict[str, list[float]] = {}
+            for role, number, before, after in answers:
+                is_open = name == NO_GATE or gates[name][item][role][number]
+                metric = METRIC_OF.get(role, HARD)
+                score = judge("paper", metric, before, after if is_open else before)
+                own.setdefault(metric, []).append(score)
+            for metric, scores in own.items():
+                values.setdefault(metric, []).append(sum(scores) / len(scores))
+    return {name: means(values) for name, values in found.items()}
 
 
-def _served(
-    test: CachedDataset, item: int, role: str, opens: Sequence[bool]
-) -> Bool[Tensor, " token"]:
-    """Per answer token of an edit's inputs of a role, in the order of the objective's tokens."""
-    queries = test.rows([item], [role]).inputs
-    has_image = [bool(query.spans["visual"].any()) for query in queries]
-    order = sorted(range(len(queries)), key=lambda i: not has_image[i])  # these come first
-    return torch.tensor([opens[i] for i in order for _ in range(len(queries[i].final))])
+def save_grid(frame: pd.DataFrame, gate: str, out: Path) -> list[Path]:
+    """Write `grid.csv`, and `scores.csv`, by which layer selection is evaluated."""
+    judged = (frame["metric"] == "avg") & (frame["gate"] == gate)
+    scores = frame.loc[judged, ["text", "visual", "seed", "value"]]
+    names = ["text", "visual", "seed", "score"]
+    return [
+        write_text(out / "grid.csv", frame.to_csv(index=False)),
+        write_text(out / "scores.csv", scores.to_csv(index=False, header=names)),
+    ]
 
 
-def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    means = {name: float(np.mean(some)) for name, some in values.items()}
-    return means | {"avg": float(np.mean([means[name] for name in AVERAGED]))}
+def grid_text(frame: pd.DataFrame) -> str:
+    """Means over seeds per cell and gate in per cent, a column per metric, as text."""
+    shown: Any = frame.assign(
+        **{m: frame[m].astype(object).where(frame[m].notna(), "-") for m in ("text", "visual")}
+    )
+    table = shown.pivot_table("value", ["gate", "text", "visual"], "metric", "mean", sort=False)
+    return (100 * table).round(1).to_string()
+
+
+def _answers(
+    objective: AdapterObjective, test: CachedDataset, item: int
+) -> list[tuple[str, int, Answer, Answer]]:
+    """Return role, number in its role, unedited and edited answer of each input of an edit."""
+    rows = test.rows([item], ROLES)
+    roles = [ROLES[role] for role in rows.role_of.tolist()]
+    numbers = [roles[:i].count(role) for i, role in enumerate(roles)]
+    has_image = [bool(one.spans["visual"].any()) for one in rows.inputs]
+    order = sorted(range(len(roles)), key=lambda i: not has_image[i])  # as the objective's tokens
+    sizes = [len(rows.inputs[i].final) for i in order]
+    tokens = objective.tokens(test, [item], ROLES)
+    parts = (tokens["labels"], tokens["clean"].argmax(-1), tokens["logits"].argmax(-1))
+    found = []
+    for i, gold, before, after in zip(order, *(part.split(sizes) for part in parts), strict=True):
+        answers = [Answer("", gold, forced) for forced in (before, after)]
+        found.append((roles[i], numbers[i], *answers))
+    return found

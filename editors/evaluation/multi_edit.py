@@ -1,49 +1,50 @@
-"""Several edits kept at once: each sample is judged while the edits around it hold as well."""
+"""Several edits at once: each sample is scored while the edits of its group are applied too."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, RowError
 from attrib.model.vlm import VLM
 from editors.base import Edit
-from editors.evaluation.latency import timed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Stacked:
-    """Edits that were made one inside the other, and hold in that order.
-
-    Attributes:
-        edits: The first one made comes first.
-    """
+class SequentialEdit:
+    """Edits that were made one after the other, each on the edited model, applied in that order."""
 
     edits: Sequence[Edit]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes kept of all."""
+        """Bytes stored for all of them."""
         return sum(edit.num_bytes for edit in self.edits)
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
-        """All of them hold."""
+        """Apply all of them."""
         with ExitStack() as stack:
             for edit in self.edits:
                 stack.enter_context(edit.applied(vlm))
             yield
 
 
-def edits_of(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
-    """The edits of several samples as one, in their order.
+def edit_all(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
+    """Return the edits of several samples as one, in their order.
 
-    Editors whose edits set the same weights (`sequential`) make each edit while the ones
-    before it hold; the others make each of the unedited model, and put them together.
+    An editor whose edits set the same weights (`sequential`) makes each edit with the earlier ones
+    applied. Any other editor edits the original model for each sample, and the edits are merged:
+    batch editing.
 
     Raises:
-        AttribError: The editor keeps one edit at a time.
+        AttribError: The editor supports one edit at a time only.
     """
     if getattr(editor, "sequential", False):
         edits: list[Edit] = []
@@ -51,7 +52,7 @@ def edits_of(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
             for sample in samples:
                 edits.append(editor.edit(vlm, sample.request))
                 stack.enter_context(edits[-1].applied(vlm))
-        return Stacked(edits)
+        return SequentialEdit(edits)
     merge = getattr(editor, "merge", None)
     if merge is None:
         raise AttribError(f"{editor.name} keeps one edit at a time: it has no `merge`")
@@ -60,18 +61,16 @@ def edits_of(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
 
 @dataclass(eq=False)
 class Groups:
-    """Samples in groups of a size, in their order; the edits of the last group asked for are kept.
+    """Samples in groups of `size`, in their order; the edit of the current group is cached.
 
-    Attributes:
-        samples: All of them; a sample is known by its id.
-        size: Of a group; the last one may be smaller, and one with samples that cannot be used.
+    The last group may be smaller, as may one with unusable samples.
     """
 
     samples: Sequence[EditSample]
     size: int
     _of: dict[str, int] = field(init=False, repr=False)
-    _number: int | None = field(default=None, init=False, repr=False)
-    _made: tuple[Edit, int, float] | None = field(default=None, init=False, repr=False)
+    _current: int | None = field(default=None, init=False, repr=False)
+    _edit: tuple[Edit, int, float] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         if self.size < 1:
@@ -79,18 +78,31 @@ class Groups:
         self._of = {sample.id: i // self.size for i, sample in enumerate(self.samples)}
 
     def edit(self, vlm: VLM, editor: Any, sample: EditSample) -> tuple[Edit, int, float]:
-        """The edits of a sample's group as one, their number, and milliseconds for one of them."""
+        """Return the merged edit of a sample's group, its size, and milliseconds per edit."""
         number = self._of[sample.id]
-        if self._made is None or self._number != number:
+        if self._edit is None or self._current != number:
             group = self.samples[number * self.size : (number + 1) * self.size]
             usable = [one for one in group if _is_usable(one)]
-            edit, ms = timed(vlm, lambda: edits_of(vlm, editor, usable))
-            self._number, self._made = number, (edit, len(usable), ms / len(usable))
-        return self._made
+            edit, ms = timed(vlm, lambda: edit_all(vlm, editor, usable))
+            self._current, self._edit = number, (edit, len(usable), ms / len(usable))
+        return self._edit
+
+
+def timed(vlm: VLM, run: Callable[[], T]) -> tuple[T, float]:
+    """Return what `run` returns, and the milliseconds until the model's device finished it."""
+    start = _now(vlm)
+    result = run()
+    return result, 1000 * (_now(vlm) - start)
+
+
+def _now(vlm: VLM) -> float:
+    if vlm.device.type == "cuda":
+        torch.cuda.synchronize(vlm.device)
+    return time.perf_counter()
 
 
 def _is_usable(sample: EditSample) -> bool:
-    """Whether the request has what an edit needs; a sample that has not is set aside elsewhere."""
+    """Whether a request has an image and a target; other samples are quarantined elsewhere."""
     try:
         _ = sample.request.image
     except RowError:

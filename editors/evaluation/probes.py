@@ -1,4 +1,4 @@
-"""The inputs that one edit is judged by, in as few passes as there is room for."""
+"""Probes: the inputs that one edit is evaluated on, encoded in as few batches as possible."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,125 +9,125 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.model.batch import Batch
+from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from editors.base import encode_requests
 from editors.evaluation.protocols import GOLD, RANKS, Answer
 
-SPARE = 4  # tokens generated beyond a target's own: they show whether its last word goes on
+SPARE = 4  # tokens generated beyond the target's own: they show whether its last word continues
 LONGEST_LOCALITY = 32  # tokens of a locality answer; NQ has answers of 200 words
-HARD = "hard_locality"  # where a dataset does not say in which way it is hard
-_METRICS = {
-    "t_gen": "text_generality",
-    "v_gen": "visual_generality",
-    "m_loc": "visual_locality",
-    "t_loc": "text_locality",
+HARD = "hard_locality"  # metric where a dataset does not name the types of hard locality inputs
+METRIC_OF = {
+    "request": "rel",
+    "text_generality": "t_gen",
+    "visual_generality": "v_gen",
+    "visual_locality": "m_loc",
+    "text_locality": "t_loc",
 }
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """One input and what it tests: "rel", "t_gen", ..., or the type of a hard locality input."""
+class Probe:
+    """One input and the metric that it tests: "rel", "t_gen", ..., or a type of hard locality."""
 
     metric: str
     request: EditRequest
 
 
-def questions(sample: EditSample) -> list[Question]:
-    """Everything a sample is judged by, inputs with an image first."""
-    found = [Question("rel", sample.request)]
-    for metric, field in _METRICS.items():
-        found += [Question(metric, request) for request in getattr(sample, field)]
+def probes_of(sample: EditSample) -> list[Probe]:
+    """Return everything that a sample's edit is evaluated on, inputs with an image first."""
+    found = [Probe("rel", sample.request)]
+    for field, metric in list(METRIC_OF.items())[1:]:
+        found += [Probe(metric, request) for request in getattr(sample, field)]
     types = sample.meta.get("hard_types") or [HARD] * len(sample.hard_locality)
-    pairs = zip(types, sample.hard_locality, strict=True)
-    found += [Question(kind, request) for kind, request in pairs]
-    return sorted(found, key=lambda question: question.request.source is None)
+    found += [Probe(*pair) for pair in zip(types, sample.hard_locality, strict=True)]
+    return sorted(found, key=lambda probe: probe.request.source is None)
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Everything a sample is judged by, encoded.
+class EncodedProbes:
+    """The encoded probes of a sample.
 
     Attributes:
-        questions: The inputs.
-        passes: Batches of them in order, teacher-forced.
-        protocols: What the answers will be judged by.
+        probes: The probes.
+        batches: Batches of them in order, with targets.
+        protocols: Protocols by which the answers will be scored.
     """
 
-    questions: list[Question]
-    passes: list[Batch]
+    probes: list[Probe]
+    batches: list[Batch]
     protocols: tuple[str, ...]
 
     @classmethod
     def of(
         cls, vlm: VLM, sample: EditSample, protocols: Sequence[str], batch_size: int
-    ) -> "Inputs":
-        """A sample's inputs.
+    ) -> "EncodedProbes":
+        """Encode a sample's probes.
 
         Raises:
-            RowError: A picture cannot be used.
+            RowError: An image cannot be used.
             AttribError: A prompt or target cannot be encoded.
         """
-        found = questions(sample)
-        asked = [question.request for question in found]
-        starts = range(0, len(asked), batch_size)
-        passes = [encode_requests(vlm, asked[start : start + batch_size]) for start in starts]
-        return cls(found, passes, tuple(protocols))
+        probes = probes_of(sample)
+        requests = [probe.request for probe in probes]
+        starts = range(0, len(requests), batch_size)
+        batches = [encode_requests(vlm, requests[i : i + batch_size]) for i in starts]
+        return cls(probes, batches, tuple(protocols))
 
-    def ask(self, vlm: VLM) -> list[Answer]:
-        """What the model, as it is now, says to each question."""
+    def answers(self, vlm: VLM) -> list[Answer]:
+        """Return the answers of the model in its current state."""
         answers: list[Answer] = []
-        for batch in self.passes:
-            answers += self._forced(vlm, batch, self.questions[len(answers) :])
+        for batch in self.batches:
+            answers += self._forced(vlm, batch, self.probes[len(answers) :])
         if "generate" not in self.protocols:
             return answers
-        # All passes generate as long as the longest needs, whatever was put into which pass.
-        longest = max(map(self._new_tokens, range(len(answers)), answers))
-        prompts = [without_target(vlm, batch) for batch in self.passes]
+        # All batches generate as many tokens as the longest needs, whatever is in which batch.
+        longest = max(map(_num_new_tokens, self.probes, answers))
+        prompts = [without_target(vlm, batch) for batch in self.batches]
         texts = [text for batch in prompts for text in vlm.generate(batch, longest)]
         return [replace(one, text=text) for one, text in zip(answers, texts, strict=True)]
 
-    def _forced(self, vlm: VLM, batch: Batch, asked: Sequence[Question]) -> list[Answer]:
+    def _forced(self, vlm: VLM, batch: Batch, probes: Sequence[Probe]) -> list[Answer]:
         assert batch.labels is not None
         logits, real = vlm.logits(batch), batch.inputs["attention_mask"].bool()
         answers = []
         for row, labels in enumerate(batch.labels):
-            where, best = labels != -100, None
+            where, best = labels != IGNORE_INDEX, None
             if "easyedit" in self.protocols:
                 best = best_tokens(logits[row, real[row]], RANKS)
             forced = best_tokens(logits[row, where], 1)[:, 0]
-            target = asked[row].request.target
+            target = probes[row].request.target
             answers.append(Answer(target, labels[where].cpu().int(), forced, best))
         return answers
 
-    def _new_tokens(self, number: int, answer: Answer) -> int:
-        wanted = len(answer.gold) + SPARE
-        gold = self.questions[number].metric in GOLD
-        return wanted if gold else min(wanted, LONGEST_LOCALITY)
+
+def _num_new_tokens(probe: Probe, answer: Answer) -> int:
+    wanted = len(answer.gold) + SPARE
+    return wanted if probe.metric in GOLD else min(wanted, LONGEST_LOCALITY)
 
 
 def best_tokens(logits: Float[Tensor, "pos d_vocab"], ranks: int) -> Int[Tensor, "pos ranks"]:
-    """The best tokens at each position, best first, on the CPU; -1 where logits are no numbers."""
+    """Return the best tokens at each position, best first, on the CPU; -1 for NaN."""
     best = logits.argmax(-1, keepdim=True) if ranks == 1 else logits.topk(ranks).indices
     return best.masked_fill(logits.isnan().any(-1, keepdim=True), -1).int().cpu()
 
 
 def without_target(vlm: VLM, batch: Batch) -> Batch:
-    """The prompts of a teacher-forced batch that is padded on the left, as encoded by themselves.
+    """Remove the targets from a left-padded batch; equals the prompts encoded by themselves.
 
-    Their images are processed once, not twice.
+    This reuses the processed images.
     """
     real, target = batch.inputs["attention_mask"].bool(), batch.spans["target"]
-    width, gone = real.shape[1], target.sum(1, keepdim=True)
-    lengths = real.sum(1, keepdim=True) - gone
+    width, removed = real.shape[1], target.sum(1, keepdim=True)
+    lengths = real.sum(1, keepdim=True) - removed
     columns = torch.arange(width - int(lengths.max()), width, device=real.device)
-    there = columns >= width - lengths
-    index = (columns - gone).clamp(min=0)
+    kept = columns >= width - lengths
+    index = (columns - removed).clamp(min=0)
 
-    def moved(name: str, value: Any) -> Any:
+    def shift(name: str, value: Any) -> Any:
         if name not in ("input_ids", "attention_mask") and not name.endswith("token_type_ids"):
             return value
-        fill = vlm.pad_id if name == "input_ids" else 0
-        return torch.where(there, value.gather(1, index), fill)
+        fill = vlm.tokenizer.pad_token_id if name == "input_ids" else 0
+        return torch.where(kept, value.gather(1, index), fill)
 
-    return vlm.batch({name: moved(name, value) for name, value in batch.inputs.items()})
+    return vlm.batch({name: shift(name, value) for name, value in batch.inputs.items()})

@@ -1,4 +1,4 @@
-"""What the unedited model says: the same for every editor, so it is asked once."""
+"""The unedited model as reference: its answers, computed once for all editors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.evaluation.probes import Inputs
+from editors.evaluation.probes import EncodedProbes
 from editors.evaluation.protocols import PROTOCOLS, Answer
 from editors.evaluation.restore_check import Checksum
 
@@ -15,18 +15,18 @@ DEFAULT_PROTOCOLS = ("paper", "exact", "generate")
 
 @dataclass(eq=False)
 class ReferenceModel:
-    """A model before any edit, and its answers to what samples are judged by.
+    """A model before any edit, and its answers to the probes of samples.
 
-        unedited = Unedited(vlm)
+        reference = ReferenceModel(vlm)
         for editor in editors:
-            evaluate(vlm, editor, samples, unedited=unedited)  # the model itself is asked once
+            evaluate(vlm, editor, samples, reference=reference)  # answers are computed once
 
     Attributes:
         vlm: The model.
-        protocols: What answers will be judged by.
-        batch_size: Inputs in a pass. It is fixed here, because the last bits of logits depend on
+        protocols: Protocols by which answers will be scored.
+        batch_size: Inputs per pass. It is fixed here, because the last bits of logits depend on
             what else is in a batch, and unedited and edited answers are compared.
-        checksum: The model's, taken when this is made.
+        checksum: The model's checksum at the start.
     """
 
     vlm: VLM
@@ -44,29 +44,25 @@ class ReferenceModel:
             raise AttribError(f"batch size: expected 1 or more, got {self.batch_size}")
         self.checksum = Checksum.of(self.vlm.model)
 
-    def inputs(self, sample: EditSample) -> Inputs:
-        """Everything a sample is judged by, encoded for this model."""
-        return Inputs.of(self.vlm, sample, self.protocols, self.batch_size)
+    def encode(self, sample: EditSample) -> EncodedProbes:
+        """Encode the probes of a sample for this model."""
+        return EncodedProbes.of(self.vlm, sample, self.protocols, self.batch_size)
 
-    def answers(self, sample: EditSample, inputs: Inputs) -> list[Answer]:
-        """What the unedited model says to the inputs of a sample.
+    def answers(self, sample: EditSample, probes: EncodedProbes) -> list[Answer]:
+        """Return the unedited model's answers to the probes of a sample.
 
         Raises:
-            AttribError: The model's logits are no numbers.
+            AttribError: The model's logits are NaN.
         """
-        requests = [question.request for question in inputs.questions]
+        requests = [probe.request for probe in probes.probes]
         key = (sample.id, *(text for r in requests for text in (r.prompt, r.target)))
         if key not in self._answers:
-            answers = inputs.ask(self.vlm)
+            answers = probes.answers(self.vlm)
             if any(bool((answer.forced < 0).any()) for answer in answers):
                 raise AttribError("the unedited model's logits are no numbers (NaN)")
             self._answers[key] = answers
         return self._answers[key]
 
     def require_restored(self, editor: str, sample: str) -> None:
-        """Nothing, if the model is what it was, bit for bit.
-
-        Raises:
-            NotRestored: naming the editor and what changed.
-        """
+        """Raise NotRestored, naming the editor and what changed, unless every bit is as before."""
         self.checksum.require(Checksum.of(self.vlm.model), editor, sample)

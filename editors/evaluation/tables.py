@@ -1,6 +1,7 @@
-"""Tables of scores: one per protocol, a row per editor, the unedited model's always among them."""
+"""Tables of scores: one per protocol, a row per editor, the unedited model first."""
 
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pandas as pd
 from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.results import Result
-from editors.evaluation.metrics import COST, METRICS, NO_GATE, UNEDITED
 from editors.evaluation.protocols import PROTOCOLS
+from editors.evaluation.scoring import COST, METRICS, UNEDITED, UNEDITED_GATE
 
 NAMES = {
     "rel": "Rel",
@@ -26,15 +27,27 @@ NAMES = {
     "same_question_other_image": "same question, other image",
     "hard_locality": "hard locality",
 }
+TITLES = {
+    "paper": "Protocol paper: teacher-forced token accuracy (the papers' program)",
+    "exact": "Protocol exact: all tokens at once, teacher-forced",
+    "generate": "Protocol generate: greedy decoding from the prompt alone",
+    "easyedit": "Protocol easyedit: EasyEdit's definitions",
+}
+COST_NAMES = {
+    "edit_ms": "edit, ms",
+    "bytes": "bytes stored",
+    "pass_ms": "a pass, ms",
+    "edited_pass_ms": "with the edit, ms",
+    "latency": "ratio",
+}
 KEYS = ["editor", "gate"]
 COSTS = ["edit_ms", "bytes", "pass_ms", "edited_pass_ms"]
-SHOWN = 8  # letters of a fingerprint
-LARGE = 10_000  # from here on without digits behind the point
-NOTE = "In per cent, with 95 % bootstrap intervals over {n} edits."
+DIGITS = 8  # of a fingerprint in an error message
+LARGE = 10_000  # numbers from here on are shown without decimals
 
 
 def summary(results: Sequence[Result]) -> pd.DataFrame:
-    """Mean scores in per cent, of every editor and of the unedited model.
+    """Mean scores in per cent of every editor and of the unedited model.
 
     Results of one editor and gate are runs with different seeds: each edit counts with its mean
     over them.
@@ -45,11 +58,10 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
         of the runs' own means (NaN for one run).
 
     Raises:
-        AttribError: There is nothing, or results are of different models or data.
+        AttribError: There are no results, or they are of different models or data.
     """
-    scores = _together(results)
     by = [*KEYS, "protocol", "metric"]
-    rows: list[dict[str, Any]] = scores.mean(by).to_dict("records")
+    rows: list[dict[str, Any]] = _combined(results).mean(by).to_dict("records")
     for row in rows:
         row.update({name: 100 * row[name] for name in ("mean", "low", "high")})
         row["runs"], row["spread"] = _spread(results, {name: row[name] for name in by})
@@ -57,11 +69,11 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def costs(results: Sequence[Result]) -> pd.DataFrame:
-    """What edits cost: medians over edits, a row per editor.
+    """Costs of edits: medians over edits, a row per editor.
 
     Returns:
-        editor, gate, edit_ms, bytes, pass_ms, edited_pass_ms, and latency: the median over edits
-        of the time of a pass with the edit as a multiple of the time without.
+        editor, gate, edit_ms, bytes, pass_ms, edited_pass_ms, and latency: the median over edits of
+        the ratio of the times of a pass with and without the edit.
     """
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
@@ -75,18 +87,33 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, *COSTS, "latency"])
 
 
+def score_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame, str]]:
+    """Title, table and note per protocol: a row per editor, a column per metric, as text."""
+    scores, parts = summary(results), []
+    for protocol, some in scores.groupby("protocol", sort=False):
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        for row in some.to_dict("records"):
+            keys = {name: row[name] for name in KEYS}
+            cells = rows.setdefault((row["editor"], row["gate"]), keys)
+            cells[NAMES.get(row["metric"], row["metric"])] = _cell(row)
+        table = pd.DataFrame(list(rows.values())).fillna("")
+        parts.append((TITLES[str(protocol)], table, _note(some)))
+    return parts
+
+
 def markdown(results: Sequence[Result]) -> str:
-    """The tables of `summary` and `costs` for people: one for each protocol."""
-    rows: list[dict[str, Any]] = summary(results).to_dict("records")
-    parts = []
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        some = [row for row in rows if row["protocol"] == protocol]
-        note = NOTE.format(n=_range([row["n"] for row in some]))
-        parts += [f"### Protocol: {protocol}", _table(some), note]
-    spent = costs(results)
-    lines = [[_plain(cell) for cell in row] for row in spent.itertuples(index=False)]
-    head = [_COST_NAMES.get(str(name), str(name)) for name in spent.columns]
-    return "\n\n".join([*parts, "### Cost of an edit (medians)", _rendered(head, lines)]) + "\n"
+    """The tables of scores and costs in Markdown."""
+    spent = costs(results).rename(columns=COST_NAMES).map(_shortened)
+    parts = [*score_tables(results), ("Cost of an edit (medians)", spent, "")]
+    return markdown_parts(parts, "###") + "\n"
+
+
+def markdown_parts(parts: Sequence[tuple[str, pd.DataFrame, str]], heading: str) -> str:
+    """Titles, tables and notes in Markdown; cells are escaped."""
+    return "\n\n".join(
+        "\n\n".join(filter(None, (f"{heading} {title}", _markdown_table(table), note)))
+        for title, table, note in parts
+    )
 
 
 def save_tables(results: Sequence[Result], folder: str | Path) -> list[Path]:
@@ -99,17 +126,40 @@ def save_tables(results: Sequence[Result], folder: str | Path) -> list[Path]:
     ]
 
 
-_COST_NAMES = {
-    "edit_ms": "edit, ms",
-    "bytes": "bytes stored",
-    "pass_ms": "a pass, ms",
-    "edited_pass_ms": "with the edit, ms",
-    "latency": "ratio",
-}
+def markdown_text(cell: object) -> str:
+    """Escape a cell for Markdown."""
+    return escape(str(cell), quote=False).replace("|", "\\|")
 
 
-def _together(results: Sequence[Result]) -> Result:
-    """All scores as one result, which keeps what the results have in common."""
+def _markdown_table(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(markdown_text, row))} |" for row in rows)
+
+
+def _shortened(cell: object) -> object:
+    if not isinstance(cell, float):
+        return cell
+    return f"{cell:,.4g}" if abs(cell) < LARGE else f"{cell:,.0f}"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    spread = f" ±{row['spread']:.1f}" if row["runs"] > 1 else ""
+    ends = f" [{row['low']:.1f}, {row['high']:.1f}]" if np.isfinite(row["low"]) else ""
+    return f"{row['mean']:.1f}{spread}{ends}"
+
+
+def _note(scores: pd.DataFrame) -> str:
+    low, high, runs = scores["n"].min(), scores["n"].max(), scores["runs"].max()
+    n = f"{low}" if low == high else f"{low} to {high}"
+    seeds = f"Up to {runs} seeds; ± is the standard deviation of their means."
+    return (
+        f"In per cent, with 95 % bootstrap intervals over {n} edits. "
+        f"{seeds if runs > 1 else 'One seed.'}"
+    )
+
+
+def _combined(results: Sequence[Result]) -> Result:
+    """All scores as one result, with the provenance that the results share."""
     if not results:
         raise AttribError("no scores to tabulate: give the results of editors.evaluate")
     for what in ("model", "data"):
@@ -125,9 +175,9 @@ def _together(results: Sequence[Result]) -> Result:
 
 
 def _identity(result: Result, what: str) -> str:
-    """Which model, or data, the scores are of, in words."""
+    """Name, split and fingerprint of a result's model or data."""
     made = result.provenance[what]
-    parts = (made["name"], made.get("split"), (made.get("fingerprint") or "")[:SHOWN])
+    parts = (made["name"], made.get("split"), (made.get("fingerprint") or "")[:DIGITS])
     return " ".join(part for part in parts if part)
 
 
@@ -138,8 +188,8 @@ def _records(result: Result) -> list[tuple[str, str, str, float]]:
 
 
 def _spread(results: Sequence[Result], group: dict[str, str]) -> tuple[int, float]:
-    """How many results hold a group, and the standard deviation of its mean over them."""
-    if group["editor"] == UNEDITED:  # it has no seed, in however many results it stands
+    """Number of results with a group, and the standard deviation of its mean over them."""
+    if group["editor"] == UNEDITED:  # it has no seed, in however many results it occurs
         return 1, float("nan")
     found = [result.where(**group).frame["value"].to_numpy(dtype=float) for result in results]
     means = [100 * values.mean() for values in found if len(values)]
@@ -147,9 +197,9 @@ def _spread(results: Sequence[Result], group: dict[str, str]) -> tuple[int, floa
 
 
 def _order(results: Sequence[Result]) -> Callable[[dict[str, Any]], tuple[int, ...]]:
-    """Protocols, then editors as they were given behind the unedited model, then metrics."""
+    """Sort key: protocol, then editor (the unedited model first, others as given), then metric."""
     pairs = [(editor, gate) for result in results for editor, gate, _, _ in _records(result)]
-    editors = list(dict.fromkeys([(UNEDITED, NO_GATE), *pairs]))
+    editors = list(dict.fromkeys([(UNEDITED, UNEDITED_GATE), *pairs]))
     metrics = [*METRICS, *sorted({row[2] for result in results for row in _records(result)})]
 
     def place(row: dict[str, Any]) -> tuple[int, ...]:
@@ -157,35 +207,3 @@ def _order(results: Sequence[Result]) -> Callable[[dict[str, Any]], tuple[int, .
         return PROTOCOLS.index(row["protocol"]), editor, metrics.index(row["metric"])
 
     return place
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of editors, columns of metrics, an interval in each cell."""
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        line = cells.setdefault((row["editor"], row["gate"]), {"runs": str(row["runs"])})
-        line[row["metric"]] = _interval(row)
-    columns = metrics if all(row["runs"] == 1 for row in rows) else [*metrics, "runs"]
-    lines = [[*key, *(line.get(name, "") for name in columns)] for key, line in cells.items()]
-    return _rendered([*KEYS, *(str(NAMES.get(name, name)) for name in columns)], lines)
-
-
-def _interval(row: dict[str, Any]) -> str:
-    form = "{mean:.1f} [{low:.1f}, {high:.1f}]" if np.isfinite(row["low"]) else "{mean:.1f}"
-    return form.format(**row)
-
-
-def _rendered(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
-
-
-def _plain(cell: Any) -> str:
-    if not isinstance(cell, float):
-        return str(cell)
-    return f"{cell:,.4g}" if abs(cell) < LARGE else f"{cell:,.0f}"
-
-
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"

@@ -1,11 +1,12 @@
 """The record of a saved editor: its name, its model and its settings."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrib.environment import versions
+from attrib.environment import sha256, versions
 from attrib.errors import SetupError
 from attrib.files import write_text
 from attrib.model.vlm import VLM
@@ -39,3 +40,14 @@ def read_record(path: Path, name: str, vlm: VLM) -> dict[str, Any]:
             f"{vlm.name}; load that model, or train the editor for this one"
         )
     return record
+
+
+def files_digest(folders: Sequence[Path]) -> str:
+    """Return the SHA-256 of the settings and tensors in the folders of an editor and its gate."""
+    files = [
+        file
+        for folder in folders
+        for file in (folder / SETTINGS, folder / "gate.json", *sorted(folder.glob("*.safetensors")))
+        if file.exists()
+    ]
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()

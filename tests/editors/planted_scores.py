@@ -3,7 +3,7 @@
 import pandas as pd
 
 from attrib.results import Result
-from editors.evaluation.metrics import COLUMNS
+from editors.evaluation.scoring import COLUMNS
 
 
 def result(rel, editor="mine", gate="ungated", model="m", num=4, protocols=("paper", "generate")):

@@ -11,7 +11,7 @@ from conftest import save_tiny
 from small_data import write_data
 
 from attrib.cli.select import SelectOptions
-from attrib.cli.table_layers import selected
+from attrib.cli.table import selected
 from attrib.selection import LayerReport
 from attrib.vocabulary import RuleName
 

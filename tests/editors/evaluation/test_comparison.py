@@ -8,8 +8,7 @@ import pytest
 from planted_scores import result
 
 from editors import EDITORS
-from editors.evaluation.comparison import Comparison, Trained
-from editors.evaluation.published import FILE, published
+from editors.evaluation.comparison import PUBLISHED, Comparison, Trained, published
 
 NASTY = '<script>alert("{{7*7}}")</script> & 50 % of_all | x'
 
@@ -92,7 +91,7 @@ def test_published_rows_are_those_of_the_family_and_task():
 
 
 def test_the_published_file_is_whole():
-    with FILE.open(newline="") as file:
+    with PUBLISHED.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["editor"] for row in rows} == set(EDITORS)
     there = {(row["editor"], row["backbone"], row["data"]) for row in rows}

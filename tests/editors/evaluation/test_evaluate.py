@@ -18,9 +18,9 @@ from planted_editors import (
 
 from attrib.errors import AttribError, SetupError
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.metrics import COLUMNS, COST
 from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.restore_check import Checksum, NotRestored
+from editors.evaluation.scoring import COLUMNS, COST
 
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")
 

@@ -10,7 +10,7 @@ from tiny_edits import samples
 from attrib.errors import AttribError
 from editors import DualEdit, VisEdit, evaluate
 from editors.evaluation.layer_grid import Cell, cells, grid
-from editors.evaluation.layer_grid_scores import AVERAGED
+from editors.evaluation.scoring import FIVE
 from editors.gating.gates import load_gate
 
 CHANGES = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
@@ -38,9 +38,9 @@ def done(llava, tmp_path_factory):
 def test_there_is_a_row_per_cell_and_metric(done):
     frame, *_, lines = done
     assert len(lines) == 3
-    assert set(frame["metric"]) == {*AVERAGED, "hard", "avg"}
+    assert set(frame["metric"]) == {*FIVE, "hard", "avg"}
     first = frame[frame["text"].notna() & frame["visual"].isna()].set_index("metric")["value"]
-    assert first["avg"] == pytest.approx(first[list(AVERAGED)].mean())
+    assert first["avg"] == pytest.approx(first[list(FIVE)].mean())
 
 
 @pytest.mark.parametrize(("editor", "gate"), [(DualEdit, "prompt_last"), (VisEdit, "none")])
@@ -60,7 +60,7 @@ def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(editor, gate, lla
         rows = result.frame[result.frame["editor"] == editor.name]
         means = rows[rows["protocol"] == "paper"].groupby("metric")["value"].mean()
         cell = frame[frame["gate"] == name].set_index("metric")["value"]
-        for metric in AVERAGED:
+        for metric in FIVE:
             assert cell[metric] == pytest.approx(means[metric], abs=1e-6), (name, metric)
 
 

@@ -8,9 +8,9 @@ from planted_editors import Nothing, Says, sample
 from attrib.errors import AttribError, RowError
 from editors.base import WeightEdit
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.metrics import COST
-from editors.evaluation.multi_edit import Groups, Stacked, edits_of
+from editors.evaluation.multi_edit import Groups, SequentialEdit, edit_all
 from editors.evaluation.reference_model import ReferenceModel
+from editors.evaluation.scoring import COST
 
 WORDS = ("red", "gold", "big")
 
@@ -83,8 +83,8 @@ def test_a_sample_that_cannot_be_used_is_no_part_of_its_group(vlm):
 
 def test_edits_inside_one_another_leave_the_model_as_it_was(vlm):
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
-    edit = edits_of(vlm, Overwrites(), samples())
-    assert isinstance(edit, Stacked) and len(edit.edits) == 3
+    edit = edit_all(vlm, Overwrites(), samples())
+    assert isinstance(edit, SequentialEdit) and len(edit.edits) == 3
     with pytest.raises(RuntimeError, match="inside"), edit.applied(vlm):
         raise RuntimeError("inside")
     for name, value in vlm.model.state_dict().items():
@@ -94,6 +94,6 @@ def test_edits_inside_one_another_leave_the_model_as_it_was(vlm):
 
 def test_an_editor_that_keeps_one_edit_says_so(vlm):
     with pytest.raises(AttribError, match="nothing keeps one edit at a time"):
-        edits_of(vlm, Nothing(), samples())
+        edit_all(vlm, Nothing(), samples())
     with pytest.raises(AttribError, match="edits at once: expected 1 or more, got 0"):
         Groups(samples(), 0)

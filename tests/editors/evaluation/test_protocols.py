@@ -6,9 +6,9 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.evaluation.metrics import means
 from editors.evaluation.probes import best_tokens, without_target
-from editors.evaluation.protocols import GOLD, PROTOCOLS, Answer, judge, says
+from editors.evaluation.protocols import GOLD, PROTOCOLS, Answer, judge, matches_target
+from editors.evaluation.scoring import means
 
 LOCALITY = ("t_loc", "m_loc", "same_image_same_kind")
 tokens = st.lists(st.integers(0, 3), min_size=5, max_size=5)
@@ -76,7 +76,7 @@ def test_easyedit_sees_runners_up_and_positions_of_the_prompt():
     ],
 )
 def test_what_an_answer_says(said, target, right):
-    assert says(said, target) is right
+    assert matches_target(said, target) is right
 
 
 def test_locality_by_generation_is_about_the_whole_text():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from editors.evaluation.restore_check import Checksum, NotRestored, digest, weighed_sum
+from editors.evaluation.restore_check import Checksum, NotRestored, digest, weighted_sum
 
 
 class Small(nn.Module):
@@ -60,16 +60,16 @@ def test_the_sum_for_other_devices_notices_changes_and_places(values, data):
     at = data.draw(st.integers(0, len(values) - 1))
     flipped = bits.clone()
     flipped[at] ^= 1 << data.draw(st.integers(0, 30))
-    assert weighed_sum(bits) == weighed_sum(bits.clone()) != weighed_sum(flipped)
+    assert weighted_sum(bits) == weighted_sum(bits.clone()) != weighted_sum(flipped)
     if not torch.equal(bits, bits.flip(0)):
-        assert weighed_sum(bits) != weighed_sum(bits.flip(0))
+        assert weighted_sum(bits) != weighted_sum(bits.flip(0))
 
 
 def test_the_sum_is_that_of_its_chunks(monkeypatch):
     bits = torch.arange(100, dtype=torch.int16) - 50
-    whole = weighed_sum(bits)
+    whole = weighted_sum(bits)
     monkeypatch.setattr("editors.evaluation.restore_check.CHUNK", 7)
-    assert weighed_sum(bits) == whole
+    assert weighted_sum(bits) == whole
 
 
 def test_only_some_tensors_can_be_looked_at():

@@ -58,7 +58,7 @@ def test_tables_are_written_for_people_and_programs(tmp_path):
     assert [path.name for path in files] == ["summary.csv", "costs.csv", "summary.md"]
     text = files[2].read_text()
     assert "| mine | ungated | 50.0 [50.0, 50.0] | 100.0 [100.0, 100.0] |" in text
-    assert text.index("### Protocol: paper") < text.index("### Protocol: generate")
+    assert text.index("### Protocol paper") < text.index("### Protocol generate")
     assert "over 4 edits" in text and "| other | ungated | 1.5 | 8 | 2 | 3 | 1.5 |" in text
     back = pd.read_csv(files[0])
     assert back["mean"].tolist() == summary([result(0.5), result(1.0, "other")])["mean"].tolist()

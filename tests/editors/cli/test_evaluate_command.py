@@ -17,7 +17,7 @@ from attrib.errors import SetupError
 from attrib.results import Result
 from editors.gating.gates import CosineGate, save_gate
 
-ROWS = 4  # two units
+ROWS = 4  # two shards
 
 
 def row(i):
@@ -31,6 +31,9 @@ def row(i):
 @dataclass
 class Loaded(Says):
     """A planted editor that can be loaded."""
+
+    needs_layers = is_trained = False
+    train = save = merge = lambda *_: None  # never called
 
     @classmethod
     def load(cls, path, _vlm):
@@ -61,9 +64,9 @@ def there(tmp_path_factory):
 def run(there, monkeypatch, capsys, tmp_path):
     """Run the command in an empty folder; its exit code, standard output and error.
 
-    The model is not verified anew each time: that takes longer than all the rest.
+    The model is not verified each time: that takes longer than all the rest.
     """
-    monkeypatch.setattr("attrib.model.vlm.VLM.verify", lambda _: None)
+    monkeypatch.setattr("attrib.loading.verify_model", lambda _: None)
     monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
     monkeypatch.setattr("attrib.runs.shards.ROWS", 2)
 
@@ -98,7 +101,7 @@ def test_scores_tables_and_bad_rows_are_written(run, tmp_path):
     rel = table[(table["metric"] == "rel") & (table["protocol"] == "exact")]
     assert dict(zip(rel["editor"], rel["mean"], strict=True))["says"] == 100
     code, again, err = run()
-    assert (code, again) == (0, out) and "2 of 2 units are there" in err
+    assert (code, again) == (0, out) and "2 of 2 shards exist already" in err
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(run, tmp_path, monkeypatch):
@@ -111,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(run, tmp_path, monk
 
     monkeypatch.setattr(Loaded, "edit", stop)
     code, _, err = run()
-    assert code == 130 and "interrupted; to go on: attrib evaluate" in err
+    assert code == 130 and "interrupted; to continue: attrib evaluate" in err
     made = []
     monkeypatch.setattr(Loaded, "edit", lambda *given: made.append(1) or edit(*given))
     assert run("--batch-size", "3")[0] == 0 and len(made) == 2
@@ -154,7 +157,7 @@ def test_an_editor_that_leaves_the_model_changed_stops_the_run(run, monkeypatch)
     ("record", "told"),
     [
         (None, "no trained editor (no editor.json); train one with `attrib train`"),
-        ("{", "not what an editor writes"),
+        ("{", "not the record of an editor"),
         ('{"editor": "none"}', "no editor is called 'none'; known are says"),
         ('{"editor": "says", "other": 1}', "was trained for another model"),
     ],
@@ -174,7 +177,7 @@ def test_wrong_options_are_told(run):
     assert code == 2 and "no protocol 'strict'; protocols are paper, exact, generate" in err
     assert run("--prompt", "What is it?")[0] == 2
     code, out, _ = run("--dry-run")
-    assert code == 0 and "units: 2, 0 of them done" in out
+    assert code == 0 and "shards: 2, 0 of them done" in out
 
 
 def test_several_edits_at_once_are_a_row_each(run, tmp_path, monkeypatch):
@@ -188,7 +191,7 @@ def test_several_edits_at_once_are_a_row_each(run, tmp_path, monkeypatch):
     assert set(means) == {"unedited", "says, 1 edits at once", "says, 3 edits at once"}
     assert "| says, 3 edits at once |" in out
     _, again, err = run(sequential="1,3", protocols="paper")
-    assert again == out and err.count("2 of 2 units are there") == 2
+    assert again == out and err.count("2 of 2 shards exist already") == 2
 
 
 @pytest.mark.parametrize("numbers", ["0", "1,", "two", "1,-3"])

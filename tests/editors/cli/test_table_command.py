@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from conftest import picture, save_tiny
 
-from attrib.cli.table import TableOptions, jobs_of
+from editors import EDITORS
+from editors.evaluation.editor_table import make_jobs
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_a_folder_of_other_settings_and_unknown_editors_are_refused(run, there):
 
 
 def test_all_editors_are_ten_and_those_without_training_have_one_seed():
-    jobs = list(jobs_of(TableOptions(seeds=3, backbones="a,b")))
+    jobs = make_jobs(["a", "b"], ["scenes-vqa"], list(EDITORS), 3)
     assert len({job.editor for job in jobs}) == 10
     seeds = {job.editor: sum(j.editor == job.editor for j in jobs) / 2 for job in jobs}
     assert seeds["ft-l"] == seeds["ft-v"] == seeds["ike"] == 1

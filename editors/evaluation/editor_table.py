@@ -1,0 +1,190 @@
+"""Trains and scores many editors into one folder, and collects them into comparisons."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attrib.data import EditData
+from attrib.errors import AttribError
+from attrib.files import write_text
+from attrib.model.vlm import VLM
+from attrib.results import Result
+from attrib.runs import Rank
+from editors import EDITORS, load_editor
+from editors.evaluation.comparison import Comparison, Trained
+from editors.evaluation.evaluate import prepare_evaluation, save_scores
+from editors.evaluation.reference_model import ReferenceModel
+from editors.evaluation.scoring import Scoring
+from editors.io.editor import SETTINGS
+
+SCORES = Path("scores", "scores.parquet")  # in the folder of a finished job
+CPU_TIME = "spent.json"
+FOLDER = re.compile(r"(.+)-seed-(\d+)")
+Layers = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One editor on one model and dataset, with one seed."""
+
+    backbone: str
+    data: str
+    editor: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.editor} on {self.backbone}, {self.data}, seed {self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """Folder of the editor and its scores."""
+        return table_folder(out, self.backbone, self.data) / f"{self.editor}-seed-{self.seed}"
+
+    def is_done(self, out: Path) -> bool:
+        """Whether its scores exist."""
+        return (self.folder(out) / SCORES).exists()
+
+
+def make_jobs(
+    backbones: Sequence[str], datasets: Sequence[str], editors: Sequence[str], seeds: int
+) -> list[Job]:
+    """Return the jobs in order; editors without training have one seed.
+
+    Raises:
+        AttribError: There is no such editor.
+    """
+    if unknown := [name for name in editors if name not in EDITORS]:
+        raise AttribError(f"--editors: there is no {unknown[0]!r}; there are {', '.join(EDITORS)}")
+    return [
+        Job(backbone, data, editor, seed)
+        for backbone in backbones
+        for data in datasets
+        for editor in editors
+        for seed in range(seeds if EDITORS[editor].is_trained else 1)
+    ]
+
+
+@dataclass(frozen=True)
+class TableRun:
+    """What the jobs of a table share.
+
+    Attributes:
+        out: Folder of all jobs.
+        load_model: Loads a model by name.
+        load_data: Loads a dataset by its name, to train on ("train") or to score ("test").
+        layers: Returns where adapters write, for a model and a job.
+        gate: Gate of editors that write at layers.
+        steps: Optimizer steps; None for the preset's.
+        protocols: See `editors.evaluation.protocols`.
+        options: Further settings, for the manifests.
+        batch_size: Inputs per pass of the evaluation.
+    """
+
+    out: Path
+    load_model: Callable[[str], VLM]
+    load_data: Callable[[str, str], EditData]
+    layers: Callable[[VLM, Job], Layers]
+    gate: str
+    steps: int | None
+    protocols: tuple[str, ...]
+    options: Mapping[str, Any]
+    batch_size: int = 16
+
+    def execute(self, jobs: Sequence[Job], log: Callable[[str], None]) -> None:
+        """Train and score each job; finished parts are skipped."""
+        reference = None
+        for number, job in enumerate(jobs, 1):
+            log(f"{number} of {len(jobs)}: {job}")
+            folder = job.folder(self.out)
+            with cpu_time(folder / CPU_TIME, "training"):
+                vlm = self.load_model(job.backbone)
+                if not (folder / SETTINGS).exists():
+                    self._train(vlm, job)
+            with cpu_time(folder / CPU_TIME, "scoring"):
+                if reference is None or reference.vlm is not vlm:
+                    reference = ReferenceModel(vlm, self.protocols, self.batch_size)
+                self._score(job, reference)
+
+    def _train(self, vlm: VLM, job: Job) -> None:
+        kind: Any = EDITORS[job.editor]
+        steps = {"steps": self.steps} if self.steps is not None and kind.is_trained else {}
+        kind.train(
+            vlm,
+            self.load_data(job.data, "train"),
+            layers=self.layers(vlm, job) if kind.needs_layers else None,
+            out=job.folder(self.out),
+            preset="auto",
+            gate=self.gate if kind.needs_layers else None,
+            seed=job.seed,
+            **steps,
+        )
+
+    def _score(self, job: Job, reference: ReferenceModel) -> None:
+        folder = job.folder(self.out)
+        scoring = Scoring.of(load_editor(folder, reference.vlm), reference, self.protocols)
+        run = prepare_evaluation(
+            scoring,
+            self.load_data(job.data, "test"),
+            folder / "scores",
+            [folder, folder / "gate"],
+            options={**self.options, "data": job.data, "protocols": list(self.protocols)},
+            rank=Rank.from_environment(),
+        )
+        outcome = run.execute(scoring, batch_size=1)
+        if outcome is not None:  # another process writes the scores
+            save_scores([run], [outcome], run.out)
+
+
+def comparison(out: Path, backbone: str, data: str, command: str) -> Comparison:
+    """Compare all editors whose scores the folder holds, in the order of `EDITORS`."""
+    order = list(EDITORS)
+    jobs = [job for job in _done_jobs(out, backbone, data) if job.editor in order]
+    jobs.sort(key=lambda job: (order.index(job.editor), job.seed))
+    results = [Result.load(job.folder(out) / SCORES) for job in jobs]
+    trainings = [_trained(job, out) for job in jobs if EDITORS[job.editor].is_trained]
+    cpu: dict[str, float] = {}
+    for job in jobs:
+        if known := cpu_seconds(job.folder(out) / CPU_TIME):
+            cpu[job.editor] = cpu.get(job.editor, 0.0) + sum(known.values())
+    return Comparison(backbone, data, results, trainings, command, cpu)
+
+
+def table_folder(out: Path, backbone: str, data: str) -> Path:
+    """Folder of a model and dataset."""
+    parts = [re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).name) for name in (backbone, data)]
+    return out.joinpath(*parts)
+
+
+@contextmanager
+def cpu_time(path: Path, step: str) -> Iterator[None]:
+    """Add the CPU seconds of this process inside the context to the file's entry of `step`."""
+    start = time.process_time()
+    try:
+        yield
+    finally:
+        known = cpu_seconds(path)
+        seconds = known.get(step, 0.0) + time.process_time() - start
+        write_text(path, json.dumps({**known, step: round(seconds, 1)}, indent=1))
+
+
+def cpu_seconds(path: Path) -> dict[str, float]:
+    """Return the CPU seconds in a file by step; none if it does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _done_jobs(out: Path, backbone: str, data: str) -> list[Job]:
+    folder = table_folder(out, backbone, data)
+    names = [path.parent.parent.name for path in folder.glob(f"*/{SCORES}")]
+    found = [match for name in names if (match := FOLDER.fullmatch(name))]
+    return [Job(backbone, data, match[1], int(match[2])) for match in found]
+
+
+def _trained(job: Job, out: Path) -> Trained:
+    record = json.loads((job.folder(out) / SETTINGS).read_text(encoding="utf-8"))
+    trained = record.get("trained") or {}
+    seconds, curve = trained.get("seconds", 0.0), trained.get("curve", [])
+    return Trained(job.editor, job.seed, float(seconds), curve)

@@ -1,0 +1,208 @@
+"""Scores of one sample's edit: a row per metric and protocol, and rows of costs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+
+from attrib.data.samples import EditRequest, EditSample
+from attrib.errors import AttribError
+from attrib.model.batch import Batch
+from attrib.model.vlm import VLM
+from attrib.runs.collect import Tables
+from editors.base import Edit
+from editors.evaluation.multi_edit import Groups, timed
+from editors.evaluation.probes import EncodedProbes, Probe
+from editors.evaluation.protocols import Answer, judge
+from editors.evaluation.reference_model import ReferenceModel
+from editors.gating.gates import UNGATED
+
+SCORES = "scores"  # name of the table
+LEAKING = "sequence_last"  # the published gate reads the last target token
+UNEDITED, UNEDITED_GATE = "unedited", "-"  # editor and gate in the unedited model's rows
+COST = "cost"  # the protocol in rows of costs
+FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
+SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
+METRICS = (*FIVE, "avg", *SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality")
+COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value")
+Row = dict[str, object]
+
+
+@runtime_checkable
+class MakesEdits(Protocol):
+    """What `evaluate` needs of an editor; its `gate`, if there is one, is named in tables."""
+
+    name: ClassVar[str]
+
+    def edit(self, vlm: VLM, request: EditRequest) -> Edit:
+        """Return the edit that installs a request."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """The measurement of one sample, in batches of one.
+
+    Attributes:
+        editor: The editor.
+        label: Its name in tables.
+        gate: The gate's name in tables, or "ungated".
+        reference: The unedited model's answers.
+        protocols: See `editors.evaluation.protocols`.
+        groups: Edits that are applied at once; None for one at a time.
+    """
+
+    editor: MakesEdits
+    label: str
+    gate: str
+    reference: ReferenceModel
+    protocols: tuple[str, ...]
+    groups: Groups | None = None
+
+    @classmethod
+    def of(
+        cls,
+        editor: MakesEdits,
+        reference: ReferenceModel,
+        protocols: Sequence[str],
+        label: str | None = None,
+        groups: Groups | None = None,
+    ) -> "Scoring":
+        """Build the measurement; raise AttribError if `reference` lacks a protocol.
+
+        The label may not be that of the unedited model's rows.
+        """
+        if lacking := [name for name in protocols if name not in reference.protocols]:
+            raise AttribError(
+                f"the unedited answers lack {lacking[0]}: ReferenceModel(vlm, protocols)"
+            )
+        label = label or editor.name
+        if label == UNEDITED:
+            raise AttribError(f"{UNEDITED!r} names the rows of the model itself; give a label")
+        if groups is not None:
+            label = f"{label}, {groups.size} edits at once"
+        return cls(editor, label, gate_name(editor), reference, tuple(protocols), groups)
+
+    @property
+    def num_edits(self) -> int:
+        """Edits that are applied at once."""
+        return 1 if self.groups is None else self.groups.size
+
+    def __call__(self, vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> Tables:
+        """Return the scores of one sample, whose request is `batch`."""
+        (sample,) = samples
+        probes = self.reference.encode(sample)
+        before = self.reference.answers(sample, probes)
+        after, costs = self._edited(vlm, batch, sample, probes)
+        answers = {(UNEDITED, UNEDITED_GATE): before, (self.label, self.gate): after}
+        rows = [
+            *score_rows(sample, probes.probes, self.protocols, answers, before),
+            *cost_rows(sample, self.label, self.gate, costs),
+        ]
+        return {SCORES: pd.DataFrame(rows, columns=list(COLUMNS))}
+
+    def described(self) -> dict[str, Any]:
+        """Return what the scores depend on, for their provenance."""
+        return {
+            "editor": self.editor.name,
+            "label": self.label,
+            "gate": self.gate,
+            "protocols": list(self.protocols),
+            "inputs_in_a_pass": self.reference.batch_size,
+            "edits_at_once": self.num_edits,
+        }
+
+    def _edited(
+        self, vlm: VLM, batch: Batch, sample: EditSample, probes: EncodedProbes
+    ) -> tuple[list[Answer], dict[str, float]]:
+        """Return the edited model's answers and the costs of the edit."""
+        _, pass_ms = timed(vlm, lambda: vlm.logits(batch))
+        try:
+            with torch.enable_grad():  # some editors train on the request
+                edit, size, edit_ms = self._edit(vlm, sample)
+            with edit.applied(vlm):
+                after = probes.answers(vlm)
+                _, edited_pass_ms = timed(vlm, lambda: vlm.logits(batch))
+        finally:
+            self.reference.require_restored(self.label, sample.id)
+        costs = {"edit_ms": edit_ms, "bytes": edit.num_bytes / size}
+        return after, costs | {"pass_ms": pass_ms, "edited_pass_ms": edited_pass_ms}
+
+    def _edit(self, vlm: VLM, sample: EditSample) -> tuple[Edit, int, float]:
+        """Return the edit to apply, the number of edits in it, and milliseconds for one."""
+        if self.groups is not None:
+            return self.groups.edit(vlm, self.editor, sample)
+        edit, ms = timed(vlm, lambda: self.editor.edit(vlm, sample.request))
+        return edit, 1, ms
+
+
+def gate_name(editor: MakesEdits) -> str:
+    """Name of an editor's gate in tables; it is marked if the gate reads the answer."""
+    gate = getattr(editor, "gate", None)
+    name = UNGATED if gate is None else str(getattr(gate, "name", type(gate).__name__))
+    return f"{name} (reads the answer)" if name == LEAKING else name
+
+
+def score_rows(
+    sample: EditSample,
+    probes: Sequence[Probe],
+    protocols: Sequence[str],
+    answers: Mapping[tuple[str, str], Sequence[Answer]],
+    before: Sequence[Answer],
+) -> Iterator[Row]:
+    """Yield the rows of one sample: `COLUMNS`, with values from 0 to 1.
+
+    Args:
+        sample: The sample; its `meta` names the kind of the request.
+        probes: The inputs.
+        protocols: See `editors.evaluation.protocols`.
+        answers: The answers to the probes, by editor and gate.
+        before: The unedited model's answers.
+    """
+    for (editor, gate), after in answers.items():
+        for protocol in protocols:
+            for metric, value in scores_of(protocol, probes, before, after).items():
+                yield _row(sample, editor, gate, protocol, metric, value)
+
+
+def cost_rows(
+    sample: EditSample, editor: str, gate: str, costs: Mapping[str, float]
+) -> Iterator[Row]:
+    """Yield the costs of one edit, as rows of the protocol `COST`."""
+    for metric, value in costs.items():
+        yield _row(sample, editor, gate, COST, metric, value)
+
+
+def scores_of(
+    protocol: str, probes: Sequence[Probe], before: Sequence[Answer], after: Sequence[Answer]
+) -> dict[str, float]:
+    """Score the answers to a sample's probes by one protocol; see `means`."""
+    values: dict[str, list[float]] = {}
+    for probe, old, new in zip(probes, before, after, strict=True):
+        values.setdefault(probe.metric, []).append(judge(protocol, probe.metric, old, new))
+    return means(values)
+
+
+def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the mean of each metric, and the metrics that combine several.
+
+    "avg" is the mean of the papers' five metrics, where all of them exist; "same_image" is over all
+    other questions about the edited image.
+    """
+    found = {metric: float(np.mean(some)) for metric, some in values.items()}
+    if all(metric in found for metric in FIVE):
+        found["avg"] = float(np.mean([found[metric] for metric in FIVE]))
+    same_image = [value for metric in SAME_IMAGE for value in values.get(metric, ())]
+    if same_image:
+        found["same_image"] = float(np.mean(same_image))
+    return found
+
+
+def _row(
+    sample: EditSample, editor: str, gate: str, protocol: str, metric: str, value: float
+) -> Row:
+    kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
+    return dict(zip(COLUMNS, (sample.id, editor, gate, kind, protocol, metric, value), strict=True))
