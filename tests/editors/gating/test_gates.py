@@ -18,7 +18,6 @@ from editors.gating.features import GateReader
 from editors.gating.gates import (
     CosineGate,
     LearnedGate,
-    OpenGate,
     gate_from_config,
     load_gate,
     save_gate,
@@ -42,7 +41,7 @@ def learned(vlm, layers=(0,), threshold=0.0):
 GATES = {
     "prompt_last": lambda _vlm: CosineGate(0, 0.9),
     "sequence_last": lambda _vlm: CosineGate(0, 0.9, "sequence_last"),
-    "ungated": lambda _vlm: OpenGate(0),
+    "ungated": lambda _vlm: CosineGate(0, -torch.inf),
     "learned": learned,
     "learned, two layers": lambda vlm: learned(vlm, (0, 2)),
 }
