@@ -61,11 +61,17 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
         AttribError: There are no results, or they are of different models or data.
     """
     by = [*KEYS, "protocol", "metric"]
-    rows: list[dict[str, Any]] = _combined(results).mean(by).to_dict("records")
-    for row in rows:
-        row.update({name: 100 * row[name] for name in ("mean", "low", "high")})
-        row["runs"], row["spread"] = _spread(results, {name: row[name] for name in by})
-    return pd.DataFrame(sorted(rows, key=_order(results)))
+    table = _combined(results).mean(by)
+    runs = pd.concat(
+        [result.frame.groupby(by, as_index=False)["value"].mean() for result in results]
+    )
+    seeded = runs["editor"] != UNEDITED  # the unedited model has no seed, in however many results
+    runs = pd.concat([runs[seeded], runs[~seeded].drop_duplicates(by)])
+    spread = runs.groupby(by)["value"].agg(runs="count", spread="std").reset_index()
+    table = table.merge(spread, on=by)
+    per_cent = ["mean", "low", "high", "spread"]
+    table[per_cent] *= 100
+    return pd.DataFrame(sorted(table.to_dict("records"), key=_order(results)))
 
 
 def costs(results: Sequence[Result]) -> pd.DataFrame:
@@ -174,15 +180,6 @@ def _identity(result: Result, what: str) -> str:
     made = result.provenance[what]
     parts = (made["name"], made.get("split"), (made.get("fingerprint") or "")[:DIGITS])
     return " ".join(part for part in parts if part)
-
-
-def _spread(results: Sequence[Result], group: dict[str, str]) -> tuple[int, float]:
-    """Number of results with a group, and the standard deviation of its mean over them."""
-    if group["editor"] == UNEDITED:  # it has no seed, in however many results it occurs
-        return 1, float("nan")
-    found = [result.where(**group).frame["value"].to_numpy(dtype=float) for result in results]
-    means = [100 * values.mean() for values in found if len(values)]
-    return len(means), float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
 
 
 def _order(results: Sequence[Result]) -> Callable[[dict[str, Any]], tuple[int, ...]]:
