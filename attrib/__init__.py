@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 # Module -> the names that it provides; imported when they are first used.
 _NAMES = {
     "attrib.analyses.attention": ("attention", "profile"),
-    "attrib.analyses.contributions": ("contribution_parts", "contributions", "direct_logits"),
+    "attrib.analyses.contributions": ("contribution_parts", "contributions"),
+    "attrib.analyses.direct_logits": ("direct_logits",),
     "attrib.analyses.gating": ("gate_similarity",),
     "attrib.analyses.heatmaps": ("PUBLISHED_CODE", "heatmaps"),
     "attrib.analyses.patching": ("patching", "patching_difference", "patching_parts"),

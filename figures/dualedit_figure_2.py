@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from attrib.forward.noise import Modality
+    from attrib.vocabulary import NoiseModality
 
-PANELS: "tuple[tuple[Modality, str], ...]" = (("visual", "a"), ("text", "b"), ("both", "c"))
+PANELS: "tuple[tuple[NoiseModality, str], ...]" = (("visual", "a"), ("text", "b"), ("both", "c"))
 SURE = 0.95  # share of resamples that must agree
 
 
@@ -30,8 +30,8 @@ def measure(setting: Setting) -> Measured:
     both = collect_tables(vlm, data, _sweep(setting.seed, SIGMAS))["sweep"]
     noise = pivot_wide(both, ("modality", "sigma"), ("example", "layer"))
     n = len(set(noise["example"]))
-    made = provenance("dualedit_figure_2", setting, n, sigmas=list(SIGMAS), unit="std", draws=1)
-    return Measured({"noise": noise}, about=made)
+    about = provenance("dualedit_figure_2", setting, n, sigmas=list(SIGMAS), unit="std", draws=1)
+    return Measured({"noise": noise}, about=about)
 
 
 def _sweep(seed: int, sigmas: tuple[float, ...]) -> Any:

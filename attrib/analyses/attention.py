@@ -9,13 +9,14 @@ from torch import Tensor
 
 from attrib.data import EditSample
 from attrib.forward.attention import attention_rows
-from attrib.model.batch import Batch, Span
+from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
+from attrib.vocabulary import Span
 
-# Text never includes the begin-of-sequence token: it is an attention sink, and counting it as text
-# would alone put text above the image. It stands by itself.
+# Text excludes the begin-of-sequence token, an attention sink that alone would put text above the
+# image. It has its own statistic.
 STATISTICS = ("text_mean", "text_sum", "visual_mean", "visual_sum", "visual_top3", "bos")
 TOP = 3  # DualEdit's dashed line: the mean of the three most attended visual tokens
 
@@ -32,7 +33,7 @@ def attention(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer pos"]:
 
 
 def head_mean(vlm: VLM, rows: dict[int, Tensor]) -> Float[Tensor, "batch layer pos"]:
-    """Captured rows with the mean taken over heads; layers without rows are NaN."""
+    """Mean of captured rows over heads; NaN for layers without rows."""
     means = {layer: row.mean(1) for layer, row in rows.items()}
     some = next(iter(means.values()))
     none = torch.full_like(some, torch.nan)
@@ -43,11 +44,11 @@ def head_mean(vlm: VLM, rows: dict[int, Tensor]) -> Float[Tensor, "batch layer p
 def profile(
     rows: Float[Tensor, "batch layer pos"], batch: Batch
 ) -> Float[Tensor, "batch layer statistic"]:
-    """What each kind of token gets, in the order of `STATISTICS`.
+    """Attention by kind of token, in the order of `STATISTICS`.
 
-    Mean and sum over text tokens; mean and sum over visual tokens, and the mean of the three that
-    get most in that layer; the begin-of-sequence token alone. NaN where an example has no token of
-    the kind, so that it has no say in a mean over examples.
+    Mean and sum over text tokens; mean and sum over visual tokens, and the mean of the three most
+    attended ones in that layer; the begin-of-sequence token. NaN, which is ignored by means over
+    examples, where an example has no token of the kind.
     """
     text_mean, text_sum, _ = _mean_sum_top(rows, batch, "text")
     visual_mean, visual_sum, visual_top = _mean_sum_top(rows, batch, "visual")
@@ -67,7 +68,7 @@ def _mean_sum_top(
 
 
 def measure_attention(vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> Tables:
-    """The table "attention"."""
+    """Table "attention"; see `attention_table`."""
     return {"attention": attention_table(attention(vlm, batch), batch, samples)}
 
 

@@ -1,21 +1,22 @@
-"""How far each layer's attention and MLP push the key token (VisEdit, Eqs. 1-5, Figs. 1, 5 and 6).
+"""How much each layer's attention and MLP push the key token (VisEdit, Eqs. 1-5, Figs. 1, 5, 6).
 
-The hidden state of the last prompt token is a sum of writes: the embedding, then the output of
-each layer's attention and MLP. A write r speaks for the key token o* through its logit v and its
+The hidden state of the last prompt token is a sum of writes: the embedding, then the output of each
+layer's attention and MLP (Eqs. 1 and 2). A write r pushes the key token o* by its logit v and its
 probability p,
 
-    v = (r W_U)[o*],   p = softmax(r W_U)[o*],   M = the largest |v| of an example (Eq. 5)
+    p = softmax(r W_U)[o*]                                                         (Eq. 4)
+    v = (r W_U)[o*],   M = the largest |v| of an example                           (Eq. 5)
     contribution = sign(v) sqrt(p |v| / M)                                         (Eq. 3)
 
-The paper takes the root of v / M as it is, which a negative v does not have; like the authors'
-program we keep the sign outside. That program also puts the final norm before W_U (`norm="final"`):
-every write then speaks at full volume, and logits no longer add up over layers. With the norm's
-statistics frozen at the true last state they do add up (`norm="frozen"`, direct logit attribution).
+The paper takes the square root of v / M, which fails for negative v; like the authors' program we
+keep the sign outside. That program also applies the final norm before W_U (`norm="final"`): each
+write is normalised separately, so small outputs weigh as much as large ones, and logits do not add
+up over layers. With the norm's statistics frozen at the true last state they do (`norm="frozen"`,
+direct logit attribution).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -43,22 +44,22 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
+from attrib.vocabulary import Norm
 
 NO_TOKEN = -1
-TOKEN = "token:"  # in front of a word that stands for its first token
+TOKEN = "token:"  # prefix of a word whose first token is the key
 MAX_NEW_TOKENS = 12  # longer than any answer of the embedded data
-Norm = Literal["none", "final", "frozen"]
 
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """Contributions and what they are made of.
+    """Contributions and their factors.
 
     Attributes:
-        value: the contribution, as `contributions` returns it.
-        logit: v, the key token's logit read from the module's output alone.
-        probability: p, its probability; one for `norm="frozen"`, where no share has a softmax.
-        key: the key token of each example.
+        value: The contribution, as `contributions` returns it.
+        logit: v, the key token's logit from the module's output alone.
+        probability: p, its probability; 1 for `norm="frozen"`, which has no softmax.
+        key: The key token of each example.
     """
 
     value: Float[Tensor, "batch layer module"]
@@ -74,13 +75,13 @@ def contributions(
     """Contribution of each layer's (attention, MLP) at the last prompt token to the key token.
 
     Args:
-        vlm: the model.
-        batch: prompts with their images.
-        key: "argmax", the token the model predicts; "gold", the first token of the batch's target;
-            or one token id per example (a wrong one is the control of VisEdit, Fig. 6).
-        norm: "none", the paper: within [-1, 1]. "final", the authors' program: the final norm
-            first, likewise within [-1, 1]. "frozen": shares of the key token's logit, in logits;
-            together with the rest of `direct_logits` they sum to it.
+        vlm: The model.
+        batch: Prompts with their images.
+        key: "argmax", the token that the model predicts; "gold", the first token of the target; or
+            one token id per example (a wrong one is the control of VisEdit, Fig. 6).
+        norm: "none", the paper: within [-1, 1]. "final", the authors' program: the final norm is
+            applied first, also within [-1, 1]. "frozen": shares of the key token's logit, which sum
+            to it together with the other terms of `direct_logits`.
     """
     return contribution_parts(vlm, batch, key, norm).value
 
@@ -89,7 +90,7 @@ def contributions(
 def contribution_parts(
     vlm: VLM, batch: Batch, key: Key = "argmax", norm: Norm = "none"
 ) -> Contributions:
-    """What `contributions` returns, with the logits, probabilities and keys it is made of."""
+    """`contributions` with their logits, probabilities and keys."""
     writes = last_writes(vlm, batch)
     return contributions_of(vlm, writes, key_tokens(vlm, batch, writes, key), norm)
 
@@ -97,40 +98,35 @@ def contribution_parts(
 def contributions_of(
     vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"], norm: Norm
 ) -> Contributions:
-    """Contributions of captured writes; no forward pass."""
+    """Contributions of captured writes, without a forward pass."""
     if norm == "frozen":
         shares = direct_logits_of(vlm, writes, key).modules
         return Contributions(shares, shares, torch.ones_like(shares), key)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
     modules, weight = module_writes(writes), unembedding(vlm)
+    index = key[:, None, None].expand(-1, len(MODULES), 1)
     logit, logp = [], []
     for layer in range(vlm.num_layers):  # layer by layer: a vocabulary is wide
         write = modules[:, layer]
         # The paper's r W_V has neither norm nor bias.
         logits = vlm.unembed(write).float() if norm == "final" else linear(write.float(), weight)
-        logit.append(_at(logits, key))
+        logit.append(logits.gather(-1, index)[..., 0])
         logp.append(logit[-1] - logits.logsumexp(-1))
     v, p = torch.stack(logit, 1), torch.stack(logp, 1).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
     return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)
 
 
-def _at(
-    logits: Float[Tensor, "batch module d_vocab"], key: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch module"]:
-    return logits.gather(-1, key[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
-
-
 def measure_contributions(
     vlm: VLM, batch: Batch, samples: Sequence[EditSample], *, key: str, norm: Norm
 ) -> Tables:
-    """The table "contributions"; see `choose_key` for what `key` may be."""
+    """Table "contributions"; see `choose_key` for valid values of `key`."""
     writes = last_writes(vlm, batch)
-    return {"contributions": _contributions(vlm, batch, samples, writes, key, norm)}
+    return {"contributions": _table(vlm, batch, samples, writes, key, norm)}
 
 
-def measure_first_report(
+def measure_demo(
     vlm: VLM,
     batch: Batch,
     samples: Sequence[EditSample],
@@ -138,24 +134,24 @@ def measure_first_report(
     norm: Norm,
     truth: Callable[[EditSample], str],
 ) -> Tables:
-    """The tables "contributions", "wrong_key" and "attention" of one pass, and "answers".
+    """Tables "contributions", "wrong_key" and "attention" of one pass, and "answers".
 
-    `truth` tells the right answer to a sample's request, which `answers` compares with.
+    `truth` returns the right answer to a sample's request, for `answers`.
     """
     last = batch["last"]
     with residual_writes(vlm, last) as writes, attention_rows(vlm, last) as rows:
         vlm.logits(batch)
-    said = vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
+    generated = vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
     truths = [truth(sample) for sample in samples]
     answers = {
         "example": [sample.id for sample in samples],
-        "answer": said,
+        "answer": generated,
         "truth": truths,
-        "value": exact_match(said, truths).float().tolist(),
+        "value": exact_match(generated, truths).float().tolist(),
     }
     return {
-        "contributions": _contributions(vlm, batch, samples, writes, "argmax", norm),
-        "wrong_key": _contributions(vlm, batch, samples, writes, "wrong", norm),
+        "contributions": _table(vlm, batch, samples, writes, "argmax", norm),
+        "wrong_key": _table(vlm, batch, samples, writes, "wrong", norm),
         "attention": attention_table(head_mean(vlm, rows), batch, samples),
         "answers": pd.DataFrame(answers),
     }
@@ -167,13 +163,13 @@ def choose_key(
     """One key token per sample; -1 where a sample has none.
 
     Args:
-        vlm: the model.
-        batch: the samples' requests.
-        samples: where answers come from.
-        writes: of the pass over the batch.
-        key: "argmax", what the model says; "gold", the target; "token:WORD"; or "wrong", the
+        vlm: The model.
+        batch: The samples' requests.
+        samples: Source of the answers.
+        writes: Captured in the pass over the batch.
+        key: "argmax", the model's prediction; "gold", the target; "token:WORD"; or "wrong", the
             answer to an unrelated question (of the sample's visual, else of its text locality)
-            that starts with another token than what the model says, if there is one.
+            whose first token differs from the model's prediction.
     """
     if key == "gold":
         return _first_tokens(vlm, [sample.request.target for sample in samples])
@@ -184,17 +180,12 @@ def choose_key(
         return argmax
     if key != "wrong":
         raise AttribError(f"key: expected argmax, gold, wrong or token:WORD, got {key!r}")
-    rights = argmax.tolist()
-    return torch.tensor(
-        [_wrong_token(vlm, sample, right) for sample, right in zip(samples, rights, strict=True)],
-        device=argmax.device,
-    )
-
-
-def _wrong_token(vlm: VLM, sample: EditSample, right: int) -> int:
-    unrelated = (*sample.visual_locality, *sample.text_locality)
-    tokens = (vlm.answer_token(request.target) for request in unrelated)
-    return next((token for token in tokens if token != right), NO_TOKEN)
+    wrong = []
+    for sample, predicted in zip(samples, argmax.tolist(), strict=True):
+        unrelated = (*sample.visual_locality, *sample.text_locality)
+        tokens = (vlm.answer_token(request.target) for request in unrelated)
+        wrong.append(next((token for token in tokens if token != predicted), NO_TOKEN))
+    return torch.tensor(wrong, device=argmax.device)
 
 
 def _first_tokens(vlm: VLM, answers: Sequence[str]) -> Int[Tensor, " batch"]:
@@ -203,7 +194,7 @@ def _first_tokens(vlm: VLM, answers: Sequence[str]) -> Int[Tensor, " batch"]:
     return torch.tensor([vlm.answer_token(answer) for answer in answers])
 
 
-def _contributions(
+def _table(
     vlm: VLM,
     batch: Batch,
     samples: Sequence[EditSample],

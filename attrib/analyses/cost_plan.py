@@ -1,7 +1,7 @@
-"""What a sweep over layers and sigmas costs, before it is run: work in forward passes, and memory.
+"""Cost of a sensitivity sweep before it runs: compute in forward passes, and memory.
 
-Work is that of the decoder layers, which a forward pass runs once on all positions. A layer counts
-by its positions; their attention to keys in front is not counted apart.
+Compute is that of the decoder layers, which a forward pass runs once on all positions. A layer's
+compute is proportional to its positions; attention to the keys of earlier positions is not counted.
 """
 
 import math
@@ -13,36 +13,37 @@ import torch
 from attrib.analyses.sensitivity import (
     ROWS_OF_LOGITS,
     SIGMAS,
-    checked,
+    check_arguments,
     copies_at_once,
     nothing_to_perturb,
 )
 from attrib.errors import AttribError
-from attrib.forward.noise import Modality, perturbed_positions
-from attrib.forward.suffix import CleanPass, Suffix, build_suffix, clean_pass, is_sliceable
+from attrib.forward.noise import perturbed_positions
+from attrib.forward.replay import CleanPass, clean_pass
+from attrib.forward.suffix import Suffix, build_suffix, is_sliceable
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.vocabulary import NoiseModality
 
-# Of a layer's work, what keys and values take: two of its square matrices, queries and outputs
-# being two more, and an MLP that is four times as wide eight.
-KEYS_ALONE = 2 / 12
-STREAMS = 3  # what a position takes beside a module's own numbers: the stream, its norm, the sum
-LOGITS = 7  # rows as wide as the vocabulary, in float64, that a divergence takes
+# Share of a layer's compute for keys and values alone: of its square matrices, keys and values are
+# two, queries and outputs two more, and an MLP of four times the width counts as eight.
+KV_SHARE = 2 / 12
+STREAMS = 3  # per position besides a module's own activations: the stream, its norm, the sum
+LOGITS = 7  # rows as wide as the vocabulary, in float64, that a divergence needs
 
 
 @dataclass(frozen=True)
 class SweepCost:
-    """What a sweep over one batch takes.
+    """Cost of a sweep over one batch.
 
     Attributes:
-        copies: Disturbed examples to run.
+        copies: Perturbed copies of examples to run.
         at_once: How many of them run together.
-        share: Of an example's positions, how many are run again.
-        forwards: The work, in forward passes over the batch.
-        test: Further forward passes, once per model and kind of batch: whether running that share
-            gives what a whole pass gives.
-        naive: Forward passes over the batch that writing the noise with hooks would take.
-        memory: Bytes at the height, the model's weights not counted; an estimate.
+        share: Share of an example's positions that runs again.
+        forwards: Compute, in forward passes over the batch.
+        test: Further forward passes, once per model and kind of batch, to verify the suffix.
+        naive: Forward passes over the batch that noise written with hooks would take.
+        memory: Peak bytes without the model's weights; an estimate.
     """
 
     copies: int
@@ -58,7 +59,7 @@ class SweepCost:
 def sweep_cost(
     vlm: VLM,
     batch: Batch,
-    modality: Modality = "text",
+    modality: NoiseModality = "text",
     sigmas: Sequence[float] = SIGMAS,
     draws: int = 1,
     *,
@@ -66,12 +67,12 @@ def sweep_cost(
     exclude_last: bool = False,
     max_copies: int | None = None,
 ) -> SweepCost:
-    """What `sensitivity` of these arguments takes, at the price of a forward pass and the test.
+    """Cost of `sensitivity` with these arguments; takes a forward pass and the verification.
 
     Raises:
         AttribError: As `sensitivity`.
     """
-    chosen = set(checked(vlm, modality, sigmas, "std", draws, layers, max_copies))
+    chosen = set(check_arguments(vlm, modality, sigmas, "std", draws, layers, max_copies))
     at = perturbed_positions(batch, modality, exclude_last)
     if not at.any():
         raise AttribError(nothing_to_perturb(modality))
@@ -79,48 +80,42 @@ def sweep_cost(
     suffix = build_suffix(clean, int(at.any(0).int().argmax()))
     share = suffix.num_pos / at.shape[1]
     each = draws * sum(sigma > 0 for sigma in sigmas)
-    disturbed = int(at.any(1).sum())
-    per_layer = [each * disturbed * (layer in chosen) for layer in range(vlm.num_layers)]
-    copies = sum(per_layer)
+    perturbed = int(at.any(1).sum())
+    per_layer = [each * perturbed * (layer in chosen) for layer in range(vlm.num_layers)]
     passes = each * sum(_layers_run(suffix, layer) for layer in chosen) / vlm.num_layers
-    at_once = min(copies, copies_at_once(suffix, max_copies))
+    at_once = min(sum(per_layer), copies_at_once(suffix, max_copies))
     return SweepCost(
-        copies=copies,
+        copies=sum(per_layer),
         at_once=at_once,
         share=share,
-        forwards=1 + _keys_in_front(share) + passes * share * disturbed / batch.size,
-        test=_test(suffix, share) if is_sliceable(clean) else 0.0,
+        forwards=1 + KV_SHARE * (1 - share) + passes * share * perturbed / batch.size,
+        test=_verification(suffix, share) if is_sliceable(clean) else 0.0,
         naive=1 + each * len(chosen),
         memory=_memory(clean, suffix, at_once, per_layer),
     )
 
 
-def _keys_in_front(share: float) -> float:
-    return KEYS_ALONE * (1 - share)
-
-
 def _layers_run(suffix: Suffix, layer: int) -> float:
-    """How many layers a version runs that is disturbed in `layer`."""
+    """Number of layers that run for a copy perturbed in `layer`."""
     later = suffix.vlm.num_layers - 1 - layer
-    return float(later) if suffix.query is None or not later else later - 1 + KEYS_ALONE
+    return float(later) if suffix.query is None or not later else later - 1 + KV_SHARE
 
 
-def _test(suffix: Suffix, share: float) -> float:
-    """Forward passes of one whole and one cut pass behind layer 0, and of the keys in front."""
-    behind = suffix.vlm.num_layers - 1
-    whole, part = behind, share * _layers_run(suffix, 0)
-    return (whole + part) / suffix.vlm.num_layers + _keys_in_front(share)
+def _verification(suffix: Suffix, share: float) -> float:
+    """Forward passes of a whole and a suffix replay after layer 0, and of the prefix keys."""
+    whole, part = suffix.vlm.num_layers - 1, share * _layers_run(suffix, 0)
+    return (whole + part) / suffix.vlm.num_layers + KV_SHARE * (1 - share)
 
 
 def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[int]) -> int:
-    """The most that a plain pass, the test of the cut and the sweep itself take, in bytes."""
+    """Peak bytes of a plain pass, the verification and the sweep, whichever needs most."""
     vlm, first = clean.vlm, clean.hidden[0]
     d_vocab, item = clean.logits.shape[-1], first.element_size()
     positions = clean.real.numel()
     one_layer = positions * (STREAMS * vlm.d_model + _width(vlm))
     outputs = vlm.num_layers * first.numel()
-    kept = [t for pair in suffix.kept.values() for t in (pair.keys, pair.values)]
-    states = sum(t.numel() for t in [*suffix.hidden.values(), *kept])
+    prefix = [t for kv in suffix.prefix.values() for t in (kv.keys, kv.values)]
+    states = sum(t.numel() for t in [*suffix.hidden.values(), *prefix])
     noise = 2 * suffix.hidden[0].numel() * 4  # in float32
     divergence = min(ROWS_OF_LOGITS, at_once) * d_vocab * LOGITS * 8
     return max(
@@ -133,27 +128,27 @@ def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[
 
 
 def _chunk(suffix: Suffix, at_once: int, per_layer: Sequence[int]) -> int:
-    """Numbers that disturbed examples which run together take, at the height.
+    """Peak number of elements for the perturbed copies of one chunk.
 
     Args:
-        suffix: What is run of them.
-        at_once: How many run together.
-        per_layer: How many there are that are disturbed in each layer.
+        suffix: The positions that run.
+        at_once: How many copies run together.
+        per_layer: How many copies are perturbed in each layer.
     """
     stream, batch = suffix.num_pos * suffix.vlm.d_model, len(suffix.last)
     mlp = suffix.num_pos * _width(suffix.vlm) - 2 * stream
     attention = 4 * stream
-    if suffix.kept:
-        pair = suffix.kept[0]
-        front = pair.keys[0].numel() + pair.values[0].numel()
-        # Joined with its own; and copied before, where examples have to be picked.
+    if suffix.prefix:
+        kv = suffix.prefix[0]
+        front = kv.keys[0].numel() + kv.values[0].numel()
+        # Joined with the copy's own; copied before that if examples are selected.
         attention += front * (2 if batch > 1 else 1) + 2 * stream
-    # Who is disturbed behind a layer does not run it; the last layer may have but one query.
+    # Copies perturbed after a layer do not run it; the last layer may have a single query.
     last = min(at_once, sum(per_layer[:-1]))
     whole = last if suffix.query is None else min(at_once, sum(per_layer[:-2]))
     return STREAMS * stream * at_once + max(whole * max(attention, mlp), last * attention)
 
 
 def _width(vlm: VLM) -> int:
-    """Numbers that a layer's matrices make of a position: one of d_model x width makes `width`."""
+    """Elements that a layer's matrices produce per position: its parameters over d_model."""
     return math.ceil(sum(w.numel() for w in vlm.layers[0].parameters()) / vlm.d_model)

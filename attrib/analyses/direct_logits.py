@@ -18,14 +18,14 @@ Key = Literal["argmax", "gold"] | Int[Tensor, " batch"]
 
 @dataclass(frozen=True, eq=False)
 class DirectLogits:
-    """The key token's logit as a sum: every write's share, under the final norm frozen.
+    """The key token's logit as a sum of the shares of all writes, with the final norm frozen.
 
     Attributes:
-        modules: shares of attention and MLP of each layer.
-        embed: share of the embedding that enters layer 0.
-        between_layers: shares of writes between layers (visual features of some models).
-        constant: what no write causes: biases of the final norm and of the output embedding.
-        key: the key token of each example.
+        modules: Shares of attention and MLP of each layer.
+        embed: Share of the embedding that enters layer 0.
+        between_layers: Shares of writes between layers (visual features of some models).
+        constant: Biases of the final norm and of the output embedding.
+        key: The key token of each example.
     """
 
     modules: Float[Tensor, "batch layer module"]
@@ -36,15 +36,32 @@ class DirectLogits:
 
     @property
     def total(self) -> Float[Tensor, " batch"]:
-        """The sum of all shares: the logit the model gives the key token."""
+        """The sum of all shares: the model's logit of the key token."""
         return self.modules.sum((1, 2)) + self.between_layers.sum(1) + self.embed + self.constant
 
 
 @torch.no_grad()
 def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
-    """The key token's logit at the last prompt token, taken apart into the share of every write."""
+    """Decompose the key token's logit at the last prompt token into the shares of all writes."""
     writes = last_writes(vlm, batch)
     return direct_logits_of(vlm, writes, key_tokens(vlm, batch, writes, key))
+
+
+def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
+    """`direct_logits` of captured writes, without a forward pass."""
+    frozen = vlm.freeze_norm(writes.final)
+    direction = unembedding(vlm)[key]
+
+    def share(write: Tensor) -> Tensor:
+        shape = (len(direction), *[1] * (write.ndim - 2), -1)
+        return (frozen(write) * direction.reshape(shape)).sum(-1)
+
+    bias = getattr(vlm.components.head, "bias", None)
+    constant = direction @ frozen.constant
+    if isinstance(bias, Tensor):
+        constant = constant + bias.float()[key]
+    modules = share(module_writes(writes))
+    return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
 
 
 def last_writes(vlm: VLM, batch: Batch) -> ResidualWrites:
@@ -54,8 +71,20 @@ def last_writes(vlm: VLM, batch: Batch) -> ResidualWrites:
     return writes
 
 
+def module_writes(writes: ResidualWrites) -> Float[Tensor, "batch layer module d_model"]:
+    """The writes of attention and MLP, in the order of `MODULES`."""
+    return torch.stack([writes.attn, writes.mlp], dim=2)
+
+
+def unembedding(vlm: VLM) -> Float[Tensor, "d_vocab d_model"]:
+    """The weight of the output embedding, in float32."""
+    weight = vlm.components.head.weight
+    assert isinstance(weight, Tensor)
+    return weight.float()
+
+
 def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[Tensor, " batch"]:
-    """The key token id of each example; see `contributions` for what `key` may be."""
+    """The key token id of each example; see `contributions` for valid values of `key`."""
     logits = vlm.unembed(writes.final)
     if isinstance(key, Tensor):
         d_vocab = logits.shape[-1]
@@ -74,32 +103,3 @@ def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[
     if batch.labels is None:
         raise AttribError('key "gold" needs targets: vlm.encode(images, prompts, targets)')
     return batch.labels[batch["last"]].to(writes.final.device)
-
-
-def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
-    """Shares of captured writes in the key token's logit; no forward pass."""
-    frozen = vlm.freeze_norm(writes.final)
-    direction = unembedding(vlm)[key]
-
-    def share(write: Tensor) -> Tensor:
-        across = direction.reshape(len(direction), *[1] * (write.ndim - 2), -1)
-        return (frozen(write) * across).sum(-1)
-
-    bias = getattr(vlm.components.head, "bias", None)
-    constant = direction @ frozen.constant
-    if isinstance(bias, Tensor):
-        constant = constant + bias.float()[key]
-    modules = share(module_writes(writes))
-    return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
-
-
-def module_writes(writes: ResidualWrites) -> Float[Tensor, "batch layer module d_model"]:
-    """The writes of attention and MLP, stacked in the order of `MODULES`."""
-    return torch.stack([writes.attn, writes.mlp], dim=2)
-
-
-def unembedding(vlm: VLM) -> Float[Tensor, "d_vocab d_model"]:
-    """The output embedding's weight in float32."""
-    weight = vlm.components.head.weight
-    assert isinstance(weight, Tensor)
-    return weight.float()

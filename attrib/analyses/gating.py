@@ -1,17 +1,16 @@
-"""How alike an edit and another input look inside the model (DualEdit, Eq. 4 and Fig. 4).
+"""Similarity of an edit to other inputs in each layer's states (DualEdit, Eq. 4, Fig. 4).
 
-A gate lets an edit act where the input resembles the edit sample. The resemblance is the cosine of
-two hidden states of one layer. Four states are compared: the mean over the visual tokens, the mean
-over the words of the prompt, the last prompt token, and the last target token. The last of these
-**leaks**: it is read behind the teacher-forced answer, so it knows the gold answer that the gate is
-to decide about; no gate can see it when the model is used. The published program compares it.
+A gate applies an edit where the input resembles the edit sample: the cosine of two hidden states of
+one layer. Four states are compared: the mean over the visual tokens, the mean over the text tokens
+of the prompt, the last prompt token, and the last target token. The last of these **leaks**: it
+comes after the teacher-forced answer and so encodes the gold answer, which no gate sees when the
+model is used. The published program compares it.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -24,10 +23,11 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
+from attrib.vocabulary import GateToken
 
-Token = Literal["visual_mean", "text_mean", "prompt_last", "target_last"]
-TOKENS: tuple[Token, ...] = get_args(Token)
-LEAKING: Token = "target_last"
+TOKENS: tuple[GateToken, ...] = get_args(GateToken)
+LEAKING: GateToken = "target_last"
+RELATIONS = ("text_generality", "visual_generality", "text_locality", "visual_locality")
 
 
 @torch.no_grad()
@@ -36,32 +36,32 @@ def gate_similarity(
     edits: Batch,
     others: Batch,
     layer: int | None,
-    token: Token = "prompt_last",
+    token: GateToken = "prompt_last",
 ) -> Float[Tensor, "batch *layer"]:
     """Cosine similarity of each edit to the other input of the same row.
 
     Args:
         vlm: The model.
         edits: The edit samples.
-        others: What they are compared with: row i with row i of `edits`. Prompts, images and
-            padding may differ.
-        layer: Whose output is compared; None for every layer.
-        token: "visual_mean" or "text_mean", the mean over the visual tokens or over the words of
-            the prompt; "prompt_last", the last prompt token, which a gate can see when it is used;
-            "target_last", the last target token, which leaks the answer (what DualEdit's program
-            does). The last one needs batches encoded with targets.
+        others: Inputs to compare with: row i with row i of `edits`. Prompts, images and padding may
+            differ.
+        layer: Layer whose output is compared; None for every layer.
+        token: "visual_mean" or "text_mean", the mean over the visual tokens or over the text tokens
+            of the prompt; "prompt_last", the last prompt token, which a gate can see in use;
+            "target_last", the last target token, which leaks the answer (DualEdit's program) and
+            needs batches encoded with targets.
 
     Returns:
         One number per row, Float " batch", or for `layer=None` Float "batch layer"; in [-1, 1],
-        NaN where one of the two has no such token (no image, no "visual_mean").
+        NaN where one of the two inputs has no such token (no image, no "visual_mean").
 
     Raises:
         AttribError: Batches of different sizes, an unknown layer or token, missing targets.
     """
     if edits.size != others.size:
         raise AttribError(
-            f"{edits.size} edits and {others.size} others: row i is compared with row i, so give "
-            "two batches of one size"
+            f"{edits.size} edits and {others.size} others: row i is compared with row i, so both "
+            "batches need the same size"
         )
     layers = range(vlm.num_layers) if layer is None else [layer]
     one, two = (gate_states(vlm, batch, [token], layers) for batch in (edits, others))
@@ -73,13 +73,13 @@ def gate_similarity(
 def gate_states(
     vlm: VLM,
     batch: Batch,
-    tokens: Sequence[Token] = TOKENS,
+    tokens: Sequence[GateToken] = TOKENS,
     layers: Sequence[int] | None = None,
 ) -> Float[Tensor, "batch layer token d_model"]:
     """The states that a gate compares, of several layers in one forward pass.
 
-    In float32 or better; NaN where an example has no such token. Targets, where the batch has them,
-    lie behind the prompt and change none of the states but "target_last".
+    In float32 or better; NaN where an example has no such token. Targets come after the prompt and
+    change only the state "target_last".
     """
     masks = [token_positions(batch, token) for token in tokens]
     layers = range(vlm.num_layers) if layers is None else layers
@@ -93,40 +93,35 @@ def gate_states(
     return torch.stack(states, dim=1)
 
 
-def token_positions(batch: Batch, token: Token) -> Bool[Tensor, "batch pos"]:
+def token_positions(batch: Batch, token: GateToken) -> Bool[Tensor, "batch pos"]:
     """The positions whose mean a gate compares."""
-    if token == "visual_mean":
-        return batch["visual"]
-    if token == "text_mean":
-        return batch["text"]
-    if token == "prompt_last":
-        return batch["last"]
+    spans = {"visual_mean": "visual", "text_mean": "text", "prompt_last": "last"}
+    if token in spans:
+        return batch[spans[token]]
     if token != "target_last":
         raise AttribError(f"token: expected one of {', '.join(TOKENS)}, got {token!r}")
     if "target" not in batch.spans:
         raise AttribError('token "target_last" needs vlm.encode(images, prompts, targets)')
     target = batch["target"]
-    after = target.flip(1).cumsum(1).flip(1)
-    return target & (after == 1)
+    return target & (target.flip(1).cumsum(1).flip(1) == 1)
 
 
 def _mean_at(
     h: Float[Tensor, "batch pos d_model"], at: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch d_model"]:
     h, at = h.to(torch.promote_types(h.dtype, torch.float32)), at.to(h.device)
-    # Chosen, not multiplied by zero: what stands in padding may be anything.
+    # Selected, not multiplied by zero: padding may hold any value.
     return torch.where(at[..., None], h, 0).sum(1) / at.sum(1)[:, None]
 
 
 class Related(NamedTuple):
-    """An input that a sample is judged by.
+    """An input that a sample's edit is judged by.
 
     Attributes:
-        row: of the sample.
-        relation: "text_generality", "visual_generality", "text_locality", "visual_locality", or
-            the type of a hard locality input.
-        item: number among the sample's inputs of that relation.
-        request: the input.
+        row: Index of the sample.
+        relation: One of `RELATIONS`, or the type of a hard locality input.
+        item: Index among the sample's inputs of that relation.
+        request: The input.
     """
 
     row: int
@@ -136,18 +131,18 @@ class Related(NamedTuple):
 
 
 def measure_gate(vlm: VLM, _batch: Batch, samples: Sequence[EditSample]) -> Tables:
-    """The table "gate": example, layer, token, value, relation, item.
+    """Table "gate": example, layer, token, value, relation, item.
 
     A value is the cosine similarity of the sample's request to one related input, both
-    teacher-forced with their targets: only "target_last", which is named as leaking, depends on
-    those. As many forward passes as there are related inputs of a sample, and one for the request.
+    teacher-forced with their targets; only "target_last", the leaking token, depends on those. One
+    forward pass per related input and one for the request.
     """
-    size = len(samples)
+    size, ids = len(samples), np.array([sample.id for sample in samples], dtype=object)
     edits = _states(vlm, [sample.request for sample in samples])
     items = list(related(samples))
     if not items:
         raise AttribError("a gate needs generality and locality inputs; this sample has none")
-    # Inputs of one kind are of like length: less padding.
+    # Inputs of one relation have similar lengths: less padding.
     order = sorted(range(len(items)), key=lambda i: (items[i].relation, i))
     values = np.empty((len(items), *edits.shape[1:3]))
     for start in range(0, len(order), size):
@@ -155,25 +150,28 @@ def measure_gate(vlm: VLM, _batch: Batch, samples: Sequence[EditSample]) -> Tabl
         states = _states(vlm, [items[i].request for i in chosen])
         own = edits[[items[i].row for i in chosen]]
         values[chosen] = cosine_similarity(own, states, dim=-1).cpu().numpy()
-    return {"gate": _table(values, items, [sample.id for sample in samples])}
+    table = tidy(values, example=range(len(items)), layer=range(vlm.num_layers), token=TOKENS)
+    at = table["example"].to_numpy()
+    return {
+        "gate": table.assign(
+            example=ids[[item.row for item in items]][at],
+            relation=np.array([item.relation for item in items], dtype=object)[at],
+            item=np.array([item.item for item in items])[at],
+        )
+    }
 
 
 def related(samples: Sequence[EditSample]) -> Iterator[Related]:
-    """Every input that the samples are judged by, sample by sample."""
+    """Every input that the samples' edits are judged by, sample by sample."""
     for row, sample in enumerate(samples):
+        inputs = [(name, request) for name in RELATIONS for request in getattr(sample, name)]
+        types = sample.meta.get("hard_types") or ["hard_locality"] * len(sample.hard_locality)
+        inputs += zip(types, sample.hard_locality, strict=True)
         counts: dict[str, int] = {}
-        for relation, request in _inputs(sample):
+        for relation, request in inputs:
             item = counts.get(relation, 0)
             counts[relation] = item + 1
             yield Related(row, relation, item, request)
-
-
-def _inputs(sample: EditSample) -> Iterator[tuple[str, EditRequest]]:
-    for relation in ("text_generality", "visual_generality", "text_locality", "visual_locality"):
-        for request in getattr(sample, relation):
-            yield relation, request
-    types = sample.meta.get("hard_types") or ["hard_locality"] * len(sample.hard_locality)
-    yield from zip(types, sample.hard_locality, strict=True)
 
 
 def _states(
@@ -183,20 +181,3 @@ def _states(
     prompts, targets = ([getattr(r, name) for r in requests] for name in ("prompt", "target"))
     with torch.no_grad():
         return gate_states(vlm, vlm.encode(images, prompts, targets))
-
-
-def _table(
-    values: Float[np.ndarray, "item layer token"], items: Sequence[Related], ids: Sequence[str]
-) -> pd.DataFrame:
-    num_items, num_layers, num_tokens = values.shape
-    table = tidy(values, example=range(num_items), layer=range(num_layers), token=TOKENS)
-    number = np.repeat(np.arange(num_items), num_layers * num_tokens)
-
-    def column(labels: Sequence[object]) -> pd.Series:
-        return pd.Series(labels).take(number).reset_index(drop=True)
-
-    return table.assign(
-        example=column([ids[item.row] for item in items]),
-        relation=column([item.relation for item in items]),
-        item=column([item.item for item in items]),
-    )

@@ -1,7 +1,4 @@
-"""Gradient times input: the plain rival of a heatmap (Simonyan et al. 2013; Shrikumar et al. 2016).
-
-One backward pass gives all layers at once.
-"""
+"""Gradient times input, a baseline for heatmaps (Simonyan et al. 2013; Shrikumar et al. 2016)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,24 +15,23 @@ from attrib.model.vlm import VLM
 
 
 def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer visual"]:
-    """How far a layer's input at a visual token speaks for the next token the model predicts.
+    """Gradient of the predicted token's logit times each layer's input at a visual token.
 
-    The gradient of that token's logit at the last prompt position, times the state, summed over
-    channels: to first order, what would be lost of the logit if the state were scaled to zero. NaN
-    past an example's visual tokens.
+    The logit is that at the last prompt position; the product is summed over channels. To first
+    order it is the drop of the logit if the state were scaled to zero. One backward pass gives all
+    layers. NaN past an example's visual tokens.
 
     Raises:
-        AttribError: no image in the batch.
+        AttribError: No image in the batch.
     """
     tokens = VisualTokens.of(batch)
     with torch.enable_grad(), _differentiable(vlm), capture(vlm) as captured, read(vlm) as hidden:
         total = gather_positions(vlm.logits(batch), tokens.last).amax(-1).sum()
-    outputs = [hidden[layer] for layer in range(vlm.num_layers - 1)]
-    inputs = [captured.embed, *outputs]
+    inputs = [captured.embed, *(hidden[layer] for layer in range(vlm.num_layers - 1))]
     gradients = torch.autograd.grad(total, inputs)
     layers = []
     for layer, (states, gradient) in enumerate(zip(inputs, gradients, strict=True)):
-        # What is written between two layers (Qwen3-VL) belongs to the input of the second.
+        # Writes between two layers (Qwen3-VL) belong to the input of the second.
         entering = captured.inputs[layer][1] if layer in captured.inputs else states
         product = (entering.detach() * gradient).sum(-1, keepdim=True)
         layers.append(tokens.gather(product)[..., 0].to(tokens.at.device))
@@ -45,7 +41,7 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
 
 @contextmanager
 def _differentiable(vlm: VLM) -> Iterator[None]:
-    """Let the forward pass build a graph from the embeddings on, in a model that is frozen."""
+    """Build an autograd graph from the embeddings on, in a frozen model."""
     weight = vlm.model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     before = weight.requires_grad

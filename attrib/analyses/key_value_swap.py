@@ -1,13 +1,13 @@
-"""Attention of one query when keys and values are swapped for others: every swap at once, exactly.
+"""Attention output at the last prompt token when visual tokens are perturbed: all at once, exactly.
 
-Perturbing the state of one token changes, for a query at another position, that token's key and
-value and nothing else. With scores s, weights e = exp(s), Z = sum(e) and the output
-a = sum(e v) / Z, swapping token n leads to
+Perturbing the state of one token changes, for a query at another position, only its key and value
+(VisEdit, Eq. 8). With scores s, weights e = exp(s), Z = sum(e) and the output
+a = sum(e v) / Z, swapping the key and value of token n gives
 
-    a_n = (sum(e v) - e_n v_n + e'_n v'_n) / (Z - e_n + e'_n)                       (VisEdit, Eq. 8)
+    a_n = (sum(e v) - e_n v_n + e'_n v'_n) / (Z - e_n + e'_n)
 
-Only the change a_n - a is computed, never by subtracting two large numbers: in logarithms, and for
-the one key that may hold nearly all of Z with the sums over the others taken anew.
+The change a_n - a is computed without subtracting two large numbers: in logarithms, and for the one
+key that may hold nearly all of Z with the sums over the other keys.
 """
 
 import logging
@@ -19,22 +19,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attrib.analyses.visual_tokens import VisualTokens
-from attrib.forward.attention import AttentionCall, override_attention
-from attrib.forward.attention_replay import AttentionRecord, Site
+from attrib.forward.attention import AttentionCall, override_attention, sdpa
+from attrib.forward.attention_replay import AttentionRecord
 from attrib.forward.hooks import gather_positions
+from attrib.vocabulary import NoiseSite
 
-LARGEST = 2**23  # numbers in one tensor of attention weights: 32 MiB
+logger = logging.getLogger(__name__)
+Neighbours = Bool[Tensor, "batch token token"] | None
+Changes = tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch token d_model"]]
+LARGEST = 2**23  # elements of one tensor of attention weights: 32 MiB
+ROUNDING = 0.01  # of matrix products, also in reduced precision; real differences are far larger
 
 
 @dataclass(frozen=True, eq=False)
 class LastQuery:
-    """What one query per example saw in one attention call, in float32 or better.
+    """One query per example of an attention call, in float32 or better.
 
     Attributes:
-        q: the query; query heads that share a key head stand together.
-        k: all keys.
-        v: all values.
-        bias: added to the scores: 0, or -inf where the query does not see a key.
+        q: The query; query heads that share a key head are adjacent.
+        k: All keys.
+        v: All values.
+        bias: Added to the scores: 0, or -inf at masked keys.
+        scaling: Factor of the scores.
     """
 
     q: Float[Tensor, "batch key_heads group d_head"]
@@ -45,12 +51,12 @@ class LastQuery:
 
     @classmethod
     def of(cls, call: AttentionCall, last: Int[Tensor, " batch"]) -> "LastQuery":
-        """The view of the queries at `last`."""
-        row = torch.arange(len(last), device=call.q.device)
+        """The queries of a call at `last`."""
+        row, last = torch.arange(len(last), device=call.q.device), last.to(call.q.device)
         dtype = torch.promote_types(call.q.dtype, torch.float32)
-        q = call.q[row, :, last.to(row.device)].to(dtype)
+        q = call.q[row, :, last].to(dtype)
         q = q.reshape(len(row), call.k.shape[1], -1, q.shape[-1])
-        bias = _bias(call, last.to(row.device), dtype)
+        bias = call.bias(last[:, None], dtype)[:, :, 0]
         return cls(q, call.k.to(dtype), call.v.to(dtype), bias, call.scaling)
 
     def scores(
@@ -58,14 +64,14 @@ class LastQuery:
         k: Float[Tensor, "batch key_heads some d_head"],
         bias: Float[Tensor, "batch #heads some"],
     ) -> Float[Tensor, "batch key_heads group some"]:
-        """Scores of keys."""
+        """Scores of some keys."""
         scores = self.q @ k.to(self.q.dtype).transpose(-1, -2) * self.scaling
         if bias.shape[1] > 1:  # every head has its own
             return scores + bias.reshape(scores.shape)
         return scores + bias[:, :, None]
 
     def out(self) -> Float[Tensor, "batch heads d_value"]:
-        """The output with nothing swapped, before the output projection."""
+        """The unperturbed output, before the output projection."""
         return (self.scores(self.k, self.bias).softmax(-1) @ self.v).flatten(1, 2)
 
     def swap_each(
@@ -74,12 +80,12 @@ class LastQuery:
         k: Float[Tensor, "batch key_heads token d_head"],
         v: Float[Tensor, "batch key_heads token d_value"],
     ) -> Float[Tensor, "batch token heads d_value"]:
-        """By how much `out` changes when the key and value of one token are swapped for others.
+        """Change of `out` when the key and value of one token are swapped, for each token.
 
         Args:
-            at: where the tokens stand among the keys.
-            k: per token its other key.
-            v: per token its other value.
+            at: Positions of the tokens among the keys.
+            k: The new key of each token.
+            v: The new value of each token.
         """
         scores = self.scores(self.k, self.bias)
         bias = _along(self.bias, at[:, None], -1)
@@ -89,7 +95,7 @@ class LastQuery:
         is_top = at[:, None, None] == top
         rest = scores.scatter(-1, top, -torch.inf)
         total = scores.logsumexp(-1, keepdim=True)
-        # Weight of all other keys; at most one key has more than half of it all.
+        # Weight of all other keys; at most one key has more than half of the total.
         others = torch.where(
             is_top, rest.logsumexp(-1, keepdim=True), total + torch.log1p(-(old - total).exp())
         )
@@ -106,17 +112,19 @@ class LastQuery:
         at: Int[Tensor, "batch token"],
         k: Float[Tensor, "batch key_heads token d_head"],
         v: Float[Tensor, "batch key_heads token d_value"],
-        near: Bool[Tensor, "batch token token"],
+        neighbours: Bool[Tensor, "batch token token"],
     ) -> Float[Tensor, "batch token heads d_value"]:
-        """As `swap_each`, where not token n alone is swapped but all tokens j with `near[n, j]`.
+        """As `swap_each`, but for token n all tokens j with `neighbours[n, j]` are swapped.
 
-        Each set has a softmax of its own, over the old keys outside it and the new ones inside.
+        Each set has its own softmax, over the old keys outside it and the new ones inside.
         """
         scores, v = self.scores(self.k, self.bias), torch.cat([self.v, v.to(self.v.dtype)], 2)
         new = self.scores(k, _along(self.bias, at[:, None], -1))
-        gone = torch.zeros(*near.shape[:2], scores.shape[-1], dtype=torch.int8, device=at.device)
-        gone.scatter_add_(2, at[:, None].expand_as(near), near.to(gone.dtype))
-        allowed = torch.cat([gone == 0, near], -1)
+        removed = torch.zeros(
+            *neighbours.shape[:2], scores.shape[-1], dtype=torch.int8, device=at.device
+        )
+        removed.scatter_add_(2, at[:, None].expand_as(neighbours), neighbours.to(removed.dtype))
+        allowed = torch.cat([removed == 0, neighbours], -1)
         both = torch.cat([scores, new], -1)[..., None, :]
         heads, clean = scores.shape[1] * scores.shape[2], self.out()[:, None]
         parts = []
@@ -127,126 +135,108 @@ class LastQuery:
         return torch.cat(parts, 1)
 
 
-def _bias(call: AttentionCall, last: Int[Tensor, " batch"], dtype: torch.dtype) -> Tensor:
-    """What the call adds to the scores of the queries at `last`, per head or for all heads."""
-    row, keys = torch.arange(len(last), device=last.device), call.k.shape[2]
-    if call.mask is not None:
-        mask = call.mask.expand(len(last), -1, -1, -1)[row, :, last, :keys]
-        if mask.dtype != torch.bool:
-            return mask.to(dtype)
-        seen = mask
-    elif call.causal and call.q.shape[2] > 1:
-        seen = (torch.arange(keys, device=last.device) <= last[:, None])[:, None]
-    else:
-        seen = torch.ones(len(last), 1, keys, dtype=torch.bool, device=last.device)
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -torch.inf)
-
-
 def _along(values: Tensor, index: Tensor, axis: int) -> Tensor:
-    """The entries of one axis that `index` names, whose other axes are 1 or those of `values`."""
+    """Gather along one axis, with the index broadcast over the others."""
     shape = list(values.shape)
     shape[axis] = index.shape[axis]
     return values.gather(axis, index.expand(shape))
 
 
-logger = logging.getLogger(__name__)
-Near = Bool[Tensor, "batch token token"] | None
-Changes = tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch token d_model"]]
-ROUNDING = 0.01  # of matrix products, also in reduced precision; what is wrong is so by far more
-
-
 def output_changes(
-    attended: AttentionRecord,
+    record: AttentionRecord,
     tokens: VisualTokens,
-    site: Site,
+    site: NoiseSite,
     perturbed: Float[Tensor, "batch token d_model"],
-    near: Near,
+    neighbours: Neighbours,
 ) -> Changes:
-    """Attention's clean output at the last prompt token, and how it changes per perturbed token.
+    """Attention's clean output at the last prompt token, and its change per perturbed token.
 
     Args:
-        attended: the layer's attention in the clean pass.
-        tokens: the visual tokens.
-        site: where the perturbed states go in.
-        perturbed: every token's perturbed state.
-        near: which tokens are perturbed together with which; None for each by itself.
+        record: The layer's attention in the clean pass.
+        tokens: The visual tokens.
+        site: Where the perturbed states go in.
+        perturbed: Every token's perturbed state.
+        neighbours: Which tokens are perturbed together; None for each token alone.
     """
-    if (changes := _at_once(attended, tokens, site, perturbed, near)) is not None:
+    if (changes := _all_tokens(record, tokens, site, perturbed, neighbours)) is not None:
         return changes
     logger.warning(
-        "layer %d: its attention does more than project, look and project: its heatmap is computed "
-        "token by token, which takes as many attention calls as there are tokens", attended.layer,
+        "layer %d: its attention is not a projection, attention and a projection; its heatmap is "
+        "computed token by token, with one attention call per token", record.layer,
     )  # fmt: skip
-    return _one_by_one(attended, tokens, site, perturbed, near)
+    return _one_by_one(record, tokens, site, perturbed, neighbours)
 
 
-def _at_once(
-    attended: AttentionRecord, tokens: VisualTokens, site: Site, perturbed: Tensor, near: Near
+def _all_tokens(
+    record: AttentionRecord,
+    tokens: VisualTokens,
+    site: NoiseSite,
+    perturbed: Tensor,
+    neighbours: Neighbours,
 ) -> Changes | None:
-    """One attention call on the perturbed tokens; None where the result cannot be trusted.
+    """One attention call on the perturbed tokens; None if the result cannot be trusted.
 
-    The call is exact if keys and values of a token follow from its own state and position, and if
-    what comes behind the weighted mean of values is affine and the same at all positions. Four more
-    tokens whose result is known go along to see that it is so.
+    The call is exact if a token's key and value depend only on its own state and position, and if
+    the projection after the weighted mean of values is affine and the same at all positions. Four
+    additional tokens with known results verify this.
     """
-    call, hidden, num = attended.call, attended.entry(site).hidden, tokens.at.shape[1]
-    assert call is not None and attended.out is not None
-    last, row = tokens.last[:, None], torch.arange(len(hidden), device=hidden.device)[:, None]
+    call, hidden, num = record.call, record.at_site(site).hidden, tokens.at.shape[1]
+    assert call is not None and record.out is not None
+    last = tokens.last[:, None]
     at = torch.cat([tokens.at, last, tokens.at[:, :1], last, last], 1).to(hidden.device)
     query = LastQuery.of(call, tokens.last)
-    clean, sizes, pairs = query.out()[:, None], [], []
+    clean, scales, pairs = query.out()[:, None], [], []
 
-    def respond(_module: nn.Module, _query: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any):
+    def swap(_module: nn.Module, _query: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any):
         for new, old in ((k, call.k), (v, call.v)):
-            pairs.append((new[:, :, num:], old[row, :, at[:, num:]].transpose(1, 2)))
-        change = _swap(query, at[:, :num], k[:, :, :num], v[:, :, :num], near)
-        # As large as the clean output, small changes survive 16-bit projections.
-        size = _norm(clean) / _norm(change)
-        sizes.append(torch.where(size.isfinite(), size, 1)[..., None, None])
-        rows = [change * sizes[0], clean, clean, torch.zeros_like(clean), 2 * clean]
+            known = gather_positions(old.transpose(1, 2), at[:, num:]).transpose(1, 2)
+            pairs.append((new[:, :, num:], known))
+        new = at[:, :num], k[:, :, :num], v[:, :, :num]
+        if neighbours is None:
+            change = query.swap_each(*new)
+        else:
+            change = query.swap_sets(*new, neighbours.to(at.device))
+        # Scaled to the size of the clean output, small changes survive 16-bit projections.
+        scale = clean.flatten(2).norm(dim=-1) / change.flatten(2).norm(dim=-1)
+        scales.append(torch.where(scale.isfinite(), scale, 1)[..., None, None])
+        rows = [change * scales[0], clean, clean, torch.zeros_like(clean), 2 * clean]
         return torch.cat(rows, 1).to(k.dtype)
 
-    with override_attention(attended.block.module, respond):
-        states = torch.cat([perturbed, hidden[row, at[:, num:]]], 1)
-        out = attended.replay(site, states, at).to(clean.dtype)
+    with override_attention(record.block.module, lambda _: swap):
+        states = torch.cat([perturbed, gather_positions(hidden, at[:, num:])], 1)
+        out = record.replay(site, states, at).to(clean.dtype)
     one, other, zero, two = out[:, num:].unbind(1)
-    pairs += [(one, attended.out), (other, one), (two - zero, 2 * (one - zero))]
-    pairs += [(clean[:, 0], call.output_at(tokens.last))]
-    if not all(_agree(found, expected, hidden.dtype) for found, expected in pairs):
+    pairs += [(one, record.out), (other, one), (two - zero, 2 * (one - zero))]
+    pairs += [(clean[:, 0], gather_positions(call.out, tokens.last))]
+    if not all(_close(actual, expected, hidden.dtype) for actual, expected in pairs):
         return None
-    return one, (out[:, :num] - zero[:, None]) / sizes[0][..., 0]
+    return one, (out[:, :num] - zero[:, None]) / scales[0][..., 0]
 
 
-def _swap(query: LastQuery, at: Tensor, k: Tensor, v: Tensor, near: Near) -> Tensor:
-    if near is None:
-        return query.swap_each(at, k, v)
-    return query.swap_sets(at, k, v, near.to(at.device))
-
-
-def _norm(rows: Float[Tensor, "batch some heads d_value"]) -> Float[Tensor, "batch some"]:
-    return rows.flatten(2).norm(dim=-1)
-
-
-def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two tensors are equal up to rounding; numbers that are not finite raise no doubt."""
-    expected = expected.to(found)
-    slack = max(ROUNDING, torch.finfo(dtype).eps ** 0.5) * expected.abs().max()
-    return not bool(((found - expected).abs() > slack).any())
+def _close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two tensors are equal up to rounding; NaN counts as equal."""
+    expected = expected.to(actual)
+    tolerance = max(ROUNDING, torch.finfo(dtype).eps ** 0.5) * expected.abs().max()
+    return not bool(((actual - expected).abs() > tolerance).any())
 
 
 def _one_by_one(
-    attended: AttentionRecord, tokens: VisualTokens, site: Site, perturbed: Tensor, near: Near
+    record: AttentionRecord,
+    tokens: VisualTokens,
+    site: NoiseSite,
+    perturbed: Tensor,
+    neighbours: Neighbours,
 ) -> Changes:
-    """One attention call of the whole batch per token: right for any attention, and slow."""
-    assert attended.out is not None
-    hidden, changes = attended.entry(site).hidden, []
-    near = torch.eye(tokens.at.shape[1], dtype=torch.bool)[None] if near is None else near
-    for i in range(tokens.at.shape[1]):
-        example, token = (near[:, i].to(tokens.real.device) & tokens.real).nonzero().unbind(1)
+    """One attention call of the whole batch per token: exact for any attention, and slow."""
+    assert record.out is not None
+    hidden, num, changes = record.at_site(site).hidden, tokens.at.shape[1], []
+    together = torch.eye(num, dtype=torch.bool)[None] if neighbours is None else neighbours
+    for i in range(num):
+        example, token = (together[:, i].to(tokens.real.device) & tokens.real).nonzero().unbind(1)
         states = hidden.clone()
         states[example, tokens.at[example, token]] = perturbed[example, token]
-        with override_attention(attended.block.module, None):
-            out = attended.replay(site, states)
-        changes.append(gather_positions(out, tokens.last) - attended.out)
+        with override_attention(record.block.module, lambda _: sdpa):
+            out = record.replay(site, states)
+        changes.append(gather_positions(out, tokens.last) - record.out)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return attended.out.to(dtype), torch.stack(changes, 1).to(dtype)
+    return record.out.to(dtype), torch.stack(changes, 1).to(dtype)

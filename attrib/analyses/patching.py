@@ -1,18 +1,17 @@
-"""Whose answer comes out when states of another image are put into one layer (modality patching).
+"""Patch the states of another image into one layer and see which answer follows.
 
-Two runs share a prompt and differ in the image. At the output of layer l the states at one span
-(the visual tokens, say) are replaced by those of the other run; the layers after l are run again.
-If the other image's answer comes out, what the answer needs still stood at that span after layer l.
-For the visual tokens the curve falls with depth, for the last prompt token it rises; between the
-two, what was seen has passed from the image's tokens to the place where the answer is read.
+Two runs share a prompt and differ in the image. At the output of layer l the states of one span
+(such as the visual tokens) are replaced by those of the other run, and the later layers run again.
+If the answer becomes the other image's, the information that it needs is still at that span after
+layer l. For the visual tokens the curve falls with depth, for the last prompt token it rises; in
+between, visual information moves from the image's tokens to the last token.
 
-Answers are argmax tokens behind the prompt: the first token of what would be said. Patching here is
-activation patching of the residual stream, also known as interchange intervention.
+Answers are argmax tokens after the prompt: the first token of the answer. This is activation
+patching of the residual stream, also known as interchange intervention.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,69 +19,84 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from attrib.analyses.patching_pairs import check_pairs, partner_image, prompt_positions
+from attrib.analyses.patching_pairs import check_pairs, partner_image, span_positions
 from attrib.data import EditSample
-from attrib.errors import AttribError
 from attrib.forward.hooks import gather_positions, position_index, read
 from attrib.forward.replay import Captured, capture, forward_from
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
+from attrib.vocabulary import PatchSpan
 
-PatchSpan = Literal["visual", "text", "last", "all"]
-SPANS: tuple[PatchSpan, ...] = get_args(PatchSpan)
-BROKEN = -1  # the answer of a run without finite numbers
+STATISTICS = ("follows", "stays", "neither", "difference", "same_answer")
+BROKEN = -1  # the answer of a run with NaN logits
 
 
-@dataclass(frozen=True, eq=False)
-class Patching:
-    """What comes out of the patched runs.
+class Patching(Tensor):
+    """Float "batch layer": 1 where the answer follows the other image, else 0; and all statistics.
 
-    The three shares sum to 1 for each pair and layer. They and `difference` are NaN for a pair
-    whose clean runs give the same answer: there is nothing to follow.
+    Operations on it return plain tensors. `follows`, `stays` and `neither` sum to 1 for each pair
+    and layer. They and `difference` are NaN for a pair whose clean runs give the same answer.
 
     Attributes:
-        own: answer of the clean run of the batch itself; -1 where numbers broke down.
-        other: answer of the clean run of the other image.
-        answer: answer with the other's states put into each layer.
-        difference: normalised logit difference, see `patching_difference`.
+        own: Int " batch", answer of the batch's clean run; -1 where its logits are NaN.
+        other: Int " batch", answer of the other image's clean run.
+        answer: Int "batch layer", answer with the other's states patched into each layer.
+        difference: Float "batch layer", normalised logit difference. With d the logit of the
+            other's answer minus that of the own answer, (d patched - d own) / (d other - d own): 0
+            in the clean run, 1 in the other's. It may leave [0, 1] and varies widely for pairs
+            whose runs hardly differ, so the median is the better summary.
     """
 
-    own: Int[Tensor, " batch"]
-    other: Int[Tensor, " batch"]
-    answer: Int[Tensor, "batch layer"]
-    difference: Float[Tensor, "batch layer"]
+    own: Tensor
+    other: Tensor
+    answer: Tensor
+    difference: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # as torch.nn.Parameter
 
-    @property
-    def same_answer(self) -> Bool[Tensor, " batch"]:
-        """Pairs that say nothing: both clean runs give the same answer."""
-        return self.own == self.other
+    @classmethod
+    def of(
+        cls,
+        own: Int[Tensor, " batch"],
+        other: Int[Tensor, " batch"],
+        answer: Int[Tensor, "batch layer"],
+        difference: Float[Tensor, "batch layer"],
+    ) -> "Patching":
+        """Derive the shares from the answers."""
+        valid = (own != other) & (own != BROKEN) & (other != BROKEN)
+        valid = valid[:, None] & (answer != BROKEN)
+        follows = torch.where(valid, (answer == other[:, None]).float(), torch.nan)
+        result = follows.as_subclass(cls)
+        result.own, result.other = own, other
+        result.answer, result.difference = answer, difference
+        return result
 
     @property
     def follows(self) -> Float[Tensor, "batch layer"]:
-        """1 where the other image's answer comes out, else 0."""
-        return self._where(self.answer == self.other[:, None])
+        """1 where the answer is the other image's, else 0."""
+        return self.as_subclass(Tensor)
 
     @property
     def stays(self) -> Float[Tensor, "batch layer"]:
-        """1 where the own image's answer comes out, else 0."""
-        return self._where(self.answer == self.own[:, None])
+        """1 where the answer is the own image's, else 0."""
+        stays = (self.answer == self.own[:, None]).float()
+        return torch.where(self.follows.isnan(), torch.nan, stays)
 
     @property
     def neither(self) -> Float[Tensor, "batch layer"]:
-        """1 where a third answer comes out, else 0."""
+        """1 where the answer is a third one, else 0."""
         return 1 - self.follows - self.stays
 
-    def _where(self, here: Bool[Tensor, "batch layer"]) -> Float[Tensor, "batch layer"]:
-        told = (self.own != self.other) & (self.own != BROKEN) & (self.other != BROKEN)
-        told = told[:, None] & (self.answer != BROKEN)
-        return torch.where(told, here.float(), torch.nan)
+    @property
+    def same_answer(self) -> Bool[Tensor, " batch"]:
+        """Pairs without information: both clean runs give the same answer."""
+        return self.own == self.other
 
 
 @dataclass(frozen=True, eq=False)
 class CleanRuns:
-    """Two runs without a patch: every layer's output, and how the first called its layers."""
+    """Two unpatched runs: every layer's output, and the layer calls of the first."""
 
     captured: Captured
     own: dict[int, Tensor]
@@ -90,53 +104,44 @@ class CleanRuns:
 
 
 @torch.no_grad()
-def patching(
-    vlm: VLM, batch: Batch, other: Batch, span: PatchSpan = "visual"
-) -> Float[Tensor, "batch layer"]:
-    """Whether the other image's answer comes out with its states put into layer l's output.
+def patching(vlm: VLM, batch: Batch, other: Batch, span: PatchSpan = "visual") -> Patching:
+    """Whether the answer follows the other image when its states are patched into layer l's output.
 
-    1: the other's answer comes out. 0: it does not; the own answer stays, or a third one comes out
-    (`patching_parts` tells these two apart). NaN: both images get the same answer. The mean over
-    examples is the share that follows the other image.
+    1: the answer is the other image's. 0: it is the own or a third one (`Patching.stays`). NaN:
+    both images have the same answer. The mean over examples is the share of answers that follow.
+    Takes two forward passes, and half a pass per layer.
 
     Args:
         vlm: The model.
         batch: Prompts with images.
         other: The same prompts with other images, row by row.
-        span: Where states are replaced: "visual", "text" (the words, the last one included), "last"
-            (the last prompt token) or "all" (the whole prompt: a control, which follows always,
-            save in models that feed the own image in again after layer l, as Qwen3-VL does).
+        span: Where states are replaced: "visual", "text" (including the last token), "last" (the
+            last prompt token) or "all" (the whole prompt: a control that always follows, except in
+            models that add visual features again after layer l, such as Qwen3-VL).
+
+    Returns:
+        A Float "batch layer" tensor that also holds the logit difference and the other statistics.
 
     Raises:
         AttribError: The two batches do not have the same tokens; the message names the row.
     """
-    return patching_parts(vlm, batch, other, span).follows
-
-
-@torch.no_grad()
-def patching_difference(
-    vlm: VLM, batch: Batch, other: Batch, span: PatchSpan = "visual"
-) -> Float[Tensor, "batch layer"]:
-    """How far the logits go over to the other image's answer: 0 the clean run, 1 the other's.
-
-    With d the logit of the other's answer minus that of the own answer,
-    (d patched - d own) / (d other - d own). It may leave [0, 1], and swings widely for pairs whose
-    two runs hardly differ: the median is the better summary. NaN where both answers are the same.
-    """
-    return patching_parts(vlm, batch, other, span).difference
-
-
-@torch.no_grad()
-def patching_parts(vlm: VLM, batch: Batch, other: Batch, span: PatchSpan = "visual") -> Patching:
-    """Answers and logit differences of all patched runs; see `patching`.
-
-    Two forward passes, then the layers after l for each l: half a pass per layer.
-    """
     return patching_of(vlm, batch, clean_runs(vlm, batch, other), span)
 
 
+def patching_difference(
+    vlm: VLM, batch: Batch, other: Batch, span: PatchSpan = "visual"
+) -> Float[Tensor, "batch layer"]:
+    """`patching(...).difference`."""
+    return patching(vlm, batch, other, span).difference
+
+
+def patching_parts(vlm: VLM, batch: Batch, other: Batch, span: PatchSpan = "visual") -> Patching:
+    """`patching`, under its former name."""
+    return patching(vlm, batch, other, span)
+
+
 def clean_runs(vlm: VLM, batch: Batch, other: Batch) -> CleanRuns:
-    """Both runs; they serve any number of spans.
+    """Both unpatched runs, which serve any number of spans.
 
     Raises:
         AttribError: The two batches do not have the same tokens at the same places.
@@ -150,9 +155,9 @@ def clean_runs(vlm: VLM, batch: Batch, other: Batch) -> CleanRuns:
 
 
 def patching_of(vlm: VLM, batch: Batch, runs: CleanRuns, span: PatchSpan) -> Patching:
-    """Patching of runs that are there already."""
+    """`patching` on the states of clean runs."""
     last = vlm.num_layers - 1
-    own, other = (last_logits(vlm, batch, run[last]) for run in (runs.own, runs.other))
+    own, other = (_last_logits(vlm, batch, run[last]) for run in (runs.own, runs.other))
     first, second = _answer(own), _answer(other)
 
     def gap(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
@@ -165,43 +170,30 @@ def patching_of(vlm: VLM, batch: Batch, runs: CleanRuns, span: PatchSpan) -> Pat
         gaps.append(gap(logits))
     moved = torch.stack(gaps, dim=1) - gap(own)[:, None]
     whole = (gap(other) - gap(own)).where(first != second, torch.nan)
-    return Patching(first, second, torch.stack(answers, dim=1), moved / whole[:, None])
+    return Patching.of(first, second, torch.stack(answers, dim=1), moved / whole[:, None])
 
 
 @torch.no_grad()
 def patched_logits(
     vlm: VLM, batch: Batch, runs: CleanRuns, span: PatchSpan
 ) -> Iterator[Float[Tensor, "batch d_vocab"]]:
-    """Logits behind the prompt with the other run's states at `span` put into layer 0, 1, ..."""
+    """Logits after the prompt, with the other's states at `span` patched into layer 0, 1, ..."""
     at = span_positions(batch, span)[..., None]
     for layer in range(vlm.num_layers):
         own, other = runs.own[layer], runs.other[layer]
         hidden = torch.where(at.to(own.device), other, own)
-        yield last_logits(vlm, batch, forward_from(vlm, runs.captured, layer, hidden))
+        yield _last_logits(vlm, batch, forward_from(vlm, runs.captured, layer, hidden))
 
 
-def last_logits(
+def _last_logits(
     vlm: VLM, batch: Batch, hidden: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch d_vocab"]:
-    """Logits behind the prompt, from the last layer's output; float32 or better."""
     logits = vlm.unembed(gather_positions(hidden, position_index(batch["last"])))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def span_positions(batch: Batch, span: PatchSpan) -> Bool[Tensor, "batch pos"]:
-    """The positions where states are replaced."""
-    if span == "all":
-        return prompt_positions(batch)
-    if span not in SPANS:
-        raise AttribError(f"span: expected one of {', '.join(SPANS)}, got {span!r}")
-    return batch[span]
-
-
 def _answer(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
     return logits.argmax(-1).masked_fill(logits.isnan().any(-1), BROKEN)
-
-
-STATISTICS = ("follows", "stays", "neither", "difference", "same_answer")
 
 
 def measure_patching(
@@ -213,39 +205,39 @@ def measure_patching(
     other: Image.Image | None = None,
     fit: bool = False,
 ) -> Tables:
-    """The table "patching": example, layer, span, statistic, value, own, other, partner.
+    """Table "patching": example, layer, span, statistic, value, own, other, partner.
 
-    Statistics are `follows`, `stays`, `neither` (0 or 1, together 1), `difference` (the normalised
-    logit difference), all NaN where both images get the same answer; and `same_answer`, which marks
-    such pairs with 1. `own` and `other` are the first tokens of the two answers.
+    Statistics are those of `Patching`; `same_answer` is 1 for pairs without information. `own` and
+    `other` are the first tokens of the two answers.
 
     Args:
         vlm: The model.
         batch: The samples' requests.
-        samples: Where the other images come from, see `partner`.
+        samples: Source of the other images, see `partner`.
         spans: Where states are replaced.
-        other: The other image of all samples, instead.
-        fit: Crop and scale the other image to the size of the request's, so that models whose
-            number of visual tokens depends on it can be patched.
+        other: The other image for all samples, instead.
+        fit: Crop and scale the other image to the size of the request's, for models whose number of
+            visual tokens depends on the image size.
 
     Raises:
         AttribError: A sample has no image, no partner, or one with other visual tokens.
     """
-    pictures, names = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
+
+    def decoded(tokens: Int[Tensor, " batch"]) -> list[str]:
+        return vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist())
+
+    pictures, partners = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
     others = vlm.encode(list(pictures), [sample.request.prompt for sample in samples])
     runs = clean_runs(vlm, batch, others)
     parts = [patching_of(vlm, batch, runs, span) for span in spans]
     values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()
     ids, layers = [sample.id for sample in samples], range(vlm.num_layers)
     table = tidy(values, example=ids, layer=layers, span=spans, statistic=STATISTICS)
-    each = len(table) // len(samples)
-    labels = {
-        "own": _decoded(vlm, parts[0].own),
-        "other": _decoded(vlm, parts[0].other),
-        "partner": names,
-    }
-    columns = {name: np.repeat(np.array(v, dtype=object), each) for name, v in labels.items()}
-    return {"patching": table.assign(**columns)}
+    own, theirs = decoded(parts[0].own), decoded(parts[0].other)
+    columns = {"own": own, "other": theirs, "partner": partners}
+    each = len(table) // len(ids)
+    repeated = {k: np.repeat(np.array(v, dtype=object), each) for k, v in columns.items()}
+    return {"patching": table.assign(**repeated)}
 
 
 def _statistics(parts: Patching) -> Float[Tensor, "batch layer statistic"]:
@@ -253,7 +245,3 @@ def _statistics(parts: Patching) -> Float[Tensor, "batch layer statistic"]:
     same = same.where((parts.answer != BROKEN) & (parts.own != BROKEN)[:, None], torch.nan)
     columns = [parts.follows, parts.stays, parts.neither, parts.difference, same]
     return torch.stack([column.float() for column in columns], dim=-1)
-
-
-def _decoded(vlm: VLM, tokens: Int[Tensor, " batch"]) -> list[str]:
-    return vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist())

@@ -1,5 +1,7 @@
 """Pairs for patching: the same prompt, token for token, with two images."""
 
+from typing import get_args
+
 import torch
 from jaxtyping import Bool
 from PIL import Image, ImageOps
@@ -8,13 +10,16 @@ from torch import Tensor
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
+from attrib.vocabulary import PatchSpan
+
+SPANS: tuple[PatchSpan, ...] = get_args(PatchSpan)
 
 
 def check_pairs(batch: Batch, other: Batch) -> None:
     """Refuse two batches whose tokens differ, naming the first row that does.
 
     Raises:
-        AttribError: Other numbers of rows, other tokens in a row, or other padding.
+        AttribError: Different numbers of rows, tokens in a row, or padding.
     """
     if batch.size != other.size:
         raise AttribError(f"patching: {batch.size} rows and {other.size} others; pair them 1 to 1")
@@ -28,21 +33,30 @@ def check_pairs(batch: Batch, other: Batch) -> None:
 
 
 def differing_rows(batch: Batch, other: Batch) -> dict[int, str]:
-    """Row -> why the states of one of its prompts cannot stand in the other; padding aside."""
+    """Row -> why the states of one prompt cannot replace the other's, padding aside."""
     reasons = {row: _difference(batch, other, row) for row in range(batch.size)}
     return {row: reason for row, reason in reasons.items() if reason}
 
 
 def prompt_positions(batch: Batch) -> Bool[Tensor, "batch pos"]:
-    """Every position of the prompt: visual tokens, words, beginning of sequence."""
+    """Every position of the prompt: visual tokens, text, beginning of sequence."""
     whole = batch["visual"] | batch["text"]
     return whole | batch["bos"] if "bos" in batch.spans else whole
 
 
+def span_positions(batch: Batch, span: PatchSpan) -> Bool[Tensor, "batch pos"]:
+    """The positions where states are replaced."""
+    if span == "all":
+        return prompt_positions(batch)
+    if span not in SPANS:
+        raise AttribError(f"span: expected one of {', '.join(SPANS)}, got {span!r}")
+    return batch[span]
+
+
 def _difference(batch: Batch, other: Batch, row: int) -> str:
-    seen, theirs = (int(b["visual"][row].sum()) for b in (batch, other))
-    if seen != theirs:
-        return f"{seen} visual tokens and {theirs} in the other; give both images the same size"
+    own, theirs = (int(b["visual"][row].sum()) for b in (batch, other))
+    if own != theirs:
+        return f"{own} visual tokens and {theirs} in the other; give both images the same size"
     grids = [b.grids[row] if b.grids else None for b in (batch, other)]
     shapes = {(grid.rows, grid.cols) for grid in grids if grid}
     if len(shapes) > 1:
@@ -53,10 +67,10 @@ def _difference(batch: Batch, other: Batch, row: int) -> str:
 
 
 def partner(sample: EditSample) -> tuple[str, Image.Image]:
-    """The other image for a sample's question, and what it is.
+    """The other image for a sample's question, and its kind.
 
-    "same_question": the image of a hard locality input that asks the same. Else "unrelated": the
-    image of its visual locality, which real data files have.
+    "same_question": the image of a hard locality input with the same prompt. Otherwise "unrelated":
+    the image of its visual locality, which real data files have.
 
     Raises:
         AttribError: The sample has neither.
@@ -67,17 +81,23 @@ def partner(sample: EditSample) -> tuple[str, Image.Image]:
             if (image := request.image) is not None:
                 return name, image
     raise AttribError(
-        "patching needs another image for the same question: a hard locality input that asks the "
-        "same, an image for visual locality, or --other-image"
+        "patching needs another image for the same question: a hard locality input with the same "
+        "prompt, an image for visual locality, or --other-image"
     )
 
 
 def partner_image(
     sample: EditSample, other: Image.Image | None, fit: bool
 ) -> tuple[Image.Image, str]:
-    """The other image for a sample, and what it is; see `partner`."""
+    """`other`, or else the sample's `partner`, and its kind.
+
+    Args:
+        sample: A sample with an image.
+        other: The other image, if given.
+        fit: Crop and scale the other image to the size of the sample's.
+    """
     own = sample.request.image
     if own is None:
-        raise AttribError("this request is text alone: patching needs an image, give one")
+        raise AttribError("this request is text only: patching needs an image")
     name, image = partner(sample) if other is None else ("given", other)
     return (ImageOps.fit(image, own.size) if fit else image), name

@@ -1,4 +1,4 @@
-"""The visual tokens of a batch: where they stand, which are neighbours, and noise for them."""
+"""The visual tokens of a batch: positions, neighbours, and noise for their states."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import position_index
+from attrib.forward.hooks import gather_positions, position_index
 from attrib.forward.noise import base_noise
 from attrib.model.batch import Batch, Grid
 
 
+def require_images(batch: Batch) -> None:
+    """Raise AttribError if a request of the batch has no visual tokens."""
+    if not batch["visual"].any(1).all():
+        raise AttribError("this request is text only: a heatmap needs an image")
+
+
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
-    """Visual tokens, counted per example from its first one; shorter rows are filled up.
+    """Visual tokens, counted from an example's first one; shorter rows are padded.
 
     Attributes:
-        at: their positions; the last prompt token's where a row is filled up.
-        real: whether there is such a token.
-        last: position of the last prompt token.
+        at: Their positions; the last prompt token's where a row is padded.
+        real: False where a row is padded.
+        last: Position of the last prompt token.
     """
 
     at: Int[Tensor, "batch token"]
@@ -31,16 +37,16 @@ class VisualTokens:
         """The visual tokens of a batch.
 
         Raises:
-            AttribError: no example has any, or one's last prompt token is one.
+            AttribError: No example has any, or the last prompt token of one is visual.
         """
         visual, last = batch["visual"], position_index(batch["last"])
         if not visual.any():
             raise AttribError(
-                "no example of this batch has visual tokens: a heatmap needs an image; what text "
-                "the model reads is shown by attrib.attention"
+                "no example of this batch has visual tokens: a heatmap needs an image; "
+                "attrib.attention shows which text the model attends to"
             )
         if (visual & batch["last"]).any():
-            raise AttribError("the last prompt token is a visual one: put words behind the image")
+            raise AttribError("the last prompt token is a visual one: put text after the image")
         real = torch.arange(int(visual.sum(1).max()), device=visual.device)
         real = real < visual.sum(1, keepdim=True)
         at = last.long()[:, None].expand(real.shape).clone()
@@ -51,54 +57,47 @@ class VisualTokens:
         self, values: Float[Tensor, "batch pos channel"]
     ) -> Float[Tensor, "batch token channel"]:
         """`values` at the tokens."""
-        row = torch.arange(len(self.at), device=values.device)[:, None]
-        return values[row, self.at.to(values.device)]
+        return gather_positions(values, self.at)
 
     def noise(self, batch: Batch, d_model: int, seed: int, draw: int) -> Tensor:
-        """Standard normal noise, Float "batch token d_model" on the CPU; 0 where no token is."""
+        """Standard normal noise, Float "batch token d_model" on the CPU; 0 where padded."""
         drawn = self.gather(base_noise(batch, "visual", d_model, seed=seed, draw=draw))
         return drawn * self.real.cpu()[..., None]
 
     def std(self, states: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch 1 1"]:
-        """Standard deviation of each example's states over its tokens and channels; 0 without."""
+        """Standard deviation of each example's states over tokens and channels; 0 without any."""
         each = [
             h[real].std() if real.any() else h.new_zeros(())
             for h, real in zip(states, self.real.to(states.device), strict=True)
         ]
         return torch.stack(each)[:, None, None]
 
-    def near(self, batch: Batch, radius: int) -> Bool[Tensor, "batch token token"]:
+    def neighbours(self, batch: Batch, radius: int) -> Bool[Tensor, "batch token token"]:
         """Whether two tokens are at most `radius` rows and columns apart on the example's grid.
 
-        A token outside the grid (of a tile beside the whole image) is near itself alone.
+        A token outside the grid (of a tile beside the whole image) has only itself as neighbour.
 
         Raises:
-            AttribError: an example has visual tokens and no grid.
+            AttribError: An example has visual tokens but no grid.
         """
         tokens = self.at.shape[1]
-        near = torch.eye(tokens, dtype=torch.bool).repeat(batch.size, 1, 1)
+        neighbours = torch.eye(tokens, dtype=torch.bool).repeat(batch.size, 1, 1)
         has_any = self.real.any(1).tolist()
         grids = batch.grids or (None,) * batch.size
-        for one, grid, visual in zip(near, grids, has_any, strict=True):
+        for one, grid, visual in zip(neighbours, grids, has_any, strict=True):
             if grid is None and visual:
                 raise AttribError(
                     f"radius {radius}: the visual tokens have no place on a grid (queries of a "
                     "Q-Former see the whole image), so they have no neighbours: use radius=0"
                 )
             if grid is not None:
-                some = slice(grid.first, grid.first + grid.rows * grid.cols)
-                one[some, some] = _within(grid, radius)
-        return near.to(self.at.device)
+                inside = slice(grid.first, grid.first + grid.rows * grid.cols)
+                one[inside, inside] = _within(grid, radius)
+        return neighbours.to(self.at.device)
 
 
 def _within(grid: Grid, radius: int) -> Bool[Tensor, "cell cell"]:
     row = torch.arange(grid.rows).repeat_interleave(grid.cols)
     col = torch.arange(grid.cols).repeat(grid.rows)
-    far = [(place[:, None] - place).abs() for place in (row, col)]
-    return torch.maximum(*far) <= radius
-
-
-def refuse_text_alone(batch: Batch) -> None:
-    """Raise AttribError if a request of the batch has no visual tokens."""
-    if not batch["visual"].any(1).all():
-        raise AttribError("this request is text alone: a heatmap needs an image, give one")
+    distances = [(place[:, None] - place).abs() for place in (row, col)]
+    return torch.maximum(*distances) <= radius

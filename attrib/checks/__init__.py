@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -43,15 +44,8 @@ FAILURES = (
 )
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """The outcome of one check.
-
-    Attributes:
-        check: What was checked.
-        passed: Whether the check passed.
-        detail: What was measured, or the error.
-    """
+class CheckResult(NamedTuple):
+    """The outcome of one check; `detail` is what was measured, or the error."""
 
     check: str
     passed: bool
@@ -60,12 +54,7 @@ class CheckResult:
 
 @dataclass(frozen=True, repr=False)
 class CheckReport:
-    """The outcomes of all checks of a model.
-
-    Attributes:
-        name: Name of the model.
-        results: One per check.
-    """
+    """The outcomes of all checks of the model `name`, in their order."""
 
     name: str
     results: tuple[CheckResult, ...]

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from attrib.forward.attention import AttentionCall, attention_rows, capture_attention
-from attrib.forward.hooks import read, write
+from attrib.forward.hooks import gather_positions, read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
-from attrib.model.batch import Batch, Span
+from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.vocabulary import Span
 
 
 class CheckFailed(Exception):
@@ -182,7 +183,7 @@ def attention_rows_are_the_models(inputs: CheckInputs) -> str:
     queries = inputs.batch["last"].int().argmax(1)
     rows = [(call, call.row(queries)) for call in calls.values()]
     inputs.compare(((row.sum(-1), torch.ones_like(row.sum(-1))) for _, row in rows), 1e-5, "sums")
-    outputs = ((call.mixed(row), call.output_at(queries)) for call, row in rows)
+    outputs = ((c.weighted_values(row), gather_positions(c.out, queries)) for c, row in rows)
     return inputs.compare(outputs, 1e-5, "attention outputs")
 
 

@@ -53,8 +53,9 @@ def list_models() -> None:
     from attrib.environment import WEIGHTS, embedded_names
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("model", "family", "layers", "parameters", *SCORES):
-        table.add_column(column, justify="left" if column in ("model", "family") else "right")
+    for column in ("model", "family", "layers", "params", *SCORES):
+        text = column in ("model", "family")
+        table.add_column(column, justify="left" if text else "right", no_wrap=True)
     for name in embedded_names():
         file = WEIGHTS / name / "measured.json"
         if not file.is_file():

@@ -220,7 +220,7 @@ def _column(file: Mapping[str, Any]) -> dict[str, object]:
         "answer yes or no": file["answers"]["yes/no"],
         "answer in digits": file["answers"]["digits"],
         **file["quality_flags"],
-        **{f"repeated {name}": n for name, n in file["repeats"].items()},
+        **{f"repeats: {name}": n for name, n in file["repeats"].items()},
     }
 
 

@@ -35,9 +35,10 @@ def repeats(rows: Sequence[Row]) -> dict[str, int | None]:
         "whole rows": len(rows) - len({json.dumps(row, sort_keys=True) for row in rows}),
         f"{EDIT} groups": sum(n > 1 for n in edits.values()),
         f"{EDIT} groups with different alt": sum(n > 1 for n in answers.values()),
-        f"{LOCALITY} again": len(rows) - len(set(items)),
-        f"{LOCALITY} again with the same m_loc_a": len(rows) - len(set(values_of(rows, ANSWERED))),
-        f"{LOCALITY} starts over after": next(
+        f"{LOCALITY} repeated": len(rows) - len(set(items)),
+        f"{LOCALITY} repeated with the same m_loc_a": len(rows)
+        - len(set(values_of(rows, ANSWERED))),
+        f"{LOCALITY} period": next(
             (i for i in restarts if items[i:] == items[: len(items) - i]), None
         ),
     }
@@ -72,7 +73,7 @@ def copied_columns(tables: Mapping[str, Sequence[Row]]) -> list[str]:
         n = len(tables[short])
         for key in ("loc", LOCALITY) if n and n < len(tables[long]) else ():
             if values_of(tables[short], key) == values_of(tables[long][:n], key):
-                found.append(f"{key} of {short} is that of the first {n} rows of {long}")
+                found.append(f"{key} of {short} equals that of the first {n} rows of {long}")
     return found
 
 

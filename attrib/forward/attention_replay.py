@@ -1,32 +1,31 @@
-"""What one forward pass did in each layer's attention, and that attention run again by itself."""
+"""Record each layer's attention in a forward pass, and replay that attention alone."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from attrib.forward.attention import AttentionCall, capture_attention
-from attrib.forward.hooks import first_tensor, gather_positions, is_cached_step, on_input, on_output
-from attrib.forward.replay import UNREPEATED
+from attrib.forward.hooks import (
+    StopForward,
+    first_tensor,
+    gather_positions,
+    is_cached_step,
+    on_input,
+    on_output,
+)
+from attrib.forward.replay import without_cache
 from attrib.model.vlm import VLM
-
-Site = Literal["block", "attention"]
+from attrib.vocabulary import NoiseSite
 
 
 @dataclass(frozen=True, eq=False)
 class ModuleCall:
-    """How a module was called.
-
-    Attributes:
-        module: the module.
-        hidden: its hidden states.
-        args: its other positional arguments.
-        kwargs: its other arguments by name.
-    """
+    """A module, its input states, and its other arguments."""
 
     module: nn.Module
     hidden: Float[Tensor, "batch pos d_model"]
@@ -39,11 +38,12 @@ class AttentionRecord:
     """One layer's attention in one forward pass.
 
     Attributes:
-        layer: which layer.
-        block: how the layer was called.
-        attention: how its attention module was called, the submodule that attends and projects.
-        call: queries, keys and values.
-        out: what the attention module returned at one position per example.
+        layer: Index of the layer.
+        block: The call of the layer.
+        attention: The call of its attention module, which attends and projects.
+        call: Queries, keys and values.
+        out: The attention module's output at one position per example.
+        entered: Submodules that have been entered and not left, by id.
     """
 
     layer: int
@@ -53,66 +53,53 @@ class AttentionRecord:
     out: Float[Tensor, "batch d_model"] | None = None
     entered: dict[int, ModuleCall] = field(default_factory=dict)
 
-    def entry(self, site: Site) -> ModuleCall:
-        """Where states go in: at the layer's input, or at its attention's behind the norm."""
+    def at_site(self, site: NoiseSite) -> ModuleCall:
+        """The call whose input is the site: the layer, or its attention module after the norm."""
         assert self.attention is not None
         return self.block if site == "block" else self.attention
 
     def replay(
-        self, site: Site, hidden: Float[Tensor, "batch some d_model"], at: Tensor | None = None
+        self, site: NoiseSite, hidden: Float[Tensor, "batch some d_model"], at: Tensor | None = None
     ) -> Float[Tensor, "batch some d_model"]:
-        """What the attention module returns when other states go in.
+        """The output of the attention module for other states at a site.
 
         Args:
-            site: where they go in.
-            hidden: the states.
-            at: Int "batch some", at which positions of the pass they stand; None for all of them.
+            site: Where the states go in.
+            hidden: The states.
+            at: Int "batch some", their positions in the pass; None for all positions.
         """
-        entry = self.entry(site)
+        call = self.at_site(site)
         assert self.attention is not None
-        args, kwargs = entry.args, entry.kwargs
+        args, kwargs = call.args, without_cache(call.kwargs)
         if at is not None:
-            pos = entry.hidden.shape[1]
-            args, kwargs = (_at_positions(part, at, pos) for part in (args, kwargs))
-        kwargs = {name: value for name, value in kwargs.items() if name not in UNREPEATED}
-        with on_output(self.attention.module, _reach):
+            args, kwargs = _select_positions((args, kwargs), at, call.hidden.shape[1])
+            if "attention_mask" in kwargs:
+                kwargs["attention_mask"] = None
+
+        def stop(out: Tensor) -> None:
+            raise StopForward(out)
+
+        with on_output(self.attention.module, stop):
             try:
-                return first_tensor(entry.module.forward(hidden, *args, **kwargs))
-            except _Reached as reached:
-                return reached.out
+                return first_tensor(call.module.forward(hidden, *args, **kwargs))
+            except StopForward as end:
+                return end.value
 
 
-class _Reached(Exception):
-    """Nothing behind the attention module needs to run."""
+def _select_positions(arguments: Any, at: Int[Tensor, "batch some"], pos: int) -> Any:
+    """Select the positions `at` in every tensor that has an axis of `pos` positions."""
 
-    def __init__(self, out: Tensor):
-        super().__init__()
-        self.out = out
+    def select(value: Tensor) -> Tensor:
+        if pos not in value.shape[1:]:
+            return value
+        axis = value.shape.index(pos, 1)
+        if value.shape[axis - 1] not in (1, len(at)):
+            return value
+        others = [size for i, size in enumerate(value.shape) if i not in (axis - 1, axis)]
+        examples = value.movedim((axis - 1, axis), (0, 1)).expand(len(at), pos, *others)
+        return gather_positions(examples, at).movedim((0, 1), (axis - 1, axis))
 
-
-def _reach(out: Tensor) -> None:
-    raise _Reached(out)
-
-
-def _at_positions(value: Any, at: Int[Tensor, "batch some"], pos: int) -> Any:
-    """`value` at some of the `pos` positions, inside tuples and dicts too; masks are dropped."""
-    if isinstance(value, tuple):
-        return tuple(_at_positions(part, at, pos) for part in value)
-    if isinstance(value, dict):
-        kept = {name: _at_positions(part, at, pos) for name, part in value.items()}
-        return kept | {"attention_mask": None} if "attention_mask" in kept else kept
-    if not isinstance(value, Tensor) or pos not in value.shape[1:]:
-        return value
-    axis = value.shape.index(pos, 1)
-    if value.shape[axis - 1] not in (1, len(at)):
-        return value
-    examples = value.movedim((axis - 1, axis), (0, 1)).expand(len(at), pos, *_others(value, axis))
-    row = torch.arange(len(at), device=value.device)[:, None]
-    return examples[row, at.to(value.device)].movedim((0, 1), (axis - 1, axis))
-
-
-def _others(value: Tensor, axis: int) -> list[int]:
-    return [size for i, size in enumerate(value.shape) if i not in (axis - 1, axis)]
+    return tree_map_only(Tensor, select, arguments)
 
 
 @contextmanager
@@ -120,56 +107,49 @@ def each_attention(
     vlm: VLM,
     last: Int[Tensor, " batch"],
     layers: Collection[int],
-    work: Callable[[AttentionRecord], None],
+    process: Callable[[AttentionRecord], None],
 ) -> Iterator[None]:
-    """Call `work` for each of `layers` during the forward pass inside the context.
+    """Call `process` for each of `layers` during the forward pass inside the context.
 
-    A layer's turn comes when the next layer begins, so that whatever else looks at the pass is done
-    with it, and nothing is kept for long. Layers that do not attend have no turn.
+    A layer is processed when the next layer begins: other contexts on the same pass are done with
+    it, and only one layer is kept in memory. Layers without attention are skipped.
     """
     pending: list[AttentionRecord] = []
 
     def finish() -> None:
-        for attended in [*pending]:
-            pending.clear()  # what `work` runs is not part of the pass
-            if attended.call is not None:
-                work(attended)
+        for record in [*pending]:
+            pending.clear()  # replays inside `process` are not part of the pass
+            if record.call is not None:
+                process(record)
 
     def listen(layer: int, call: AttentionCall) -> None:
         if pending and pending[0].layer == layer:
             # The submodule that was entered last, and not left, is the one that attends.
             pending[0].call, pending[0].attention = call, [*pending[0].entered.values()][-1]
 
+    def beginner(layer: int) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
+        def begin(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            finish()
+            if layer in layers and not is_cached_step(h.shape[1], last):
+                pending.append(
+                    AttentionRecord(layer, ModuleCall(vlm.layers[layer], h, args, kwargs))
+                )
+
+        return begin
+
     with ExitStack() as stack:
         stack.enter_context(capture_attention(vlm, listen))
         for i, layer in enumerate(vlm.layers):
-            wanted = i if i in layers else None
-            stack.enter_context(on_input(layer, _beginner(pending, finish, layer, wanted, last)))
-            if wanted is not None:
-                for child in layer.children():
-                    stack.enter_context(_watch(child, pending, last))
+            stack.enter_context(on_input(layer, beginner(i)))
+            for child in layer.children() if i in layers else ():
+                stack.enter_context(_record_child(child, pending, last))
         yield
         finish()
 
 
-def _beginner(
-    pending: list[AttentionRecord],
-    finish: Callable[[], None],
-    module: nn.Module,
-    layer: int | None,
-    last: Tensor,
-) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
-    def begin(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        finish()
-        if layer is not None and not is_cached_step(h.shape[1], last):
-            pending.append(AttentionRecord(layer, ModuleCall(module, h, args, kwargs)))
-
-    return begin
-
-
 @contextmanager
-def _watch(child: nn.Module, pending: list[AttentionRecord], last: Tensor) -> Iterator[None]:
-    """Note how a submodule of a layer is called, and what it returns if it is the one attending."""
+def _record_child(child: nn.Module, pending: list[AttentionRecord], last: Tensor) -> Iterator[None]:
+    """Record the call of a layer's submodule, and its output if it is the one that attends."""
 
     def enter(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if pending and pending[0].call is None:
@@ -177,10 +157,10 @@ def _watch(child: nn.Module, pending: list[AttentionRecord], last: Tensor) -> It
 
     def leave(out: Tensor) -> None:
         if pending:
-            one = pending[0]
-            if one.attention is not None and one.attention.module is child:
-                one.out = gather_positions(out, last)
-            one.entered.pop(id(child), None)
+            record = pending[0]
+            if record.attention is not None and record.attention.module is child:
+                record.out = gather_positions(out, last)
+            record.entered.pop(id(child), None)
 
     with on_input(child, enter), on_output(child, leave):
         yield

@@ -1,25 +1,29 @@
-"""Gaussian noise that belongs to an example: the same whatever batch, order, shard or device.
+"""Gaussian noise on the hidden states of one modality, in units of those states or absolute.
 
-One base draw per (seed, example, span, draw), made on the CPU, serves all layers and all sigmas, so
-that curves over layers and sigmas differ by these alone.
+The noise belongs to an example: it is the same in any batch, order, shard and on any device. One
+base draw per (seed, example, span, draw), made on the CPU, serves all layers and sigmas, so that
+curves over layers and sigmas differ by these alone.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.model.batch import Batch
+from attrib.vocabulary import Modality, NoiseModality, Unit
 
-Unit = Literal["std", "abs"]
-NoisySpan = Literal["visual", "text"]
+NOISY_SPANS: dict[NoiseModality, tuple[Modality, ...]] = {
+    "text": ("text",),
+    "visual": ("visual",),
+    "both": ("visual", "text"),
+}
 
 
 def example_ids(batch: Batch) -> tuple[str, ...]:
-    """The names of the examples, or where they have none, a fingerprint of their tokens."""
+    """The ids of the examples, or hashes of their tokens if they have none."""
     return batch.ids or tuple(
         _digest(ids[real].tolist())
         for ids, real in zip(
@@ -29,52 +33,40 @@ def example_ids(batch: Batch) -> tuple[str, ...]:
 
 
 def base_noise(
-    batch: Batch, span: NoisySpan, d_model: int, *, seed: int, draw: int = 0
+    batch: Batch, span: Modality, d_model: int, *, seed: int, draw: int = 0
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Standard normal noise at the positions of a span, zero elsewhere; float32, on the CPU.
+    """Standard normal noise at the positions of a span, 0 elsewhere; float32, on the CPU.
 
-    An example's noise depends on its name, the span, `seed` and `draw`, and is laid out along the
-    span's positions: padding does not matter.
+    An example's noise depends on its id, the span, `seed` and `draw`, in the order of the span's
+    positions: padding does not change it.
     """
     at = batch[span].cpu()
     noise = torch.zeros(*at.shape, d_model)
-    for row, (here, name) in enumerate(zip(at, example_ids(batch), strict=True)):
+    for row, (inside, name) in enumerate(zip(at, example_ids(batch), strict=True)):
         key = int(_digest([seed, name, span, draw])[:15], 16)
         generator = torch.Generator().manual_seed(key)
-        noise[row, here] = torch.randn(int(here.sum()), d_model, generator=generator)
+        noise[row, inside] = torch.randn(int(inside.sum()), d_model, generator=generator)
     return noise
 
 
-def _digest(parts: list) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-Modality = Literal["text", "visual", "both"]
-SPANS: dict[Modality, tuple[NoisySpan, ...]] = {
-    "text": ("text",),
-    "visual": ("visual",),
-    "both": ("visual", "text"),
-}
-
-
 def perturbed_positions(
-    batch: Batch, modality: Modality, exclude_last: bool = False
+    batch: Batch, modality: NoiseModality, exclude_last: bool = False
 ) -> Bool[Tensor, "batch pos"]:
-    """Where noise on a modality lands."""
-    at = torch.stack([batch[span] for span in SPANS[modality]]).any(0)
+    """The positions that noise on a modality perturbs."""
+    at = torch.stack([batch[span] for span in NOISY_SPANS[modality]]).any(0)
     return at & ~batch["last"] if exclude_last else at
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseDraw:
-    """Noise of size one on a batch; its size in a layer depends on the layer's states.
+    """One draw of unit noise on a batch; its scale in a layer depends on the layer's states.
 
     Attributes:
-        at: Where it lands.
-        spans: The modality's spans; each is measured by itself.
-        noise: Standard normal, on the spans.
-        unit: "std", in standard deviations of an example's states over a span's positions and
-            channels; "abs", as it is.
+        at: Perturbed positions.
+        spans: The spans of the modality; the scale of each is measured separately.
+        noise: Standard normal on the spans.
+        unit: "std" for standard deviations of an example's states over a span's positions and
+            channels, "abs" for absolute noise.
     """
 
     at: Bool[Tensor, "batch pos"]
@@ -82,12 +74,12 @@ class NoiseDraw:
     noise: Float[Tensor, "batch pos d_model"]
     unit: Unit
 
-    def of(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The noise that sigma 1 means for a layer's output `h`, in float32 or better."""
+    def scaled(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """The noise of sigma 1 for a layer's output `h`, in float32 or better."""
         if self.unit == "abs":
             return self.noise
-        sizes = [deviation(h, span)[:, None] * span for span in self.spans]
-        return torch.stack(sizes).sum(0)[..., None] * self.noise
+        scales = [deviation(h, span)[:, None] * span for span in self.spans]
+        return torch.stack(scales).sum(0)[..., None] * self.noise
 
 
 def deviation(
@@ -98,13 +90,13 @@ def deviation(
     inside = span[..., None]
     count = span.sum(1).clamp(min=1) * h.shape[-1]
     mean = wide.where(inside, 0.0).sum((1, 2)) / count
-    off = (wide - mean[:, None, None]).where(inside, 0.0)
-    return (off.square().sum((1, 2)) / (count - 1)).sqrt()
+    centered = (wide - mean[:, None, None]).where(inside, 0.0)
+    return (centered.square().sum((1, 2)) / (count - 1)).sqrt()
 
 
 def draw_noise(
     batch: Batch,
-    modality: Modality,
+    modality: NoiseModality,
     d_model: int,
     start: int,
     *,
@@ -113,12 +105,16 @@ def draw_noise(
     seed: int,
     draw: int,
 ) -> NoiseDraw:
-    """One draw of noise on the positions from `start` on, where the batch is."""
+    """One draw of noise on the positions from `start` on, on the batch's device."""
     device = batch["last"].device
-    parts = [base_noise(batch, s, d_model, seed=seed, draw=draw) for s in SPANS[modality]]
+    parts = [base_noise(batch, s, d_model, seed=seed, draw=draw) for s in NOISY_SPANS[modality]]
     return NoiseDraw(
         perturbed_positions(batch, modality, exclude_last)[:, start:],
-        tuple(batch[span][:, start:] for span in SPANS[modality]),
+        tuple(batch[span][:, start:] for span in NOISY_SPANS[modality]),
         torch.stack(parts).sum(0)[:, start:].to(device),
         unit,
     )
+
+
+def _digest(parts: list) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

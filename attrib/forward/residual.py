@@ -1,4 +1,4 @@
-"""The residual stream at one position per example as a sum of writes (VisEdit, Eq. 1)."""
+"""Writes of every layer to the residual stream, at chosen positions (VisEdit, Eq. 1)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,12 +26,12 @@ Step = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ResidualWrites:
-    """What one forward pass wrote to the residual stream, at one position per example.
+    """Writes of one forward pass to the residual stream, at one or several positions per example.
 
     `embed + (attn + mlp + between_layers).sum(1) == final`, up to rounding in its dtype.
 
     Attributes:
-        steps: Per layer (stream entering it, attention's write, MLP's write, stream leaving it).
+        steps: Per layer (input, attention's write, MLP's write, output).
     """
 
     steps: dict[int, Step]
@@ -73,24 +73,24 @@ class ResidualWrites:
 def match_sublayers(
     before: Tensor, after: Tensor, outputs: dict[str, Tensor], layer: int
 ) -> tuple[Tensor, Tensor]:
-    """The two submodule outputs that account for what a layer did to the stream, in order.
+    """Find the two submodule outputs whose sum is the layer's change of the stream, in order.
 
     Args:
-        before: The stream entering the layer, "batch d_model".
-        after: The stream leaving it.
-        outputs: What each submodule returned, in the order of their calls.
-        layer: For the message.
+        before: The layer's input, "batch d_model".
+        after: Its output.
+        outputs: The output of each submodule, in the order of their calls.
+        layer: Index for the error message.
 
     Raises:
-        AttribError: No two of them do, or the numbers have broken down.
+        AttribError: No two outputs add up to the change, or the output is not finite.
     """
     if not after.isfinite().all():
         raise AttribError(
-            f"layer {layer}: its output is not finite: a weight is damaged, or the numbers are too "
-            "large for this dtype; float32 holds more"
+            f"layer {layer}: its output is not finite: a weight is damaged, or the values overflow "
+            "this dtype; try float32"
         )
-    # The stream rounds twice on its way through a layer, each time by at most half an eps of what
-    # it then is; 4 eps of the summands is a bound that a wrong pair does not meet in every element.
+    # A layer rounds the stream twice, each time by at most half an eps of its value. A wrong pair
+    # does not stay within 4 eps of the summands in every element.
     eps = 4 * torch.finfo(after.dtype).eps
     delta = after.double() - before.double()
     pairs = []
@@ -101,8 +101,8 @@ def match_sublayers(
             pairs.append((float(miss.sum()), a, b))
     if not pairs:
         raise AttribError(
-            f"layer {layer}: no two of its submodules {sorted(outputs)} add up to what it wrote to "
-            "the residual stream; this architecture's wiring is not supported"
+            f"layer {layer}: no two of its submodules {sorted(outputs)} add up to its change "
+            "of the residual stream; this architecture's wiring is not supported"
         )
     _, attn, mlp = min(pairs, key=lambda pair: pair[0])
     return attn, mlp
@@ -110,11 +110,11 @@ def match_sublayers(
 
 @contextmanager
 def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
-    """Keep what attention and MLP of every layer write to the stream at a position per example.
+    """Keep the writes of every layer's attention and MLP at one position per example.
 
-    Which submodules write is found numerically: the two whose outputs add up to what the layer did
-    to the stream. This covers pre-norm, sandwich norms and parallel attention without a list of
-    names.
+    The writing submodules are found numerically: the two whose outputs add up to the layer's change
+    of the stream. This covers pre-norm, sandwich norms and parallel attention without a list of
+    module names.
 
     Args:
         vlm: The model.

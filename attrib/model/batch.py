@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
+from attrib.vocabulary import Span
 
-Span = Literal["visual", "text", "last", "bos", "target"]
 IGNORE_INDEX = -100  # label of positions whose next token is not part of the target
 SHOWN = 3  # prompts in a repr
 WIDTH = 60  # characters of each
@@ -95,8 +95,7 @@ class Batch:
 
 
 def token_spans(
-    ids: Int[Tensor, "batch pos"],
-    real: Bool[Tensor, "batch pos"],
+    inputs: dict[str, Any],
     image_token_id: int,
     bos_id: int | None,
     target_lengths: Sequence[int] | None = None,
@@ -104,12 +103,12 @@ def token_spans(
     """Return the positions of each span in padded rows of tokens.
 
     Args:
-        ids: Token ids.
-        real: True at positions that are not padding.
+        inputs: Inputs of the model, `input_ids` and `attention_mask` among them.
         image_token_id: Id of visual tokens.
         bos_id: Id of the beginning-of-sequence token, if there is one.
         target_lengths: Number of target tokens at the end of each row.
     """
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     index = torch.arange(ids.shape[1], device=ids.device)
     end = torch.where(real, index + 1, 0).amax(1, keepdim=True)
     lengths = torch.tensor(target_lengths or [0] * len(ids), device=ids.device)[:, None]

@@ -6,7 +6,7 @@ since reading a pickle can run code.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -29,8 +29,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from attrib.environment import WEIGHTS, embedded_names
 from attrib.errors import SetupError
 from attrib.model.components import refuse_encoder_decoder
+from attrib.vocabulary import Dtype
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -47,8 +47,8 @@ def read_checkpoint(
     Raises:
         SetupError: See `attrib.load`.
     """
-    if dtype not in DTYPES:
-        raise SetupError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    if dtype not in get_args(Dtype):
+        raise SetupError(f"dtype {dtype!r}: expected one of {', '.join(get_args(Dtype))}")
     target = _device(device)
     source = _source(name)
     is_folder = Path(source).is_dir()

@@ -72,16 +72,8 @@ def find_components(model: PreTrainedModel) -> Components:
             f"{name}: config.image_token_id is {image_token_id!r}, expected the id of the token "
             "that stands for a visual feature"
         )
-    return Components(
-        decoder,
-        layers,
-        norms[0],
-        head,
-        image_token_id,
-        d_model,
-        _patch_size(model),
-        _needs_pixels(model),
-    )
+    vision = _patch_size(model), _needs_pixels(model)
+    return Components(decoder, layers, norms[0], head, image_token_id, d_model, *vision)
 
 
 def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:

@@ -7,7 +7,7 @@ without an image may be mixed with rows that have one.
 import copy
 from collections.abc import Sequence
 from itertools import compress
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,17 +17,19 @@ from torch.utils._pytree import tree_map_only
 
 from attrib.errors import AttribError
 from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet, render
+from attrib.vocabulary import Template
 
 Row = dict[str, list[int]]
+Images = Sequence[Image.Image | None]
 
 
 def encode_rows(
     processor: Any,
     placeholder: ImagePlaceholder,
-    images: Sequence[Image.Image | None],
+    images: Images,
     prompts: Sequence[str],
     targets: Sequence[str] | None,
-    template: Literal["raw", "chat"],
+    template: Template,
 ) -> tuple[list[Row], dict[str, Tensor], list[int] | None]:
     """Return token rows, image inputs, and the number of target tokens of each row.
 
@@ -50,10 +52,7 @@ def encode_rows(
 
 
 def prompt_rows(
-    processor: Any,
-    placeholder: ImagePlaceholder,
-    images: Sequence[Image.Image | None],
-    texts: Sequence[str],
+    processor: Any, placeholder: ImagePlaceholder, images: Images, texts: Sequence[str]
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """Return token rows without padding, and the image inputs.
 
@@ -94,10 +93,7 @@ def prompt_rows(
 
 
 def _process(
-    processor: Any,
-    placeholder: ImagePlaceholder,
-    images: list[list[Image.Image]],
-    texts: list[str],
+    processor: Any, placeholder: ImagePlaceholder, images: list[list[Image.Image]], texts: list[str]
 ) -> tuple[list[Row], dict[str, Tensor]]:
     # On the right: the positions of InstructBLIP's Q-Former start at the first column.
     padding = {"padding": True, "padding_side": "right"}
@@ -122,9 +118,9 @@ def _rgb(image: Image.Image | None, row: int) -> Image.Image:
 def prompt_texts(
     processor: Any,
     placeholder: ImagePlaceholder,
-    images: Sequence[Image.Image | None],
+    images: Images,
     prompts: Sequence[str],
-    template: Literal["raw", "chat"],
+    template: Template,
 ) -> list[str]:
     """Return the processor's text for each prompt: with the image marker, or in the template."""
     for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
@@ -178,11 +174,9 @@ def target_ids(tokenizer: Any, prompt: str, target: str, row: int = 0) -> list[i
 
 def append_target(row: Row, target: list[int], placeholder: ImagePlaceholder) -> Row:
     """Return a row with its target appended."""
-    types = {
-        key: row[key] + [placeholder.target_types[key]] * len(target)
-        for key in placeholder.target_types
-    }
-    return {"input_ids": row["input_ids"] + target} | types
+    types = placeholder.target_types.items()
+    longer = {key: row[key] + [target_type] * len(target) for key, target_type in types}
+    return {"input_ids": row["input_ids"] + target} | longer
 
 
 def pad_rows(
@@ -197,9 +191,8 @@ def pad_rows(
 
     out = {"attention_mask": torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows])}
     for key in rows[0]:
-        out[key] = torch.tensor(
-            [pad(row[key], pad_id if key == "input_ids" else 0) for row in rows]
-        )
+        fill = pad_id if key == "input_ids" else 0
+        out[key] = torch.tensor([pad(row[key], fill) for row in rows])
     return out
 
 

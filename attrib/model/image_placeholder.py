@@ -48,7 +48,7 @@ def find_placeholder(processor: Any, image_token_id: int) -> ImagePlaceholder:
     token = str(processor.tokenizer.convert_ids_to_tokens(image_token_id))
     names = ("image_token", "boi_token", "video_token", "fake_image_token", "start_image_token")
     reserved = {token} | {str(t) for name in names if (t := getattr(processor, name, None))}
-    marker = template_marker(processor)
+    marker = _template_marker(processor)
     # Without a template: no marker, for processors that insert automatically; else LLaVA's.
     for candidate in [marker] if marker else ["", f"{getattr(processor, 'image_token', token)}\n"]:
         types = _target_types(processor, candidate, image_token_id)
@@ -60,7 +60,7 @@ def find_placeholder(processor: Any, image_token_id: int) -> ImagePlaceholder:
     )
 
 
-def template_marker(processor: Any) -> str | None:
+def _template_marker(processor: Any) -> str | None:
     """Return what the chat template adds for an image: the difference of two renderings."""
     if getattr(processor, "chat_template", None) is None:
         return None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,6 +35,7 @@ from attrib.model.encoding import (
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
 from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
+from attrib.vocabulary import Padding, Template
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +46,7 @@ class VLM:
         model: The Hugging Face model.
         processor: The Hugging Face processor; without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
+        verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
     """
 
     model: PreTrainedModel
@@ -52,6 +54,7 @@ class VLM:
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
+    verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         if not self.name:
@@ -126,11 +129,7 @@ class VLM:
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
-        """Wrap model inputs that were processed elsewhere, and find their spans.
-
-        Args:
-            inputs: Keyword arguments of the model's forward, including `input_ids`.
-        """
+        """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
         return Batch(inputs, self._spans(inputs), (None,) * len(inputs["input_ids"]))
 
@@ -140,8 +139,8 @@ class VLM:
         prompts: Sequence[str],
         targets: Sequence[str] | None = None,
         *,
-        template: Literal["raw", "chat"] = "raw",
-        padding_side: Literal["left", "right"] = "left",
+        template: Template = "raw",
+        padding_side: Padding = "left",
     ) -> Batch:
         """Encode prompts with their images as one batch.
 
@@ -224,9 +223,8 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
         special = self.components.image_token_id, source.bos_token_id
-        return token_spans(ids, real, *special, target_lengths)
+        return token_spans(inputs, *special, target_lengths)
 
     @cached_property
     def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attrib import plots
-from attrib.analyses.contributions import measure_first_report
+from attrib.analyses.contributions import measure_demo
 from attrib.data import EditData, EditSample, Quarantined
 from attrib.data.loading import SCENES
 from attrib.files import write_text
@@ -115,7 +115,7 @@ def study(
     """
     # In scenes, `pred` is the correct answer, and the target is the answer after an edit.
     truth = _pred if data.name in SCENES else _target
-    measure = partial(measure_first_report, norm="none", truth=truth)
+    measure = partial(measure_demo, norm="none", truth=truth)
     done = collect(vlm, data, measure, batch_size=batch_size, what="report")
     made = provenance_of(vlm, data, options or {}, seed, done)
     results = {name: Result(name, table, made) for name, table in done.tables.items()}

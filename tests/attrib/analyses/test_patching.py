@@ -11,7 +11,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from attrib.analyses.patching import (
-    SPANS,
     clean_runs,
     patched_logits,
     patching,
@@ -20,6 +19,7 @@ from attrib.analyses.patching import (
     patching_parts,
     span_positions,
 )
+from attrib.analyses.patching_pairs import SPANS
 from attrib.errors import AttribError
 from attrib.forward.hooks import read, write
 
@@ -160,7 +160,7 @@ def test_a_third_answer_counts_for_neither(vlm):
     batch, other = seeing(vlm, 2)
     parts = patching_parts(vlm, batch, other)
     third = torch.full_like(parts.answer, 7)
-    told = type(parts)(torch.tensor([1, 1]), torch.tensor([2, 1]), third, parts.difference)
+    told = type(parts).of(torch.tensor([1, 1]), torch.tensor([2, 1]), third, parts.difference)
     assert (told.follows[0] == 0).all() and (told.stays[0] == 0).all()
     assert (told.neither[0] == 1).all() and told.neither[1].isnan().all()
 

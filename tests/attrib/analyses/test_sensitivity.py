@@ -9,12 +9,14 @@ import torch
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses.sensitivity import in_chunks, sensitivity
+from attrib.analyses.sensitivity import sensitivity
 from attrib.errors import AttribError
 from attrib.forward import suffix as suffix_module
 from attrib.forward.hooks import read, write
 from attrib.forward.noise import base_noise, perturbed_positions
-from attrib.forward.suffix import Suffix, build_suffix, clean_pass
+from attrib.forward.replay import clean_pass
+from attrib.forward.suffix import Suffix, build_suffix
+from attrib.memory import in_chunks
 from attrib.metrics import kl
 from attrib.model.vlm import VLM
 
@@ -62,7 +64,7 @@ def llava():
 @pytest.fixture
 def always_cut(monkeypatch):
     """Cut even where it saves next to nothing, as it does on prompts of a few words."""
-    monkeypatch.setattr(suffix_module, "WORTH_CUTTING", 0.0)
+    monkeypatch.setattr(suffix_module, "MIN_SAVING", 0.0)
 
 
 @pytest.mark.usefixtures("always_cut")
@@ -170,7 +172,7 @@ def test_where_memory_runs_out_it_goes_on_with_less(monkeypatch, caplog, error):
     with caplog.at_level(logging.WARNING, "attrib"):
         assert_close(sensitivity(vlm, batch), values, **CLOSE)
     assert sizes[:5] == [60, 30, 15, 8, 4] and set(sizes[4:]) == {4}
-    assert "going on with 4 disturbed examples at a time" in caplog.text
+    assert "continuing with 4 rows at a time" in caplog.text
 
 
 def test_where_nothing_fits_the_error_is_passed_on():
@@ -221,7 +223,7 @@ def test_a_mistake_is_named_with_what_would_work(arguments, told):
 def test_a_batch_with_nothing_to_disturb_is_refused(vlm):
     with pytest.raises(AttribError, match="no example has an image; give images"):
         sensitivity(vlm, vlm.encode([None, None], ["Who?", "What?"]), "visual")
-    with pytest.raises(AttribError, match="no example has a token to disturb besides"):
+    with pytest.raises(AttribError, match="no example has a token to perturb except"):
         sensitivity(vlm, vlm.encode([None], ["a"]), "text", exclude_last=True)
 
 

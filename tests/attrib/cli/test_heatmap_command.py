@@ -80,7 +80,7 @@ def test_the_preset_is_the_published_program_and_options_override_it():
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ([*PROMPT], 2, "text alone"),
+        ([*PROMPT], 2, "text only"),
         (["--image", "cat.jpg", *PROMPT, "--layers", "9"], 2, "layers 0 to 3"),
         (["--image", "cat.jpg", *PROMPT, "--layers", "x"], 2, "expected layers such as"),
         (["--image", "nowhere.jpg", *PROMPT], 3, "no such file"),

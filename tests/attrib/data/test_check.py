@@ -93,13 +93,13 @@ def test_the_real_repeats_and_copies_are_as_published(real):
         "whole rows": 0,
         "(image, src) groups": 2,
         "(image, src) groups with different alt": 0,
-        "(m_loc, m_loc_q) again": 1300,
-        "(m_loc, m_loc_q) again with the same m_loc_a": 583,
-        "(m_loc, m_loc_q) starts over after": 5045,
+        "(m_loc, m_loc_q) repeated": 1300,
+        "(m_loc, m_loc_q) repeated with the same m_loc_a": 583,
+        "(m_loc, m_loc_q) period": 5045,
     }
     assert report["copies"] == [
-        "loc of caption-train is that of the first 2849 rows of vqa-train",
-        "(m_loc, m_loc_q) of caption-train is that of the first 2849 rows of vqa-train",
+        "loc of caption-train equals that of the first 2849 rows of vqa-train",
+        "(m_loc, m_loc_q) of caption-train equals that of the first 2849 rows of vqa-train",
     ]
 
 
@@ -212,8 +212,8 @@ def test_overlaps_are_reported_for_every_pair_of_files_of_a_task(tmp_path):
     assert list(report.overlaps) == ["vqa-eval in vqa-train"]
     assert report.overlaps["vqa-eval in vqa-train"]["image"] == 1
     assert report.copies == [
-        "loc of caption-eval is that of the first 1 rows of vqa-train",
-        "(m_loc, m_loc_q) of caption-eval is that of the first 1 rows of vqa-train",
+        "loc of caption-eval equals that of the first 1 rows of vqa-train",
+        "(m_loc, m_loc_q) of caption-eval equals that of the first 1 rows of vqa-train",
     ]
     assert report.absent == ["vqa-validation", "caption-train", "caption-validation"]
     assert report.totals == {"rows": 4, "real images": 4, "image_rephrase": 2}

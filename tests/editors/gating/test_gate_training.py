@@ -9,9 +9,9 @@ import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
 
-from attrib.analyses.gate_roc import roc
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
+from attrib.stats import roc
 from editors.gating.classifier import NEVER
 from editors.gating.features import GateReader
 from editors.gating.gates import LearnedGate
@@ -68,7 +68,7 @@ def aucs(net, kept):
     for relation in (SAME, OTHER, TEXT):
         some = scores[scores["relation"].isin([*POSITIVE, relation])]
         positive = some["relation"].isin(POSITIVE).to_numpy()
-        found[relation] = roc(some["value"].to_numpy(), positive, np.ones((len(some), 1))).auc[0]
+        found[relation] = roc(some["value"].to_numpy(), positive).auc[0]
     return found
 
 

@@ -7,8 +7,8 @@ from conftest import tiny_vlm
 from test_gates import learned
 from tiny_edits import samples
 
-from attrib.analyses.gate_roc import roc
 from attrib.errors import AttribError
+from attrib.stats import roc
 from editors.gating.gates import CosineGate
 from editors.gating.inputs import COVERED, REQUEST, related_inputs
 from editors.gating.threshold import (
@@ -123,8 +123,7 @@ def test_the_table_has_the_rates_and_the_auc_of_every_gate():
         covered = found["relation"].isin(POSITIVE)
         other = found["relation"] == "visual_locality"
         some = found[covered | other]
-        auc = roc(some["value"].round(6).to_numpy(), covered[some.index].to_numpy(),
-                       np.ones((len(some), 1))).auc[0]  # fmt: skip
+        auc = roc(some["value"].round(6).to_numpy(), covered[some.index].to_numpy()).auc[0]
         assert mine["auc"]["visual_locality"] == pytest.approx(auc, abs=1e-6)
         assert mine["auc"][[*COVERED]].isna().all()
     prompts = gate_table(vlm, edits, gates, resamples=20).set_index(["gate", "relation"])["open"]

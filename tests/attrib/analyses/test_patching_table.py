@@ -112,7 +112,7 @@ def test_pairs_of_other_sizes_are_set_aside_by_name_or_made_to_fit():
 
 def test_samples_that_cannot_be_patched_are_refused(tiny):
     text = EditSample("t", EditRequest(None, "What?", "x"))
-    with pytest.raises(AttribError, match="text alone: patching needs an image"):
+    with pytest.raises(AttribError, match="text only: patching needs an image"):
         measure_patching(tiny, batch_of(tiny, [text]), [text])
 
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import picture, tiny_vlm
 
 from attrib.analyses.attention import attention, measure_attention, profile
-from attrib.analyses.contributions import contributions, measure_contributions, measure_first_report
+from attrib.analyses.contributions import contributions, measure_contributions, measure_demo
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 
@@ -79,13 +79,13 @@ def test_the_wrong_key_is_an_unrelated_answer_that_the_model_does_not_give(vlm, 
 
 def test_a_sample_without_a_wrong_answer_is_left_out_of_the_control_alone(vlm, batch, samples):
     some = [samples[0], sample(1), samples[2]]
-    tables = measure_first_report(vlm, batch, some, norm="none", truth=lambda s: s.request.target)
+    tables = measure_demo(vlm, batch, some, norm="none", truth=lambda s: s.request.target)
     assert set(tables["wrong_key"]["example"]) == {"e0", "e2"}
     assert set(tables["contributions"]["example"]) == {"e0", "e1", "e2"}
 
 
 def test_the_first_report_agrees_with_the_single_analyses(vlm, batch, samples):
-    tables = measure_first_report(vlm, batch, samples, norm="none", truth=lambda _: "x")
+    tables = measure_demo(vlm, batch, samples, norm="none", truth=lambda _: "x")
     for key, name in (("argmax", "contributions"), ("wrong", "wrong_key")):
         alone = measure_contributions(vlm, batch, samples, key=key, norm="none")["contributions"]
         assert tables[name].equals(alone)
@@ -99,7 +99,7 @@ def test_answers_are_compared_with_the_truth(vlm, batch, samples):
     def truth(sample):
         return said[sample.id].upper() if sample.id != "e1" else "something else"
 
-    tables = measure_first_report(vlm, batch, samples, norm="none", truth=truth)
+    tables = measure_demo(vlm, batch, samples, norm="none", truth=truth)
     assert tables["answers"]["value"].tolist() == [1, 0, 1]
 
 

@@ -79,7 +79,7 @@ def test_text_alone_is_refused():
     samples, _ = made(vlm)
     mixed = [samples[0], EditSample("t", EditRequest(None, "Two and two is", "four"))]
     batch = vlm.encode([s.request.image for s in mixed], [s.request.prompt for s in mixed])
-    with pytest.raises(AttribError, match="text alone"):
+    with pytest.raises(AttribError, match="text only"):
         measure_heatmaps(vlm, batch, mixed, how=Perturbation())
 
 

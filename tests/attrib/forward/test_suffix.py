@@ -1,8 +1,8 @@
 """Cutting: what is left out is what noise cannot reach, and what cannot be cut is run whole."""
 
 import logging
-from weakref import WeakKeyDictionary
 
+import conftest
 import pytest
 import torch
 from conftest import examples, picture, tiny_vlm
@@ -11,19 +11,26 @@ from torch.testing import assert_close
 from attrib.analyses.sensitivity import sensitivity
 from attrib.forward import suffix as suffixes
 from attrib.forward.hooks import read, write
-from attrib.forward.kv_prefix import NoCacheError, keys_values
-from attrib.forward.layer_call import is_known, visible_keys
+from attrib.forward.layer_call import NoCacheError, is_known, keys_values, visible_keys
 from attrib.forward.noise import perturbed_positions
+from attrib.forward.replay import clean_pass
 
 CUT = ("llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip")
 CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_known(monkeypatch):
-    """No model was compared yet, and every cut is worth its while."""
-    monkeypatch.setattr(suffixes, "_HOLDS", WeakKeyDictionary())
-    monkeypatch.setattr(suffixes, "WORTH_CUTTING", 0.0)
+def _unverified(monkeypatch):
+    """No model has been verified, and every suffix pays, before and after each test."""
+    monkeypatch.setattr(suffixes, "MIN_SAVING", 0.0)
+    forget()
+    yield
+    forget()
+
+
+def forget():
+    for vlm in conftest._built.values():
+        vlm.verified_suffixes.clear()
 
 
 def encoded(vlm, num=1):
@@ -31,7 +38,7 @@ def encoded(vlm, num=1):
 
 
 def suffix_for(vlm, batch, first):
-    return suffixes.build_suffix(suffixes.clean_pass(vlm, batch), first)
+    return suffixes.build_suffix(clean_pass(vlm, batch), first)
 
 
 def first_of(batch, modality):
@@ -44,8 +51,8 @@ def test_noise_on_text_behind_the_image_leaves_the_image_alone(name):
     batch = encoded(vlm)
     suffix = suffix_for(vlm, batch, first_of(batch, "text"))
     assert suffix.start == first_of(batch, "text") > int(batch["visual"].sum()) - 1
-    assert suffix.query is not None and set(suffix.kept) == set(range(vlm.num_layers))
-    assert {kept.keys.shape[2] for kept in suffix.kept.values()} == {suffix.start}
+    assert suffix.query is not None and set(suffix.prefix) == set(range(vlm.num_layers))
+    assert {kept.keys.shape[2] for kept in suffix.prefix.values()} == {suffix.start}
 
 
 def test_a_prefix_seen_from_both_sides_is_run_again():
@@ -53,7 +60,7 @@ def test_a_prefix_seen_from_both_sides_is_run_again():
     batch = encoded(vlm)
     assert first_of(batch, "text") > 0
     suffix = suffix_for(vlm, batch, first_of(batch, "text"))
-    assert suffix.start == 0 and not suffix.kept
+    assert suffix.start == 0 and not suffix.prefix
 
 
 def test_a_block_of_image_tokens_is_never_cut_in_two():
@@ -92,7 +99,7 @@ def test_a_saving_that_is_too_small_is_left_alone(monkeypatch):
     vlm = tiny_vlm("llava")
     batch = encoded(vlm)
     assert suffix_for(vlm, batch, 1).start == 1
-    monkeypatch.setattr(suffixes, "WORTH_CUTTING", 0.1)
+    monkeypatch.setattr(suffixes, "MIN_SAVING", 0.1)
     assert suffix_for(vlm, batch, 1).start == 0
 
 
@@ -102,7 +109,7 @@ def test_what_is_run_whole_gives_the_same_numbers(any_vlm, monkeypatch, modality
     cut = sensitivity(any_vlm, batch, modality, (0.5,))
     monkeypatch.setattr(suffixes, "is_known", lambda _call: False)
     suffix = suffix_for(any_vlm, batch, first_of(batch, modality))
-    assert suffix.start == 0 and suffix.query is None and not suffix.kept
+    assert suffix.start == 0 and suffix.query is None and not suffix.prefix
     assert_close(sensitivity(any_vlm, batch, modality, (0.5,)), cut, **CLOSE)
 
 
@@ -116,10 +123,10 @@ def test_a_cut_that_gives_other_numbers_is_noticed_and_not_made(monkeypatch, cap
         return real(call, start - late, stop - late, num_pos, like)
 
     monkeypatch.setattr(suffixes, "slice_positions", one_off)
-    monkeypatch.setattr(suffixes, "_HOLDS", WeakKeyDictionary())
+    forget()
     with caplog.at_level(logging.INFO, "attrib"):
         assert suffix_for(vlm, batch, first_of(batch, "text")).start == 0
-    assert "llava: layers are run whole (cut up, they differ by" in caplog.text
+    assert "llava: layers run whole (sliced, they differ by" in caplog.text
     assert_close(sensitivity(vlm, batch, "text", (0.5,)), right, **CLOSE)
 
 
@@ -132,10 +139,10 @@ def test_layers_that_cannot_be_cut_are_noticed_and_run_whole(monkeypatch, caplog
         raise NoCacheError(f"{type(layer).__name__} does not use a cache")
 
     monkeypatch.setattr(suffixes, "keys_values", no_keys)
-    monkeypatch.setattr(suffixes, "_HOLDS", WeakKeyDictionary())
+    forget()
     with caplog.at_level(logging.INFO, "attrib"):
         assert_close(sensitivity(vlm, batch, "text", (0.5,)), right, **CLOSE)
-    assert "layers are run whole (LlamaDecoderLayer does not use a cache)" in caplog.text
+    assert "layers run whole (LlamaDecoderLayer does not use a cache)" in caplog.text
 
 
 def test_a_layer_without_a_cache_has_no_keys():

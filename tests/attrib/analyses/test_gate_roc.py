@@ -55,7 +55,7 @@ def test_auc_and_threshold_are_those_of_counting(seed, decimals):
     positive = rng.random(40) < 0.4
     value = np.round(rng.normal(size=40) + positive, decimals)
     weights = np.stack([np.ones(40), *rng.integers(0, 3, (2, 40))], 1).astype(np.float32)
-    told = roc(value, positive, weights)
+    told = roc(value, positive, weights.T)
     for draw in range(3):
         auc, true, false = counted(value, positive, weights[:, draw])
         assert np.isclose(told.auc[draw], auc)
@@ -135,7 +135,7 @@ def test_one_example_has_no_interval_and_none_has_nothing():
     one = apart(1.0).frame[lambda f: f.example == "e1"]
     told = row(gate_roc(Result("gate", one, {})))
     assert np.isfinite(told["auc"]) and np.isnan(told["auc_low"]) and told["n"] == 1
-    with pytest.raises(AttribError, match="nothing to tell apart"):
+    with pytest.raises(AttribError, match="nothing to separate"):
         gate_roc(study(lambda *_: np.nan))
 
 

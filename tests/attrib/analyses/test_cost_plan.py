@@ -11,7 +11,6 @@ from torch import nn
 from attrib.analyses.cost_plan import sweep_cost
 from attrib.analyses.sensitivity import SIGMAS, sensitivity
 from attrib.errors import AttribError
-from attrib.forward import suffix
 from benchmarks.harness import CountedMemory
 from benchmarks.shapes import Shape, random_batch, random_vlm
 
@@ -38,7 +37,7 @@ def counted_work(vlm):
 
 def forwards_counted(vlm, batch, modality="text", sigmas=SIGMAS):
     """The work of a sweep in forward passes: the first time for a model, and any later time."""
-    suffix._HOLDS.pop(vlm, None)
+    vlm.verified_suffixes.clear()
     counts = []
     for run in (
         lambda: vlm.logits(batch),
@@ -97,7 +96,7 @@ def test_a_wide_vocabulary_and_many_examples_count():
 def memory_counted(vlm, batch, modality="text", sigmas=SIGMAS, at_once=None):
     """The memory that a sweep is said to take, over what it takes."""
     said = sweep_cost(vlm, batch, modality, sigmas, max_copies=at_once).memory
-    suffix._HOLDS.pop(vlm, None)
+    vlm.verified_suffixes.clear()
     with CountedMemory() as counted, torch.no_grad():
         unwrap(sensitivity)(vlm, batch, modality, sigmas, max_copies=at_once)
     return said / counted.peak
