@@ -1,15 +1,18 @@
 """The documentation: worked examples run as they stand, pages agree with the tree."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import save_tiny
 
 DOCS = Path(__file__).parent.parent / "docs"
 ADDING = ("adding-an-analysis.md", "adding-an-editor.md", "adding-a-model.md")
 LONGEST = 110
+CHECKPOINT = "Salesforce/blip2-opt-2.7b"  # not downloaded: a tiny one stands in for it
 # What each page's Python prints; pages without an entry have no Python.
 PRINTED = {
     "adding-an-analysis.md": r"\n9 +9( +1\.000){3} +32",  # the last layer predicts the answer
@@ -45,9 +48,27 @@ def test_the_python_of_a_page_runs(name, monkeypatch, capsys, tmp_path):
 
 
 def test_every_page_with_python_is_run():
-    started = "transformerlens.md"  # in an interpreter of its own: test_bridges
     pages = {path.name for path in DOCS.glob("*.md") if "```python" in path.read_text()}
-    assert pages == {*PRINTED, started}
+    assert pages == {*PRINTED, "transformerlens.md"}
+
+
+def test_users_of_transformer_lens_get_a_model_that_it_lacks_by_the_import_alone(tmp_path):
+    boot = example("transformerlens.md")
+    boot = boot.replace(CHECKPOINT, str(save_tiny(tmp_path, "blip2_opt")))
+    assert boot.startswith("import attrib.bridges") and str(tmp_path) in boot
+    # A new interpreter, first without the import, or rather with one that is not enough.
+    code = f"""
+try:
+    exec({boot.replace("import attrib.bridges", "import attrib")!r})
+except ValueError as error:
+    print(str(error).split(" from ")[0])
+exec({boot!r})
+print(type(bridge.original_model).__name__, bridge.cfg.n_layers)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = ["Could not determine supported architecture", "Blip2ForConditionalGeneration 4"]
+    assert done.stdout.splitlines() == printed
 
 
 @pytest.mark.parametrize("name", ADDING)

@@ -8,7 +8,7 @@ from attrib.analyses.direct_logits import MODULES
 from attrib.results import Result
 from attrib.stats import bootstrap_means, interval, wilson
 
-SPECIFIC = 0.5  # a control that keeps more than half of the effect is no control
+SPECIFIC = 0.5  # a control above that is no control
 ONE_EXAMPLE = "One example: no confidence interval."
 TOKENS = {"text": "text tokens", "visual": "visual tokens", "both": "tokens"}
 PATCHED = {
@@ -104,7 +104,7 @@ def summarize_sensitivity(result: Result) -> str:
     at, curves = layers[largest], values[:, largest]
     curve = np.nanmean(curves, axis=0)
     relative = result.provenance.get("options", {}).get("unit") == "std"
-    plural = "s" * (sigmas.max() != 1)
+    plural = "" if sigmas.max() == 1 else "s"
     noise = f"noise of {sigmas.max():g}{f' standard deviation{plural}' if relative else ''}"
     tokens = f"its {TOKENS[str(result.frame['modality'].iloc[0])]}"
     if not curve.max() > 0:
@@ -168,9 +168,8 @@ def _stability(values: Float[np.ndarray, "example layer"], top: int, seed: int) 
 def _control(right: Result, wrong: Result) -> tuple[float, float, float, int] | None:
     """Size of the contributions of a wrong key over those of the right one, its CI, and n."""
     pairs = pd.DataFrame({"right": _sizes(right), "wrong": _sizes(wrong)}).dropna()
-    if pairs.empty:
+    if not len(values := pairs.to_numpy()):
         return None
-    values = pairs.to_numpy()
     draws = bootstrap_means(values, seed=right.seed)
     low, high = interval(draws[:, 1] / draws[:, 0])
     ratio = values[:, 1].mean() / values[:, 0].mean()
@@ -185,8 +184,7 @@ def _sizes(result: Result) -> pd.Series:
 def _per_layer(result: Result) -> Float[np.ndarray, "example layer"]:
     """Contributions of a layer's attention and MLP together."""
     groups, values = result.matrix(["layer", "module"])
-    modules = [values[:, np.asarray(groups["module"] == module)] for module in MODULES]
-    return sum(modules[1:], start=modules[0])
+    return sum(values[:, np.asarray(groups["module"] == module)] for module in MODULES)
 
 
 def _noise_levels(
