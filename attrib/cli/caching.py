@@ -1,4 +1,4 @@
-"""What several steps of one command need, made once: one reading of a model, its answers."""
+"""A cache for the steps of one command, such as its loaded model."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ _kept: ContextVar[dict[str, tuple[Hashable, Any]] | None] = ContextVar("kept", d
 
 @contextmanager
 def caching() -> Iterator[None]:
-    """Inside, `cached` keeps what it makes, the last of each kind; outside, it keeps nothing.
+    """Inside this context `cached` keeps the last object of each kind; outside, none.
 
-    A command that another one calls shares with that.
+    A command that is called by another one shares its cache.
     """
     outer = _kept.get()
     token = _kept.set({} if outer is None else outer)
@@ -24,7 +24,7 @@ def caching() -> Iterator[None]:
 
 
 def cached(kind: str, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` makes; inside `caching()`, what it made when last asked for this kind and key."""
+    """Return `make()`, or inside `caching()` the last object of this kind if it has this key."""
     kept = _kept.get()
     if kept is None:
         return make()

@@ -1,1 +1,1 @@
-"""Adapters: what they see of an edit, where they write, which edit applies to an input."""
+"""Adapters: what they read of an edit, where they write, and which edit applies to an input."""

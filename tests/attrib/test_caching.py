@@ -1,4 +1,4 @@
-"""Steps of one command share what they need; commands do not."""
+"""Steps of one command share a cache; commands do not."""
 
 from attrib.cli.caching import cached, caching
 
