@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
         frame = grid(editor, vlm, samples, test, cells, out, config, _say, inputs=inputs)
         parts.append(frame.assign(switch=name, value=100 * frame["value"]))
         _say(f"{name}: {100 * frame.loc[frame['metric'] == 'avg', 'value'].mean():.1f}")
-    return pd.concat(parts)[["switch", "seed", "metric", "value"]]
+    return pd.concat(parts).filter(["switch", "seed", "metric", "value"])
 
 
 def table(frame: pd.DataFrame) -> str:

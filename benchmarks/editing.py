@@ -67,12 +67,13 @@ class Step:
     def plain(self) -> Tensor:
         """Compute the loss by running the whole model, and its gradients."""
         o, batch = self.objective, self.batch
-        rows = o.data.rows(range(EDITS), o.roles)
+        data: Any = o.data
+        rows = data.rows(range(EDITS), o.roles)
         assert batch.labels is not None
         asked = batch.labels != IGNORE_INDEX
         with ExitStack() as stack:
             for site in o.sites:
-                signals = o.signals(site, o.data.edits).rows(rows.edit_of)
+                signals = o.signals(site, data.edits).rows(rows.edit_of)
                 at = site.positions(batch.spans)
                 move = partial(site.adapter, edit=signals)
                 stack.enter_context(write(self.vlm, site.layer, move, at))

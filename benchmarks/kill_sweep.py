@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -59,7 +60,7 @@ class Kills:
 
 def start(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> "multiprocessing.process.BaseProcess":
+) -> BaseProcess:
     """Start `attrib ARGUMENTS` in its own process; its output goes to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -114,7 +115,7 @@ def _equal(one: Path, other: Path) -> bool:
     return a.equals(b)
 
 
-def _wait_for_a_unit(process: "multiprocessing.process.BaseProcess", out: Path) -> None:
+def _wait_for_a_unit(process: BaseProcess, out: Path) -> None:
     before = len(_units(out))
     while process.is_alive() and len(_units(out)) == before:
         time.sleep(0.002)
@@ -144,7 +145,7 @@ def _command(arguments: list[str], log: Path, environment: dict[str, str]) -> No
 
 def main() -> None:
     """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Kill and resume a command.")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, help="JSON file for the result")

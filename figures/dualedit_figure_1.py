@@ -40,12 +40,12 @@ def measure(setting: Setting) -> Measured:
     sample = data[0]
     image = sample.request.image
     assert image is not None, "the sample has an image"
-    made = provenance("dualedit_figure_1", setting, len(set(profile["example"])),
+    about = provenance("dualedit_figure_1", setting, len(set(profile["example"])),
                  prompt=sample.request.prompt)  # fmt: skip
     return Measured(
         {"profile": profile, "strips": strips(vlm, sample)},
         {"sample": np.asarray(image)},
-        made,
+        about,
     )
 
 

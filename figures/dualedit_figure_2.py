@@ -30,8 +30,8 @@ def measure(setting: Setting) -> Measured:
     both = collect_tables(vlm, data, _sweep(setting.seed, SIGMAS))["sweep"]
     noise = pivot_wide(both, ("modality", "sigma"), ("example", "layer"))
     n = len(set(noise["example"]))
-    made = provenance("dualedit_figure_2", setting, n, sigmas=list(SIGMAS), unit="std", draws=1)
-    return Measured({"noise": noise}, about=made)
+    about = provenance("dualedit_figure_2", setting, n, sigmas=list(SIGMAS), unit="std", draws=1)
+    return Measured({"noise": noise}, about=about)
 
 
 def _sweep(seed: int, sigmas: tuple[float, ...]) -> Any:

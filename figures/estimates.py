@@ -125,7 +125,8 @@ def draw_estimates(
     if not np.isfinite(middle).any():
         return
     ends = np.array([[one.mean - one.low, one.high - one.mean] for one in found]).T.clip(min=0)
-    places = (middle, at) if along == "x" else (at, middle)
-    errors = {f"{along}err": ends}
-    ax.errorbar(*places, **errors, fmt=style.markers[series], color=style.cycle[series],
-                markersize=5, label=label)  # fmt: skip
+    horizontal = along == "x"
+    x, y = (middle, at) if horizontal else (at, middle)
+    ax.errorbar(x, y, xerr=ends if horizontal else None, yerr=None if horizontal else ends,
+                fmt=style.markers[series], color=style.cycle[series], markersize=5,
+                label=label)  # fmt: skip

@@ -66,7 +66,7 @@ class Verdict:
     def word(self) -> str:
         """The verdict without the statistic."""
         if self.holds is None:
-            return "cannot be told here"
+            return "undecided here"
         return "holds here" if self.holds else "does not hold here"
 
     @property

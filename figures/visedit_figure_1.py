@@ -43,8 +43,8 @@ def measure(setting: Setting) -> Measured:
     tables, images = heatmap_tables(vlm, balanced_samples(data, SHOWN, 1), layers, setting.seed)
     pointing = pointing_rates(vlm, data, setting.seed)
     known = {} if pointing is None else {"pointing": pointing}
-    made = provenance("visedit_figure_1", setting, len(set(table["example"])))
-    return Measured({"contributions": table, **tables, **known}, images, made)
+    about = provenance("visedit_figure_1", setting, len(set(table["example"])))
+    return Measured({"contributions": table, **tables, **known}, images, about)
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":
@@ -90,7 +90,7 @@ def verdict(measured: Measured) -> Verdict:
         f"{rate}, n = {rate.n} (chance {chance:.2f}; with noise of 0.1 std "
         f"{little}, n = {little.n}): the first half of the claim "
         f"{'holds' if more.above(0) else 'is not shown'}, and that it is mostly the object "
-        f"{'holds' if mostly else 'does not' if mostly is False else 'cannot be told'}."
+        f"{'holds' if mostly else 'does not' if mostly is False else 'is undecided'}."
     ))  # fmt: skip
 
 

@@ -51,13 +51,17 @@ def draw(measured: Measured, style: Style) -> "Drawing":
         drawing, shown, [ax for axes in rows for ax in axes[2:]], "mapper, after the sigmoid"
     )
     _means(drawing.add_subplot(grid[:, -1]), measured, style)
-    about = measured.about
-    add_heading(
-        drawing,
-        f"Influence mapper of VisEdit after layer {about['layer']} of {about['model']}, "
-        f"n = {about['n']} edits",
-    )
+    add_heading(drawing, heading(measured))
     return drawing
+
+
+def heading(measured: Measured) -> str:
+    """Return the title of the figures about the influence mapper."""
+    about = measured.about
+    return (
+        f"Influence mapper of VisEdit after layer {about['layer']} of {about['model']}, "
+        f"n = {about['n']} edits"
+    )
 
 
 def verdict(measured: Measured) -> Verdict:

@@ -31,10 +31,10 @@ def measure(setting: Setting) -> Measured:
         for vlm, data in [load_inputs(one)]
     ]
     table = pd.concat(parts, ignore_index=True)
-    made = provenance(
+    about = provenance(
         "visedit_figure_5", setting, _n(table), models=[part["model"][0] for part in parts]
     )
-    return Measured({"contributions": table}, about=made | {"model": ", ".join(made["models"])})
+    return Measured({"contributions": table}, about=about | {"model": ", ".join(about["models"])})
 
 
 def settings(setting: Setting, embedded: tuple[str, ...]) -> Iterator[Setting]:

@@ -34,8 +34,8 @@ def measure(setting: Setting) -> Measured:
     names = (OTHERS[0], Setting().model, OTHERS[1])
     table = pd.concat([both_keys(one) for one in settings(setting, names)], ignore_index=True)
     n = min(len(set(rows["example"])) for rows in by_model(table).values())
-    made = provenance("visedit_figure_6", setting, n)
-    return Measured({"contributions": table}, about=made | {"model": ", ".join(by_model(table))})
+    about = provenance("visedit_figure_6", setting, n)
+    return Measured({"contributions": table}, about=about | {"model": ", ".join(by_model(table))})
 
 
 def both_keys(setting: Setting) -> pd.DataFrame:

@@ -35,8 +35,8 @@ def measure(setting: Setting) -> Measured:
     )
     pointing = pointing_rates(vlm, data, setting.seed)
     known = {} if pointing is None else {"pointing": pointing}
-    made = provenance("visedit_figure_7", setting, len(data), layers=vlm.num_layers)
-    return Measured({**tables, **known}, images, made)
+    about = provenance("visedit_figure_7", setting, len(data), layers=vlm.num_layers)
+    return Measured({**tables, **known}, images, about)
 
 
 def draw(measured: Measured, style: Style) -> "Drawing":

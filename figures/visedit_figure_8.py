@@ -20,7 +20,7 @@ from figures.image_panels import (
 from figures.influence_maps import measure_mapper
 from figures.scene_objects import question_text
 from figures.style import Style
-from figures.visedit_figure_3 import values
+from figures.visedit_figure_3 import heading, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,12 +52,7 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     add_colorbar(drawing, shown, axes, "mapper, after the sigmoid")
     _by_kind(drawing.add_subplot(grid[-1, 1:PANELS]), measured, style)
     _agreement(drawing.add_subplot(grid[-1, PANELS + 1 :]), measured, style)
-    about = measured.about
-    add_heading(
-        drawing,
-        f"Influence mapper of VisEdit after layer {about['layer']} of {about['model']}, "
-        f"n = {about['n']} edits",
-    )
+    add_heading(drawing, heading(measured))
     return drawing
 
 

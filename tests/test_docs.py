@@ -1,15 +1,19 @@
 """The documentation: worked examples run as they stand, pages agree with the tree."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import save_tiny
+from test_equations import resolve
 
 DOCS = Path(__file__).parent.parent / "docs"
 ADDING = ("adding-an-analysis.md", "adding-an-editor.md", "adding-a-model.md")
 LONGEST = 110
+CHECKPOINT = "Salesforce/blip2-opt-2.7b"  # not downloaded: a tiny one stands in for it
 # What each page's Python prints; pages without an entry have no Python.
 PRINTED = {
     "adding-an-analysis.md": r"\n9 +9( +1\.000){3} +32",  # the last layer predicts the answer
@@ -45,9 +49,27 @@ def test_the_python_of_a_page_runs(name, monkeypatch, capsys, tmp_path):
 
 
 def test_every_page_with_python_is_run():
-    started = "transformerlens.md"  # in an interpreter of its own: test_bridges
     pages = {path.name for path in DOCS.glob("*.md") if "```python" in path.read_text()}
-    assert pages == {*PRINTED, started}
+    assert pages == {*PRINTED, "transformerlens.md"}
+
+
+def test_users_of_transformer_lens_get_a_model_that_it_lacks_by_the_import_alone(tmp_path):
+    boot = example("transformerlens.md")
+    boot = boot.replace(CHECKPOINT, str(save_tiny(tmp_path, "blip2_opt")))
+    assert boot.startswith("import attrib.bridges") and str(tmp_path) in boot
+    # A new interpreter, first without the import, or rather with one that is not enough.
+    code = f"""
+try:
+    exec({boot.replace("import attrib.bridges", "import attrib")!r})
+except ValueError as error:
+    print(str(error).split(" from ")[0])
+exec({boot!r})
+print(type(bridge.original_model).__name__, bridge.cfg.n_layers)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = ["Could not determine supported architecture", "Blip2ForConditionalGeneration 4"]
+    assert done.stdout.splitlines() == printed
 
 
 @pytest.mark.parametrize("name", ADDING)
@@ -59,6 +81,13 @@ def test_worked_examples_are_short(name):
 def test_files_that_are_named_are_there(path):
     names = re.findall(r"`((?:attrib|editors|tests|figures|docs)/[\w/.-]*)`", path.read_text())
     assert not [name for name in {*names} - INVENTED if not (DOCS.parent / name).exists()]
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_names_of_the_code_exist(path):
+    text = re.sub(r"(?s)```.*?```", "", path.read_text())
+    for name in set(re.findall(r"`((?:attrib|editors|figures)(?:\.\w+)+)`", text)):
+        assert resolve(name), name
 
 
 def test_an_analysis_takes_at_most_four_files_and_an_editor_three():

@@ -92,6 +92,15 @@ def test_the_readme_is_short_and_shows_commands_with_their_times():
     assert any("--gate learned" in command for command, _ in timed)
 
 
+def test_the_python_example_runs_and_draws_its_plot(monkeypatch, capsys, tmp_path):
+    (code,) = re.findall(r"(?s)```python\n(.*?)```", README.read_text())
+    assert len([line for line in code.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README", "exec"), {"__name__": "example"})
+    assert re.search(r"layers? \d.*\n\['", capsys.readouterr().out)
+    assert (tmp_path / "contributions.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):

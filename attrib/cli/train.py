@@ -4,23 +4,23 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field, field_validator
-from typer import Option
 
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.models import load_model
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
-from attrib.pipeline.options import ModelOptions
+from attrib.pipeline.options import ModelOptions, option
+from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
     from attrib.data import EditData
     from attrib.model.vlm import VLM
 
-TRAINING, ADAPTERS = "Training (default: the preset's)", "Adapters (default: the preset's)"
+TRAINING = "Training and editor (default: the preset's)"
 PICTURES = ("image", "image_rephrase", "m_loc")  # what training and evaluation read
 WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
 
@@ -28,59 +28,54 @@ WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
 class TrainOptions(ModelOptions):
     """Options of `attrib train`."""
 
-    editor: Annotated[str, Option(help="Which editor; a wrong name lists them.")] = "dualedit"
+    editor: Annotated[str, option("Which editor; a wrong name lists them.")] = "dualedit"
     layers: Annotated[
         str | None,
-        Option(help="Where to edit: the layers.json of `attrib select`, or such as "
-               "'text:4 visual:2'.", show_default="the baselines: where their papers edit"),
+        option("Where to edit: the layers.json of `attrib select`, or such as 'text:4 visual:2'.",
+               shown="the baselines: where their papers edit"),
     ] = None  # fmt: skip
     data: Annotated[
-        str, Option(help="scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
-                    rich_help_panel="Data")
+        str,
+        option("scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+               panel="Data"),
     ] = "scenes-vqa"  # fmt: skip
     split: Annotated[
-        str | None, Option(help="Part to train on: train, or vqa-train or caption-train of a "
-                           "folder.", show_default="train", rich_help_panel="Data")
-    ] = None  # fmt: skip
+        str | None,
+        option("train; vqa-train or caption-train for a folder.", panel="Data", shown="train"),
+    ] = None
     image_root: Annotated[
-        Path | None, Option(help="Folder of a folder's images.", rich_help_panel="Data")
+        Path | None, option("Folder of a folder's images.", panel="Data", shown="DATA/images")
     ] = None
     limit: Annotated[
-        int | None, Option(help="Read the first rows only.", min=1, rich_help_panel="Data"),
-        Field(ge=1),
-    ] = None  # fmt: skip
+        int | None, option("Read the first rows only.", panel="Data", shown="all", ge=1)
+    ] = None
     preset: Annotated[
         str,
-        Option(help="auto: embedded for small models (dualedit, visedit: embedded_phrases for "
-               "answers of many words), published for others; some editors have more, a wrong "
-               "name lists them."),
+        option("auto: embedded for small models (dualedit, visedit: embedded_phrases for answers "
+               "of many words), published for others; some editors have more, a wrong name lists "
+               "them."),
     ] = "auto"  # fmt: skip
     gate: Annotated[
-        Literal["none", "prompt_last", "sequence_last", "learned"] | None,
-        Option(help="What decides which inputs an edit applies to; sequence_last reads the answer.",
-               show_default="prompt_last for dualedit, none for the others"),
+        GateName | None,
+        option("What decides which inputs an edit applies to; sequence_last reads the answer.",
+               shown="prompt_last for dualedit, none for the others"),
     ] = None  # fmt: skip
-    steps: Annotated[int | None, Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = None
-    batch_size: Annotated[int | None, Option(help="Edits per step.", rich_help_panel=TRAINING)] = (
-        None
-    )
-    learning_rate: Annotated[
-        float | None, Option(help="Peak learning rate.", rich_help_panel=TRAINING)
-    ] = None
-    seed: Annotated[int, Option(help="Seed of the weights and of the order of edits.")] = 0
+    steps: Annotated[int | None, option("Optimizer steps.", panel=TRAINING)] = None
+    batch_size: Annotated[int | None, option("Edits per step.", panel=TRAINING)] = None
+    learning_rate: Annotated[float | None, option("Peak learning rate.", panel=TRAINING)] = None
+    seed: Annotated[int, option("Seed of the weights and of the order of edits.")] = 0
     tensorboard: Annotated[
-        bool, Option("--tensorboard", help="Write the curves for TensorBoard as well, into --out.")
+        bool, option("Write the curves for TensorBoard into --out.", flags=("--tensorboard",))
     ] = False
     set: Annotated[
         list[str],
-        Option(help="Any other option of the editor, as name=value; repeatable. A wrong name lists "
-               "all.",
-               rich_help_panel=ADAPTERS),
+        option("Any other option of the editor, as name=value; repeatable. A wrong name lists all.",
+               panel=TRAINING, shown=False),
     ] = Field(default_factory=list)  # fmt: skip
     out: Annotated[
         Path | None,
-        Option(help="Folder of checkpoints and of the editor; the same command resumes there.",
-               show_default="runs/train-EDITOR-MODEL-DATA"),
+        option("Folder of checkpoints and of the editor; the same command resumes there.",
+               shown="runs/train-EDITOR-MODEL-DATA"),
     ] = None  # fmt: skip
 
     @field_validator("set")

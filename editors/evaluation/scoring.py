@@ -1,6 +1,6 @@
 """Scores of one sample's edit: a row per metric and protocol, and rows of costs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -28,7 +28,6 @@ FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
 SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
 METRICS = (*FIVE, "avg", *SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality")
 COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value")
-Row = dict[str, object]
 
 
 @runtime_checkable
@@ -97,11 +96,15 @@ class Scoring:
         probes = self.reference.encode(sample)
         before = self.reference.answers(sample, probes)
         after, costs = self._edited(vlm, batch, sample, probes)
-        answers = {(UNEDITED, UNEDITED_GATE): before, (self.label, self.gate): after}
+        kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
+        names = (self.label, self.gate)
         rows = [
-            *score_rows(sample, probes.probes, self.protocols, answers, before),
-            *cost_rows(sample, self.label, self.gate, costs),
+            (sample.id, *editor, kind, protocol, metric, value)
+            for editor, answers in (((UNEDITED, UNEDITED_GATE), before), (names, after))
+            for protocol in self.protocols
+            for metric, value in scores_of(protocol, probes.probes, before, answers).items()
         ]
+        rows += [(sample.id, *names, kind, COST, metric, cost) for metric, cost in costs.items()]
         return {SCORES: pd.DataFrame(rows, columns=list(COLUMNS))}
 
     def described(self) -> dict[str, Any]:
@@ -146,36 +149,6 @@ def gate_name(editor: MakesEdits) -> str:
     return f"{name} (reads the answer)" if name == LEAKING else name
 
 
-def score_rows(
-    sample: EditSample,
-    probes: Sequence[Probe],
-    protocols: Sequence[str],
-    answers: Mapping[tuple[str, str], Sequence[Answer]],
-    before: Sequence[Answer],
-) -> Iterator[Row]:
-    """Yield the rows of one sample: `COLUMNS`, with values from 0 to 1.
-
-    Args:
-        sample: The sample; its `meta` names the kind of the request.
-        probes: The inputs.
-        protocols: See `editors.evaluation.protocols`.
-        answers: The answers to the probes, by editor and gate.
-        before: The unedited model's answers.
-    """
-    for (editor, gate), after in answers.items():
-        for protocol in protocols:
-            for metric, value in scores_of(protocol, probes, before, after).items():
-                yield _row(sample, editor, gate, protocol, metric, value)
-
-
-def cost_rows(
-    sample: EditSample, editor: str, gate: str, costs: Mapping[str, float]
-) -> Iterator[Row]:
-    """Yield the costs of one edit, as rows of the protocol `COST`."""
-    for metric, value in costs.items():
-        yield _row(sample, editor, gate, COST, metric, value)
-
-
 def scores_of(
     protocol: str, probes: Sequence[Probe], before: Sequence[Answer], after: Sequence[Answer]
 ) -> dict[str, float]:
@@ -199,10 +172,3 @@ def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     if same_image:
         found["same_image"] = float(np.mean(same_image))
     return found
-
-
-def _row(
-    sample: EditSample, editor: str, gate: str, protocol: str, metric: str, value: float
-) -> Row:
-    kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
-    return dict(zip(COLUMNS, (sample.id, editor, gate, kind, protocol, metric, value), strict=True))

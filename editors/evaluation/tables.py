@@ -61,11 +61,17 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
         AttribError: There are no results, or they are of different models or data.
     """
     by = [*KEYS, "protocol", "metric"]
-    rows: list[dict[str, Any]] = _combined(results).mean(by).to_dict("records")
-    for row in rows:
-        row.update({name: 100 * row[name] for name in ("mean", "low", "high")})
-        row["runs"], row["spread"] = _spread(results, {name: row[name] for name in by})
-    return pd.DataFrame(sorted(rows, key=_order(results)))
+    table = _combined(results).mean(by)
+    runs = pd.concat(
+        [result.frame.groupby(by, as_index=False)["value"].mean() for result in results]
+    )
+    seeded = runs["editor"] != UNEDITED  # the unedited model has no seed, in however many results
+    runs = pd.concat([runs[seeded], runs[~seeded].drop_duplicates(by)])
+    spread = runs.groupby(by)["value"].agg(runs="count", spread="std").reset_index()
+    table = table.merge(spread, on=by)
+    per_cent = ["mean", "low", "high", "spread"]
+    table[per_cent] *= 100
+    return pd.DataFrame(sorted(table.to_dict("records"), key=_order(results)))
 
 
 def costs(results: Sequence[Result]) -> pd.DataFrame:
@@ -75,16 +81,11 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
         editor, gate, edit_ms, bytes, pass_ms, edited_pass_ms, and latency: the median over edits of
         the ratio of the times of a pass with and without the edit.
     """
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for result in results:
-        for editor, gate, metric, value in _records(result.where(protocol=COST)):
-            found.setdefault((editor, gate), {}).setdefault(metric, []).append(value)
-    rows = []
-    for key, of in found.items():
-        ratios = np.divide(of["edited_pass_ms"], of["pass_ms"])  # rows of one edit are in order
-        medians = {metric: float(np.median(of[metric])) for metric in COSTS}
-        rows.append(dict(zip(KEYS, key, strict=True)) | medians | {"latency": np.median(ratios)})
-    return pd.DataFrame(rows, columns=[*KEYS, *COSTS, "latency"])
+    parts = [r.where(protocol=COST).frame.assign(run=i) for i, r in enumerate(results)]
+    keys = [*KEYS, "run", "example"]
+    wide = pd.concat(parts).pivot_table("value", keys, "metric", sort=False)
+    wide["latency"] = wide["edited_pass_ms"] / wide["pass_ms"]
+    return wide.groupby(KEYS, sort=False)[[*COSTS, "latency"]].median().reset_index()
 
 
 def score_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame, str]]:
@@ -181,26 +182,12 @@ def _identity(result: Result, what: str) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _records(result: Result) -> list[tuple[str, str, str, float]]:
-    """Editor, gate, metric and value of each row."""
-    columns = [result.frame[name].tolist() for name in (*KEYS, "metric", "value")]
-    return list(zip(*columns, strict=True))
-
-
-def _spread(results: Sequence[Result], group: dict[str, str]) -> tuple[int, float]:
-    """Number of results with a group, and the standard deviation of its mean over them."""
-    if group["editor"] == UNEDITED:  # it has no seed, in however many results it occurs
-        return 1, float("nan")
-    found = [result.where(**group).frame["value"].to_numpy(dtype=float) for result in results]
-    means = [100 * values.mean() for values in found if len(values)]
-    return len(means), float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
-
-
 def _order(results: Sequence[Result]) -> Callable[[dict[str, Any]], tuple[int, ...]]:
     """Sort key: protocol, then editor (the unedited model first, others as given), then metric."""
-    pairs = [(editor, gate) for result in results for editor, gate, _, _ in _records(result)]
+    frame = pd.concat([result.frame for result in results])
+    pairs = frame[KEYS].drop_duplicates().itertuples(index=False, name=None)
     editors = list(dict.fromkeys([(UNEDITED, UNEDITED_GATE), *pairs]))
-    metrics = [*METRICS, *sorted({row[2] for result in results for row in _records(result)})]
+    metrics = [*METRICS, *sorted(set(frame["metric"]))]
 
     def place(row: dict[str, Any]) -> tuple[int, ...]:
         editor = editors.index((row["editor"], row["gate"]))

@@ -45,7 +45,8 @@ class CosineGate:
 
     Attributes:
         layer: The layer whose output is compared.
-        threshold: Lowest cosine at which it opens; published: 0.6 (LLaVA) and 0.8 (BLIP-2).
+        threshold: Lowest cosine at which it opens; published: 0.6 (LLaVA) and 0.8 (BLIP-2). With
+            -inf it is always open: the edit nearest to the last prompt token applies.
         token: The token that is compared.
         record: How the threshold was found; JSON.
     """
@@ -57,8 +58,8 @@ class CosineGate:
 
     @property
     def name(self) -> str:
-        """Name in tables."""
-        return self.token
+        """Name in tables; "ungated" for a gate that is always open."""
+        return UNGATED if self.threshold == -torch.inf else self.token
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -83,6 +84,8 @@ class CosineGate:
 
     def config(self) -> dict[str, Any]:
         """Return the configuration as JSON."""
+        if self.threshold == -torch.inf:
+            return {"gate": "open", "layer": self.layer}
         return {
             "gate": "cosine",
             "token": self.token,
@@ -94,23 +97,6 @@ class CosineGate:
     def tensors(self) -> dict[str, Tensor]:
         """Return no tensors: nothing is learned."""
         return {}
-
-
-@dataclass(frozen=True, eq=False)
-class OpenGate(CosineGate):
-    """A gate that is always open: the edit nearest to the last prompt token applies."""
-
-    threshold: float = -torch.inf
-    token: Token = "prompt_last"
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        return UNGATED
-
-    def config(self) -> dict[str, Any]:
-        """Return the configuration as JSON."""
-        return {"gate": "open", "layer": self.layer}
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +196,7 @@ def gate_from_config(
         return CosineGate(*(config[name] for name in ("layer", "threshold", "token")),
                           config.get("record", {}))  # fmt: skip
     if kind == "open":
-        return OpenGate(config["layer"])
+        return CosineGate(config["layer"], -torch.inf)
     if kind != "learned":
         raise AttribError(f"gate {kind!r}: expected one of cosine, open, learned")
     return LearnedGate.of(config, tensors)

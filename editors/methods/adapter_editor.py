@@ -108,7 +108,7 @@ class AdapterEditor(TrainableEditor):
         """All adapters, by the key of their site."""
         return adapters_of(self.sites)
 
-    def with_gate(self, gate: Gate | None) -> "Made":
+    def with_gate(self: "Made", gate: Gate | None) -> "Made":
         """The same adapters behind another gate."""
         deepest = max(gate.layers, default=-1) if gate is not None else -1
         first = min(site.layer for site in self.sites)

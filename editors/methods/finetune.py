@@ -137,7 +137,7 @@ class FineTuning(TrainableEditor):
         return {"layers": list(self.layers), "settings": self.config.settings()}
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
+    def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
         del path  # the options are all there is
         config = cls.config_class.from_record(record)
         assert isinstance(config, FTVConfig)

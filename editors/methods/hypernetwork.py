@@ -145,7 +145,7 @@ class HypernetworkEditor(TrainableEditor):
         save_tensors(path / NETWORK, self.net.state_dict())
 
     @classmethod
-    def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
+    def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
         config = cls.config_class.from_record(record)
         net = cls._build(vlm, record["layers"], config, seed=0)
         net.load_state_dict(load_file(path / NETWORK))

@@ -9,7 +9,7 @@ pass of the request.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.analyses.heatmaps import heatmaps
-from attrib.data.samples import EditRequest, EditSample
+from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
 from attrib.progress import progress
-from attrib.vocabulary import NoiseSite, Unit
 from editors.adapters.adapter import EditAdapter
 from editors.adapters.sites import MapperTarget
 from editors.base import encode_requests
@@ -35,21 +34,11 @@ MAPPER_ROLES = (*INSIDE, OUTSIDE)  # the kinds of input that the terms need
 EPSILON = 1e-8
 
 
-@dataclass(frozen=True)
-class Attribution:
-    """Options of the target heatmaps; see `attrib.heatmaps`."""
-
-    noise: float = 3.0
-    unit: Unit = "std"
-    site: NoiseSite = "block"
-    draws: int = 1
-    seed: int = 0
-
-
-ATTRIBUTIONS: dict[MapperTarget, Attribution] = {
-    "paper": Attribution(),
-    "published": Attribution(noise=0.7, unit="abs", site="attention"),
-    "0.1-sigma": Attribution(noise=0.1),
+# Arguments of `attrib.heatmaps` for each target.
+ATTRIBUTIONS: dict[MapperTarget, dict[str, Any]] = {
+    "paper": {},
+    "published": {"noise": 0.7, "unit": "abs", "site": "attention"},
+    "0.1-sigma": {"noise": 0.1},
 }
 Heat = dict[str, list[Float[Tensor, " visual"]]]
 
@@ -59,7 +48,7 @@ def target_heat(
     vlm: VLM,
     samples: Sequence[EditSample],
     layer: int,
-    how: Attribution,
+    how: Mapping[str, Any],
     *,
     batch_size: int = 32,
 ) -> list[Heat]:
@@ -74,7 +63,8 @@ def target_heat(
     found: list[Heat] = [{} for _ in samples]
     for start in progress(range(0, len(inputs), batch_size), "heatmaps of the edits"):
         some = inputs[start : start + batch_size]
-        maps = _mean_heat(vlm, [request for _, _, request in some], _later_layers(vlm, layer), how)
+        batch = encode_requests(vlm, [request for _, _, request in some], targets=False)
+        maps = heatmaps(vlm, batch, _later_layers(vlm, layer), **how).mean(1)
         for (i, role, _), values in zip(some, maps, strict=True):
             found[i].setdefault(role, []).append(values[values.isfinite()])
     return found
@@ -83,14 +73,6 @@ def target_heat(
 def _later_layers(vlm: VLM, layer: int) -> list[int]:
     """The layers after an adapter, without the last one if there are others."""
     return list(range(layer + 1, vlm.num_layers - 1)) or [vlm.num_layers - 1]
-
-
-def _mean_heat(
-    vlm: VLM, requests: Sequence[EditRequest], layers: Sequence[int], how: Attribution
-) -> Float[Tensor, "batch visual"]:
-    batch = encode_requests(vlm, requests, targets=False)
-    maps = heatmaps(vlm, batch, layers, how.noise, how.unit, 0, how.draws, how.seed, site=how.site)
-    return maps.mean(1)
 
 
 def mapper_losses(

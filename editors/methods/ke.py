@@ -130,8 +130,10 @@ class KEObjective(HypernetworkObjective):
     code).
     """
 
-    roles = ("request",)
-    weights = LossWeights()
+    @property
+    def weights(self) -> LossWeights:
+        """Weights of the loss terms: the request's only."""
+        return LossWeights(generality=0.0, locality=0.0)
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The loss of the request, and two terms that move the updates and the multiplier."""
@@ -189,11 +191,7 @@ class KENetwork(nn.Module):
         # Those of `KEObjective`, trained and saved with the network.
         self.lagrange_multiplier = nn.Parameter(torch.zeros(()))
         self.register_buffer("margin", torch.tensor(1e-3))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        if (old := f"{prefix}price") in state_dict:  # its name in earlier versions
-            state_dict[f"{prefix}lagrange_multiplier"] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.register_load_state_dict_pre_hook(_rename_price)
 
     def forward(
         self, gradients: Mapping[str, TokenGradients], conditions: Sequence[Tensor]
@@ -220,6 +218,11 @@ class KENetwork(nn.Module):
         left = torch.cat([g.delta * a.softmax(-1)[:, None], c.softmax(-1)[:, None]], 1)
         right = torch.cat([g.x * b[:, None], d[:, None]], 1)
         return LowRankUpdate(scale * left, right)
+
+
+def _rename_price(_net: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    if (old := f"{prefix}price") in state:  # the multiplier's name in earlier versions
+        state[f"{prefix}lagrange_multiplier"] = state.pop(old)
 
 
 def size_of(updates: Mapping[str, LowRankUpdate]) -> Tensor:

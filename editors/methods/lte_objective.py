@@ -27,14 +27,15 @@ class LTEObjective(EditObjective):
     without.
 
     Attributes:
-        module: The change that is trained.
+        change: What is trained.
     """
 
     batch_size: ClassVar[int] = 8
 
-    module: LowRank | AllLayers
+    change: LowRank | AllLayers
 
     def __post_init__(self):
+        self.module = self.change
         self.starts = PromptStarts.of(self.vlm)
 
     def edits(self, data: CachedDataset, items: Sequence[int]) -> list[str]:
@@ -60,8 +61,8 @@ class LTEObjective(EditObjective):
         vlm = self.vlm
         batch = encode_requests(vlm, [q.request for q in rows.inputs], padding_side="right")
         assert batch.labels is not None
-        texts = ["" if i == NO_EDIT else edits[i] for i in rows.edit_of.tolist()]
+        texts = ["" if i == NO_EDIT else edits[int(i)] for i in rows.edit_of.tolist()]
         tokens = [text_tokens(vlm, text) for text in texts]
         with vlm.rewrite_prompts(lambda given: prepend_to_prompts(vlm, given, self.starts, tokens)):
-            logits = self.module.run(vlm, lambda: vlm.logits(batch))
+            logits = self.change.run(vlm, lambda: vlm.logits(batch))
         return logits[batch.labels != IGNORE_INDEX]

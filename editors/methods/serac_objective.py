@@ -77,14 +77,15 @@ class SERACObjective(EditObjective):
     locality. Scope: each input is classified as one of the batch's edits, or as none.
 
     Attributes:
-        module: The counterfactual model and the classifier.
+        nets: The counterfactual model and the classifier.
         layer: The layer whose states the classifier reads.
     """
 
-    module: Networks
+    nets: Networks
     layer: int
 
     def __post_init__(self):
+        self.module = self.nets
         if self.config.own_units:
             self._fit_units()
 
@@ -114,7 +115,7 @@ class SERACObjective(EditObjective):
     ) -> Float[Tensor, "token d_vocab"]:
         """Logits of the counterfactual model at the answer tokens, row by row."""
         own = [edits[i] for i in rows.edit_of.tolist()]
-        states = self.module.answer(*_embeddings(own), *_embeddings(rows.inputs))
+        states = self.nets.answer(*_embeddings(own), *_embeddings(rows.inputs))
         labels = nn.utils.rnn.pad_sequence([q.labels for q in rows.inputs], True, IGNORE_INDEX)
         dtype = rows.inputs[0].final.dtype
         return self.vlm.unembed(states[labels != IGNORE_INDEX].to(dtype))
@@ -124,7 +125,7 @@ class SERACObjective(EditObjective):
     ) -> tuple[Tensor, float]:
         """Cross-entropy of the classifier's choice of edit, and its accuracy."""
         data, items = data.load(items)
-        rows, scope = data.rows(items, self.roles), self.module.scope
+        rows, scope = data.rows(items, self.roles), self.nets.scope
         edits, queries = (
             prompt_vectors(scope, [(q.hidden[self.layer], q.spans) for q in some])
             for some in (self.edits(data, items), rows.inputs)
@@ -137,7 +138,7 @@ class SERACObjective(EditObjective):
         return nn.functional.cross_entropy(scores, wanted), accuracy
 
     def _fit_units(self) -> None:
-        answer, scope, edits = self.module.answer, self.module.scope, self.data.sample_edits()
+        answer, scope, edits = self.nets.answer, self.nets.scope, self.data.sample_edits()
         answer.units.fit(torch.cat([q.hidden[EMBED] for q in edits]))
         answer.units_out.fit(torch.cat([q.final for q in edits]))
         words = [q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits]

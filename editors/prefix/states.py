@@ -16,15 +16,9 @@ from torch.utils import _pytree as pytree
 
 from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
+from attrib.forward import layer_call
 from attrib.forward.hooks import first_tensor, read
-from attrib.forward.layer_call import (
-    AXES,
-    Call,
-    is_known,
-    select_rows,
-    slice_positions,
-    visible_keys,
-)
+from attrib.forward.layer_call import AXES, Call
 from attrib.forward.replay import Captured, capture
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
@@ -96,12 +90,11 @@ class PrefixBatch:
     def run(self, vlm: VLM, interventions: Interventions) -> Float[Tensor, "asked d_model"]:
         """Run the later layers, with interventions; return the output at labelled positions."""
         h = self.hidden
-        for intervene in interventions.get(self.layer, ()):
-            h = intervene(h)
-        for i in range(self.layer + 1, vlm.num_layers):
-            args, kwargs = self.layer_args[i]
-            h = h + self.added[i] if i in self.added else h
-            h = first_tensor(vlm.layers[i](h, *args, **kwargs))
+        for i in range(self.layer, vlm.num_layers):
+            if i > self.layer:
+                args, kwargs = self.layer_args[i]
+                h = h + self.added[i] if i in self.added else h
+                h = first_tensor(vlm.layers[i](h, *args, **kwargs))
             for intervene in interventions.get(i, ()):
                 h = intervene(h)
         return h[self.labels != IGNORE_INDEX]
@@ -189,7 +182,7 @@ def _distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int,
     calls, index = [], []
     for i in range(vlm.num_layers):
         call = captured.calls[i]
-        if not is_known(call):
+        if not layer_call.is_known(call):
             raise SetupError(
                 f"{vlm.name}: layer {i} is called with tensors that cannot be padded "
                 f"({', '.join(sorted(call[1]))}); adapters cannot be trained on it yet"
@@ -205,10 +198,10 @@ def _distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int,
 def _args_of_row(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> Call:
     """Return one example's layer arguments, without its padding."""
     width = batch.inputs["attention_mask"].shape[1]
-    one = select_rows(call, torch.tensor([row]), batch.size)
-    args, kwargs = slice_positions(one, 0, num, width, like)
+    one = layer_call.select_rows(call, torch.tensor([row]), batch.size)
+    args, kwargs = layer_call.slice_positions(one, 0, num, width, like)
     if kwargs.get("attention_mask") is not None:
-        seen = visible_keys(one, width, like)[..., :num, :num]
+        seen = layer_call.visible_keys(one, width, like)[..., :num, :num]
         causal = torch.ones(num, num, dtype=torch.bool, device=like.device).tril()
         # Without a mask attention is causal, and has faster kernels.
         kwargs = {**kwargs, "attention_mask": None if bool((seen == causal).all()) else seen}

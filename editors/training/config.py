@@ -87,7 +87,7 @@ class EditorConfig(BaseModel):
         return "embedded" if vlm.d_model < SMALL else "published"
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Config":
+    def from_record(cls: "type[Config]", record: Mapping[str, Any]) -> "Config":
         """The options in a saved editor's record (JSON).
 
         Raises:

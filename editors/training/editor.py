@@ -98,12 +98,8 @@ class TrainableEditor(ABC):
         if tensorboard and not cls.is_trained:
             raise AttribError(f"{cls.name} has nothing to train; leave tensorboard out")
         config = cls.config_class.from_preset(vlm, preset, samples, **options)
-        editor = cls._train(
-            TrainingJob(
-                cls.name, vlm, config, samples, validation, Path(out), layers, gate, keep,
-                tensorboard,
-            )
-        )  # fmt: skip
+        given = (validation, layers, gate, keep, tensorboard)
+        editor = cls._train(TrainingJob(cls.name, vlm, config, samples, Path(out), *given))
         group = ProcessGroup.from_environment()
         if group.is_main:
             editor.save(out)

@@ -33,12 +33,12 @@ class TrainingJob:
     vlm: VLM
     config: Any  # the editor's own subclass of `EditorConfig`
     samples: Sequence[EditSample]
-    validation: Sequence[EditSample] | None
     out: Path
-    layers: Any
-    gate: str | None
-    keep: bool | None
-    tensorboard: bool
+    validation: Sequence[EditSample] | None = None
+    layers: Any = None
+    gate: str | None = None
+    keep: bool | None = None
+    tensorboard: bool = False
 
     @cached_property
     def split(self) -> tuple[list[EditSample], list[EditSample]]:

@@ -139,7 +139,7 @@ def test_results_are_the_committed_ones_for_the_default_setting_alone(tmp_path):
 
 def test_a_verdict_says_which_of_three_it_is():
     words = [Verdict(holds, "n = 1").text for holds in (True, False, None)]
-    assert words == ["holds here: n = 1", "does not hold here: n = 1", "cannot be told here: n = 1"]
+    assert words == ["holds here: n = 1", "does not hold here: n = 1", "undecided here: n = 1"]
 
 
 def test_wrong_names_and_missing_results_say_what_would_work(tmp_path):

@@ -32,9 +32,9 @@ def test_a_flat_map_gets_what_chance_gets():
 
 
 def test_random_maps_get_what_chance_gets():
-    maps = np.random.default_rng(0).random((4000, 6))
+    maps = np.random.default_rng(0).random((1000, 6))
     found = point(maps, ON, 0)
-    assert abs(found.hit.mean() - found.chance) < 0.02 and abs(found.auc.mean() - 0.5) < 0.02
+    assert abs(found.hit.mean() - found.chance) < 0.04 and abs(found.auc.mean() - 0.5) < 0.04
 
 
 def test_what_cannot_be_told_is_nan():

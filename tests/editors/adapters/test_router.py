@@ -51,22 +51,22 @@ def assert_same_state(vlm, before):
 
 
 @torch.no_grad()
-def test_an_edit_writes_its_span_of_its_layer_and_nothing_before(any_vlm):
+def test_an_edit_writes_its_span_of_its_layer_and_nothing_before(different_vlm):
     asked = requests()
-    (site,) = written = sites(any_vlm, [(1, "text")])
-    edit = HiddenEdit(written, memories(any_vlm, asked[:1], written))
-    batch = encoded(any_vlm, asked)
-    with read(any_vlm, [0, 1]) as clean:
-        any_vlm.logits(batch)
+    (site,) = written = sites(different_vlm, [(1, "text")])
+    edit = HiddenEdit(written, memories(different_vlm, asked[:1], written))
+    batch = encoded(different_vlm, asked)
+    with read(different_vlm, [0, 1]) as clean:
+        different_vlm.logits(batch)
     clean = {i: h.clone() for i, h in clean.items()}
-    with edit.applied(any_vlm), read(any_vlm, [0, 1]) as edited:
-        any_vlm.logits(batch)
+    with edit.applied(different_vlm), read(different_vlm, [0, 1]) as edited:
+        different_vlm.logits(batch)
     at = site.positions(batch.spans)
     assert torch.equal(edited[0], clean[0])
     assert torch.equal(edited[1][~at], clean[1][~at])
     assert not torch.isclose(edited[1][at], clean[1][at]).all(-1).any()
-    with read(any_vlm, [1]) as after:
-        any_vlm.logits(batch)
+    with read(different_vlm, [1]) as after:
+        different_vlm.logits(batch)
     assert torch.equal(after[1], clean[1])
 
 

@@ -18,7 +18,6 @@ from editors.gating.features import GateReader
 from editors.gating.gates import (
     CosineGate,
     LearnedGate,
-    OpenGate,
     gate_from_config,
     load_gate,
     save_gate,
@@ -42,7 +41,7 @@ def learned(vlm, layers=(0,), threshold=0.0):
 GATES = {
     "prompt_last": lambda _vlm: CosineGate(0, 0.9),
     "sequence_last": lambda _vlm: CosineGate(0, 0.9, "sequence_last"),
-    "ungated": lambda _vlm: OpenGate(0),
+    "ungated": lambda _vlm: CosineGate(0, -torch.inf),
     "learned": learned,
     "learned, two layers": lambda vlm: learned(vlm, (0, 2)),
 }
@@ -95,29 +94,31 @@ def test_what_is_kept_depends_on_neither_batch_nor_padding(vlm, name):
 
 
 @pytest.mark.parametrize("name", ["prompt_last", "learned, two layers"])
-def test_what_is_kept_of_an_edit_does_not_depend_on_its_target(any_vlm, name):
-    gate, asked = GATES[name](any_vlm), requests()
-    prompts = states(any_vlm, gate, encoded(any_vlm, asked))
+def test_what_is_kept_of_an_edit_does_not_depend_on_its_target(different_vlm, name):
+    gate, asked = GATES[name](different_vlm), requests()
+    prompts = states(different_vlm, gate, encoded(different_vlm, asked))
     for target in ("red", "a much longer answer"):
         edits = [EditRequest(r.source, r.prompt, target) for r in asked]
-        assert_same_states(states(any_vlm, gate, encoded(any_vlm, edits, True)), prompts, **CLOSE)
+        assert_same_states(
+            states(different_vlm, gate, encoded(different_vlm, edits, True)), prompts, **CLOSE
+        )
 
 
-def test_the_leaking_gate_reads_the_last_target_token(any_vlm):
+def test_the_leaking_gate_reads_the_last_target_token(different_vlm):
     gate, asked = CosineGate(1, 0.9, "sequence_last"), requests()
-    batch = encoded(any_vlm, asked, targets=True, side="right")
-    with read(any_vlm, [1]) as hidden:
-        any_vlm.logits(batch)
+    batch = encoded(different_vlm, asked, targets=True, side="right")
+    with read(different_vlm, [1]) as hidden:
+        different_vlm.logits(batch)
     ends = batch.inputs["attention_mask"].sum(1) - 1
     wanted = [{"state": h[end].float()} for h, end in zip(hidden[1], ends, strict=True)]
     assert_same_states(gate.states(hidden, batch), wanted)
     edits = [EditRequest(r.source, r.prompt, "red") for r in asked]
-    changed = states(any_vlm, gate, encoded(any_vlm, edits, targets=True))
+    changed = states(different_vlm, gate, encoded(different_vlm, edits, targets=True))
     scores = gate.scores(changed, gate.states(hidden, batch))
     assert (scores.diagonal() < 0.999).all()
     prompt = CosineGate(1, 0.9)
-    alone = encoded(any_vlm, asked)
-    assert_same_states(states(any_vlm, gate, alone), states(any_vlm, prompt, alone))
+    alone = encoded(different_vlm, asked)
+    assert_same_states(states(different_vlm, gate, alone), states(different_vlm, prompt, alone))
 
 
 def test_cosines_are_cosines(vlm):

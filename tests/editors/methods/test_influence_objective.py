@@ -36,7 +36,7 @@ def test_the_target_is_the_mean_heatmap_of_later_layers(llava, target):
     (heat,) = target_heat(llava, [sample], 0, how)
     batch = llava.encode([sample.request.image], [sample.request.prompt])
     later = list(range(1, llava.num_layers - 1)) or [llava.num_layers - 1]
-    want = attrib.heatmaps(llava, batch, later, how.noise, how.unit, site=how.site).mean(1)[0]
+    want = attrib.heatmaps(llava, batch, later, **how).mean(1)[0]
     assert torch.allclose(heat["request"][0], want, atol=1e-6)
     assert set(heat) == {"request", "text_generality", "visual_generality"}
 

@@ -130,8 +130,7 @@ def test_the_model_is_what_it_was_after_the_context_and_after_an_error(llava, lt
 
 def test_locality_is_taught_with_and_without_the_text_against_the_original(llava, lte):
     some = samples(5)
-    job = TrainingJob("lte", llava, lte[0].config, some[:4], some[4:], Path("unused"), None, None,
-                      None, False)  # fmt: skip
+    job = TrainingJob("lte", llava, lte[0].config, some[:4], Path("unused"), some[4:])
     with torch.no_grad():
         made = LTE.objective(job, lte[0].change)
         tokens = made.tokens(made.data, [1])

@@ -156,8 +156,8 @@ def test_training_lowers_the_loss_leaves_the_model_and_moves_the_answer(llava, s
 def test_what_is_trained_is_what_is_served(llava, serac):
     editor, _ = serac
     some, nets = samples(4), networks(llava, editor.config, 0)
-    job = TrainingJob("serac", llava, editor.config.changed(locality=1.0), some[:3], some[3:],
-                      Path("unused"), None, None, None, False)  # fmt: skip
+    config = editor.config.changed(locality=1.0)
+    job = TrainingJob("serac", llava, config, some[:3], Path("unused"), some[3:])
     objective = SERAC.objective(job, nets)
     nets.answer.load_state_dict(editor.answer.state_dict())
     with torch.no_grad():

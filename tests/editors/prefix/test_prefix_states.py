@@ -1,6 +1,5 @@
-"""Going on from kept states is what the hooked model does, on every architecture."""
+"""Passes that resume from prefix states equal the hooked model, on every architecture."""
 
-import pytest
 import torch
 from conftest import tiny_vlm
 from tiny_edits import memory_of, requests, sites
@@ -23,12 +22,12 @@ def hooked_logits(vlm, asked, edit=None):
         return vlm.logits(batch)[batch.labels != IGNORE_INDEX]
 
 
-@pytest.mark.parametrize("first", [EMBED, 0])
-def test_adapters_between_the_later_layers_do_what_hooks_do(any_vlm, first):
-    asked, written = requests(), sites(any_vlm)
-    queries = prefix_states(any_vlm, asked, [EMBED, 0, 1], batch_size=3)
-    memory = memory_of(asked[0], queries[0], written)
-    prefixes = collate(queries, first)
+def check_against_hooks(vlm, first):
+    """Adapters between plain calls of the layers do what hooks do."""
+    asked, written = requests(), sites(vlm)
+    states = prefix_states(vlm, asked, [EMBED, 0, 1], batch_size=3)
+    memory = memory_of(asked[0], states[0], written)
+    prefixes = collate(states, first)
     interventions = {}
     for site in written:
         at = site.positions(prefixes.spans)[..., None]
@@ -37,21 +36,29 @@ def test_adapters_between_the_later_layers_do_what_hooks_do(any_vlm, first):
             lambda h, s=site, e=signal, a=at: torch.where(a, s.adapter(h, e), h)
         ]
     with torch.no_grad():
-        edited = any_vlm.unembed(prefixes.run(any_vlm, interventions))
-        clean = any_vlm.unembed(prefixes.run(any_vlm, {}))
-    want = hooked_logits(any_vlm, asked, HiddenEdit(written, [memory]))
-    plain = hooked_logits(any_vlm, asked)
+        edited = vlm.unembed(prefixes.run(vlm, interventions))
+        clean = vlm.unembed(prefixes.run(vlm, {}))
+    want = hooked_logits(vlm, asked, HiddenEdit(written, [memory]))
+    plain = hooked_logits(vlm, asked)
     assert_close(edited, want, atol=1e-5, rtol=1e-5)
     assert_close(clean, plain, atol=1e-5, rtol=1e-5)
     assert (want - plain).abs().max() > 0.05
 
 
-def test_final_states_are_the_unedited_models(any_vlm):
+def test_adapters_between_the_later_layers_do_what_hooks_do(any_vlm):
+    check_against_hooks(any_vlm, EMBED)
+
+
+def test_passes_resume_after_a_later_layer_too(different_vlm):
+    check_against_hooks(different_vlm, 0)
+
+
+def test_final_states_are_the_unedited_models(different_vlm):
     asked = requests()
-    queries = prefix_states(any_vlm, asked, [0])
+    states = prefix_states(different_vlm, asked, [0])
     with torch.no_grad():
-        kept = any_vlm.unembed(torch.cat([q.final for q in queries]))
-    assert_close(kept, hooked_logits(any_vlm, asked), atol=1e-5, rtol=1e-5)
+        kept = different_vlm.unembed(torch.cat([q.final for q in states]))
+    assert_close(kept, hooked_logits(different_vlm, asked), atol=1e-5, rtol=1e-5)
 
 
 def test_batches_do_not_matter():
@@ -70,8 +77,8 @@ def test_gradients_reach_the_adapter_and_not_the_model():
     for parameter in vlm.model.parameters():
         parameter.requires_grad_(False)
     asked, (site,) = requests(), sites(vlm, [(0, "text")])
-    queries = prefix_states(vlm, asked, [0])
-    prefixes, memory = collate(queries, 0), memory_of(asked[0], queries[0], [site])
+    states = prefix_states(vlm, asked, [0])
+    prefixes, memory = collate(states, 0), memory_of(asked[0], states[0], [site])
     signal = select_signals([memory], site.key, torch.zeros(len(asked), dtype=torch.long))
     vlm.unembed(prefixes.run(vlm, {0: [lambda h: site.adapter(h, signal)]})).sum().backward()
     assert site.adapter.up.weight.grad.abs().max() > 0
