@@ -1,6 +1,7 @@
 """Run notebooks from their py:percent sources and keep the outputs: python notebooks/execute.py.
 
-The .ipynb files are made from the .py files; edit those. Without names, all of them are run.
+The .ipynb files are made from the .py files; edit those. Without names, all of them are run. With
+--check, nothing is written.
 """
 
 import os
@@ -59,7 +60,10 @@ def executed(source: Path, manager: KernelManager) -> nbformat.NotebookNode:
 
 
 if __name__ == "__main__":
+    names = [name for name in sys.argv[1:] if name != "--check"]
     with kernel() as running:
-        for path in [HERE / f"{name}.py" for name in sys.argv[1:]] or sources():
-            nbformat.write(executed(path, running), path.with_suffix(".ipynb"))
-            print(path.with_suffix(".ipynb"))
+        for path in [HERE / f"{name}.py" for name in names] or sources():
+            notebook = executed(path, running)
+            if "--check" not in sys.argv:
+                nbformat.write(notebook, path.with_suffix(".ipynb"))
+            print(path.with_suffix(".ipynb").name)

@@ -101,7 +101,8 @@ other_image, _ = render(scene, 0)
 other = vlm.encode([other_image], [prompt])
 print("other image:", vlm.generate(other, max_new_tokens=4))
 patched = attrib.patching(vlm, batch, other, span="visual")
-patched
+print("follows the other image, by layer:", patched[0].int().tolist())
+print("normalised logit difference:      ", patched.difference[0].numpy().round(2))
 
 # %% [markdown]
 # ## Which layers to edit

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 from conftest import save_tiny
+from test_equations import resolve
 
 DOCS = Path(__file__).parent.parent / "docs"
 ADDING = ("adding-an-analysis.md", "adding-an-editor.md", "adding-a-model.md")
@@ -80,6 +81,13 @@ def test_worked_examples_are_short(name):
 def test_files_that_are_named_are_there(path):
     names = re.findall(r"`((?:attrib|editors|tests|figures|docs)/[\w/.-]*)`", path.read_text())
     assert not [name for name in {*names} - INVENTED if not (DOCS.parent / name).exists()]
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_names_of_the_code_exist(path):
+    text = re.sub(r"(?s)```.*?```", "", path.read_text())
+    for name in set(re.findall(r"`((?:attrib|editors|figures)(?:\.\w+)+)`", text)):
+        assert resolve(name), name
 
 
 def test_an_analysis_takes_at_most_four_files_and_an_editor_three():

@@ -42,7 +42,7 @@ def resolve(name):
         return import_module(name)
     except ModuleNotFoundError:
         home, _, last = name.rpartition(".")
-        return getattr(import_module(home), last)
+        return getattr(resolve(home), last)
 
 
 def cited(text, paper, kind):
