@@ -23,9 +23,12 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
-from attrib.vocabulary import GateToken
+from attrib.vocabulary import GateToken, Span
 
 TOKENS: tuple[GateToken, ...] = get_args(GateToken)
+SPAN_OF: dict[GateToken, Span] = {
+    "visual_mean": "visual", "text_mean": "text", "prompt_last": "last",
+}  # fmt: skip
 LEAKING: GateToken = "target_last"
 RELATIONS = ("text_generality", "visual_generality", "text_locality", "visual_locality")
 
@@ -95,9 +98,8 @@ def gate_states(
 
 def token_positions(batch: Batch, token: GateToken) -> Bool[Tensor, "batch pos"]:
     """The positions whose mean a gate compares."""
-    spans = {"visual_mean": "visual", "text_mean": "text", "prompt_last": "last"}
-    if token in spans:
-        return batch[spans[token]]
+    if token in SPAN_OF:
+        return batch[SPAN_OF[token]]
     if token != "target_last":
         raise AttribError(f"token: expected one of {', '.join(TOKENS)}, got {token!r}")
     if "target" not in batch.spans:

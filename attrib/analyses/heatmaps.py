@@ -238,5 +238,5 @@ def _table(
     example, cell = table["example"].to_numpy(), table[name].to_numpy()
     row, col = places[example, cell].T
     table = table.assign(row=row, col=col, example=np.asarray(ids, object)[example])
-    table = table[["example", "layer", name, "row", "col", "value"]]
-    return table[cell < np.asarray(counts)[example]].reset_index(drop=True)
+    columns = ["example", "layer", name, "row", "col", "value"]
+    return table.loc[cell < np.asarray(counts)[example], columns].reset_index(drop=True)

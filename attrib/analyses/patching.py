@@ -36,8 +36,8 @@ BROKEN = -1  # the answer of a run with NaN logits
 class Patching(Tensor):
     """Float "batch layer": 1 where the answer follows the other image, else 0; and all statistics.
 
-    Operations on it return plain tensors. `follows`, `stays` and `neither` sum to 1 for each pair
-    and layer. They and `difference` are NaN for a pair whose clean runs give the same answer.
+    Operations on it return plain tensors; its mean is the share of answers that follow. `follows`,
+    `stays` and `neither` sum to 1. All are NaN for a pair with the same answer in both clean runs.
 
     Attributes:
         own: Int " batch", answer of the batch's clean run; -1 where its logits are NaN.
@@ -45,15 +45,20 @@ class Patching(Tensor):
         answer: Int "batch layer", answer with the other's states patched into each layer.
         difference: Float "batch layer", normalised logit difference. With d the logit of the
             other's answer minus that of the own answer, (d patched - d own) / (d other - d own): 0
-            in the clean run, 1 in the other's. It may leave [0, 1] and varies widely for pairs
-            whose runs hardly differ, so the median is the better summary.
+            in the clean run, 1 in the other's. It varies widely, also beyond [0, 1], for pairs
+            whose runs hardly differ: prefer its median.
     """
 
     own: Tensor
     other: Tensor
     answer: Tensor
     difference: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # as torch.nn.Parameter
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        """Return plain tensors from operations."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def of(
@@ -108,16 +113,15 @@ def patching(vlm: VLM, batch: Batch, other: Batch, span: PatchSpan = "visual") -
     """Whether the answer follows the other image when its states are patched into layer l's output.
 
     1: the answer is the other image's. 0: it is the own or a third one (`Patching.stays`). NaN:
-    both images have the same answer. The mean over examples is the share of answers that follow.
-    Takes two forward passes, and half a pass per layer.
+    both images have the same answer. Takes two forward passes, and half a pass per layer.
 
     Args:
         vlm: The model.
         batch: Prompts with images.
         other: The same prompts with other images, row by row.
-        span: Where states are replaced: "visual", "text" (including the last token), "last" (the
-            last prompt token) or "all" (the whole prompt: a control that always follows, except in
-            models that add visual features again after layer l, such as Qwen3-VL).
+        span: Where states are replaced: "visual", "text" (with the last token), "last" (the last
+            prompt token) or "all" (the whole prompt: a control that always follows, except in
+            models that add visual features after layer l, such as Qwen3-VL).
 
     Returns:
         A Float "batch layer" tensor that also holds the logit difference and the other statistics.
@@ -233,8 +237,7 @@ def measure_patching(
     values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()
     ids, layers = [sample.id for sample in samples], range(vlm.num_layers)
     table = tidy(values, example=ids, layer=layers, span=spans, statistic=STATISTICS)
-    own, theirs = decoded(parts[0].own), decoded(parts[0].other)
-    columns = {"own": own, "other": theirs, "partner": partners}
+    columns = {k: decoded(getattr(parts[0], k)) for k in ("own", "other")} | {"partner": partners}
     each = len(table) // len(ids)
     repeated = {k: np.repeat(np.array(v, dtype=object), each) for k, v in columns.items()}
     return {"patching": table.assign(**repeated)}

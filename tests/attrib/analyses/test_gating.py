@@ -29,25 +29,29 @@ def others(vlm, targets=None):
     return vlm.encode(images, prompts, targets, padding_side="right")
 
 
-@pytest.mark.parametrize("token", TOKENS)
-def test_similarity_is_the_cosine_of_two_states_on_every_architecture(any_vlm, token):
+def test_similarity_is_the_cosine_of_two_states_on_every_architecture(any_vlm):
     edits, inputs = any_vlm.encode(*examples(), TARGETS), others(any_vlm, TARGETS)
-    pooled = []
+    hidden = []
     for batch in (edits, inputs):
-        with read(any_vlm) as hidden:
+        with read(any_vlm) as captured:
             any_vlm.logits(batch)
-        at = token_positions(batch, token)
-        states = [[h[i, at[i]].mean(0) for h in hidden.values()] for i in range(3)]
-        pooled.append(torch.stack([torch.stack(row) for row in states]))
-    one, two = pooled
-    expected = (one * two).sum(-1) / (one.norm(dim=-1) * two.norm(dim=-1))
-    every = gate_similarity(any_vlm, edits, inputs, None, token)
-    assert_close(every, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
-    for layer in (0, any_vlm.num_layers - 1):
-        one = gate_similarity(any_vlm, edits, inputs, layer, token)
-        assert one.shape == (3,)
-        assert_close(one, every[:, layer], equal_nan=True)
-    assert every[0].isfinite().all()
+        hidden.append((batch, list(captured.values())))
+    for token in TOKENS:
+        one, two = (
+            torch.stack([
+                torch.stack([h[i, at[i]].mean(0) for h in states])
+                for i, at in enumerate([token_positions(batch, token)] * 3)
+            ])
+            for batch, states in hidden
+        )  # fmt: skip
+        expected = (one * two).sum(-1) / (one.norm(dim=-1) * two.norm(dim=-1))
+        every = gate_similarity(any_vlm, edits, inputs, None, token)
+        assert_close(every, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+        assert every[0].isfinite().all()
+    last = any_vlm.num_layers - 1
+    one = gate_similarity(any_vlm, edits, inputs, last, token)
+    assert one.shape == (3,)
+    assert_close(one, every[:, last], equal_nan=True)
 
 
 def test_what_has_no_image_has_no_visual_state(vlm):
@@ -58,7 +62,7 @@ def test_what_has_no_image_has_no_visual_state(vlm):
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_an_input_is_like_itself_and_likeness_goes_both_ways(vlm, token):
+def test_similarity_is_1_to_itself_and_symmetric(vlm, token):
     edits, inputs = vlm.encode(*examples(), TARGETS), others(vlm, TARGETS)
     itself = gate_similarity(vlm, edits, edits, None, token)
     there, back = (
@@ -69,16 +73,16 @@ def test_an_input_is_like_itself_and_likeness_goes_both_ways(vlm, token):
     assert (there[0] < 0.999).any()
 
 
-def test_the_answer_is_read_by_the_leaking_token_alone(any_vlm):
+def test_only_the_leaking_token_depends_on_the_answer(different_vlm):
     images, prompts = examples()
-    plain = gate_states(any_vlm, any_vlm.encode(images, prompts), PROMPT_TOKENS)
+    plain = gate_states(different_vlm, different_vlm.encode(images, prompts), PROMPT_TOKENS)
     for targets in (TARGETS, TARGETS[::-1]):
-        forced = gate_states(any_vlm, any_vlm.encode(images, prompts, targets))
+        forced = gate_states(different_vlm, different_vlm.encode(images, prompts, targets))
         known = forced[:, :, : len(PROMPT_TOKENS)]
         assert_close(known, plain, atol=1e-4, rtol=1e-4, equal_nan=True)
-    answers = [any_vlm.encode(images, prompts, targets) for targets in (TARGETS, ["x"] * 3)]
-    assert (gate_similarity(any_vlm, *answers, 1, "target_last") < 0.999).all()
-    assert_close(gate_similarity(any_vlm, *answers, 1), torch.ones(3))
+    answers = [different_vlm.encode(images, prompts, targets) for targets in (TARGETS, ["x"] * 3)]
+    assert (gate_similarity(different_vlm, *answers, 1, "target_last") < 0.999).all()
+    assert_close(gate_similarity(different_vlm, *answers, 1), torch.ones(3))
 
 
 def test_the_last_target_token_is_the_last_of_the_sequence(vlm):
@@ -116,7 +120,7 @@ def test_half_precision_is_compared_in_float32(vlm):
     assert (torch.cosine_similarity(*states, dim=-1) > 0.99).all()
 
 
-def test_what_cannot_be_compared_is_named(vlm, batch):
+def test_inputs_that_cannot_be_compared_are_refused(vlm, batch):
     with pytest.raises(AttribError, match="3 edits and 2 others"):
         gate_similarity(vlm, batch, vlm.encode(*examples(2)), 1)
     with pytest.raises(AttribError, match=r"layer 4: .* has layers 0 to 3"):

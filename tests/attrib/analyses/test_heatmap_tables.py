@@ -34,7 +34,7 @@ def tables_of(name, **options):
     return vlm, batch, measure_heatmaps(vlm, batch, samples, how=Perturbation(), **options)
 
 
-def position_index(table, example):
+def rows_of(table, example):
     return table[table["example"] == example]
 
 
@@ -52,19 +52,19 @@ def test_tokens_off_the_grid_have_no_place():
     _, batch, tables = tables_of("internvl")
     counts = batch["visual"].sum(1).tolist()
     for example, count, grid in zip(("e0", "e1"), counts, batch.grids, strict=True):
-        rows = position_index(tables["heatmap"], example).query("layer == 0")
+        rows = rows_of(tables["heatmap"], example).query("layer == 0")
         assert rows["token"].tolist() == list(range(count))
         placed = rows[rows["row"] >= 0]
         assert placed["token"].tolist() == list(range(grid.first, grid.first + 4))
         assert list(zip(placed["row"], placed["col"], strict=True)) == [
             (0, 0), (0, 1), (1, 0), (1, 1),
         ]  # fmt: skip
-        box = position_index(tables["grids"], example).iloc[0]
+        box = rows_of(tables["grids"], example).iloc[0]
         assert (box["rows"], box["cols"], box["value"]) == (2, 2, count)
         assert (box["left"], box["top"], box["right"], box["bottom"]) == grid.box
 
 
-def test_queries_claim_no_place_and_their_picture_is_a_table_of_its_own():
+def test_queries_have_no_place_and_their_projection_is_a_table_of_its_own():
     vlm, batch, tables = tables_of("blip2_llama")
     assert (tables["heatmap"][["row", "col"]] == -1).all(axis=None)
     expected = queries_to_patches(vlm, batch, heatmaps(vlm, batch)).numpy()
@@ -146,8 +146,8 @@ def test_a_planted_map_points(monkeypatch, scenes):
         assert np.all(mine["auc"] == 1) and np.all(mine["hit"] == 1)
 
 
-def test_in_the_shipped_model_heatmaps_of_little_noise_point_at_what_is_asked():
-    vlm, data = attrib.load("tiny-llava", verify=False), load("scenes-vqa", "test", limit=48)
+def test_in_the_shipped_model_heatmaps_of_little_noise_point_at_the_target_object():
+    vlm, data = attrib.load("tiny-llava", verify=False), load("scenes-vqa", "test", limit=24)
     how = {"little": Perturbation(noise=0.1), "paper": Perturbation()}
     measure = partial(measure_faithfulness, truths=ground_truths(data), how=how)
     table = collect(vlm, data, measure, batch_size=16).tables["faithfulness"]

@@ -98,31 +98,33 @@ def planted_answer(vlm, batch, other, tokens=(5, 70), size=1e3):
 
 
 @pytest.mark.parametrize("span", SPANS)
-def test_patching_is_a_write_of_the_others_states_on_every_architecture(any_vlm, span):
-    batch, other = pair(any_vlm)
-    expected = by_hand(any_vlm, batch, other, span)
-    assert_close(patched(any_vlm, batch, other, span), expected, atol=1e-4, rtol=1e-5)
-    parts = patching_parts(any_vlm, batch, other, span)
+def test_patching_equals_writing_the_other_states(different_vlm, span):
+    batch, other = pair(different_vlm)
+    expected = by_hand(different_vlm, batch, other, span)
+    assert_close(patched(different_vlm, batch, other, span), expected, atol=1e-4, rtol=1e-5)
+    parts = patching_parts(different_vlm, batch, other, span)
     assert torch.equal(parts.answer, expected.argmax(-1))
 
 
-def test_the_image_itself_put_in_changes_no_bit_on_any_architecture(any_vlm):
-    batch, other = pair(any_vlm)
-    clean = any_vlm.logits(batch)
+def test_patching_an_image_with_itself_changes_no_bit(different_vlm):
+    batch, other = pair(different_vlm)
+    clean = different_vlm.logits(batch)
     for span in SPANS:
-        runs = clean_runs(any_vlm, batch, batch)
-        for logits in patched_logits(any_vlm, batch, runs, span):
+        runs = clean_runs(different_vlm, batch, batch)
+        for logits in patched_logits(different_vlm, batch, runs, span):
             assert torch.equal(logits.argmax(-1), clean[batch["last"]].argmax(-1))
-            assert torch.equal(logits, next(patched_logits(any_vlm, batch, runs, "last")))
-        assert patching(any_vlm, batch, batch, span).isnan().all()  # nothing to follow
-    assert not torch.equal(clean, any_vlm.logits(other))
+            assert torch.equal(logits, next(patched_logits(different_vlm, batch, runs, "last")))
+        assert patching(different_vlm, batch, batch, span).isnan().all()  # nothing to follow
+    assert not torch.equal(clean, different_vlm.logits(other))
 
 
-def test_behind_the_last_layer_the_image_says_nothing_and_the_last_token_all(any_vlm):
-    batch, other = pair(any_vlm)
-    told = any_vlm.logits(batch)[batch["last"]].argmax(-1)
-    theirs = any_vlm.logits(other)[other["last"]].argmax(-1)
-    visual, last = (patching_parts(any_vlm, batch, other, span) for span in ("visual", "last"))
+def test_after_the_last_layer_only_the_last_token_matters(different_vlm):
+    batch, other = pair(different_vlm)
+    told = different_vlm.logits(batch)[batch["last"]].argmax(-1)
+    theirs = different_vlm.logits(other)[other["last"]].argmax(-1)
+    visual, last = (
+        patching_parts(different_vlm, batch, other, span) for span in ("visual", "last")
+    )
     assert torch.equal(visual.answer[:, -1], told) and torch.equal(visual.own, told)
     assert torch.equal(last.answer[:, -1], theirs) and torch.equal(last.other, theirs)
     differ = told != theirs
@@ -130,17 +132,17 @@ def test_behind_the_last_layer_the_image_says_nothing_and_the_last_token_all(any
     assert (visual.difference[differ, -1] == 0).all() and (last.difference[differ, -1] == 1).all()
 
 
-def test_the_whole_prompt_put_in_is_the_others_run(any_vlm):
-    batch, other = pair(any_vlm)
-    logits = patched(any_vlm, batch, other, "all")
-    theirs = any_vlm.logits(other)[other["last"]][:, None].expand_as(logits)
-    if any_vlm.name == "qwen3_vl":  # the own image is fed in again after layers 0 and 1
+def test_patching_the_whole_prompt_gives_the_other_run(different_vlm):
+    batch, other = pair(different_vlm)
+    logits = patched(different_vlm, batch, other, "all")
+    theirs = different_vlm.logits(other)[other["last"]][:, None].expand_as(logits)
+    if different_vlm.name == "qwen3_vl":  # the own image is fed in again after layers 0 and 1
         assert not torch.allclose(logits[:, 0], theirs[:, 0], atol=1e-2)
         logits, theirs = logits[:, 2:], theirs[:, 2:]
     assert_close(logits, theirs, atol=1e-4, rtol=1e-5)
 
 
-def test_a_planted_answer_passes_in_its_layer(vlm):
+def test_a_planted_answer_moves_in_its_layer(vlm):
     batch, other = seeing(vlm)
     before = torch.arange(vlm.num_layers) < READER
     with planted_answer(vlm, batch, other):
@@ -156,7 +158,7 @@ def test_a_planted_answer_passes_in_its_layer(vlm):
     assert not torch.equal(patching(vlm, batch, other), before.float().expand(4, -1))
 
 
-def test_a_third_answer_counts_for_neither(vlm):
+def test_a_third_answer_is_neither(vlm):
     batch, other = seeing(vlm, 2)
     parts = patching_parts(vlm, batch, other)
     third = torch.full_like(parts.answer, 7)
@@ -213,7 +215,7 @@ def test_several_spans_share_the_clean_runs(vlm):
         assert torch.equal(parts.answer, patching_parts(vlm, batch, other, span).answer)
 
 
-def test_numbers_that_break_down_are_nan_and_not_an_answer():
+def test_nan_logits_are_no_answer():
     vlm = tiny_vlm("llava")
     broken = type(vlm)(copy.deepcopy(vlm.model), vlm.processor)
     broken.layers[2].mlp.down_proj.weight.fill_(torch.nan)
@@ -230,7 +232,7 @@ def test_numbers_that_break_down_are_nan_and_not_an_answer():
         ("qwen2_vl", (28, 112), ["What?", "Who?"], "row 1: visual tokens in grids of"),
     ],
 )
-def test_rows_that_are_no_pair_are_named(name, size, words, told):
+def test_rows_that_are_no_pair_are_refused_by_number(name, size, words, told):
     vlm = tiny_vlm(name)
     plain = picture(112, 28) if size == (28, 112) else picture()
     batch = vlm.encode([picture(), plain], ["What?", "Who?"])
@@ -247,3 +249,15 @@ def test_batches_that_are_no_pairs_are_refused(vlm):
         patching(vlm, batch, pair(vlm, padding_side="right")[1])
     with pytest.raises(AttribError, match="span: expected one of visual, text, last, all"):
         unwrap(span_positions)(other, "picture")
+
+
+def test_one_object_is_the_tensor_of_shares_and_holds_every_statistic(vlm):
+    result = patching(vlm, *seeing(vlm))
+    assert isinstance(result, torch.Tensor) and result.shape == (4, vlm.num_layers)
+    assert_close(result.follows, result + 0, equal_nan=True)
+    assert type(result.mean()) is type(result.follows) is torch.Tensor
+    assert type(result[:2] + 1) is torch.Tensor and result.numpy().shape == result.shape
+    shares = result.follows + result.stays + result.neither
+    assert torch.equal(shares.isnan(), result.isnan()) and (shares.nan_to_num(1) == 1).all()
+    again = patching_difference(vlm, *seeing(vlm))
+    assert torch.equal(again.nan_to_num(), result.difference.nan_to_num())

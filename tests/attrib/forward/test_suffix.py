@@ -1,4 +1,4 @@
-"""Cutting: what is left out is what noise cannot reach, and what cannot be cut is run whole."""
+"""A suffix leaves out only what noise cannot reach; layers that cannot be sliced run whole."""
 
 import logging
 
@@ -46,7 +46,7 @@ def first_of(batch, modality):
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_noise_on_text_behind_the_image_leaves_the_image_alone(name):
+def test_noise_on_text_after_the_image_leaves_the_image_unchanged(name):
     vlm = tiny_vlm(name)
     batch = encoded(vlm)
     suffix = suffix_for(vlm, batch, first_of(batch, "text"))
@@ -55,7 +55,7 @@ def test_noise_on_text_behind_the_image_leaves_the_image_alone(name):
     assert {kept.keys.shape[2] for kept in suffix.prefix.values()} == {suffix.start}
 
 
-def test_a_prefix_seen_from_both_sides_is_run_again():
+def test_a_bidirectional_prefix_runs_again():
     vlm = tiny_vlm("paligemma")
     batch = encoded(vlm)
     assert first_of(batch, "text") > 0
@@ -63,7 +63,7 @@ def test_a_prefix_seen_from_both_sides_is_run_again():
     assert suffix.start == 0 and not suffix.prefix
 
 
-def test_a_block_of_image_tokens_is_never_cut_in_two():
+def test_a_block_of_image_tokens_is_never_split():
     vlm = tiny_vlm("gemma3")
     batch = encoded(vlm)
     block = batch["visual"][0].nonzero()[:, 0].tolist()
@@ -74,28 +74,32 @@ def test_a_block_of_image_tokens_is_never_cut_in_two():
     assert starts[block[-1] + 1] == block[-1] + 1  # nothing looks across the end of the block
 
 
-def test_nothing_in_front_of_the_suffix_feels_the_noise(any_vlm):
-    batch = encoded(any_vlm)
+def test_positions_before_the_suffix_are_unchanged_by_the_noise(different_vlm):
+    batch = encoded(different_vlm)
     for modality in ("text", "visual"):
-        start = suffix_for(any_vlm, batch, first_of(batch, modality)).start
+        start = suffix_for(different_vlm, batch, first_of(batch, modality)).start
         at = perturbed_positions(batch, modality)
-        with read(any_vlm) as clean, torch.no_grad():
-            any_vlm.logits(batch)
-        with write(any_vlm, 0, lambda h: h + 1, at), read(any_vlm) as noisy, torch.no_grad():
-            any_vlm.logits(batch)
-        for layer in range(any_vlm.num_layers):
+        with read(different_vlm) as clean, torch.no_grad():
+            different_vlm.logits(batch)
+        with (
+            write(different_vlm, 0, lambda h: h + 1, at),
+            read(different_vlm) as noisy,
+            torch.no_grad(),
+        ):
+            different_vlm.logits(batch)
+        for layer in range(different_vlm.num_layers):
             assert torch.equal(clean[layer][:, :start], noisy[layer][:, :start])
-        last = any_vlm.num_layers - 1
+        last = different_vlm.num_layers - 1
         assert not torch.equal(clean[last][:, start:], noisy[last][:, start:])
 
 
-def test_padding_has_no_say_in_where_the_suffix_starts():
+def test_padding_does_not_change_where_the_suffix_starts():
     vlm = tiny_vlm("llava")
     batch = vlm.encode(*examples(), padding_side="left")
     assert suffix_for(vlm, batch, first_of(batch, "text")).start == first_of(batch, "text")
 
 
-def test_a_saving_that_is_too_small_is_left_alone(monkeypatch):
+def test_a_saving_that_is_too_small_is_not_made(monkeypatch):
     vlm = tiny_vlm("llava")
     batch = encoded(vlm)
     assert suffix_for(vlm, batch, 1).start == 1
@@ -104,16 +108,16 @@ def test_a_saving_that_is_too_small_is_left_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("modality", ["text", "visual"])
-def test_what_is_run_whole_gives_the_same_numbers(any_vlm, monkeypatch, modality):
-    batch = any_vlm.encode(*examples(), padding_side="left")
-    cut = sensitivity(any_vlm, batch, modality, (0.5,))
+def test_layers_that_run_whole_give_the_same_numbers(different_vlm, monkeypatch, modality):
+    batch = different_vlm.encode(*examples(), padding_side="left")
+    cut = sensitivity(different_vlm, batch, modality, (0.5,))
     monkeypatch.setattr(suffixes, "is_known", lambda _call: False)
-    suffix = suffix_for(any_vlm, batch, first_of(batch, modality))
+    suffix = suffix_for(different_vlm, batch, first_of(batch, modality))
     assert suffix.start == 0 and suffix.query is None and not suffix.prefix
-    assert_close(sensitivity(any_vlm, batch, modality, (0.5,)), cut, **CLOSE)
+    assert_close(sensitivity(different_vlm, batch, modality, (0.5,)), cut, **CLOSE)
 
 
-def test_a_cut_that_gives_other_numbers_is_noticed_and_not_made(monkeypatch, caplog):
+def test_a_suffix_that_gives_other_numbers_is_detected_and_not_used(monkeypatch, caplog):
     vlm = tiny_vlm("llava")
     batch = encoded(vlm, 2)
     right, real = sensitivity(vlm, batch, "text", (0.5,)), suffixes.slice_positions
@@ -130,7 +134,7 @@ def test_a_cut_that_gives_other_numbers_is_noticed_and_not_made(monkeypatch, cap
     assert_close(sensitivity(vlm, batch, "text", (0.5,)), right, **CLOSE)
 
 
-def test_layers_that_cannot_be_cut_are_noticed_and_run_whole(monkeypatch, caplog):
+def test_layers_that_cannot_be_sliced_run_whole(monkeypatch, caplog):
     vlm = tiny_vlm("llava")
     batch = encoded(vlm)
     right = sensitivity(vlm, batch, "text", (0.5,))
@@ -156,7 +160,7 @@ class Ignoring(torch.nn.Module):
         return h
 
 
-def test_a_model_is_compared_once(monkeypatch):
+def test_a_model_is_verified_once(monkeypatch):
     vlm = tiny_vlm("llava")
     compared, real = [], suffixes._equals_whole
     monkeypatch.setattr(
@@ -168,7 +172,7 @@ def test_a_model_is_compared_once(monkeypatch):
     assert len(compared) == 1
 
 
-def test_calls_with_tensors_of_unknown_axes_are_not_cut():
+def test_calls_with_tensors_of_unknown_axes_are_not_sliced():
     h = torch.zeros(2, 3)
     assert is_known(((), {"attention_mask": None, "position_embeddings": (h, h), "flag": True}))
     assert not is_known(((), {"attention_mask": h}))
@@ -177,7 +181,7 @@ def test_calls_with_tensors_of_unknown_axes_are_not_cut():
     assert not is_known(((h,), {}))
 
 
-def test_a_missing_mask_is_causal_and_an_additive_one_is_read():
+def test_a_missing_mask_is_causal_and_an_additive_mask_is_read():
     like = torch.zeros(1)
     causal = torch.ones(3, 3).tril().bool()[None, None]
     assert torch.equal(visible_keys(((), {}), 3, like), causal)

@@ -1,0 +1,117 @@
+"""Captured attention is that of the model, and nothing is left behind."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import examples, tiny_vlm
+from torch.testing import assert_close
+
+from attrib.analyses.qformer import find_qformer
+from attrib.errors import AttribError
+from attrib.forward.attention import attention_rows, capture_attention, capture_calls
+from attrib.model.vlm import VLM
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def copied(vlm, **settings):
+    model = copy.deepcopy(vlm.model)
+    if settings:
+        model.set_attn_implementation(settings["attention"])
+    return VLM(model, vlm.processor, vlm.name)
+
+
+@pytest.mark.parametrize("num", [1, 3])  # alone: no padding, and for most no mask at all
+def test_attention_rows_equal_eager_attention(any_vlm, num):
+    batch = any_vlm.encode(*examples(num), padding_side="left")
+    eager = copied(any_vlm, attention="eager")
+    out = eager.model(**batch.inputs, output_attentions=True, use_cache=False)
+    theirs = getattr(out, "language_model_outputs", out).attentions
+    for query in (batch["last"].int().argmax(1), batch["text"].int().argmax(1)):
+        with attention_rows(any_vlm, query) as rows:
+            any_vlm.logits(batch)
+        assert len(rows) == len(theirs) == any_vlm.num_layers
+        for layer, attention in enumerate(theirs):
+            expected = attention[torch.arange(num), :, query]
+            assert_close(rows[layer], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_no_row_looks_at_padding_or_ahead(vlm, side):
+    batch = vlm.encode(*examples(), padding_side=side)
+    last = batch["last"].int().argmax(1)
+    with attention_rows(vlm, last) as rows:
+        vlm.logits(batch)
+    seen = batch.inputs["attention_mask"].bool()[:, None]
+    for row in rows.values():
+        assert_close(row.sum(-1), torch.ones(row.shape[:2]))
+        assert not row.masked_select(~seen).any()
+
+
+def test_rows_of_a_generation_are_those_of_its_prompt(vlm, batch):
+    with attention_rows(vlm, batch["last"]) as plain:
+        vlm.logits(batch)
+    with attention_rows(vlm, batch["last"]) as rows:
+        vlm.generate(batch, max_new_tokens=3)
+    for layer in plain:
+        assert_close(rows[layer], plain[layer])
+
+
+def test_captures_nest(vlm, batch):
+    outer, inner = {}, {}
+    with capture_attention(vlm, outer.__setitem__):
+        with capture_attention(vlm, inner.__setitem__):
+            vlm.logits(batch)
+        assert outer.keys() == inner.keys() == set(range(4))
+        inner.clear()
+        vlm.logits(batch)
+    assert not inner
+
+
+def test_the_attention_function_is_restored(vlm, batch):
+    configs = [m.config for m in vlm.model.modules() if hasattr(m, "config")]
+    before = [config._attn_implementation for config in configs]
+    with pytest.raises(ZeroDivisionError), attention_rows(vlm, batch["last"]):
+        assert [config._attn_implementation for config in configs] != before
+        raise ZeroDivisionError
+    assert [config._attn_implementation for config in configs] == before
+
+
+def test_attention_that_sdpa_does_not_support_is_refused(monkeypatch):
+    vlm = copied(tiny_vlm("llava"))
+    batch = vlm.encode(*examples())
+    attention = vlm.layers[2].self_attn
+    forward = attention.forward
+    monkeypatch.setattr(attention, "forward", lambda *a, **k: forward(*a, softcap=30.0, **k))
+    with (
+        pytest.raises(AttribError, match="LlamaAttention uses softcap"),
+        attention_rows(vlm, batch["last"]),
+    ):
+        vlm.logits(batch)
+
+
+def test_another_thread_falls_back_to_sdpa(vlm, batch):
+    """The name in the configuration is shared by threads, the captured functions are not."""
+    clean, rows = vlm.logits(batch), {}
+    with capture_attention(vlm, rows.__setitem__), ThreadPoolExecutor(1) as pool:
+        logits = pool.submit(torch.no_grad()(vlm.logits), batch).result()
+    assert not rows and torch.equal(logits, clean)
+
+
+def test_a_q_former_and_the_decoder_are_captured_in_one_pass():
+    vlm = tiny_vlm("blip2_opt")
+    batch, queries, rows = vlm.encode(*examples()), [], {}
+    qformer = find_qformer(vlm)
+    with (
+        capture_calls(qformer, lambda module, _call: queries.append(module)),
+        capture_attention(vlm, rows.__setitem__),
+    ):
+        vlm.logits(batch)
+    assert set(rows) == set(range(vlm.num_layers))
+    assert queries and {id(m) for m in queries} <= {id(m) for m in qformer.modules()}
