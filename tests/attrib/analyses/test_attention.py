@@ -47,7 +47,7 @@ def test_statistics_of_planted_rows(rows):
         assert_close(column(values, name)[1, 1], torch.tensor(value))
 
 
-def test_the_three_most_attended_tokens_are_chosen_anew_in_each_layer(rows):
+def test_the_three_most_attended_tokens_are_chosen_per_layer(rows):
     top = column(profile(rows, planted_batch()), "visual_top3")
     assert_close(top[0], torch.tensor([(0.20 + 0.06 + 0.04) / 3, (0.30 + 0.20 + 0.10) / 3]))
 
@@ -65,14 +65,14 @@ def test_attention_to_bos_is_not_attention_to_text(rows):
     assert not torch.equal(column(before, "bos"), column(after, "bos"))
 
 
-def test_kinds_that_an_example_lacks_are_nan_and_the_others_are_not(rows):
+def test_kinds_of_token_that_an_example_lacks_are_nan(rows):
     values = profile(rows, planted_batch(visual=(), bos=()))
     for name in ("visual_mean", "visual_sum", "visual_top3", "bos"):
         assert column(values, name).isnan().all()
     assert column(values, "text_sum").isfinite().all()
 
 
-def test_padding_is_attended_to_by_nobody(rows):
+def test_padding_gets_no_attention(rows):
     values = profile(rows, planted_batch())
     whole = sum(column(values, name) for name in ("text_sum", "visual_sum", "bos"))
     assert_close(whole, rows.sum(-1))

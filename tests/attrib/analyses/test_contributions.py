@@ -164,7 +164,7 @@ def test_the_gold_key_is_the_first_token_of_the_target(vlm):
         (torch.tensor([1, 2, -1]), "expected 3 token ids below"),
     ],
 )
-def test_a_key_that_is_none_is_refused(vlm, batch, key, told):
+def test_an_invalid_key_is_refused(vlm, batch, key, told):
     writes = last_writes(vlm, batch)
     with pytest.raises(AttribError, match="key") as error:
         unwrap(key_tokens)(vlm, batch, writes, key)

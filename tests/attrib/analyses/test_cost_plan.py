@@ -57,7 +57,7 @@ def long_prompt():
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_the_work_is_what_is_counted_within_a_tenth(long_prompt, modality):
+def test_estimated_compute_is_within_a_tenth_of_the_counted(long_prompt, modality):
     vlm, batch = long_prompt
     cost = sweep_cost(vlm, batch, modality)
     first, later = forwards_counted(vlm, batch, modality)
@@ -68,7 +68,7 @@ def test_the_work_is_what_is_counted_within_a_tenth(long_prompt, modality):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_work_and_memory_are_what_is_counted_whatever_the_family(name):
+def test_estimates_hold_for_every_family(name):
     vlm = tiny_vlm(name)
     batch = vlm.encode(*examples(), padding_side="left")
     cost = sweep_cost(vlm, batch, sigmas=(0.5, 1.0))
@@ -79,7 +79,7 @@ def test_work_and_memory_are_what_is_counted_whatever_the_family(name):
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_the_memory_is_what_is_counted_within_a_half(long_prompt, modality):
+def test_estimated_memory_is_within_a_half_of_the_counted(long_prompt, modality):
     vlm, batch = long_prompt
     assert 2 / 3 < memory_counted(vlm, batch, modality) < 3 / 2
 
@@ -102,7 +102,7 @@ def memory_counted(vlm, batch, modality="text", sigmas=SIGMAS, at_once=None):
     return said / counted.peak
 
 
-def test_versions_are_those_of_pictures_layers_draws_and_sizes_above_zero():
+def test_copies_are_examples_with_images_times_layers_draws_and_nonzero_sigmas():
     vlm = tiny_vlm("llava")
     images, prompts = examples(4)
     batch = vlm.encode(images, [f"{prompt} {'word ' * 4}" for prompt in prompts])

@@ -50,7 +50,7 @@ def counted(value, positive, weights):
 
 @pytest.mark.parametrize("decimals", [8, 1])  # 1: many ties
 @pytest.mark.parametrize("seed", range(4))
-def test_auc_and_threshold_are_those_of_counting(seed, decimals):
+def test_auc_and_threshold_equal_counting(seed, decimals):
     rng = np.random.default_rng(seed)
     positive = rng.random(40) < 0.4
     value = np.round(rng.normal(size=40) + positive, decimals)
@@ -68,21 +68,21 @@ def test_auc_and_threshold_are_those_of_counting(seed, decimals):
     assert np.isclose(told.rates[1, 0], np.average(fixed[positive], weights=weights[positive, 1]))
 
 
-def test_what_lies_apart_is_told_apart_and_what_does_not_is_not():
+def test_separate_groups_have_auc_1_and_equal_groups_about_a_half():
     far, same = gate_roc(apart(9.0)), gate_roc(apart(0.0))
     assert row(far)["auc"] == row(far)["auc_low"] == row(far)["true_open"] == 1
     assert row(far)["false_open"] == 0
     assert row(same)["auc_low"] < 0.5 < row(same)["auc_high"]
 
 
-def test_the_threshold_stands_in_the_middle_of_the_gap():
+def test_the_threshold_is_the_middle_of_the_gap():
     result = study(lambda *at: 0.9 if at[3].endswith("generality") else 0.1)
     told = row(gate_roc(result))
     assert told["threshold"] == told["threshold_low"] == pytest.approx(0.5)
     assert (told["published_true_open"], told["published_false_open"]) == (1, 0)
 
 
-def test_equal_numbers_tell_nothing():
+def test_equal_similarities_separate_nothing():
     told = row(gate_roc(study(lambda *_: 1.0)))
     assert told["auc"] == 0.5 and told["true_open"] == told["false_open"] == 1
 
@@ -92,7 +92,7 @@ def test_differences_of_rounding_are_ties():
     assert told["auc"] == 0.5
 
 
-def test_each_kind_is_set_against_all_generality_and_all_kinds_together():
+def test_each_kind_of_locality_and_all_together_are_compared_with_generality():
     def value(_i, _layer, _token, relation):
         return {"text_locality": 0.0, "visual_locality": 1.0}.get(relation, 0.5)
 
@@ -100,7 +100,7 @@ def test_each_kind_is_set_against_all_generality_and_all_kinds_together():
     assert [row(table, k)["auc"] for k in ("text_locality", "visual_locality", ANY)] == [1, 0, 0.5]
 
 
-def test_intervals_are_seeded_and_rest_on_examples_not_on_inputs():
+def test_intervals_are_seeded_and_resample_examples_not_inputs():
     result = apart(1.0)
     assert gate_roc(result).equals(gate_roc(result))
     twice = pd.concat([result.frame, result.frame])  # twice the inputs, the same examples
@@ -113,7 +113,7 @@ def test_intervals_are_seeded_and_rest_on_examples_not_on_inputs():
     assert widths[0] > widths[1]
 
 
-def test_inputs_without_a_number_are_left_out():
+def test_inputs_without_a_similarity_are_ignored():
     def value(i, _layer, token, relation):
         none = token == "visual_mean" and relation == "text_locality"
         return np.nan if none or i == 0 else float(relation.endswith("generality"))
@@ -131,7 +131,7 @@ def test_a_side_without_inputs_has_no_auc():
         best_layer(table, "prompt_last")
 
 
-def test_one_example_has_no_interval_and_none_has_nothing():
+def test_one_example_has_no_interval_and_no_example_is_refused():
     one = apart(1.0).frame[lambda f: f.example == "e1"]
     told = row(gate_roc(Result("gate", one, {})))
     assert np.isfinite(told["auc"]) and np.isnan(told["auc_low"]) and told["n"] == 1

@@ -111,7 +111,7 @@ def test_a_sample_without_inputs_is_refused(tiny):
         measure_gate(tiny, batch_of(tiny, [bare]), [bare])
 
 
-def test_the_finding_names_the_layer_the_hardest_inputs_and_the_leak(study):
+def test_the_summary_names_the_layer_the_hardest_inputs_and_the_leak(study):
     result, table = study
     said = summarize_gate(result, table, "prompt_last")
     assert "planted: a gate on the last prompt token of layer" in said
@@ -124,7 +124,7 @@ def test_the_finding_names_the_layer_the_hardest_inputs_and_the_leak(study):
     assert "The threshold tuned on" in leaking
 
 
-def test_lines_have_a_column_per_token_and_a_row_per_kind(study):
+def test_the_text_table_has_a_column_per_token_and_a_row_per_kind(study):
     lines = gate_auc_table(study[1], 3).splitlines()
     assert "target_last (leaks)" in lines[0] and lines[-1].startswith(ANY)
     (alone,) = [line for line in lines if line.startswith("text_locality")]
@@ -146,7 +146,7 @@ def test_curves_are_the_auc_of_the_table(study):
         assert len(looks) == len(ax.get_lines()) - 1
 
 
-def test_histograms_have_a_row_per_kind_and_say_in_words_what_they_show(study):
+def test_histograms_have_a_row_per_kind_and_a_description(study):
     ax = plots.gate_similarity(*study, "prompt_last", 3)
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     assert names[0] == "rephrased (T-Gen)" and len(names) == len(RELATIONS)
@@ -159,7 +159,7 @@ def test_histograms_have_a_row_per_kind_and_say_in_words_what_they_show(study):
     assert "<desc>Histograms" in plots.svg(without)
 
 
-def test_attrib_gate_leaves_tables_figures_and_a_finding(monkeypatch, capsys, tmp_path):
+def test_attrib_gate_writes_tables_figures_and_a_summary(monkeypatch, capsys, tmp_path):
     model, processor = tiny_models.build("llava")
     for part in (model, processor):
         part.save_pretrained(tmp_path / "model")
@@ -190,13 +190,13 @@ def test_attrib_gate_leaves_tables_figures_and_a_finding(monkeypatch, capsys, tm
     assert not [*(tmp_path / "new").rglob("*.parquet")]  # before anything is computed
 
 
-def test_another_layer_is_another_picture_of_the_same_run():
+def test_another_layer_is_another_figure_of_the_same_run():
     GateCommand = command_options(Gate)
     one, two = GateCommand(), GateCommand(layer=2, token="target_last")
     assert default_folder("gate", one) == default_folder("gate", two)
 
 
-def test_the_plan_counts_edits_and_the_inputs_beside_them(tiny):
+def test_the_plan_counts_edits_and_other_inputs(tiny):
     (line,) = Gate(GateOptions()).plan(
         tiny, EditData("few", "", [sample(0), sample(1, hard=False)])
     )

@@ -62,7 +62,7 @@ def test_what_has_no_image_has_no_visual_state(vlm):
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_an_input_is_like_itself_and_likeness_goes_both_ways(vlm, token):
+def test_similarity_is_1_to_itself_and_symmetric(vlm, token):
     edits, inputs = vlm.encode(*examples(), TARGETS), others(vlm, TARGETS)
     itself = gate_similarity(vlm, edits, edits, None, token)
     there, back = (
@@ -73,7 +73,7 @@ def test_an_input_is_like_itself_and_likeness_goes_both_ways(vlm, token):
     assert (there[0] < 0.999).any()
 
 
-def test_the_answer_is_read_by_the_leaking_token_alone(different_vlm):
+def test_only_the_leaking_token_depends_on_the_answer(different_vlm):
     images, prompts = examples()
     plain = gate_states(different_vlm, different_vlm.encode(images, prompts), PROMPT_TOKENS)
     for targets in (TARGETS, TARGETS[::-1]):
@@ -120,7 +120,7 @@ def test_half_precision_is_compared_in_float32(vlm):
     assert (torch.cosine_similarity(*states, dim=-1) > 0.99).all()
 
 
-def test_what_cannot_be_compared_is_named(vlm, batch):
+def test_inputs_that_cannot_be_compared_are_refused(vlm, batch):
     with pytest.raises(AttribError, match="3 edits and 2 others"):
         gate_similarity(vlm, batch, vlm.encode(*examples(2)), 1)
     with pytest.raises(AttribError, match=r"layer 4: .* has layers 0 to 3"):

@@ -34,7 +34,7 @@ def slope(vlm, batch, layer, row, token, step=1e-2):
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2_opt", "gemma3", "paligemma"])
-def test_it_is_the_slope_along_the_state(name):
+def test_gradient_times_input_is_the_slope_along_the_state(name):
     vlm = in_double(name)
     batch = vlm.encode(*examples())
     values = gradient_times_input(vlm, batch)

@@ -64,7 +64,7 @@ def test_tokens_off_the_grid_have_no_place():
         assert (box["left"], box["top"], box["right"], box["bottom"]) == grid.box
 
 
-def test_queries_claim_no_place_and_their_picture_is_a_table_of_its_own():
+def test_queries_have_no_place_and_their_projection_is_a_table_of_its_own():
     vlm, batch, tables = tables_of("blip2_llama")
     assert (tables["heatmap"][["row", "col"]] == -1).all(axis=None)
     expected = queries_to_patches(vlm, batch, heatmaps(vlm, batch)).numpy()
@@ -146,7 +146,7 @@ def test_a_planted_map_points(monkeypatch, scenes):
         assert np.all(mine["auc"] == 1) and np.all(mine["hit"] == 1)
 
 
-def test_in_the_shipped_model_heatmaps_of_little_noise_point_at_what_is_asked():
+def test_in_the_shipped_model_heatmaps_of_little_noise_point_at_the_target_object():
     vlm, data = attrib.load("tiny-llava", verify=False), load("scenes-vqa", "test", limit=24)
     how = {"little": Perturbation(noise=0.1), "paper": Perturbation()}
     measure = partial(measure_faithfulness, truths=ground_truths(data), how=how)

@@ -230,7 +230,7 @@ def test_a_head_that_reads_one_token_depends_on_it_alone():
         assert change[1].norm() > 1 and change[[0, 2]].norm() < 1e-8
 
 
-def test_a_token_that_gains_or_loses_all_attention_changes_what_it_should():
+def test_tokens_that_gain_or_lose_all_attention_change_the_output_as_expected():
     values = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     query = last_query([0.0, 0.0, -200.0], values)
     for change in swapped(query, [200.0, -200.0], [[5.0, 5.0], [5.0, 5.0]]):
@@ -320,7 +320,7 @@ def test_layers_come_in_the_order_wanted(vlm, batch):
     assert_close(some, every[:, [3, 1]], equal_nan=True, atol=0, rtol=0)
 
 
-def test_half_precision_keeps_values_smaller_than_what_it_rounds_outputs_to():
+def test_half_precision_keeps_values_below_its_rounding_of_outputs():
     exact = tiny_vlm("llava")
     half = VLM(copy.deepcopy(exact.model).bfloat16(), exact.processor, "half")
     single = VLM(copy.deepcopy(half.model).float(), exact.processor, "single")
@@ -333,7 +333,7 @@ def test_half_precision_keeps_values_smaller_than_what_it_rounds_outputs_to():
     assert_close(maps, expected, rtol=0.1, atol=0)
 
 
-def test_numbers_that_broke_down_are_shown_and_not_hidden(caplog):
+def test_nan_weights_give_nan_maps(caplog):
     vlm = tiny_vlm("llava")
     broken = VLM(copy.deepcopy(vlm.model), vlm.processor, "broken")
     broken.layers[2].self_attn.v_proj.weight.fill_(torch.nan)
@@ -364,7 +364,7 @@ def test_one_pass_serves_all_analyses(different_vlm):
     assert all(torch.equal(rows[layer], own[layer]) for layer in everything)
 
 
-def test_maps_are_those_of_the_model_as_it_is_edited(vlm, batch):
+def test_maps_are_those_of_the_edited_model(vlm, batch):
     clean = heatmaps(vlm, batch)
     with write(vlm, 1, lambda h: h * 0.5, batch["visual"]):
         edited = heatmaps(vlm, batch)
@@ -379,7 +379,7 @@ def state(vlm):
     ]
 
 
-def test_the_model_is_left_as_it_was_also_after_an_error(vlm, batch):
+def test_the_model_is_restored_after_an_error(vlm, batch):
     before, logits = state(vlm), vlm.logits(batch)
     heatmaps(vlm, batch)
     assert state(vlm) == before and torch.equal(vlm.logits(batch), logits)
@@ -413,7 +413,7 @@ def test_arguments_out_of_range_are_named(vlm, batch, wrong, message):
 
 
 @pytest.mark.parametrize("wrong", [{"unit": "sigma"}, {"site": "mlp"}])
-def test_words_that_are_not_known_are_named(wrong):
+def test_unknown_choices_are_refused(wrong):
     with pytest.raises(AttribError, match=r"sigma|mlp"):
         unwrap(Perturbation.__init__)(object.__new__(Perturbation), **wrong)
 

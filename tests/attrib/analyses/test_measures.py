@@ -57,7 +57,7 @@ def test_the_table_holds_the_attention_profile(vlm, batch, samples):
     assert np.allclose(table["value"], values.flatten().numpy())
 
 
-def test_keys_are_what_was_asked_for(vlm, batch, samples):
+def test_keys_are_the_chosen_tokens(vlm, batch, samples):
     def keys_of(key):
         return keys(
             measure_contributions(vlm, batch, samples, key=key, norm="none")["contributions"]
@@ -77,14 +77,14 @@ def test_the_wrong_key_is_an_unrelated_answer_that_the_model_does_not_give(vlm, 
     assert all(wrong != right for wrong, right in zip(keys(table), said, strict=True))
 
 
-def test_a_sample_without_a_wrong_answer_is_left_out_of_the_control_alone(vlm, batch, samples):
+def test_a_sample_without_a_wrong_answer_is_missing_from_the_control_only(vlm, batch, samples):
     some = [samples[0], sample(1), samples[2]]
     tables = measure_demo(vlm, batch, some, norm="none", truth=lambda s: s.request.target)
     assert set(tables["wrong_key"]["example"]) == {"e0", "e2"}
     assert set(tables["contributions"]["example"]) == {"e0", "e1", "e2"}
 
 
-def test_the_first_report_agrees_with_the_single_analyses(vlm, batch, samples):
+def test_the_demo_tables_equal_the_single_analyses(vlm, batch, samples):
     tables = measure_demo(vlm, batch, samples, norm="none", truth=lambda _: "x")
     for key, name in (("argmax", "contributions"), ("wrong", "wrong_key")):
         alone = measure_contributions(vlm, batch, samples, key=key, norm="none")["contributions"]

@@ -232,7 +232,7 @@ def test_nan_logits_are_no_answer():
         ("qwen2_vl", (28, 112), ["What?", "Who?"], "row 1: visual tokens in grids of"),
     ],
 )
-def test_rows_that_are_no_pair_are_named(name, size, words, told):
+def test_rows_that_are_no_pair_are_refused_by_number(name, size, words, told):
     vlm = tiny_vlm(name)
     plain = picture(112, 28) if size == (28, 112) else picture()
     batch = vlm.encode([picture(), plain], ["What?", "Who?"])

@@ -76,7 +76,7 @@ def test_the_table_holds_the_patching_of_each_pair(tiny):
         assert said["own"].tolist() == tiny.tokenizer.batch_decode(parts.own[:, None].tolist())
 
 
-def test_a_pair_with_one_answer_is_marked_and_stays_in_the_table(tiny):
+def test_a_pair_with_the_same_answer_is_marked_and_kept(tiny):
     own = Image.new("RGB", (60, 40), "red")
     samples = [sample(0), sample(6, other=own)]
     table = collect(tiny, samples, measure_patching).tables["patching"]
@@ -96,7 +96,7 @@ def test_the_other_image_is_that_of_the_same_question_or_an_unrelated_one():
         partner(sample(1, hard_locality=[], visual_locality=[EditRequest(None, "Who?", "x")]))
 
 
-def test_pairs_of_other_sizes_are_set_aside_by_name_or_made_to_fit():
+def test_pairs_of_other_sizes_are_quarantined_or_fitted():
     vlm = tiny_vlm("qwen2_vl")
     samples = [sample(0), sample(1, other=picture(60, 200))]
     done = collect(vlm, samples, measure_patching)
@@ -116,7 +116,7 @@ def test_samples_that_cannot_be_patched_are_refused(tiny):
         measure_patching(tiny, batch_of(tiny, [text]), [text])
 
 
-def test_the_finding_says_where_the_answer_passes():
+def test_the_summary_names_the_layer_where_the_answer_moves():
     said = summarize_patching(planted())
     assert said.startswith("planted: 20 pairs of images with different answers.")
     assert "4 pairs excluded (same answer to both images)." in said
@@ -132,7 +132,7 @@ def test_the_finding_says_where_the_answer_passes():
     assert "(95 % CI: layers 6-6)" in said
 
 
-def test_the_finding_of_one_span_and_of_pairs_that_say_nothing():
+def test_the_summary_of_one_span_and_of_pairs_without_information():
     result = planted()
     alone = summarize_patching(result.where(span="last"))
     assert "more answers" not in alone and "visual" not in alone
@@ -159,7 +159,7 @@ def test_curves_are_the_shares_of_the_pairs():
     assert "visual tokens" in alone.get_title(loc="left")
 
 
-def test_the_difference_is_drawn_as_a_median_that_no_single_pair_moves():
+def test_the_difference_is_plotted_as_a_median():
     result = planted()
     frame = result.frame.copy()
     wild = (frame["example"] == "e3") & (frame["statistic"] == "difference")
@@ -180,7 +180,7 @@ def test_the_plan_counts_passes(tiny):
     assert line == "cost: at most 3.5 forward passes for each of 2 pairs"
 
 
-def test_attrib_patching_leaves_a_table_figures_and_a_finding(monkeypatch, capsys, tmp_path):
+def test_attrib_patching_writes_a_table_figures_and_a_summary(monkeypatch, capsys, tmp_path):
     model, processor = tiny_models.build("llava")
     for part in (model, processor):
         part.save_pretrained(tmp_path / "model")

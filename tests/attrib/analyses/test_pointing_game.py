@@ -14,30 +14,30 @@ def points(*maps, asked=0):
     return point(np.array(maps, dtype=float), ON, asked)
 
 
-def test_a_map_that_knows_the_object_wins_and_its_opposite_loses():
+def test_a_map_of_the_object_scores_1_and_its_opposite_0():
     found = points([9, 1, 2, 8, 0, 3], [0, 8, 9, 1, 7, 6])
     assert found.hit.tolist() == [1, 0]
     assert found.auc.tolist() == [1, 0] and found.auc_objects.tolist() == [1, 0]
 
 
-def test_a_map_that_knows_objects_but_not_which_is_told_apart():
+def test_a_map_of_the_wrong_objects_scores_0_among_objects():
     (hit, _, auc, among) = points([5, 0, 9, 5, 0, 0])
     assert hit == 0 and auc == 0.75 and among == 0
 
 
-def test_a_flat_map_gets_what_chance_gets():
+def test_a_flat_map_scores_at_chance():
     found = points([1] * 6)
     assert found.hit == found.chance == 2 / 6
     assert found.auc == found.auc_objects == 0.5
 
 
-def test_random_maps_get_what_chance_gets():
+def test_random_maps_score_at_chance():
     maps = np.random.default_rng(0).random((1000, 6))
     found = point(maps, ON, 0)
     assert abs(found.hit.mean() - found.chance) < 0.04 and abs(found.auc.mean() - 0.5) < 0.04
 
 
-def test_what_cannot_be_told_is_nan():
+def test_undefined_scores_are_nan():
     broken = points([np.nan] * 6)
     assert np.isnan(broken.hit).all() and np.isnan(broken.auc).all()
     alone = point(np.ones((1, 6)), ON[:1], 0)
@@ -55,7 +55,7 @@ def test_what_cannot_be_told_is_nan():
         ((0, -4, 6, 4), [3]),  # padding above; the object is half a cell high
     ],
 )
-def test_cells_lie_where_the_processor_put_them(box, cells):
+def test_cells_follow_the_processors_geometry(box, cells):
     mask = np.zeros((1, 4, 6), dtype=bool)
     mask[0, 2:, :2] = True
     assert (

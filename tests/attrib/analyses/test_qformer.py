@@ -52,7 +52,7 @@ def test_attention_is_that_of_the_last_cross_attention(vlm, batch):
     assert_close(vlm.logits(batch), logits)
 
 
-def test_a_picture_is_the_scores_shared_out(vlm, batch):
+def test_a_projection_distributes_the_scores(vlm, batch):
     scores = heatmaps(vlm, batch)
     picture = queries_to_patches(vlm, batch, scores)
     assert picture.shape == (3, vlm.num_layers, 4)
@@ -62,7 +62,7 @@ def test_a_picture_is_the_scores_shared_out(vlm, batch):
     assert (picture[0].sum(-1) < scores[0].sum(-1)).all()  # the class token gets the rest
 
 
-def test_a_query_that_looks_at_one_patch_lights_that_patch(batch):
+def test_a_query_that_attends_to_one_patch_scores_that_patch(batch):
     looks = torch.zeros(2, 6, 4)
     looks[:, :, 1] = 0.25
     looks[:, 5] = torch.tensor([0.0, 0.0, 0.0, 1.0])
@@ -76,7 +76,7 @@ def test_patches_cover_the_image(vlm):
     assert (grid.rows, grid.cols, grid.box) == (2, 2, (0.0, 0.0, 60.0, 40.0))
 
 
-def test_models_with_a_grid_of_their_own_have_no_such_picture():
+def test_models_without_a_q_former_are_refused():
     vlm = tiny_vlm("llava")
     assert find_qformer(vlm) is None
     with pytest.raises(AttribError, match="no Q-Former"):

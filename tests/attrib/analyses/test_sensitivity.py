@@ -86,7 +86,7 @@ def equals_hooks(vlm, modality):
 
 
 @pytest.mark.usefixtures("always_sliced")
-def test_neither_padding_nor_other_examples_matter(different_vlm):
+def test_sensitivity_does_not_depend_on_padding_or_other_examples(different_vlm):
     images, prompts = examples()
     left, right = (
         sensitivity(
@@ -102,7 +102,7 @@ def test_neither_padding_nor_other_examples_matter(different_vlm):
 @pytest.mark.parametrize(
     "options", [{"unit": "abs"}, {"draws": 2}, {"seed": 5}, {"exclude_last": True}]
 )
-def test_every_option_is_what_hooks_give(vlm, batch, options):
+def test_every_option_equals_hooks(vlm, batch, options):
     expected = by_hooks(vlm, batch, "both", (0.6,), **options)
     assert_close(sensitivity(vlm, batch, "both", (0.6,), **options), expected, **CLOSE)
 
@@ -115,14 +115,14 @@ def test_eight_examples_together_are_what_each_is_alone(vlm):
         assert_close(together[i], alone[0], **CLOSE)
 
 
-def test_no_noise_moves_nothing_and_some_noise_does(different_vlm):
+def test_no_noise_gives_zero_and_some_noise_does_not(different_vlm):
     batch = different_vlm.encode(*examples(1))
     values = sensitivity(different_vlm, batch, "both", (0.0, 0.3))
     assert (values[..., 0] == 0).all() and (values[..., 1] > 0).all()
     assert (sensitivity(different_vlm, batch, "both", (0.0,)) == 0).all()
 
 
-def test_noise_behind_the_last_layer_is_seen_only_where_the_answer_is_read(vlm):
+def test_noise_after_the_last_layer_matters_only_at_the_last_token(vlm):
     batch = vlm.encode(*examples(1))
     last = vlm.num_layers - 1
     assert (sensitivity(vlm, batch, "visual")[:, last] == 0).all()
@@ -131,7 +131,7 @@ def test_noise_behind_the_last_layer_is_seen_only_where_the_answer_is_read(vlm):
     assert (sensitivity(vlm, batch, "visual")[:, :last] > 0).all()
 
 
-def test_noise_belongs_to_the_example_whatever_its_place(vlm):
+def test_noise_belongs_to_the_example_at_any_place(vlm):
     images, prompts = examples(4)
     names = ["a", "b", "c", "d"]
     values = sensitivity(vlm, vlm.encode(images, prompts).named(names), "both")
@@ -141,7 +141,7 @@ def test_noise_belongs_to_the_example_whatever_its_place(vlm):
     assert not torch.allclose(sensitivity(vlm, renamed, "both"), values, rtol=1e-3)
 
 
-def test_seeds_and_draws_are_other_noise():
+def test_other_seeds_and_draws_are_other_noise():
     vlm, batch = llava()
     first = sensitivity(vlm, batch, seed=0)
     assert torch.equal(sensitivity(vlm, batch, seed=0), first)
@@ -157,7 +157,7 @@ def test_the_chosen_layers_are_those_of_all_in_the_chosen_order():
 
 
 @pytest.mark.parametrize("modality", ["text", "visual"])
-def test_how_many_run_at_once_does_not_matter(modality):
+def test_the_number_of_copies_at_once_does_not_matter(modality):
     vlm, batch = llava()
     values = sensitivity(vlm, batch, modality, (0.5, 1.0))
     for size in (1, 5, 1000):
@@ -194,7 +194,7 @@ def test_if_a_single_row_does_not_fit_the_error_is_raised():
         list(in_chunks(lambda _: torch.tensor(1 / 0), 4, 4))
 
 
-def test_a_text_alone_has_no_sensitivity_to_an_image_and_the_others_do(vlm, batch):
+def test_a_text_only_prompt_has_no_visual_sensitivity(vlm, batch):
     values = sensitivity(vlm, batch, "visual", (0.0, 1.0))
     assert values[1].isnan().all() and values[[0, 2]].isfinite().all()
     assert sensitivity(vlm, batch, "both").isfinite().all()
@@ -222,21 +222,21 @@ def test_targets_do_not_matter(vlm):
         ({"layers": []}, "layers: none given; llava has layers 0 to 3"),
     ],
 )
-def test_a_mistake_is_named_with_what_would_work(arguments, told):
+def test_an_invalid_argument_is_refused_with_valid_values(arguments, told):
     vlm = tiny_vlm("llava")
     with pytest.raises(AttribError) as error:
         unwrap(sensitivity)(vlm, vlm.encode([None], ["x"]), **arguments)
     assert told in str(error.value)
 
 
-def test_a_batch_with_nothing_to_disturb_is_refused(vlm):
+def test_a_batch_with_nothing_to_perturb_is_refused(vlm):
     with pytest.raises(AttribError, match="no example has an image; give images"):
         sensitivity(vlm, vlm.encode([None, None], ["Who?", "What?"]), "visual")
     with pytest.raises(AttribError, match="no example has a token to perturb except"):
         sensitivity(vlm, vlm.encode([None], ["a"]), "text", exclude_last=True)
 
 
-def test_what_breaks_down_is_nan_and_nothing_else_is():
+def test_only_examples_with_nan_logits_are_nan():
     vlm, batch = llava()
     broken = VLM(copy.deepcopy(vlm.model), vlm.processor, vlm.name)
     next(broken.layers[2].parameters()).fill_(torch.nan)
@@ -248,7 +248,7 @@ def test_what_breaks_down_is_nan_and_nothing_else_is():
     assert_close(values[1:], sensitivity(vlm, batch, "both", (0.0, 1.0))[1:], **CLOSE)
 
 
-def test_bfloat16_is_close_to_what_hooks_give():
+def test_bfloat16_is_close_to_hooks():
     vlm = tiny_vlm("llava_next")
     half = VLM(copy.deepcopy(vlm.model).bfloat16(), vlm.processor, "half")
     batch = half.encode(*examples(), padding_side="left")
