@@ -28,7 +28,7 @@ COMMANDS = {
     "select": (
         LAYERS,
         "attrib.cli.select",
-        "Choose the layers to edit from contributions, noise sensitivity and patching.",
+        "Select the layers to edit from contributions, noise sensitivity and patching.",
     ),
     "report": (
         LAYERS,
@@ -38,12 +38,12 @@ COMMANDS = {
     "train": (
         EDITING,
         "attrib.cli.train",
-        "Train an editor at chosen layers; an interrupted training continues.",
+        "Train an editor at chosen layers; after an interruption the same command resumes.",
     ),
     "edit": (
         EDITING,
         "attrib.cli.edit",
-        "Apply one edit and show the answers before and after.",
+        "Edit one fact and show the answers before and after.",
     ),
     "evaluate": (
         EDITING,
@@ -58,7 +58,7 @@ COMMANDS = {
     "grid": (
         EDITING,
         "attrib.cli.grid",
-        "Train short adapters at every layer and score them (DualEdit, Fig. 5, Table 1).",
+        "Train short adapters at every layer and score them alike (DualEdit Fig. 5, Table 1).",
     ),
     "doctor": (
         SETUP,

@@ -11,11 +11,11 @@ from attrib.cli.command import ExitCode, add_command, invocation
 from attrib.cli.outputs import (
     exit_code_for,
     log,
+    plan_lines,
     refuse_unwritable,
     results_folder,
     write_quarantined,
 )
-from attrib.cli.plan import plan_lines
 from attrib.errors import AttribError
 from attrib.pipeline.options import AnalysisOptions, MeasureOptions
 from attrib.pipeline.registry import find_analysis

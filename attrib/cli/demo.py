@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from attrib.cli.command import add_command
-from attrib.cli.models import load_model
 from attrib.cli.outputs import log, write_manifest, write_quarantined
 from attrib.pipeline.options import ModelOptions, option
+from attrib.pipeline.source import load_model
 from attrib.vocabulary import SceneData, SceneSplit
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.command import ExitCode, add_command
-from attrib.cli.models import load_model
 from attrib.errors import AttribError
 from attrib.pipeline.options import ModelOptions, option
+from attrib.pipeline.source import load_model
 
 if TYPE_CHECKING:
     from PIL import Image

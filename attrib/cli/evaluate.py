@@ -9,12 +9,10 @@ from pydantic import Field, field_validator
 from typer import Option
 
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.models import load_model
-from attrib.cli.outputs import default_folder, exit_code_for, log, write_quarantined
-from attrib.cli.plan import plan_lines
+from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import AnalysisOptions, option
-from attrib.pipeline.source import load_samples
+from attrib.pipeline.source import load_model, load_samples
 
 if TYPE_CHECKING:
     from attrib.runs import Run

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.command import ExitCode, add_command
-from attrib.cli.models import load_model
 from attrib.cli.outputs import log
 from attrib.cli.train import PICTURES, TrainOptions, editor_options, training_data
 from attrib.errors import AttribError
 from attrib.pipeline.options import option
+from attrib.pipeline.source import load_model
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:

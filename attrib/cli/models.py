@@ -1,18 +1,12 @@
 """`attrib models ...`: list the embedded models, check a model, assemble MiniGPT-4."""
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from attrib.cli.caching import cached
 from attrib.cli.command import ExitCode
-from attrib.pipeline.options import ModelOptions
-
-if TYPE_CHECKING:
-    from attrib.model.vlm import VLM
 
 SCORES = {"questions": "vqa", "captions": "captions, exact", "facts": "facts"}
 
@@ -24,24 +18,6 @@ def add_to(app: typer.Typer) -> None:
     group.command("check")(check)
     group.command("assemble")(assemble)
     app.add_typer(group, name="models", help="List, check and assemble models.")
-
-
-def load_model(options: ModelOptions) -> "VLM":
-    """The model that the options name, loaded once per process (see `attrib.cli.caching`)."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from attrib.loading import load
-
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-    named = {
-        "device": options.device,
-        "dtype": options.dtype,
-        "revision": options.revision,
-        "trust_remote_code": options.trust_remote_code,
-    }
-    key = (options.model, *named.values())
-    return cached("model", key, lambda: load(options.model, **named))
 
 
 def list_models() -> None:

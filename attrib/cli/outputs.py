@@ -1,11 +1,12 @@
-"""Folders, manifests and quarantine files of commands, and lines on standard error."""
+"""What commands write and print: folders, manifests, quarantined rows, dry runs, log lines."""
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,12 @@ from attrib.cli.command import ExitCode, invocation
 from attrib.errors import SetupError
 from attrib.files import write_text
 from attrib.pipeline.options import AnalysisOptions
+from attrib.progress import show_bytes
 
 if TYPE_CHECKING:
     from attrib.data import Quarantined
+    from attrib.model.vlm import VLM
+    from attrib.runs import Run
 
 LONGEST_NAME = 40
 SHOWN = 5
@@ -87,3 +91,27 @@ def exit_code_for(quarantined: Sequence["Quarantined"], max_failures: int | None
 def _slug(name: str) -> str:
     """A name as part of a file name; the hash in the folder's name distinguishes similar names."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[-LONGEST_NAME:] or "unnamed"
+
+
+def plan_lines(run: "Run", batch_size: int, more: Iterable[str] = ()) -> Iterator[str]:
+    """The plan of a run, line by line; `more` are lines of its analysis, such as the cost."""
+    done = {shard.key for shard in run.committed()}
+    left = [len(shard.samples) for shard in run.shards if shard.key not in done]
+    passes = sum(math.ceil(samples / batch_size) for samples in left)
+    yield f"dry run of {run.manifest['command']}: nothing is written"
+    yield f"  data: {run.data.name} {run.data.split}".rstrip()
+    yield f"  rows: {len(run.data)} usable, {len(run.data.quarantined)} quarantined"
+    yield f"  shards: {len(run.shards)}, {len(done)} of them done"
+    yield f"  batch size: {batch_size}; passes left: {passes}, over {run.rank.world} process(es)"
+    yield f"  model: {model_size(run.vlm)}"
+    yield from (f"  {line}" for line in more)
+    yield f"  results: {run.out}"
+
+
+def model_size(vlm: "VLM") -> str:
+    """Parameters, bytes, dtype and device of a model."""
+    weights: list[Any] = list(vlm.model.parameters())
+    size = sum(weight.numel() * weight.element_size() for weight in weights)
+    dtype = str(vlm.model.dtype).removeprefix("torch.")
+    count = sum(weight.numel() for weight in weights)
+    return f"{vlm.name}, {count:,} parameters, {show_bytes(size)}, {dtype} on {vlm.device}"

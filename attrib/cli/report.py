@@ -8,14 +8,12 @@ import typer
 from pydantic import Field
 from typer import Option
 
-from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.models import load_model
 from attrib.cli.outputs import exit_code_for, refuse_unwritable, results_folder
 from attrib.cli.report_commands import commands_of
 from attrib.cli.select import SelectOptions, analysis_for, make_evidence, with_validation_split
 from attrib.pipeline.options import PANEL, option
-from attrib.pipeline.source import load_samples
+from attrib.pipeline.source import ModelLoader, load_samples
 
 
 class ReportOptions(SelectOptions):
@@ -87,14 +85,12 @@ def _make(options: ReportOptions, selecting: SelectOptions, out: Path) -> bool:
     from attrib.runs import Rank
 
     device = Rank.from_environment().device(options.device)
-    with caching():  # the model is loaded once
-        if make_evidence(selecting, out) is None:
-            return False
-        limit = options.limit or max(options.pictures, options.pointing)
-        for extra in extras(options.data, limit, options.pictures, options.pointing):
-            update = {"limit": extra.rows, "max_failures": None}
-            given = selecting.model_copy(update=update)
-            make = partial(analysis_for, given)
-            vlm = load_model(given.model_copy(update={"device": device}))
-            run_extra(vlm, load_samples(given), out, extra, make, invocation())
+    load = ModelLoader()
+    if make_evidence(selecting, out, load) is None:
+        return False
+    limit = options.limit or max(options.pictures, options.pointing)
+    for extra in extras(options.data, limit, options.pictures, options.pointing):
+        given = selecting.model_copy(update={"limit": extra.rows, "max_failures": None})
+        make = partial(analysis_for, given)
+        run_extra(load(given, device), load_samples(given), out, extra, make, invocation())
     return True

@@ -10,14 +10,11 @@ import typer
 from pydantic import model_validator
 
 from attrib.cli.analyse import command_options
-from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.models import load_model
-from attrib.cli.outputs import SHOWN, exit_code_for, log, results_folder
-from attrib.cli.plan import plan_lines
+from attrib.cli.outputs import SHOWN, exit_code_for, log, plan_lines, results_folder
 from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions, option
 from attrib.pipeline.registry import find_analysis
-from attrib.pipeline.source import load_samples, prefix_length
+from attrib.pipeline.source import ModelLoader, load_samples, prefix_length
 from attrib.vocabulary import RuleName
 
 if TYPE_CHECKING:
@@ -84,16 +81,16 @@ def select(options: SelectOptions) -> int:
     out = results_folder("select", options)
     grid = None if options.against is None else read_grid(options.against)
     reports, files, quarantined = [], [], {}
-    with caching():  # the model is loaded once for all words
-        for given, folder in _words(options, out):
-            results = _read(options.runs) if options.runs else make_evidence(given, folder)
-            if results is None:  # a dry run, or another process writes the results
-                continue
-            report = select_layers(results, options.rule, number=options.number, seed=options.seed)
-            report = replace(report, provenance={**report.provenance, "invocation": invocation()})
-            files += write_selection(report, results, folder)
-            reports.append(report)
-            quarantined |= {str(row): row for result in results for row in result.quarantined}
+    load = ModelLoader()
+    for given, folder in _words(options, out):
+        results = _read(options.runs) if options.runs else make_evidence(given, folder, load)
+        if results is None:  # a dry run, or another process writes the results
+            continue
+        report = select_layers(results, options.rule, number=options.number, seed=options.seed)
+        report = replace(report, provenance={**report.provenance, "invocation": invocation()})
+        files += write_selection(report, results, folder)
+        reports.append(report)
+        quarantined |= {str(row): row for result in results for row in result.quarantined}
     if not reports:
         return ExitCode.DONE
     report = combine_words(reports)
@@ -118,7 +115,7 @@ def with_validation_split(options: Any) -> Any:
     return options
 
 
-def make_evidence(options: AnalysisOptions, out: Path) -> "list[Result] | None":
+def make_evidence(options: AnalysisOptions, out: Path, load: ModelLoader) -> "list[Result] | None":
     """The results of all analyses that the rules need; those that exist are not computed again.
 
     Returns:
@@ -132,7 +129,7 @@ def make_evidence(options: AnalysisOptions, out: Path) -> "list[Result] | None":
         refuse_foreign(out / folder)  # before the model is loaded, which may take minutes
     log(f"select: {options.model} on {options.data} {options.split or ''}, results in {out}")
     data = load_samples(options)
-    vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
+    vlm = load(options, rank.device(options.device))
     make = partial(analysis_for, options)
     started = start_evidence(vlm, data, out, make, rank=rank, invocation=invocation())
     if options.dry_run:

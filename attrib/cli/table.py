@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attrib.cli.caching import caching
 from attrib.cli.command import ExitCode, add_command, invocation
-from attrib.cli.models import load_model
 from attrib.cli.outputs import log
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
+from attrib.pipeline.source import ModelLoader
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
@@ -69,15 +68,14 @@ def table(options: TableOptions) -> int:
 
     out, device = options.out, Rank.from_environment().device(options.device)
     wanted = list(EDITORS) if options.editors == "all" else _listed(options.editors)
+    load = ModelLoader()  # keeps the model for consecutive jobs
     jobs = make_jobs(_listed(options.backbones), _listed(options.data), wanted, options.seeds)
     _write_settings(options)
     missing = [job for job in jobs if not job.is_done(out)]
     log(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {out}")
     run = TableRun(
         out,
-        load_model=lambda name: load_model(
-            options.model_copy(update={"model": name, "device": device})
-        ),
+        load_model=lambda name: load(options.model_copy(update={"model": name}), device),
         load_data=lambda name, part: _load_data(name, part, options),
         layers=lambda vlm, job: _layers(vlm, job, options),
         gate=options.gate,
@@ -85,8 +83,7 @@ def table(options: TableOptions) -> int:
         protocols=tuple(_listed(options.protocols)),
         options={"limit": options.limit, "dtype": options.dtype, "revision": options.revision},
     )
-    with caching():  # the model is loaded once for consecutive jobs
-        run.execute(missing, log)
+    run.execute(missing, log)
     for backbone, data in dict.fromkeys((job.backbone, job.data) for job in jobs):
         made, folder = (
             comparison(out, backbone, data, invocation()),

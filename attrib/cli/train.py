@@ -10,10 +10,10 @@ import typer
 from pydantic import Field, field_validator
 
 from attrib.cli.command import ExitCode, add_command
-from attrib.cli.models import load_model
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
 from attrib.pipeline.options import ModelOptions, option
+from attrib.pipeline.source import load_model
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pydantic import field_validator
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, LayerOptions, option, parse_sigmas
-from attrib.pipeline.units import show_bytes, show_seconds
+from attrib.progress import show_bytes, show_seconds
 from attrib.vocabulary import NoiseModality, Unit
 
 if TYPE_CHECKING:

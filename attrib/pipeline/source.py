@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrib.data import EditData, EditRequest, EditSample, load
 from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
 
 
+class ModelLoader:
+    """Loads the models that options name and keeps the last one, for commands of several steps."""
+
+    def __init__(self):
+        self._last: tuple[dict[str, Any], VLM] | None = None
+
+    def __call__(self, options: ModelOptions, device: str | None = None) -> "VLM":
+        """The model, loaded unless it is the last one; on `device`, by default that of options."""
+        named = {name: getattr(options, name) for name in ModelOptions.model_fields}
+        named["device"] = device or options.device
+        if self._last is None or self._last[0] != named:
+            self._last = None  # freed before the next one is loaded: two models may not fit
+            self._last = named, load_model(ModelOptions(**named))
+        return self._last[1]
+
+
 def load_model(options: ModelOptions) -> "VLM":
     """The model that the options name; without a progress bar unless on a terminal."""
     from transformers.utils.logging import disable_progress_bar
@@ -24,13 +40,8 @@ def load_model(options: ModelOptions) -> "VLM":
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-    return load_vlm(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
+    named = options.model_dump(include=set(ModelOptions.model_fields))
+    return load_vlm(named.pop("model"), **named)
 
 
 def load_samples(options: AnalysisOptions) -> EditData:

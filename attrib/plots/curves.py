@@ -96,7 +96,8 @@ def faithfulness(
     methods = dict.fromkeys(map(str, result.frame["method"]))
     series = [Series(m, {"method": m}, *METHODS.get(m, OTHER_METHOD)) for m in methods]
     if statistic == "hit":
-        table, chance = rows.shares(by), result.where(statistic="chance").frame["value"].mean()
+        values = result.where(statistic="chance").frame["value"]
+        table, chance = rows.shares(by), float(np.nanmean(np.asarray(values, float)))
     else:
         table, chance = rows.mean(by), 0.5
     with style():

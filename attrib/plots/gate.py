@@ -77,7 +77,11 @@ def gate_similarity(
     """
     values = _by_kind(result.where(token=token, layer=layer).frame)
     cell = table[(table["token"] == token) & (table["layer"] == layer)].set_index("relation")
-    auc = {str(kind): float(value) for kind, value in cell["auc"].items()}
+    kinds = [str(kind) for kind in cell.index]
+    auc, best = (
+        dict(zip(kinds, np.asarray(cell[c], float).tolist(), strict=True))
+        for c in ("auc", "threshold")
+    )
     edges = _edges(values)
     with style():
         ax = new_axes(6.4, 1.1 + 0.55 * max(len(values), 2)) if ax is None else ax
@@ -94,7 +98,7 @@ def gate_similarity(
         ax.set_xlabel("cosine similarity to the edit")
         lines = [(PUBLISHED_THRESHOLD, "published", ":")]
         if ANY in auc:
-            lines.append((float(cell["threshold"][ANY]), "best", "--"))
+            lines.append((best[ANY], "best", "--"))
         for (at, name, line), side in zip(sorted(lines), ("right", "left"), strict=False):
             ax.axvline(at, color=INK, linewidth=1.2, linestyle=line)
             _annotate(ax, at, f"{name} {at:.3g}", side)

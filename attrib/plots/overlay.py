@@ -173,7 +173,7 @@ def _show(ax: Axes, image: Image.Image, box: Box) -> None:
     for spine in ax.spines.values():
         spine.set_visible(False)
     width, height = image.size
-    ax.imshow(image, cmap="gray", extent=(0, width, height, 0), zorder=1)
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), zorder=1)
     _fit(ax, image, box)
 
 

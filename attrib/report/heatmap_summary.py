@@ -5,7 +5,7 @@ import pandas as pd
 
 from attrib.report.summaries import ONE_EXAMPLE, model_name, percent
 from attrib.results import Result
-from attrib.stats import bootstrap_means, wilson
+from attrib.stats import bootstrap_means
 
 
 def summarize_heatmaps(result: Result) -> str:
@@ -42,34 +42,37 @@ def faithfulness_table(result: Result, all_layers: Result) -> pd.DataFrame:
     """
     rows = []
     for method in map(str, dict.fromkeys(result.frame["method"])):
-        means = result.where(method=method, statistic="hit").mean(["layer"]).dropna(subset="mean")
-        together = all_layers.where(method=method, statistic="hit").frame["value"].mean()
-        row = {"method": method, "all layers": together}
-        if len(means):
-            best = means.loc[means["mean"].idxmax()]
-            low, high = wilson(round(best["mean"] * best["n"]), int(best["n"]))
-            at = result.where(method=method, statistic="auc", layer=best["layer"])
-            row |= {"best layer": int(best["layer"]), "hit": best["mean"], "low": low,
-                    "high": high, "AUC": at.mean(["layer"])["mean"].iloc[0]}  # fmt: skip
+        together = _values(all_layers.where(method=method, statistic="hit"))
+        row = {"method": method, "all layers": np.nanmean(together)}
+        hits = result.where(method=method, statistic="hit").shares(["layer"]).to_dict("records")
+        if hits := [one for one in hits if one["n"]]:
+            best = max(hits, key=lambda one: one["mean"])
+            auc = _values(result.where(method=method, statistic="auc", layer=best["layer"]))
+            row |= {"best layer": best["layer"], "hit": best["mean"], "low": best["low"],
+                    "high": best["high"], "AUC": np.nanmean(auc)}  # fmt: skip
         rows.append(row)
     columns = ["method", "best layer", "hit", "low", "high", "AUC", "all layers"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def summarize_faithfulness(result: Result, all_layers: Result) -> str:
-    """The best method of the pointing game against chance, with the table behind it as text."""
-    chance = float(result.where(statistic="chance").frame["value"].mean())
-    correct = float(result.frame.drop_duplicates("example")["right"].mean())
-    table = faithfulness_table(result, all_layers)
-    if table["hit"].isna().all():
+    """The best method of the pointing game against chance."""
+    chance = float(np.mean(_values(result.where(statistic="chance"))))
+    correct = float(np.mean(np.asarray(result.frame.drop_duplicates("example")["right"], float)))
+    rows = faithfulness_table(result, all_layers).dropna(subset="hit").to_dict("records")
+    if not rows:
         return f"{model_name(result)}: no map has a value for the pointing game."
-    best = table.loc[table["hit"].idxmax()]
+    best = max(rows, key=lambda row: row["hit"])
     return (
         f"{model_name(result)}: the hottest patch of the {best['method']} map of layer "
         f"{best['best layer']:.0f} lies on the queried object for {percent(best['hit'])} of the "
         f"questions (95 % CI {percent(best['low'], best['high'])}; chance {percent(chance)}; the "
         f"model answers {percent(correct)} of them correctly)."
     )
+
+
+def _values(result: Result) -> np.ndarray:
+    return np.asarray(result.frame["value"], float)
 
 
 def _tokens_with_half(result: Result, layer: int) -> float:

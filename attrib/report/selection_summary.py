@@ -118,10 +118,8 @@ def _modality(report: LayerReport, modality: str) -> str:
 def _stability(choice: Choice) -> str:
     if choice.examples < 2:
         return ONE_EXAMPLE
-    sentence = (
-        f"{percent(choice.share)} of bootstrap samples select the same layer (95 % CI: layers "
-        f"{choice.low}-{choice.high})."
-    )
+    ends = f"layers {choice.low}-{choice.high}" if choice.low < choice.high else "this layer"
+    sentence = f"{percent(choice.share)} of bootstrap samples select the same layer (95 %: {ends})."
     if choice.share >= UNCLEAR:
         return sentence
     near = [layer for layer in choice.ranking if choice.shares[layer] >= LISTED]

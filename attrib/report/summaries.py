@@ -184,7 +184,7 @@ def _sizes(result: Result) -> pd.Series:
 def _per_layer(result: Result) -> Float[np.ndarray, "example layer"]:
     """Contributions of a layer's attention and MLP together."""
     groups, values = result.matrix(["layer", "module"])
-    return sum(values[:, np.asarray(groups["module"] == module)] for module in MODULES)
+    return np.sum([values[:, np.asarray(groups["module"] == m)] for m in MODULES], axis=0)
 
 
 def _noise_levels(

@@ -136,7 +136,7 @@ def rank_correlations(grid: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
             "evidence", sort=False
         ):
             head = {"modality": modality, "evidence": evidence}
-            rows.append(head | _correlation(part, layers, means))
+            rows.append(head | _correlation(pd.DataFrame(part), layers, means))
     columns = ["modality", "evidence", "correlation", "low", "high", "layers"]
     table = pd.DataFrame(rows, columns=columns)
     order = ["modality", "correlation"]

@@ -86,7 +86,7 @@ def test_what_is_missing_is_made_read_again_and_read_in_part(report, folder, tmp
     assert {**said(tmp_path), "commands": 0} == {**whole, "commands": 0}
 
     before = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*") if path.is_file()}
-    monkeypatch.setattr("attrib.cli.select.load_model", pytest.fail)
+    monkeypatch.setattr("attrib.pipeline.source.load_model", pytest.fail)
     assert report("--from", "o", "--out", "p")[0] == 0
     read = said(tmp_path, "p")
     assert read["layers"] == whole["layers"] and read["scores"] == whole["scores"]
@@ -115,7 +115,7 @@ def test_a_damaged_part_counts_as_not_done(folder, tmp_path):
 
 
 def test_folders_are_read_and_the_grid_judges(report, tmp_path, monkeypatch):
-    monkeypatch.setattr("attrib.cli.select.load_model", pytest.fail)
+    monkeypatch.setattr("attrib.pipeline.source.load_model", pytest.fail)
     runs = saved(tmp_path / "runs")
     planted.grid().to_csv(tmp_path / "grid.csv", index=False)
     planted.grid().to_parquet(tmp_path / "grid.parquet")

@@ -84,7 +84,7 @@ def test_an_analysis_that_refuses_the_data_is_left_out_and_said(select, folder, 
 
 
 def test_folders_of_runs_are_read_and_nothing_is_computed(select, tmp_path, monkeypatch):
-    monkeypatch.setattr("attrib.cli.select.load_model", pytest.fail)
+    monkeypatch.setattr("attrib.pipeline.source.load_model", pytest.fail)
     runs = saved(tmp_path / "runs")
     code, out, _ = select("--from", runs, "--out", "o", "--number", 2)
     assert code == 0 and "onset 6, sensitivity 3, patching 4" in out
@@ -147,7 +147,7 @@ def test_only_the_first_process_reports(select, folder, monkeypatch):
 def test_layers_are_not_chosen_on_what_editors_are_tested_on(select, monkeypatch):
     asked = []
 
-    def only_asked(options, _out):
+    def only_asked(options, _out, _load):
         asked.append(options.split)
 
     monkeypatch.setattr("attrib.cli.select.make_evidence", only_asked)
@@ -162,7 +162,7 @@ def test_the_command_knows_all_rules():
 
 
 def test_every_word_asked_for_is_looked_at_in_a_folder_of_its_own(select, monkeypatch, tmp_path):
-    def made(options, out):
+    def made(options, out, _load):
         asked[out.name] = options.answer_prefix
         return [planted.patching(visual=9 - options.answer_prefix, last=6)]
 
@@ -181,7 +181,8 @@ def test_every_word_asked_for_is_looked_at_in_a_folder_of_its_own(select, monkey
 def test_words_begin_behind_what_answers_share(select, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "attrib.cli.select.make_evidence", lambda options, _out: asked.append(options.answer_prefix)
+        "attrib.cli.select.make_evidence",
+        lambda options, *_: asked.append(options.answer_prefix),
     )
     code, _, _ = select("--data", "scenes-captions", "--limit", 30, "--words", 2, "--out", "o")
     assert code == 0 and asked == [1, 2]
@@ -192,7 +193,7 @@ def test_words_begin_behind_what_answers_share(select, monkeypatch):
 def test_a_table_looks_at_two_words_of_long_answers(monkeypatch, tmp_path, data, leads):
     asked = []
 
-    def made(options, _out):
+    def made(options, _out, _load):
         asked.append(options.answer_prefix or 0)
         return planted.evidence()
 

@@ -113,7 +113,7 @@ def test_the_summary_names_layers_their_stability_and_the_rules(report):
     visual, text = summarize_selection(report).split("\n")
     layer = report.layers["visual"][0]
     start = f"Edit the visual tokens at the output of layer {layer}, selected by consensus from 20"
-    assert visual.startswith(start) and "(95 % CI: layers" in visual
+    assert visual.startswith(start) and "select the same layer (95 %: " in visual
     assert "disagree by up to 3 layers: onset 6, sensitivity 3, patching 4; rank" in visual
     assert text.startswith("Edit the text tokens at the output of layer")
 
