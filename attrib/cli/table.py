@@ -116,13 +116,13 @@ def _load_data(name: str, part: str, options: TableOptions) -> "EditData":
     from attrib.cli.train import PICTURES
 
     if part == "train":
-        split, limit, need = options.train_split, options.train_limit, {"need": PICTURES}
+        split, limit, need = options.train_split, options.train_limit, PICTURES
     else:
-        split, limit, need = options.test_split, options.limit, {}
+        split, limit, need = options.test_split, options.limit, ("image",)
     split = split or (part if name in NAMED_SPLITS else None)
     if split is None:
         raise AttribError(f"--{part}-split: which part of {name}? Such as vqa-{part}")
-    return data.load(name, split, image_root=options.image_root, limit=limit, **need)
+    return data.load(name, split, image_root=options.image_root, limit=limit, need=need)
 
 
 def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":

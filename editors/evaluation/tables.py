@@ -62,9 +62,8 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
     """
     by = [*KEYS, "protocol", "metric"]
     table = _combined(results).mean(by)
-    runs = pd.concat(
-        [result.frame.groupby(by, as_index=False)["value"].mean() for result in results]
-    )
+    means: list[Any] = [r.frame.groupby(by, as_index=False)["value"].mean() for r in results]
+    runs: Any = pd.concat(means)
     seeded = runs["editor"] != UNEDITED  # the unedited model has no seed, in however many results
     runs = pd.concat([runs[seeded], runs[~seeded].drop_duplicates(by)])
     spread = runs.groupby(by)["value"].agg(runs="count", spread="std").reset_index()
@@ -93,7 +92,8 @@ def score_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame, str
     scores, parts = summary(results), []
     for protocol, some in scores.groupby("protocol", sort=False):
         rows: dict[tuple[str, str], dict[str, str]] = {}
-        for row in some.to_dict("records"):
+        records: list[dict[str, Any]] = some.to_dict("records")
+        for row in records:
             keys = {name: row[name] for name in KEYS}
             cells = rows.setdefault((row["editor"], row["gate"]), keys)
             cells[NAMES.get(row["metric"], row["metric"])] = _cell(row)
@@ -150,7 +150,7 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _note(scores: pd.DataFrame) -> str:
-    low, high, runs = scores["n"].min(), scores["n"].max(), scores["runs"].max()
+    low, high, runs = int(scores["n"].min()), int(scores["n"].max()), int(scores["runs"].max())
     n = f"{low}" if low == high else f"{low} to {high}"
     seeds = f"Up to {runs} seeds; ± is the standard deviation of their means."
     return (

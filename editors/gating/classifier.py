@@ -111,7 +111,9 @@ class GateNet(nn.Module):
         """Build a network for the features of a reader."""
         return cls(reader.width(TEXT), reader.width(VISUAL), **sizes)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
         for old, new in RENAMED.items():
             for name in [n for n in state_dict if n.startswith(f"{prefix}{old}.")]:
                 state_dict[name.replace(old, new)] = state_dict.pop(name)

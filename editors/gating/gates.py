@@ -193,8 +193,8 @@ def gate_from_config(
     """
     kind = config.get("gate")
     if kind == "cosine":
-        return CosineGate(*(config[name] for name in ("layer", "threshold", "token")),
-                          config.get("record", {}))  # fmt: skip
+        record = config.get("record", {})
+        return CosineGate(config["layer"], config["threshold"], config["token"], record)
     if kind == "open":
         return CosineGate(config["layer"], -torch.inf)
     if kind != "learned":
