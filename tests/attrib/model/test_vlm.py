@@ -232,7 +232,7 @@ def test_writing_while_generating_needs_padding_on_the_left(vlm):
         changed = vlm.generate(left, max_new_tokens=4)
     assert changed != vlm.generate(left, max_new_tokens=4)
     with (
-        pytest.raises(AttribError, match="padding_side='left' to write while generating"),
+        pytest.raises(AttribError, match="padding_side='left' to write during generation"),
         write(vlm, 1, lambda h: h, right["text"]),
     ):
         vlm.generate(right, max_new_tokens=4)

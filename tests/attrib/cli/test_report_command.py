@@ -1,4 +1,4 @@
-"""`attrib report`: read from folders, whole or not, or made first."""
+"""`attrib report`: from the folders of runs, finished or not, or from runs that are made first."""
 
 import json
 from functools import partial
