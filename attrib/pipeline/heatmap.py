@@ -119,14 +119,14 @@ class Heatmap(Analysis[HeatmapOptions]):
         examples = [e for e in grids.index if e in samples][: self.options.pictures]
         figures = {}
         for number, example in enumerate(examples):
-            drawn = partial(_draw, result, samples[example], grids.loc[example])
+            drawn = partial(_draw, result, samples[example], grids.loc[example].to_dict())
             suffix = "" if len(grids) == 1 else f"-{number}"
             kinds = ("picture", "queries") if "picture" in result.tables else ("heatmap",)
             figures |= {f"{kind}{suffix}": partial(drawn, kind) for kind in kinds}
         return figures
 
 
-def _draw(result: "Result", sample: "EditSample", grid: Any, kind: str) -> "Axes":
+def _draw(result: "Result", sample: "EditSample", grid: dict[str, Any], kind: str) -> "Axes":
     from attrib import plots
 
     image = sample.request.image

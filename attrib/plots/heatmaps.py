@@ -1,7 +1,7 @@
 """Heatmaps of one example over its image: from `attrib.heatmaps`, or from a run's tables."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ def heatmap_pictures(
     image: Image.Image,
     tokens: pd.DataFrame,
     patches: pd.DataFrame | None,
-    grid: "pd.Series",
+    grid: Mapping[str, Any],
     *,
     title: str = "",
 ) -> dict[str, Axes]:
@@ -75,7 +75,7 @@ def heatmap_pictures(
 
 
 def _over(
-    image: Image.Image, table: pd.DataFrame, layers: Sequence[int], grid: "pd.Series", title: str,
+    image: Image.Image, table: pd.DataFrame, layers: Sequence[int], grid: Mapping[str, Any], title: str,
     note: str,
 ) -> Axes:  # fmt: skip
     cells = _cells(pd.DataFrame(table[table["row"] >= 0]), layers)

@@ -96,7 +96,8 @@ def score_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame, str
         for row in records:
             keys = {name: row[name] for name in KEYS}
             cells = rows.setdefault((row["editor"], row["gate"]), keys)
-            cells[NAMES.get(row["metric"], row["metric"])] = _cell(row)
+            metric = str(row["metric"])
+            cells[NAMES.get(metric, metric)] = _cell(row)
         table = pd.DataFrame(list(rows.values())).fillna("")
         parts.append((TITLES[str(protocol)], table, _note(some)))
     return parts
@@ -150,7 +151,8 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _note(scores: pd.DataFrame) -> str:
-    low, high, runs = int(scores["n"].min()), int(scores["n"].max()), int(scores["runs"].max())
+    low, high = (int(end) for end in np.asarray(scores["n"].agg(["min", "max"])))
+    runs = int(np.asarray(scores["runs"]).max())
     n = f"{low}" if low == high else f"{low} to {high}"
     seeds = f"Up to {runs} seeds; ± is the standard deviation of their means."
     return (

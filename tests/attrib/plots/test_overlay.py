@@ -95,14 +95,14 @@ GRID = pd.Series({"rows": 2, "cols": 3, "left": 0.0, "top": 0.0, "right": 60.0, 
 
 
 def test_pictures_take_the_cells_of_the_grid_and_leave_out_the_others():
-    ((kind, ax),) = plots.heatmap_pictures(IMAGE, table(first=4), None, GRID).items()
+    ((kind, ax),) = plots.heatmap_pictures(IMAGE, table(first=4), None, dict(GRID)).items()
     assert kind == "heatmap"
     values = heat_of(panels(ax)[1]).get_array()
     assert np.allclose(values, np.arange(4, 10).reshape(2, 3) / 100)
 
 
 def test_q_formers_get_bars_and_a_picture_that_is_labelled():
-    drawn = plots.heatmap_pictures(IMAGE, table(), table(name="patch"), GRID)
+    drawn = plots.heatmap_pictures(IMAGE, table(), table(name="patch"), dict(GRID))
     assert set(drawn) == {"queries", "picture"}
     assert "cross-attention" in plots.describe(drawn["picture"])
 
@@ -110,12 +110,12 @@ def test_q_formers_get_bars_and_a_picture_that_is_labelled():
 def test_without_a_grid_there_are_bars():
     grid = GRID * np.nan
     grid["rows"] = grid["cols"] = 0
-    ((kind, ax),) = plots.heatmap_pictures(IMAGE, table(), None, grid).items()
+    ((kind, ax),) = plots.heatmap_pictures(IMAGE, table(), None, dict(grid)).items()
     assert kind == "heatmap" and not panels(ax)
 
 
 def test_many_layers_are_thinned_out_from_the_first_to_the_last():
-    ax = plots.heatmap_pictures(IMAGE, table(layers=40), None, GRID)["heatmap"]
+    ax = plots.heatmap_pictures(IMAGE, table(layers=40), None, dict(GRID))["heatmap"]
     titles = [a.get_title(loc="left") for a in panels(ax)[1:]]
     assert len(titles) == 15 and titles[0] == "layer 0" and titles[-1] == "layer 39"
 

@@ -139,13 +139,14 @@ def test_other_settings_are_refused_and_named(vlm, tmp_path):
 def test_other_weights_under_the_same_name_are_refused(vlm, tmp_path):
     prepared(vlm, tmp_path).execute(cheap)
     weight = vlm.layers[1].mlp.down_proj.weight
+    before = weight.clone()
     with torch.no_grad():
         weight.mul_(1.01)
         try:
             with pytest.raises(SetupError, match="fingerprint"):
                 prepared(vlm, tmp_path)
         finally:
-            weight.div_(1.01)
+            weight.copy_(before)  # other tests share the model
 
 
 def test_a_damaged_part_is_measured_again(vlm, tmp_path, caplog):
