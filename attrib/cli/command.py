@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -140,7 +140,7 @@ def _annotation(name: str, hint: Any, field: FieldInfo) -> Any:
         "min": getattr(limits.get("Ge"), "ge", None),
         "max": getattr(limits.get("Le"), "le", None),
     }
-    return Annotated[get_args(hint)[0], typer.Option(*flags, **settings)]  # pyright: ignore[reportInvalidTypeForm]
+    return Annotated[hint, typer.Option(*flags, **settings)]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

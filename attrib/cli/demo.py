@@ -3,7 +3,6 @@
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -17,12 +16,12 @@ from attrib.vocabulary import SceneData, SceneSplit
 class DemoOptions(ModelOptions):
     """Options of the first report."""
 
-    data: Annotated[SceneData, option("Embedded data.")] = "scenes-vqa"
-    split: Annotated[SceneSplit, option("Part of it.")] = "test"
-    limit: Annotated[int, option("Number of samples.", ge=1)] = 64
-    batch_size: Annotated[int, option("Samples per pass.", ge=1)] = 16
-    seed: Annotated[int, option("Seed of the bootstrap intervals.")] = 0
-    out: Annotated[Path, option("Folder of the report.")] = Path("demo")
+    data: SceneData = option("scenes-vqa", "Embedded data.")
+    split: SceneSplit = option("test", "Part of it.")
+    limit: int = option(64, "Number of samples.", ge=1)
+    batch_size: int = option(16, "Samples per pass.", ge=1)
+    seed: int = option(0, "Seed of the bootstrap intervals.")
+    out: Path = option(Path("demo"), "Folder of the report.")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -25,20 +25,18 @@ Question = tuple[str, "Image.Image | None", str]
 class EditOptions(ModelOptions):
     """Options of `attrib edit`."""
 
-    editor: Annotated[Path | None, option("Folder of an editor that `attrib train` wrote.")] = None
-    image: Annotated[Path | None, option("The photo; none to edit text alone.")] = None
-    prompt: Annotated[str | None, option("The question about it.")] = None
-    target: Annotated[str | None, option("The new answer.")] = None
-    rephrase: Annotated[
-        str | None, option("The question in other words.", shown="not asked", panel=PANEL)
-    ] = None
-    unrelated: Annotated[str, option("A question whose answer must not change.", panel=PANEL)] = (
-        UNRELATED
+    editor: Path | None = option(None, "Folder of an editor that `attrib train` wrote.")
+    image: Path | None = option(None, "The photo; none to edit text alone.")
+    prompt: str | None = option(None, "The question about it.")
+    target: str | None = option(None, "The new answer.")
+    rephrase: str | None = option(
+        None, "The question in other words.", shown="not asked", panel=PANEL
     )
-    unrelated_image: Annotated[Path | None, option("Its photo.", shown="none", panel=PANEL)] = None
-    max_new_tokens: Annotated[int, option("Longest answer, in tokens.", ge=1)] = 16
-    save: Annotated[Path | None, option("Save the edit to this file (.safetensors).")] = None
-    load: Annotated[Path | None, option("Load a saved edit instead of making one.")] = None
+    unrelated: str = option(UNRELATED, "A question whose answer must not change.", panel=PANEL)
+    unrelated_image: Path | None = option(None, "Its photo.", shown="none", panel=PANEL)
+    max_new_tokens: int = option(16, "Longest answer, in tokens.", ge=1)
+    save: Path | None = option(None, "Save the edit to this file (.safetensors).")
+    load: Path | None = option(None, "Load a saved edit instead of making one.")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -26,31 +26,31 @@ PROTOCOLS = ("paper", "exact", "generate", "easyedit")
 class EvaluateOptions(AnalysisOptions):
     """Options of `attrib evaluate`."""
 
-    editor: Annotated[
-        Path | None, option("Folder of an editor that `attrib train --out` wrote.", panel=PANEL)
-    ] = None
-    gate: Annotated[
-        Path | None,
-        option("Folder of a gate that decides which inputs the edits apply to, or none.",
-               panel=PANEL, shown="the editor's own"),
-    ] = None  # fmt: skip
-    protocols: Annotated[
-        str,
-        option("When an answer counts as right: paper, exact, generate, easyedit, "
-               "comma-separated.", panel=PANEL),
-    ] = "paper,exact,generate"  # fmt: skip
-    label: Annotated[
-        str | None, option("Name of the editor in tables.", panel=PANEL, shown="its own")
-    ] = None
-    sequential: Annotated[
-        str | None,
-        option("Numbers of edits that are applied at once, such as 1,10,100: samples are grouped, "
-               "and each is scored with its whole group applied.",
-               panel=PANEL, shown="one at a time"),
-    ] = None  # fmt: skip
+    editor: Path | None = option(
+        None, "Folder of an editor that `attrib train --out` wrote.", panel=PANEL
+    )
+    gate: Path | None = option(
+        None,
+        "Folder of a gate that decides which inputs the edits apply to, or none.",
+        panel=PANEL,
+        shown="the editor's own",
+    )
+    protocols: str = option(
+        "paper,exact,generate",
+        "When an answer counts as right: paper, exact, generate, easyedit, comma-separated.",
+        panel=PANEL,
+    )
+    label: str | None = option(None, "Name of the editor in tables.", panel=PANEL, shown="its own")
+    sequential: str | None = option(
+        None,
+        "Numbers of edits that are applied at once, such as 1,10,100: samples are grouped, and "
+        "each is scored with its whole group applied.",
+        panel=PANEL,
+        shown="one at a time",
+    )
     # Edits are evaluated on whole answers.
     answer_prefix: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
-    batch_size: Annotated[int, option("Inputs per pass; an edit has about 8.", ge=1)] = 16
+    batch_size: int = option(16, "Inputs per pass; an edit has about 8.", ge=1)
 
     @field_validator("sequential")
     @classmethod

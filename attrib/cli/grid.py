@@ -1,7 +1,7 @@
 """`attrib grid`: short trainings over layers, which show what the choice of layers is worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -24,25 +24,23 @@ PANEL = "Cells"
 class GridOptions(TrainOptions):
     """Options of `attrib grid`; `--layers` of `attrib train` is not one of them."""
 
-    text: Annotated[
-        str, option("Single text layers: all, none, or such as 0,2,4.", panel=PANEL)
-    ] = "all"
-    visual: Annotated[
-        str, option("Single visual layers: all, none, or such as 0,2,4.", panel=PANEL)
-    ] = "all"
-    pairs: Annotated[
-        str,
-        option("Pairs of text and visual layers: none, or such as 0,2x1,3 for four of them; "
-               "1x1+5x6 for two.", panel=PANEL),
-    ] = "none"  # fmt: skip
-    seeds: Annotated[int, option("Trainings per cell.", panel=PANEL, ge=1)] = 3
-    gate: Annotated[
-        GateName | None,
-        option("Gate behind which cells are scored, the same for all cells; it reads layer 0. "
-               "Cells are scored without a gate, too.", panel=PANEL),
-    ] = "learned"  # fmt: skip
-    test_split: Annotated[str, option("Part to score cells on.", panel="Data")] = "validation"
-    test_limit: Annotated[int, option("Edits to score each cell on.", panel="Data", ge=1)] = 300
+    text: str = option("all", "Single text layers: all, none, or such as 0,2,4.", panel=PANEL)
+    visual: str = option("all", "Single visual layers: all, none, or such as 0,2,4.", panel=PANEL)
+    pairs: str = option(
+        "none",
+        "Pairs of text and visual layers: none, or such as 0,2x1,3 for four of them; 1x1+5x6 "
+        "for two.",
+        panel=PANEL,
+    )
+    seeds: int = option(3, "Trainings per cell.", panel=PANEL, ge=1)
+    gate: GateName | None = option(
+        "learned",
+        "Gate behind which cells are scored, the same for all cells; it reads layer 0. Cells "
+        "are scored without a gate, too.",
+        panel=PANEL,
+    )
+    test_split: str = option("validation", "Part to score cells on.", panel="Data")
+    test_limit: int = option(300, "Edits to score each cell on.", panel="Data", ge=1)
 
 
 def add_to(app: typer.Typer) -> None:

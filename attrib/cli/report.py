@@ -21,24 +21,30 @@ class ReportOptions(SelectOptions):
 
     free = frozenset({"pictures", "pointing"})
 
-    runs: Annotated[
-        list[Path] | None,
-        option("Folder of `attrib select` or of a run, finished or not; repeatable, such as for "
-               "heatmaps. Nothing is computed then.", panel=PANEL, shown="none",
-               flags=("--from",)),
-    ] = None  # fmt: skip
-    against: Annotated[
-        Path | None,
-        option("The scores.csv of `attrib grid` (or Parquet: text, visual, seed, score), on which "
-               "the regret of the selection is computed.", panel=PANEL, flags=("--grid",)),
-    ] = None  # fmt: skip
+    runs: list[Path] | None = option(
+        None,
+        "Folder of `attrib select` or of a run, finished or not; repeatable, such as for "
+        "heatmaps. Nothing is computed then.",
+        panel=PANEL,
+        shown="none",
+        flags=("--from",),
+    )
+    against: Path | None = option(
+        None,
+        "The scores.csv of `attrib grid` (or Parquet: text, visual, seed, score), on which the "
+        "regret of the selection is computed.",
+        panel=PANEL,
+        flags=("--grid",),
+    )
     words: Annotated[int, Option(hidden=True, min=1, max=1), Field(ge=1, le=1)] = 1
-    pictures: Annotated[int, option("Number of images with heatmaps.", panel=PANEL, ge=0)] = 4
-    pointing: Annotated[
-        int,
-        option("Questions of the pointing game: heatmaps against the ground truth, which only "
-               "scenes-vqa has.", panel=PANEL, ge=0),
-    ] = 64  # fmt: skip
+    pictures: int = option(4, "Number of images with heatmaps.", panel=PANEL, ge=0)
+    pointing: int = option(
+        64,
+        "Questions of the pointing game: heatmaps against the ground truth, which only scenes-"
+        "vqa has.",
+        panel=PANEL,
+        ge=0,
+    )
 
 
 def add_to(app: typer.Typer) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import model_validator
@@ -29,33 +29,41 @@ class SelectOptions(AnalysisOptions):
 
     free = frozenset({"rule", "number", "words", "against"})
 
-    split: Annotated[
-        str | None,
-        option("validation for scenes, so that layers are not selected on the data that editors "
-               "are tested on; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
-               panel="Data", shown="validation"),
-    ] = None  # fmt: skip
-    runs: Annotated[
-        list[Path] | None,
-        option("Folder of a finished run, or a folder of such folders; repeatable. Nothing is "
-               "computed then.", panel=PANEL, shown="none", flags=("--from",)),
-    ] = None  # fmt: skip
-    rule: Annotated[
-        RuleName,
-        option("The rule that selects; onset: VisEdit, sensitivity: DualEdit; the last five have "
-               "no vote in the consensus.", panel=PANEL),
-    ] = "consensus"  # fmt: skip
-    number: Annotated[int, option("Layers per modality, best first.", panel=PANEL, ge=1)] = 1
-    words: Annotated[
-        int,
-        option("Analyse this many words of the answer one after the other, from --answer-prefix "
-               "on; the earliest selected layer is taken.", panel=PANEL, ge=1),
-    ] = 1  # fmt: skip
-    against: Annotated[
-        Path | None,
-        option("Grid of scores (CSV or Parquet: text, visual, seed, score) on which the regret of "
-               "the selection is computed.", panel=PANEL),
-    ] = None  # fmt: skip
+    split: str | None = option(
+        None,
+        "validation for scenes, so that layers are not selected on the data that editors are "
+        "tested on; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
+        panel="Data",
+        shown="validation",
+    )
+    runs: list[Path] | None = option(
+        None,
+        "Folder of a finished run, or a folder of such folders; repeatable. Nothing is computed"
+        " then.",
+        panel=PANEL,
+        shown="none",
+        flags=("--from",),
+    )
+    rule: RuleName = option(
+        "consensus",
+        "The rule that selects; onset: VisEdit, sensitivity: DualEdit; the last five have no "
+        "vote in the consensus.",
+        panel=PANEL,
+    )
+    number: int = option(1, "Layers per modality, best first.", panel=PANEL, ge=1)
+    words: int = option(
+        1,
+        "Analyse this many words of the answer one after the other, from --answer-prefix on; "
+        "the earliest selected layer is taken.",
+        panel=PANEL,
+        ge=1,
+    )
+    against: Path | None = option(
+        None,
+        "Grid of scores (CSV or Parquet: text, visual, seed, score) on which the regret of the "
+        "selection is computed.",
+        panel=PANEL,
+    )
 
     @model_validator(mode="after")
     def _many(self) -> "SelectOptions":

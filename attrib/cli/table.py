@@ -28,30 +28,28 @@ class TableOptions(ModelOptions):
     """Options of `attrib table`; `--model` of the other commands is `--backbones` here."""
 
     model: Annotated[str, typer.Option(hidden=True)] = ""
-    backbones: Annotated[
-        str, option("Models, comma-separated: embedded names, Hugging Face ids, folders.")
-    ] = "tiny-llava"
-    data: Annotated[
-        str, option("Datasets, comma-separated: scenes-vqa, scenes-captions, or folders.")
-    ] = "scenes-vqa"
-    editors: Annotated[str, option("Editors, comma-separated, or all.")] = "all"
-    layers: Annotated[
-        str | None,
-        option("Where adapters write, such as 'text:1 visual:1'.",
-               shown="as `attrib select` chooses, with two words of long answers"),
-    ] = None  # fmt: skip
-    gate: Annotated[GateName, option("Gate of VisEdit and DualEdit.")] = "learned"
-    train_split: Annotated[str | None, option("Part to train on.", shown="train")] = None
-    test_split: Annotated[str | None, option("Part to score on.", shown="test")] = None
-    image_root: Annotated[Path | None, option("Folder of a folder's images.")] = None
-    train_limit: Annotated[int | None, option("Edits to train on.", shown="all", ge=1)] = None
-    limit: Annotated[int, option("Edits to score.", ge=1)] = 500
-    seeds: Annotated[int, option("Trainings per editor.", ge=1)] = 1
-    steps: Annotated[
-        int | None, option("Optimizer steps of each training.", shown="the preset's")
-    ] = None
-    protocols: Annotated[str, option("When an answer counts as right.")] = "paper,exact,generate"
-    out: Annotated[Path, option("Folder of editors, scores and tables.")] = Path("runs/table")
+    backbones: str = option(
+        "tiny-llava", "Models, comma-separated: embedded names, Hugging Face ids, folders."
+    )
+    data: str = option(
+        "scenes-vqa", "Datasets, comma-separated: scenes-vqa, scenes-captions, or folders."
+    )
+    editors: str = option("all", "Editors, comma-separated, or all.")
+    layers: str | None = option(
+        None,
+        "Where adapters write, such as 'text:1 visual:1'.",
+        shown="as `attrib select` chooses, with two words of long answers",
+    )
+    gate: GateName = option("learned", "Gate of VisEdit and DualEdit.")
+    train_split: str | None = option(None, "Part to train on.", shown="train")
+    test_split: str | None = option(None, "Part to score on.", shown="test")
+    image_root: Path | None = option(None, "Folder of a folder's images.")
+    train_limit: int | None = option(None, "Edits to train on.", shown="all", ge=1)
+    limit: int = option(500, "Edits to score.", ge=1)
+    seeds: int = option(1, "Trainings per editor.", ge=1)
+    steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
+    protocols: str = option("paper,exact,generate", "When an answer counts as right.")
+    out: Path = option(Path("runs/table"), "Folder of editors, scores and tables.")
 
 
 def add_to(app: typer.Typer) -> None:

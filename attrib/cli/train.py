@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from attrib.cli.command import ExitCode, add_command
 from attrib.cli.outputs import log
@@ -28,55 +28,52 @@ WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
 class TrainOptions(ModelOptions):
     """Options of `attrib train`."""
 
-    editor: Annotated[str, option("Which editor; a wrong name lists them.")] = "dualedit"
-    layers: Annotated[
-        str | None,
-        option("Where to edit: the layers.json of `attrib select`, or such as 'text:4 visual:2'.",
-               shown="the baselines: where their papers edit"),
-    ] = None  # fmt: skip
-    data: Annotated[
-        str,
-        option("scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
-               panel="Data"),
-    ] = "scenes-vqa"  # fmt: skip
-    split: Annotated[
-        str | None,
-        option("train; vqa-train or caption-train for a folder.", panel="Data", shown="train"),
-    ] = None
-    image_root: Annotated[
-        Path | None, option("Folder of a folder's images.", panel="Data", shown="DATA/images")
-    ] = None
-    limit: Annotated[
-        int | None, option("Read the first rows only.", panel="Data", shown="all", ge=1)
-    ] = None
-    preset: Annotated[
-        str,
-        option("auto: embedded for small models (dualedit, visedit: embedded_phrases for answers "
-               "of many words), published for others; some editors have more, a wrong name lists "
-               "them."),
-    ] = "auto"  # fmt: skip
-    gate: Annotated[
-        GateName | None,
-        option("What decides which inputs an edit applies to; sequence_last reads the answer.",
-               shown="prompt_last for dualedit, none for the others"),
-    ] = None  # fmt: skip
-    steps: Annotated[int | None, option("Optimizer steps.", panel=TRAINING)] = None
-    batch_size: Annotated[int | None, option("Edits per step.", panel=TRAINING)] = None
-    learning_rate: Annotated[float | None, option("Peak learning rate.", panel=TRAINING)] = None
-    seed: Annotated[int, option("Seed of the weights and of the order of edits.")] = 0
-    tensorboard: Annotated[
-        bool, option("Write the curves for TensorBoard into --out.", flags=("--tensorboard",))
-    ] = False
-    set: Annotated[
-        list[str],
-        option("Any other option of the editor, as name=value; repeatable. A wrong name lists all.",
-               panel=TRAINING, shown=False),
-    ] = Field(default_factory=list)  # fmt: skip
-    out: Annotated[
-        Path | None,
-        option("Folder of checkpoints and of the editor; the same command resumes there.",
-               shown="runs/train-EDITOR-MODEL-DATA"),
-    ] = None  # fmt: skip
+    editor: str = option("dualedit", "Which editor; a wrong name lists them.")
+    layers: str | None = option(
+        None,
+        "Where to edit: the layers.json of `attrib select`, or such as 'text:4 visual:2'.",
+        shown="the baselines: where their papers edit",
+    )
+    data: str = option(
+        "scenes-vqa",
+        "scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+        panel="Data",
+    )
+    split: str | None = option(
+        None, "train; vqa-train or caption-train for a folder.", panel="Data", shown="train"
+    )
+    image_root: Path | None = option(
+        None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
+    )
+    limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
+    preset: str = option(
+        "auto",
+        "auto: embedded for small models (dualedit, visedit: embedded_phrases for answers of "
+        "many words), published for others; some editors have more, a wrong name lists them.",
+    )
+    gate: GateName | None = option(
+        None,
+        "What decides which inputs an edit applies to; sequence_last reads the answer.",
+        shown="prompt_last for dualedit, none for the others",
+    )
+    steps: int | None = option(None, "Optimizer steps.", panel=TRAINING)
+    batch_size: int | None = option(None, "Edits per step.", panel=TRAINING)
+    learning_rate: float | None = option(None, "Peak learning rate.", panel=TRAINING)
+    seed: int = option(0, "Seed of the weights and of the order of edits.")
+    tensorboard: bool = option(
+        False, "Write the curves for TensorBoard into --out.", flags=("--tensorboard",)
+    )
+    set: list[str] = option(
+        [],
+        "Any other option of the editor, as name=value; repeatable. A wrong name lists all.",
+        panel=TRAINING,
+        shown=False,
+    )
+    out: Path | None = option(
+        None,
+        "Folder of checkpoints and of the editor; the same command resumes there.",
+        shown="runs/train-EDITOR-MODEL-DATA",
+    )
 
     @field_validator("set")
     @classmethod

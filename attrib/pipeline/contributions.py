@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, MeasureOptions, option
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 class ContributionOptions(MeasureOptions):
     """Options of `attrib contributions`."""
 
-    key: Annotated[
-        str,
-        option("The token whose logit is decomposed: argmax (the model's answer), gold (the "
-               "target), wrong (an unrelated answer, as a control) or token:WORD.", panel=PANEL),
-    ] = "argmax"  # fmt: skip
-    norm: Annotated[
-        Norm,
-        option("none: as in the paper; final: as in the authors' program; frozen: additive, the "
-               "contributions sum to the logit.", panel=PANEL),
-    ] = "none"  # fmt: skip
+    key: str = option(
+        "argmax",
+        "The token whose logit is decomposed: argmax (the model's answer), gold (the target), "
+        "wrong (an unrelated answer, as a control) or token:WORD.",
+        panel=PANEL,
+    )
+    norm: Norm = option(
+        "none",
+        "none: as in the paper; final: as in the authors' program; frozen: additive, the "
+        "contributions sum to the logit.",
+        panel=PANEL,
+    )
 
 
 class Contributions(Analysis[ContributionOptions]):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from attrib.errors import AttribError
 from attrib.pipeline.analysis import Analysis, Plots
@@ -23,16 +23,19 @@ class GateOptions(MeasureOptions):
 
     free = frozenset({"token", "layer"})
 
-    token: Annotated[
-        GateToken,
-        option("The state that figures and summary are about; target_last reads the gold answer, "
-               "as DualEdit's program does.", panel=PANEL),
-    ] = "prompt_last"  # fmt: skip
-    layer: Annotated[
-        int | None,
-        option("The layer that they are about.", panel=PANEL, shown="the one with the highest AUC",
-               ge=0),
-    ] = None  # fmt: skip
+    token: GateToken = option(
+        "prompt_last",
+        "The state that figures and summary are about; target_last reads the gold answer, as "
+        "DualEdit's program does.",
+        panel=PANEL,
+    )
+    layer: int | None = option(
+        None,
+        "The layer that they are about.",
+        panel=PANEL,
+        shown="the one with the highest AUC",
+        ge=0,
+    )
 
 
 class Gate(Analysis[GateOptions]):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option
@@ -22,35 +22,40 @@ NOISE_OPTIONS = ("noise", "unit", "radius", "draws", "site")
 class NoiseOptions(MeasureOptions):
     """How visual states are perturbed."""
 
-    preset: Annotated[
-        Preset,
-        option("Defaults of the options below: the paper's, or those of the authors' program.",
-               panel=PANEL),
-    ] = "paper"  # fmt: skip
-    noise: Annotated[
-        float | None,
-        option("Standard deviation of the noise on a token. Much noise needs many draws: try 0.1.",
-               panel=PANEL, shown="3, or 0.7", ge=0),
-    ] = None  # fmt: skip
-    unit: Annotated[
-        Unit | None,
-        option("std: noise counts standard deviations of the visual states; abs: it is absolute.",
-               panel=PANEL, shown="std, or abs"),
-    ] = None  # fmt: skip
-    radius: Annotated[
-        int | None,
-        option("Perturb the neighbours within this many rows and columns as well.", panel=PANEL,
-               shown="0, or 3", ge=0),
-    ] = None  # fmt: skip
-    draws: Annotated[
-        int | None,
-        option("Draws of noise to average over.", panel=PANEL, shown="1, or 10", ge=1),
-    ] = None  # fmt: skip
-    site: Annotated[
-        NoiseSite | None,
-        option("Add the noise to the layer's input (block) or after its norm (attention).",
-               panel=PANEL, shown="block, or attention"),
-    ] = None  # fmt: skip
+    preset: Preset = option(
+        "paper",
+        "Defaults of the options below: the paper's, or those of the authors' program.",
+        panel=PANEL,
+    )
+    noise: float | None = option(
+        None,
+        "Standard deviation of the noise on a token. Much noise needs many draws: try 0.1.",
+        panel=PANEL,
+        shown="3, or 0.7",
+        ge=0,
+    )
+    unit: Unit | None = option(
+        None,
+        "std: noise counts standard deviations of the visual states; abs: it is absolute.",
+        panel=PANEL,
+        shown="std, or abs",
+    )
+    radius: int | None = option(
+        None,
+        "Perturb the neighbours within this many rows and columns as well.",
+        panel=PANEL,
+        shown="0, or 3",
+        ge=0,
+    )
+    draws: int | None = option(
+        None, "Draws of noise to average over.", panel=PANEL, shown="1, or 10", ge=1
+    )
+    site: NoiseSite | None = option(
+        None,
+        "Add the noise to the layer's input (block) or after its norm (attention).",
+        panel=PANEL,
+        shown="block, or attention",
+    )
 
     def perturbation(self) -> "Perturbation":
         """The noise: the preset, with the options given."""
@@ -75,9 +80,9 @@ class HeatmapOptions(NoiseOptions, LayerOptions):
 
     free = frozenset({"pictures"})
 
-    pictures: Annotated[
-        int, option("Draw the heatmaps of this many samples on their images.", panel=PANEL, ge=0)
-    ] = 3
+    pictures: int = option(
+        3, "Draw the heatmaps of this many samples on their images.", panel=PANEL, ge=0
+    )
 
 
 class Heatmap(Analysis[HeatmapOptions]):

@@ -6,7 +6,7 @@ A field's description is its help text; `option` adds what the command line need
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ PANEL = "Analysis"  # heading in --help of the options that one analysis has
 
 
 def option(
+    default: Any,
     description: str,
     *,
     panel: str | None = None,
@@ -35,6 +36,7 @@ def option(
     """A pydantic field that is an option of a command as well.
 
     Args:
+        default: its value where it is not given.
         description: the help text.
         panel: heading under which --help lists it.
         shown: the default as --help shows it, where the value itself says too little.
@@ -43,7 +45,7 @@ def option(
         constraints: of pydantic, such as `ge=1`.
     """
     extra = {"panel": panel, "shown": shown, "flags": list(flags), "alias": alias}
-    return Field(description=description, json_schema_extra=extra, **constraints)
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
 class Options(BaseModel):
@@ -83,21 +85,18 @@ class ModelOptions(Options):
 
     free = frozenset({"device"})
 
-    model: Annotated[str, option("Embedded name, Hugging Face id, or folder.", panel="Model")] = (
-        DEFAULT_MODEL
+    model: str = option(DEFAULT_MODEL, "Embedded name, Hugging Face id, or folder.", panel="Model")
+    revision: str | None = option(None, "Commit, tag or branch of a hub model.", panel="Model")
+    dtype: Dtype = option(
+        "auto", "auto: float32 on a CPU, the checkpoint's on a GPU.", panel="Model"
     )
-    revision: Annotated[
-        str | None, option("Commit, tag or branch of a hub model.", panel="Model")
-    ] = None
-    dtype: Annotated[
-        Dtype, option("auto: float32 on a CPU, the checkpoint's on a GPU.", panel="Model")
-    ] = "auto"
-    device: Annotated[str, option("auto, cpu, cuda, cuda:1, ...", panel="Model")] = "auto"
-    trust_remote_code: Annotated[
-        bool,
-        option("Run code from the model's repository.", panel="Model",
-               flags=("--trust-remote-code",)),
-    ] = False  # fmt: skip
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", panel="Model")
+    trust_remote_code: bool = option(
+        False,
+        "Run code from the model's repository.",
+        panel="Model",
+        flags=("--trust-remote-code",),
+    )
 
 
 class MeasureOptions(Options):
@@ -105,8 +104,8 @@ class MeasureOptions(Options):
 
     free = frozenset({"batch_size"})
 
-    batch_size: Annotated[int, option("Samples per pass; at most 16.", ge=1)] = 8
-    seed: Annotated[int, option("Seed of noise and of bootstrap intervals.")] = 0
+    batch_size: int = option(8, "Samples per pass; at most 16.", ge=1)
+    seed: int = option(0, "Seed of noise and of bootstrap intervals.")
 
 
 class AnalysisOptions(MeasureOptions, ModelOptions):
@@ -114,45 +113,41 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
 
     free = frozenset({"out", "max_failures", "dry_run"})
 
-    data: Annotated[
-        str,
-        option("scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
-               panel="Data"),
-    ] = "scenes-vqa"  # fmt: skip
-    split: Annotated[
-        str | None,
-        option("test for scenes; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
-               panel="Data", shown="test"),
-    ] = None  # fmt: skip
-    image_root: Annotated[
-        Path | None, option("Folder of a folder's images.", panel="Data", shown="DATA/images")
-    ] = None
-    limit: Annotated[
-        int | None, option("Read the first rows only.", panel="Data", shown="all", ge=1)
-    ] = None
-    answer_prefix: Annotated[
-        int | None,
-        option("Feed this many words of the answer; analyse the next one.", panel="Data",
-               shown="the words that most answers share, such as a caption's article",
-               alias="lead", ge=0),
-    ] = None  # fmt: skip
-    image: Annotated[Path | None, option("One photo instead of data.", panel="One photo")] = None
-    prompt: Annotated[str | None, option("The question about it.", panel="One photo")] = None
-    target: Annotated[
-        str | None, option("Its correct answer, for --key gold.", panel="One photo")
-    ] = None
-    max_failures: Annotated[
-        int | None,
-        option("Exit with 1 if more rows than this are quarantined.", shown="no limit", ge=0),
-    ] = None
-    out: Annotated[
-        Path | None,
-        option("Folder of the results; a run that exists there is continued.",
-               shown="runs/COMMAND-MODEL-DATA-HASH"),
-    ] = None  # fmt: skip
-    dry_run: Annotated[bool, option("Print the plan and write nothing.", flags=("--dry-run",))] = (
-        False
+    data: str = option(
+        "scenes-vqa",
+        "scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+        panel="Data",
     )
+    split: str | None = option(
+        None,
+        "test for scenes; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
+        panel="Data",
+        shown="test",
+    )
+    image_root: Path | None = option(
+        None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
+    )
+    limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
+    answer_prefix: int | None = option(
+        None,
+        "Feed this many words of the answer; analyse the next one.",
+        panel="Data",
+        shown="the words that most answers share, such as a caption's article",
+        alias="lead",
+        ge=0,
+    )
+    image: Path | None = option(None, "One photo instead of data.", panel="One photo")
+    prompt: str | None = option(None, "The question about it.", panel="One photo")
+    target: str | None = option(None, "Its correct answer, for --key gold.", panel="One photo")
+    max_failures: int | None = option(
+        None, "Exit with 1 if more rows than this are quarantined.", shown="no limit", ge=0
+    )
+    out: Path | None = option(
+        None,
+        "Folder of the results; a run that exists there is continued.",
+        shown="runs/COMMAND-MODEL-DATA-HASH",
+    )
+    dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
 
     @model_validator(mode="after")
     def _one_source(self) -> "AnalysisOptions":
@@ -164,7 +159,7 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
 class LayerOptions(MeasureOptions):
     """Options of analyses that can be limited to some of the layers."""
 
-    layers: Annotated[str | None, option("Such as 0,4,8-11.", panel=PANEL, shown="all")] = None
+    layers: str | None = option(None, "Such as 0,4,8-11.", panel=PANEL, shown="all")
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import field_validator, model_validator
 
@@ -23,17 +23,20 @@ SPANS = ("visual", "text", "last", "all")
 class PatchingOptions(MeasureOptions):
     """Options of `attrib patching`."""
 
-    span: Annotated[
-        str,
-        option("Positions to patch: visual, text, last (the last prompt token), all (the control); "
-               "several separated by commas.", panel=PANEL),
-    ] = "visual,last"  # fmt: skip
-    other_image: Annotated[Path | None, option("The other photo.", panel="One photo")] = None
-    fit: Annotated[
-        bool,
-        option("Crop and scale the other image to the size of the first, for models whose number "
-               "of visual tokens depends on the size.", panel=PANEL, flags=("--fit",)),
-    ] = False  # fmt: skip
+    span: str = option(
+        "visual,last",
+        "Positions to patch: visual, text, last (the last prompt token), all (the control); "
+        "several separated by commas.",
+        panel=PANEL,
+    )
+    other_image: Path | None = option(None, "The other photo.", panel="One photo")
+    fit: bool = option(
+        False,
+        "Crop and scale the other image to the size of the first, for models whose number of "
+        "visual tokens depends on the size.",
+        panel=PANEL,
+        flags=("--fit",),
+    )
 
     @field_validator("span", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
@@ -33,26 +33,30 @@ class SweepOptions(LayerOptions):
 
     free = frozenset({"max_copies"})
 
-    modality: Annotated[NoiseModality, option("Which tokens the noise perturbs.", panel=PANEL)] = (
-        "text"
+    modality: NoiseModality = option("text", "Which tokens the noise perturbs.", panel=PANEL)
+    sigmas: str = option(SIGMAS, "Noise levels, separated by commas.", panel=PANEL)
+    unit: Unit = option(
+        "std",
+        "std: sigma counts standard deviations of the perturbed states; abs: it is the noise's "
+        "own standard deviation.",
+        panel=PANEL,
     )
-    sigmas: Annotated[str, option("Noise levels, separated by commas.", panel=PANEL)] = SIGMAS
-    unit: Annotated[
-        Unit,
-        option("std: sigma counts standard deviations of the perturbed states; abs: it is the "
-               "noise's own standard deviation.", panel=PANEL),
-    ] = "std"  # fmt: skip
-    draws: Annotated[int, option("Draws of noise to average over.", panel=PANEL, ge=1)] = 1
-    exclude_last: Annotated[
-        bool,
-        option("Do not perturb the last prompt token.", panel=PANEL, alias="spare_last",
-               flags=("--exclude-last", "--spare-last")),
-    ] = False  # fmt: skip
-    max_copies: Annotated[
-        int | None,
-        option("Perturbed copies of examples to run at once.", panel=PANEL, shown="by size",
-               alias="max_versions", ge=1),
-    ] = None  # fmt: skip
+    draws: int = option(1, "Draws of noise to average over.", panel=PANEL, ge=1)
+    exclude_last: bool = option(
+        False,
+        "Do not perturb the last prompt token.",
+        panel=PANEL,
+        alias="spare_last",
+        flags=("--exclude-last", "--spare-last"),
+    )
+    max_copies: int | None = option(
+        None,
+        "Perturbed copies of examples to run at once.",
+        panel=PANEL,
+        shown="by size",
+        alias="max_versions",
+        ge=1,
+    )
 
     @field_validator("sigmas", mode="before")
     @classmethod

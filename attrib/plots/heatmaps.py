@@ -75,9 +75,13 @@ def heatmap_pictures(
 
 
 def _over(
-    image: Image.Image, table: pd.DataFrame, layers: Sequence[int], grid: Mapping[str, Any], title: str,
+    image: Image.Image,
+    table: pd.DataFrame,
+    layers: Sequence[int],
+    grid: Mapping[str, Any],
+    title: str,
     note: str,
-) -> Axes:  # fmt: skip
+) -> Axes:
     cells = _cells(pd.DataFrame(table[table["row"] >= 0]), layers)
     maps = cells.reshape(len(layers), int(grid["rows"]), int(grid["cols"]))
     left, top, right, bottom = (float(grid[side]) for side in ("left", "top", "right", "bottom"))
