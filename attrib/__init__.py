@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attrib.analyses.gating import gate_similarity
     from attrib.analyses.heatmaps import PUBLISHED_CODE, heatmaps
     from attrib.analyses.patching import patching, patching_difference, patching_parts
-    from attrib.analyses.qformer import queries_to_patches
+    from attrib.analyses.qformer import qformer_picture, queries_to_patches
     from attrib.analyses.sensitivity import sensitivity
     from attrib.checks import check
     from attrib.errors import AttribError, RowError, SetupError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from attrib.model.batch import Batch, Grid
     from attrib.model.vlm import VLM
     from attrib.pipeline.run import run
+    from attrib.pipeline.select import select
     from attrib.results import Result
     from attrib.selection import LayerReport, select_layers
 
@@ -39,7 +40,7 @@ _NAMES = {
     "attrib.analyses.gating": ("gate_similarity",),
     "attrib.analyses.heatmaps": ("PUBLISHED_CODE", "heatmaps"),
     "attrib.analyses.patching": ("patching", "patching_difference", "patching_parts"),
-    "attrib.analyses.qformer": ("queries_to_patches",),
+    "attrib.analyses.qformer": ("qformer_picture", "queries_to_patches"),
     "attrib.analyses.sensitivity": ("sensitivity",),
     "attrib.checks": ("check",),
     "attrib.errors": ("AttribError", "RowError", "SetupError"),
@@ -48,6 +49,7 @@ _NAMES = {
     "attrib.model.batch": ("Batch", "Grid"),
     "attrib.model.vlm": ("VLM",),
     "attrib.pipeline.run": ("run",),
+    "attrib.pipeline.select": ("select",),
     "attrib.results": ("Result",),
     "attrib.selection": ("LayerReport", "select_layers"),
 }

@@ -114,3 +114,6 @@ def _vision_config(vlm: VLM) -> Any:
     if not (isinstance(config.image_size, int) and isinstance(config.patch_size, int)):
         raise AttribError(f"{vlm.name}: the patches of its images are not on a square grid")
     return config
+
+
+qformer_picture = queries_to_patches  # former name

@@ -68,7 +68,7 @@ def check(
     for result in report.results:
         print(f"{'works ' if result.passed else 'BROKEN'}  {result.check}: {result.detail}")
     total = len(report.results)
-    print(f"{model}: {total - len(report.failed)} of {total} claims hold")
+    print(f"{model}: {total - len(report.failed)} of {total} checks pass")
     if not report.passed:
         raise typer.Exit(ExitCode.CANNOT_START)
 

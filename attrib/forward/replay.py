@@ -164,3 +164,6 @@ def clean_pass(vlm: VLM, batch: Batch) -> CleanPass:
         logits = vlm.logits(batch)
     last, real = batch["last"], batch.inputs["attention_mask"].bool()
     return CleanPass(vlm, captured, hidden, logits[last], last.int().argmax(1), real)
+
+
+resume = logits_from  # former name

@@ -268,7 +268,7 @@ def test_cells_that_spreadsheets_would_run_are_made_inert(tmp_path):
 def test_models_list_and_check(run, model):
     assert run("models", "list")[0] == 0
     code, out, _ = run("models", "check", model)
-    assert code == 0 and "claims hold" in out and "BROKEN" not in out
+    assert code == 0 and "checks pass" in out and "BROKEN" not in out
 
 
 def test_models_assemble_names_the_part_that_is_missing(run, tmp_path):
