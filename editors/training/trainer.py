@@ -210,8 +210,11 @@ class Trainer:
         if not self.group.is_main:
             return
         shown = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        left = state.seconds / max(1, state.step) * (self.config.steps - state.step)
-        self.log(f"step {state.step} of {self.config.steps}, {left:.0f} s left: {shown}")
+        left = ""
+        if state.step:  # before the first step there is nothing to extrapolate from
+            seconds = state.seconds / state.step * (self.config.steps - state.step)
+            left = f", {seconds:.0f} s left"
+        self.log(f"step {state.step} of {self.config.steps}{left}: {shown}")
 
     def _save_last(self) -> None:
         record = {"identity": self.identity, "progress": asdict(self.state)}
