@@ -210,10 +210,8 @@ class Trainer:
         if not self.group.is_main:
             return
         shown = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        left = ""
-        if state.step:  # before the first step there is nothing to extrapolate from
-            seconds = state.seconds / state.step * (self.config.steps - state.step)
-            left = f", {seconds:.0f} s left"
+        seconds = state.seconds / max(1, state.step) * (self.config.steps - state.step)
+        left = f", {seconds:.0f} s left" if state.step else ""
         self.log(f"step {state.step} of {self.config.steps}{left}: {shown}")
 
     def _save_last(self) -> None:
