@@ -40,14 +40,13 @@ class BeforeAfter:
     """The inputs of one sample before and after its edit.
 
     Attributes:
-        requests: Requests by input; `CONTROL` is another question about the same image.
-        batch: The requests, encoded in this order.
+        requests: By input; `CONTROL` is another question about the same image.
+        batch: The encoded requests, in this order.
         before: Heat of the unedited model, with noise of `NOISE`.
-        after: Heat with the edit; another noise seed than `before`, so that agreement is not
-            due to shared noise.
+        after: Heat with the edit and another noise seed, so that agreement is not shared noise.
         again: Heat of the unedited model with the noise seed of `after`.
         paper: Heat before and after with the paper's noise.
-        answers: The generated answers before and after, by input.
+        answers: By input, before and after.
     """
 
     requests: "Mapping[str, EditRequest]"
@@ -64,16 +63,14 @@ def measure_edited(
 ) -> Measured:
     """Compare heatmaps before and after VisEdit's edits; keep maps of a few samples.
 
-    Tables: "changes" (see `changes`), "layers" (mean rank correlation of the heat before and after,
-    by input and layer), "maps" and "captions" of the samples shown. Edits have no gate, as in the
-    paper.
+    Tables: "changes", "layers" (mean rank correlation before and after, by input and layer), "maps"
+    and "captions" of the samples shown. Edits have no gate, as in the paper.
 
     Args:
         setting: Model, data and editors; samples need a second image and an unrelated one.
         name: Name of the figure.
         shown: Number of samples to show per kind of question.
-        num_layers: Number of layers to show maps of; 0 for the mean over all layers after the
-            adapter.
+        num_layers: Layers to show maps of; 0 for the mean over all layers after the adapter.
     """
     vlm, data = load_inputs(setting)
     editor = load_editor(setting, "visedit", vlm).with_gate(None)
@@ -223,9 +220,7 @@ def _mean(heat: Heat, i: int) -> np.ndarray:
 
 def _on(values: np.ndarray, grid: Any) -> np.ndarray:
     """Return the values on the grid."""
-    if grid is None:
-        return values
-    return values[grid.first : grid.first + grid.rows * grid.cols]
+    return values if grid is None else values[grid.first :][: grid.rows * grid.cols]
 
 
 def _by_layer(table: pd.DataFrame, seed: int) -> pd.DataFrame:
