@@ -33,5 +33,4 @@ Template = Literal["raw", "chat"]
 Padding = Literal["left", "right"]
 SceneSplit = Literal["train", "validation", "test"]
 SceneData = Literal["scenes-vqa", "scenes-captions"]
-EMBEDDED_MODELS = ("tiny-llava", "tiny-blip2", "tiny-minigpt4")
-DEFAULT_MODEL = EMBEDDED_MODELS[0]
+DEFAULT_MODEL = "tiny-llava"

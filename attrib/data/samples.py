@@ -93,6 +93,18 @@ class EditSample:
     hard_locality: list[EditRequest] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def requests(self) -> "list[EditRequest]":
+        """The request itself, then everything it is judged by."""
+        return [
+            self.request,
+            *self.text_generality,
+            *self.visual_generality,
+            *self.text_locality,
+            *self.visual_locality,
+            *self.hard_locality,
+        ]
+
     def _requests(self) -> dict[str, list[EditRequest]]:
         lists = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in lists.items() if isinstance(value, list)}

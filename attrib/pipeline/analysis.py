@@ -1,6 +1,7 @@
 """The base class of analyses: how options become tables, figures and sentences."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -75,8 +76,10 @@ class Analysis(Generic[Opts]):
         """The summary and the main figure as HTML."""
         from attrib.plots import svg
 
-        drawn = next(iter(self.plots(result).values()))()
-        return f"<p>{escape(self.summarize(result))}</p>{svg(drawn, target='page')}"
+        drawn, summary = next(iter(self.plots(result).values()))(), self.summarize(result)
+        # A page may show several results: their clip paths must not have the same ids.
+        digest = sha256(f"{self.name} {summary} {self.options}".encode()).hexdigest()
+        return f"<p>{escape(summary)}</p>{svg(drawn, target='page', prefix=f'r{digest[:8]}-')}"
 
     def recorded_options(self) -> dict[str, Any]:
         """The options as the manifest holds them."""

@@ -47,8 +47,7 @@ def run(
 
     Returns:
         The main table; `result.tables` has the others, `result.quarantined` the rows that could
-        not be used. In a run of several processes, only the first returns
-        any rows.
+        not be used. Where several processes share `out`, only the first returns rows.
 
     Raises:
         AttribError: No such analysis or option, or the analysis refuses every sample.
@@ -58,7 +57,8 @@ def run(
     data = as_data(samples)
     if out is None:
         with TemporaryDirectory() as folder:
-            return _complete(start(analysis, vlm, data, folder), analysis)
+            # No other process can see the folder: each measures all samples.
+            return _complete(start(analysis, vlm, data, folder, rank=Rank()), analysis)
     return _complete(start(analysis, vlm, data, out), analysis, save=True)
 
 

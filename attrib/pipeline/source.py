@@ -4,12 +4,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.data import EditData, EditRequest, EditSample, load
 from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
 from attrib.environment import sha256
+from attrib.errors import AttribError
 from attrib.pipeline.options import NAMED_SPLITS, AnalysisOptions, ModelOptions, Options
 
 if TYPE_CHECKING:
@@ -75,12 +77,23 @@ def prefix_length(options: AnalysisOptions, data: EditData | None = None) -> int
 
 
 def as_data(samples: Sequence[EditSample]) -> EditData:
-    """Samples as a dataset; a plain list is identified by a digest of its requests."""
+    """Samples as a dataset; a plain list is identified by a digest of its texts and images."""
     if isinstance(samples, EditData):
         return samples
-    texts = [[s.id, s.request.prompt, s.request.target] for s in samples]
-    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    return EditData("samples", "", list(samples), provenance={"sha256": digest})
+    digest = hashlib.sha256()
+    for sample in samples:
+        for request in sample.requests:
+            digest.update(json.dumps([sample.id, request.prompt, request.target]).encode())
+            digest.update(_pixels(request))
+    return EditData("samples", "", list(samples), provenance={"sha256": digest.hexdigest()})
+
+
+def _pixels(request: EditRequest) -> bytes:
+    """Size and pixels of a request's image; b"" without one that can be opened."""
+    with suppress(AttribError):  # the run quarantines the row
+        if (image := request.image) is not None:
+            return repr(image.size).encode() + image.tobytes()
+    return b""
 
 
 def describe_source(options: AnalysisOptions) -> str:

@@ -68,15 +68,7 @@ def should_retry(sample: EditSample, record: Quarantined) -> bool:
         return True
     if record.field not in IMAGE_FIELDS and not record.field.endswith(".image"):
         return False
-    requests = [
-        sample.request,
-        *sample.text_generality,
-        *sample.visual_generality,
-        *sample.text_locality,
-        *sample.visual_locality,
-        *sample.hard_locality,
-    ]
-    return record.reason not in {_image_error(request) for request in requests}
+    return record.reason not in {_image_error(request) for request in sample.requests}
 
 
 def _image_error(request: EditRequest) -> str:

@@ -1,5 +1,7 @@
 """`attrib.run`: the same numbers as the command, resumable, with figures and a summary."""
 
+import re
+
 import pandas as pd
 import pytest
 from conftest import picture, tiny_vlm
@@ -118,3 +120,24 @@ def test_every_name_finds_its_class():
 
 def test_a_notebook_displays_axes_as_their_figure(result):
     assert result.plot()._repr_png_().startswith(b"\x89PNG")
+
+
+def test_another_image_under_the_same_id_is_other_data(vlm, tmp_path):
+    attrib.run("attention", vlm, SAMPLES[:1], out=tmp_path / "x")
+    request = EditRequest(picture(seed=9), "The animal is a", "cat")
+    with pytest.raises(SetupError, match="sha256: "):
+        attrib.run("attention", vlm, [EditSample("e0", request)], out=tmp_path / "x")
+
+
+def test_without_a_folder_every_process_measures_everything(vlm, monkeypatch):
+    monkeypatch.setattr("attrib.runs.distributed.time.sleep", pytest.fail)  # waiting for others
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert attrib.run("attention", vlm, SAMPLES).examples == 3
+
+
+def test_results_on_one_page_share_no_id(vlm, result):
+    other = attrib.run("contributions", vlm, SAMPLES, norm="final")
+    ids = [set(re.findall(r'id="([^"]+)"', one._repr_html_())) for one in (result, other)]
+    assert ids[0] and not ids[0] & ids[1]
