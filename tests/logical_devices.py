@@ -9,6 +9,7 @@ accelerate's own hooks between them, as `device_map="auto"` makes them.
 import contextlib
 import copy
 from itertools import chain
+from unittest import mock
 
 import torch
 from accelerate.big_modeling import attach_align_device_hook_on_blocks
@@ -55,6 +56,10 @@ class LogicalDevices(TorchFunctionMode):
         if name == "__get__" and func == Tensor.device.__get__:
             return device_of(args[0])
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if func is torch.autograd.grad:  # a gradient is where its input is
+            inputs = [args[1]] if isinstance(args[1], Tensor) else args[1]
+            pairs = zip(func(*args, **kwargs), inputs, strict=True)
+            return tuple(grad if grad is None else place(grad, device_of(x)) for grad, x in pairs)
         asked = _take_device(name, args := list(args), kwargs)
         device = self._device(name, tensors, args) if asked is None else asked
         if name in HOST_ONLY and device != CPU:
@@ -104,11 +109,16 @@ def _take_device(name, args, kwargs):
 @contextlib.contextmanager
 def logical_devices():
     """Check and label the tensors of every torch function inside."""
-    with LogicalDevices() as mode:
+    plain = torch.nn.Parameter.__deepcopy__  # no torch function: it would lose the label
+
+    def labelled(parameter, memo):
+        return place(plain(parameter, memo), device_of(parameter))
+
+    with mock.patch.object(torch.nn.Parameter, "__deepcopy__", labelled), LogicalDevices() as mode:
         yield mode
 
 
-def split(vlm, first="cuda:0", second="cuda:1"):
+def split(vlm, first="xpu:0", second="xpu:1"):
     """A copy of a model with its later layers and final norm on a second device."""
     model = copy.deepcopy(vlm.model)
     names = {id(module): name for name, module in model.named_modules()}

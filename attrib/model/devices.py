@@ -91,7 +91,7 @@ def _align_hooks(module: nn.Module) -> list[AlignDevicesHook]:
 
 
 def _as_device(given: Any) -> torch.device:
-    """accelerate names GPUs by their number."""
+    """Accelerate names GPUs by their number."""
     if isinstance(given, int):
         kind = torch.accelerator.current_accelerator()
         return torch.device(kind.type if kind else "cuda", given)
