@@ -12,6 +12,7 @@ from itertools import chain
 from unittest import mock
 
 import torch
+from accelerate import cpu_offload, disk_offload
 from accelerate.big_modeling import attach_align_device_hook_on_blocks
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -21,7 +22,8 @@ from attrib.model.vlm import VLM
 
 CPU = torch.device("cpu")
 # They take tensors of several devices: moves, and what never touches the data.
-CROSSING = {"to", "copy_", "cpu", "cuda", "set_", "__set__", "is_", "is_set_to", "module_load"}
+CROSSING = {"to", "copy_", "cpu", "cuda", "set_", "__set__", "is_", "is_set_to", "module_load",
+            "_has_compatible_shallow_copy_type"}  # fmt: skip
 INDEXING = {"__getitem__", "__setitem__"}  # a CPU index may select from any device
 MOVES = {"to", "cpu"}
 HOST_ONLY = {"numpy", "__array__", "from_numpy", "data_ptr"}
@@ -68,6 +70,8 @@ class LogicalDevices(TorchFunctionMode):
         if name in MOVES and device_of(tensors[0]) != device and result is tensors[0]:
             result = result.clone()  # devices share no memory
         self.calls[device] = self.calls.get(device, 0) + 1
+        if func == Tensor.data.__set__:
+            place(args[0], device_of(args[1]))
         return self._labelled(result, device, tensors)
 
     def _device(self, name, tensors, args):
@@ -140,3 +144,13 @@ def split(vlm, first="xpu:0", second="xpu:1"):
         if hasattr(module, "_hf_hook"):
             module._hf_hook.execution_device = of(name)
     return moved
+
+
+def offloaded(vlm, how, folder=None):
+    """A copy of a model whose weights are in main memory ("cpu") or in files ("disk")."""
+    model = copy.deepcopy(vlm.model)
+    if how == "disk":
+        disk_offload(model, folder, execution_device=CPU)
+    else:
+        cpu_offload(model, execution_device=CPU)
+    return VLM(model, vlm.processor, name=vlm.name)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
+from attrib.model.devices import each_weight
 from attrib.model.vlm import VLM
 from editors.evaluation.protocols import PROTOCOLS, Answer, EncodedProbes
 
@@ -90,7 +91,7 @@ def weighted_sum(bits: Tensor) -> int:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
+    yield from each_weight(model)
     yield from model.named_buffers()
 
 

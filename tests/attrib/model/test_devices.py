@@ -1,12 +1,9 @@
 """Models split over devices or offloaded give the numbers of whole ones, in every analysis."""
 
-import copy
-
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload
 from conftest import examples, picture, tiny_vlm
-from logical_devices import CPU, DeviceMismatch, logical_devices, place, split
+from logical_devices import CPU, DeviceMismatch, logical_devices, offloaded, place, split
 from torch.testing import assert_close
 
 import attrib
@@ -14,19 +11,8 @@ from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.gating import gate_states
 from attrib.analyses.visual_tokens import gradient_times_input
 from attrib.model.devices import each_weight
-from attrib.model.vlm import VLM
 
 PROMPTS = ["What is red?", "How very very red?"]
-
-
-def offloaded(name, how, folder=None):
-    original = tiny_vlm(name)
-    model = copy.deepcopy(original.model)
-    if how == "disk":
-        disk_offload(model, folder, execution_device=CPU)
-    else:
-        cpu_offload(model, execution_device=CPU)
-    return VLM(model, original.processor, name=name)
 
 
 def moved(values):
@@ -81,7 +67,7 @@ def expected(request):
 @pytest.mark.parametrize("how", ["disk", "cpu"])
 def test_an_offloaded_model_has_the_numbers_of_a_whole_one(expected, how, tmp_path):
     name, values = expected
-    vlm = offloaded(name, how, tmp_path)
+    vlm = offloaded(tiny_vlm(name), how, tmp_path)
     assert {weight.device.type for weight in vlm.model.parameters()} == {"meta"}
     assert vlm.device == CPU
     same(numbers(vlm), values)
@@ -109,7 +95,7 @@ def test_logical_devices_refuse_to_mix():
 
 @pytest.mark.parametrize("name", ["llava", "blip2_opt"])
 def test_an_offloaded_model_generates_the_same(name, tmp_path):
-    whole, vlm = tiny_vlm(name), offloaded(name, "disk", tmp_path)
+    whole, vlm = tiny_vlm(name), offloaded(whole, "disk", tmp_path)
     batch = vlm.encode(*examples(), padding_side="left")
     assert vlm.generate(batch, max_new_tokens=3) == whole.generate(batch, max_new_tokens=3)
     cached, original = vlm.cache(batch), whole.cache(batch)
