@@ -95,7 +95,8 @@ def test_logical_devices_refuse_to_mix():
 
 @pytest.mark.parametrize("name", ["llava", "blip2_opt"])
 def test_an_offloaded_model_generates_the_same(name, tmp_path):
-    whole, vlm = tiny_vlm(name), offloaded(whole, "disk", tmp_path)
+    whole = tiny_vlm(name)
+    vlm = offloaded(whole, "disk", tmp_path)
     batch = vlm.encode(*examples(), padding_side="left")
     assert vlm.generate(batch, max_new_tokens=3) == whole.generate(batch, max_new_tokens=3)
     cached, original = vlm.cache(batch), whole.cache(batch)
