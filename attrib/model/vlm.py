@@ -28,13 +28,14 @@ from attrib.model.encoding import (
     new_texts,
     pad_left,
     pad_rows,
-    target_ids,
     to_device,
     with_pad_token,
 )
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
 from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
+from attrib.model.row_checks import check_lengths, upright_images
+from attrib.model.targets import split_blank
 from attrib.vocabulary import Padding, Template
 
 
@@ -141,22 +142,28 @@ class VLM:
         *,
         template: Template = "raw",
         padding_side: Padding = "left",
+        answers: Sequence[str] | None = None,
     ) -> Batch:
         """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt; None for a prompt without an image.
+            images: One per prompt, turned upright and made RGB; None for none.
             prompts: The questions, without image markers: these are inserted automatically.
             targets: Text that follows each prompt, teacher-forced, separated by a space. The batch
                 then has `labels` and a "target" span.
             template: "raw" for the prompt as it is, "chat" for the model's chat template.
             padding_side: "left" aligns the ends of prompts, as `generate` needs under a `write`.
+            answers: Text that analyses expect after each prompt. The blank tokens that some
+                tokenizers put before it end the prompt, so that the next token has content.
 
         Raises:
-            AttribError: Lists differ in length, a target is empty, or a prompt has an image token.
+            AttribError: A row cannot be used, and why: a placeholder of an image in a text, an
+                empty target, too many tokens, an image that the processor refuses, ...
         """
-        given = (images, prompts, targets, template)
+        images = upright_images(images)
+        given = (images, prompts, targets, template, answers)
         rows, tensors, lengths = encode_rows(self._padding_processor, self._placeholder, *given)
+        check_lengths(rows, tensors, self.model.config)
         if all(image is None for image in images) and not self.components.needs_pixels:
             tensors = {}
         padded = pad_rows(rows, self.pad_id, padding_side)
@@ -166,8 +173,10 @@ class VLM:
         return Batch(inputs, spans, grids, prompts=tuple(prompts))
 
     def answer_token(self, text: str) -> int:
-        """Id of the first token of `text` as the continuation of a prompt."""
-        return target_ids(self.tokenizer, "a", text)[0]
+        """Id of the first token with content of `text` as the continuation of a prompt."""
+        if not text.strip():
+            raise AttribError("the answer is empty; give it as text")
+        return split_blank(self.tokenizer, "a", text)[1][0]
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:

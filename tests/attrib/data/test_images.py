@@ -20,8 +20,8 @@ from attrib.data.images import (
     check_inside,
     open_inside,
     open_photo,
-    to_rgb,
 )
+from attrib.data.pixels import to_rgb
 
 
 def refusal(root, name, use=open_inside, **options) -> str:
