@@ -41,6 +41,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
 from attrib.model.batch import Batch
+from attrib.model.targets import answer_ids
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
@@ -172,9 +173,9 @@ def choose_key(
             whose first token differs from the model's prediction.
     """
     if key == "gold":
-        return _first_tokens(vlm, [sample.request.target for sample in samples])
+        return _first_tokens(vlm, samples, [s.request.target for s in samples])
     if key.startswith(TOKEN) and len(key) > len(TOKEN):
-        return _first_tokens(vlm, [key.removeprefix(TOKEN)] * len(samples))
+        return _first_tokens(vlm, samples, [key.removeprefix(TOKEN)] * len(samples))
     argmax = key_tokens(vlm, batch, writes, "argmax")
     if key == "argmax":
         return argmax
@@ -183,15 +184,20 @@ def choose_key(
     wrong = []
     for sample, predicted in zip(samples, argmax.tolist(), strict=True):
         unrelated = (*sample.visual_locality, *sample.text_locality)
-        tokens = (vlm.answer_token(request.target) for request in unrelated)
+        tokens = (vlm.answer_token(r.target) for r in unrelated if r.target.strip())
         wrong.append(next((token for token in tokens if token != predicted), NO_TOKEN))
     return torch.tensor(wrong, device=argmax.device)
 
 
-def _first_tokens(vlm: VLM, answers: Sequence[str]) -> Int[Tensor, " batch"]:
+def _first_tokens(
+    vlm: VLM, samples: Sequence[EditSample], answers: Sequence[str]
+) -> Int[Tensor, " batch"]:
+    """The first token with content of each answer after its prompt."""
     if empty := [i for i, answer in enumerate(answers) if not answer.strip()]:
         raise AttribError(f"sample {empty[0]} of the batch has no target: use --key argmax")
-    return torch.tensor([vlm.answer_token(answer) for answer in answers])
+    pairs = zip(samples, answers, strict=True)
+    keys = (answer_ids(vlm.tokenizer, sample.request.prompt, answer) for sample, answer in pairs)
+    return torch.tensor([key[0] for key in keys])
 
 
 def _table(

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from attrib.analyses.patching_pairs import check_pairs, partner_image, span_positions
+from attrib.analyses.patching_pairs import check_pairs, encode_others, partner_image, span_positions
 from attrib.data import EditSample
 from attrib.forward.hooks import gather_positions, position_index, read
 from attrib.forward.replay import Captured, capture, forward_from
@@ -231,7 +231,7 @@ def measure_patching(
         return vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist())
 
     pictures, partners = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
-    others = vlm.encode(list(pictures), [sample.request.prompt for sample in samples])
+    others = encode_others(vlm, batch, samples, pictures)
     runs = clean_runs(vlm, batch, others)
     parts = [patching_of(vlm, batch, runs, span) for span in spans]
     values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()

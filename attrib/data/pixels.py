@@ -36,19 +36,20 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+META = {"exif", "transparency", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 WHITE = (255, 255, 255, 255)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """The image upright in RGB; what was changed is in its `info["notes"]`.
 
-    An RGB image without metadata is returned as it is.
+    An RGB image that needs no change is returned as it is.
 
     Raises:
         AttribError: Its pixels cannot be decoded or have no fixed range, or it is too long.
     """
     check_ratio(image.size)
-    if type(image) is Image.Image and image.mode == "RGB" and not set(image.info) - {"notes"}:
+    if type(image) is Image.Image and image.mode == "RGB" and not META & set(image.info):
         return image
     try:
         image.load()

@@ -56,8 +56,20 @@ def split_blank(
     if not answer.strip():
         return [], []
     ids = target_ids(tokenizer, prompt, answer, row)
-    content = (i for i, token in enumerate(ids) if tokenizer.decode([token]).strip())
-    start = next(content, None)
-    if start is None:
+    content = without_blank(tokenizer, ids)
+    if not content:
         raise AttribError(f"target {row}: {answer!r} has no token with content; change the answer")
-    return ids[:start], ids[start:]
+    return ids[: len(ids) - len(content)], content
+
+
+def without_blank(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Return tokens from the first one on that is more than white space."""
+    content = (i for i, token in enumerate(ids) if tokenizer.decode([token]).strip())
+    return ids[next(content, len(ids)) :]
+
+
+def answer_ids(tokenizer: Any, prompt: str, answer: str, row: int = 0) -> list[int]:
+    """Return the tokens of `answer` after `prompt` from the first one with content on."""
+    if not answer.strip():
+        raise AttribError(f"answer {row} is empty; give it as text")
+    return split_blank(tokenizer, prompt, answer, row)[1]

@@ -21,21 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
+from attrib.model import encoding
 from attrib.model.batch import Batch, Grid, token_spans
 from attrib.model.components import Components, FrozenNorm, find_components, freeze_norm
-from attrib.model.encoding import (
-    encode_rows,
-    new_texts,
-    pad_left,
-    pad_rows,
-    to_device,
-    with_pad_token,
-)
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
 from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
 from attrib.model.row_checks import check_lengths, upright_images
-from attrib.model.targets import split_blank
+from attrib.model.targets import answer_ids
 from attrib.vocabulary import Padding, Template
 
 
@@ -147,36 +140,31 @@ class VLM:
         """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt, turned upright and made RGB; None for none.
+            images: One per prompt, upright and RGB (`attrib.data.pixels`); None for no image.
             prompts: The questions, without image markers: these are inserted automatically.
-            targets: Text that follows each prompt, teacher-forced, separated by a space. The batch
-                then has `labels` and a "target" span.
+            targets: Text after each prompt, teacher-forced: adds `labels` and a "target" span.
             template: "raw" for the prompt as it is, "chat" for the model's chat template.
             padding_side: "left" aligns the ends of prompts, as `generate` needs under a `write`.
-            answers: Text that analyses expect after each prompt. The blank tokens that some
-                tokenizers put before it end the prompt, so that the next token has content.
+            answers: Expected texts; blank tokens at their start are put at the prompts' ends.
 
         Raises:
-            AttribError: A row cannot be used, and why: a placeholder of an image in a text, an
-                empty target, too many tokens, an image that the processor refuses, ...
+            AttribError: A row cannot be used; the message says which and why.
         """
         images = upright_images(images)
-        given = (images, prompts, targets, template, answers)
-        rows, tensors, lengths = encode_rows(self._padding_processor, self._placeholder, *given)
+        given = (self._placeholder, images, prompts, targets, template, answers)
+        rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
         check_lengths(rows, tensors, self.model.config)
         if all(image is None for image in images) and not self.components.needs_pixels:
             tensors = {}
-        padded = pad_rows(rows, self.pad_id, padding_side)
-        inputs = to_device(padded | tensors, self.device, self.model.dtype)
+        padded = encoding.pad_rows(rows, self.pad_id, padding_side)
+        inputs = encoding.to_device(padded | tensors, self.device, self.model.dtype)
         spans = self._spans(inputs, lengths)
         grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
         return Batch(inputs, spans, grids, prompts=tuple(prompts))
 
     def answer_token(self, text: str) -> int:
         """Id of the first token with content of `text` as the continuation of a prompt."""
-        if not text.strip():
-            raise AttribError("the answer is empty; give it as text")
-        return split_blank(self.tokenizer, "a", text)[1][0]
+        return answer_ids(self.tokenizer, "a", text)[0]
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
@@ -195,12 +183,14 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        inputs = pad_left(apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id)
+        inputs = encoding.pad_left(
+            apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
+        )
         settings = {"do_sample": False, "pad_token_id": self.pad_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
         with quiet(), _pushed(self._active, self.batch(inputs)):
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
-        return new_texts(self.tokenizer, inputs["input_ids"], out)
+        return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
     def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:
         """Run `rewriter(batch)` in place of each batch given to `logits` or `generate`.
@@ -241,7 +231,7 @@ class VLM:
 
     @cached_property
     def _padding_processor(self) -> Any:
-        return with_pad_token(self.processor, self.tokenizer)
+        return encoding.with_pad_token(self.processor, self.tokenizer)
 
     @cached_property
     def _placeholder(self) -> ImagePlaceholder:
