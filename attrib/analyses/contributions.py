@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from attrib.analyses.attention import attention_table, head_mean
 from attrib.analyses.direct_logits import (
@@ -33,7 +32,7 @@ from attrib.analyses.direct_logits import (
     key_tokens,
     last_writes,
     module_writes,
-    unembedding,
+    unembed_write,
 )
 from attrib.data import EditSample
 from attrib.errors import AttribError
@@ -105,13 +104,13 @@ def contributions_of(
         return Contributions(shares, shares, torch.ones_like(shares), key)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
-    modules, weight = module_writes(writes), unembedding(vlm)
-    index = key[:, None, None].expand(-1, len(MODULES), 1)
+    modules = module_writes(writes)
+    index = key.to(modules.device)[:, None, None].expand(-1, len(MODULES), 1)
     logit, logp = [], []
     for layer in range(vlm.num_layers):  # layer by layer: a vocabulary is wide
         write = modules[:, layer]
         # The paper's r W_V has neither norm nor bias.
-        logits = vlm.unembed(write).float() if norm == "final" else linear(write.float(), weight)
+        logits = vlm.unembed(write).float() if norm == "final" else unembed_write(vlm, write)
         logit.append(logits.gather(-1, index)[..., 0])
         logp.append(logit[-1] - logits.logsumexp(-1))
     v, p = torch.stack(logit, 1), torch.stack(logp, 1).exp()
@@ -141,7 +140,7 @@ def measure_demo(
     """
     last = batch["last"]
     with residual_writes(vlm, last) as writes, attention_rows(vlm, last) as rows:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     generated = vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
     truths = [truth(sample) for sample in samples]
     answers = {

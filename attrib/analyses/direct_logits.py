@@ -6,14 +6,17 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import linear
 
 from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
+from attrib.model.devices import loaded
 from attrib.model.targets import without_blank
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
+CONVERTED = 2**24  # elements of the output embedding at a time: 64 MiB
 Key = Literal["argmax", "gold"] | Int[Tensor, " batch"]
 
 
@@ -50,17 +53,19 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
-    frozen = vlm.freeze_norm(writes.final)
-    direction = unembedding(vlm)[key]
+    frozen, head = vlm.freeze_norm(writes.final), vlm.components.head
+    with loaded(head):
+        at = key.to(head.weight.device)
+        direction = head.weight[at].float().to(frozen.gain.device)
+        bias = None if head.bias is None else head.bias[at].float().to(frozen.gain.device)
 
     def share(write: Tensor) -> Tensor:
         shape = (len(direction), *[1] * (write.ndim - 2), -1)
         return (frozen(write) * direction.reshape(shape)).sum(-1)
 
-    bias = getattr(vlm.components.head, "bias", None)
     constant = direction @ frozen.constant
-    if isinstance(bias, Tensor):
-        constant = constant + bias.float()[key]
+    if bias is not None:
+        constant = constant + bias
     modules = share(module_writes(writes))
     return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
 
@@ -68,7 +73,7 @@ def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"
 def last_writes(vlm: VLM, batch: Batch) -> ResidualWrites:
     """All writes to the residual stream at the last prompt token, from one forward pass."""
     with residual_writes(vlm, batch["last"]) as writes:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     return writes
 
 
@@ -77,11 +82,21 @@ def module_writes(writes: ResidualWrites) -> Float[Tensor, "batch layer module d
     return torch.stack([writes.attn, writes.mlp], dim=2)
 
 
-def unembedding(vlm: VLM) -> Float[Tensor, "d_vocab d_model"]:
-    """The weight of the output embedding, in float32."""
-    weight = vlm.components.head.weight
-    assert isinstance(weight, Tensor)
-    return weight.float()
+def unembed_write(
+    vlm: VLM, write: Float[Tensor, "*rest d_model"]
+) -> Float[Tensor, "*rest d_vocab"]:
+    """Logits of a write alone, without norm and bias, in float32.
+
+    In half precision some rows of the output embedding are converted at a time: a copy of the whole
+    may not fit.
+    """
+    head = vlm.components.head
+    with loaded(head):
+        here = write.float().to(head.weight.device)
+        rows = max(1, CONVERTED // vlm.d_model)
+        whole = head.weight.dtype == torch.float32
+        chunks = (head.weight,) if whole else head.weight.split(rows)
+        return torch.cat([linear(here, some.float()) for some in chunks], -1).to(write.device)
 
 
 def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[Tensor, " batch"]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import gather_positions, position_index, read
+from attrib.forward.hooks import gather_positions, on_output, position_index, read
 from attrib.forward.noise import base_noise
 from attrib.forward.replay import capture
 from attrib.model.batch import Batch, Grid
@@ -120,7 +120,7 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
     """
     tokens = VisualTokens.of(batch)
     with torch.enable_grad(), _differentiable(vlm), capture(vlm) as captured, read(vlm) as hidden:
-        total = gather_positions(vlm.logits(batch), tokens.last).amax(-1).sum()
+        total = vlm.last_logits(batch).amax(-1).sum()
     inputs = [captured.embed, *(hidden[layer] for layer in range(vlm.num_layers - 1))]
     gradients = torch.autograd.grad(total, inputs)
     layers = []
@@ -136,11 +136,6 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
 @contextmanager
 def _differentiable(vlm: VLM) -> Iterator[None]:
     """Build an autograd graph from the embeddings on, in a frozen model."""
-    weight = vlm.model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    before = weight.requires_grad
-    weight.requires_grad_(True)
-    try:
+    # Not the weight itself: offloaded weights are made anew in each pass.
+    with on_output(vlm.model.get_input_embeddings(), lambda h: h.detach().requires_grad_().clone()):
         yield
-    finally:
-        weight.requires_grad_(before)

@@ -35,6 +35,7 @@ from attrib.forward.layer_call import (
 )
 from attrib.forward.replay import Call, CleanPass, between_layers, forward_from
 from attrib.memory import is_out_of_memory
+from attrib.model.devices import wide
 from attrib.model.vlm import VLM
 
 logger = logging.getLogger("attrib")
@@ -214,9 +215,10 @@ def _equals_whole(clean: CleanPass, start: int) -> bool:
             raise
         logger.info("%s: layers run whole (%s)", vlm.name, error)
         return False
-    slow = gather_positions(forward_from(vlm, clean.captured, 0, probe), clean.last).double()
-    final = gather_positions(clean.hidden[vlm.num_layers - 1], clean.last).double()
-    effect, error = (slow - final).abs().max(), (fast.double() - slow).abs().max()
+    slow = gather_positions(forward_from(vlm, clean.captured, 0, probe), clean.last)
+    final = gather_positions(clean.hidden[vlm.num_layers - 1], clean.last)
+    fast, slow, final = (wide(h) for h in (fast.to(slow.device), slow, final.to(slow.device)))
+    effect, error = (slow - final).abs().max(), (fast - slow).abs().max()
     rounding = 1000 * torch.finfo(h.dtype).eps * slow.abs().max()
     # In half precision this bound is too loose; the effect of the perturbation bounds it too.
     agrees = bool(error <= torch.minimum(rounding, 0.1 * effect))

@@ -8,8 +8,8 @@ Works for every decoder-only image-text-to-text model of transformers, whose com
 structure (`attrib.model.components`). `vlm.model` and `vlm.processor` are never modified.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,9 +24,11 @@ from attrib.errors import AttribError
 from attrib.model import encoding
 from attrib.model.batch import Batch, Grid, token_spans
 from attrib.model.components import Components, FrozenNorm, find_components, freeze_norm
+from attrib.model.devices import execution_device, loaded
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
+from attrib.model.last_logits import last_logits
 from attrib.model.patch_grid import grid_finder
-from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
+from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
 from attrib.model.targets import answer_ids
 from attrib.vocabulary import Padding, Template
@@ -100,8 +102,8 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Device of the first decoder layer, where inputs go."""
-        return next(self.layers.parameters()).device
+        """Device on which the first decoder layer runs, where inputs go."""
+        return execution_device(self.layers[0])
 
     @property
     def active_batch(self) -> Batch | None:
@@ -109,8 +111,8 @@ class VLM:
         return self._active[-1] if self._active else None
 
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
-        """Logits of a hidden state: final norm, then output embedding."""
-        return self.components.head(self.components.norm(h))
+        """Logits of a hidden state, on its device: final norm, then output embedding."""
+        return self.components.head(self.components.norm(h)).to(h.device)
 
     def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
         """Return the final norm as a linear map with its statistics at `h`."""
@@ -119,8 +121,14 @@ class VLM:
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
-        with _pushed(self._active, run.batch):
+        with pushed(self._active, run.batch):
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
+
+    def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
+        """Logits at the last prompt token, without those of other positions where possible."""
+        run = apply_rewriters(self._rewriters, batch)
+        with pushed(self._active, run.batch):
+            return last_logits(self.model, run.batch)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
@@ -188,7 +196,7 @@ class VLM:
         )
         settings = {"do_sample": False, "pad_token_id": self.pad_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
-        with quiet(), _pushed(self._active, self.batch(inputs)):
+        with quiet(), loaded(model), pushed(self._active, self.batch(inputs)):
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
@@ -197,7 +205,7 @@ class VLM:
 
         Contexts nest: the innermost rewriter is applied first. None applies inside a rewriter.
         """
-        return _pushed(self._rewriters, rewriter)
+        return pushed(self._rewriters, rewriter)
 
     def cache(self, batch: Batch, positions: str = "last", *, attention: bool = True) -> Any:
         """Run a batch into a `transformer_lens.ActivationCache`; see `attrib.bridges.cache`."""
@@ -236,12 +244,3 @@ class VLM:
     @cached_property
     def _placeholder(self) -> ImagePlaceholder:
         return find_placeholder(self._padding_processor, self.components.image_token_id)
-
-
-@contextmanager
-def _pushed(stack: list[Any], item: Any) -> Iterator[None]:
-    stack.append(item)
-    try:
-        yield
-    finally:
-        stack.pop()
