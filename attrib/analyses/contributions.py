@@ -34,6 +34,7 @@ from attrib.analyses.direct_logits import (
     module_writes,
     unembed_write,
 )
+from attrib.analyses.first_tokens import after_space
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows
@@ -122,6 +123,8 @@ def measure_contributions(
     vlm: VLM, batch: Batch, samples: Sequence[EditSample], *, key: str, norm: Norm
 ) -> Tables:
     """Table "contributions"; see `choose_key` for valid values of `key`."""
+    if (answers := _expected(samples, key)) is not None:
+        batch = after_space(vlm, batch, samples, answers)
     writes = last_writes(vlm, batch)
     return {"contributions": _table(vlm, batch, samples, writes, key, norm)}
 
@@ -171,10 +174,8 @@ def choose_key(
             answer to an unrelated question (of the sample's visual, else of its text locality)
             whose first token differs from the model's prediction.
     """
-    if key == "gold":
-        return _first_tokens(vlm, samples, [s.request.target for s in samples])
-    if key.startswith(TOKEN) and len(key) > len(TOKEN):
-        return _first_tokens(vlm, samples, [key.removeprefix(TOKEN)] * len(samples))
+    if (answers := _expected(samples, key)) is not None:
+        return _first_tokens(vlm, samples, answers)
     argmax = key_tokens(vlm, batch, writes, "argmax")
     if key == "argmax":
         return argmax
@@ -186,6 +187,15 @@ def choose_key(
         tokens = (vlm.answer_token(r.target) for r in unrelated if r.target.strip())
         wrong.append(next((token for token in tokens if token != predicted), NO_TOKEN))
     return torch.tensor(wrong, device=argmax.device)
+
+
+def _expected(samples: Sequence[EditSample], key: str) -> list[str] | None:
+    """The answers whose first tokens are the keys; None if keys are the model's own."""
+    if key == "gold":
+        return [sample.request.target for sample in samples]
+    if key.startswith(TOKEN) and len(key) > len(TOKEN):
+        return [key.removeprefix(TOKEN)] * len(samples)
+    return None
 
 
 def _first_tokens(

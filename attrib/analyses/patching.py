@@ -208,6 +208,7 @@ def measure_patching(
     spans: Sequence[PatchSpan] = ("visual", "last"),
     other: Image.Image | None = None,
     fit: bool = False,
+    skip_blank: bool = False,
 ) -> Tables:
     """Table "patching": example, layer, span, statistic, value, own, other, partner.
 
@@ -222,6 +223,7 @@ def measure_patching(
         other: The other image for all samples, instead.
         fit: Crop and scale the other image to the size of the request's, for models whose number of
             visual tokens depends on the image size.
+        skip_blank: Compare the first tokens with content, after blank tokens of the target.
 
     Raises:
         AttribError: A sample has no image, no partner, or one with other visual tokens.
@@ -230,6 +232,8 @@ def measure_patching(
     def decoded(tokens: Int[Tensor, " batch"]) -> list[str]:
         return vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist())
 
+    if skip_blank:
+        batch = after_space(vlm, batch, samples, [s.request.target for s in samples])
     pictures, partners = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
     others = encode_others(vlm, batch, samples, pictures)
     runs = clean_runs(vlm, batch, others)

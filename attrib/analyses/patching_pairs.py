@@ -1,6 +1,5 @@
 """Pairs for patching: the same prompt, token for token, with two images."""
 
-from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
-from attrib.model.vlm import VLM
 from attrib.vocabulary import PatchSpan
 
 SPANS: tuple[PatchSpan, ...] = get_args(PatchSpan)
@@ -86,19 +84,6 @@ def partner(sample: EditSample) -> tuple[str, Image.Image]:
         "patching needs another image for the same question: a hard locality input with the same "
         "prompt, an image for visual locality, or --other-image"
     )
-
-
-def encode_others(
-    vlm: VLM, batch: Batch, samples: Sequence[EditSample], images: Sequence[Image.Image]
-) -> Batch:
-    """The prompts of `batch` with other images, ended by the same blank tokens, if any."""
-    rows = zip(batch.inputs["input_ids"], batch["last"], strict=True)
-    ends = [vlm.tokenizer.decode(ids[last].tolist()) for ids, last in rows]
-    answers = [
-        "" if end.strip() else sample.request.target
-        for end, sample in zip(ends, samples, strict=True)
-    ]
-    return vlm.encode(list(images), [s.request.prompt for s in samples], answers=answers)
 
 
 def partner_image(

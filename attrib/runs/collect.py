@@ -245,5 +245,4 @@ def _open_images(samples: Sequence[EditSample], done: Collected) -> list[Opened]
 
 def _encode(vlm: VLM, group: list[Opened]) -> Batch:
     images, prompts = [image for _, image in group], [sample.request.prompt for sample, _ in group]
-    answers = [sample.request.target for sample, _ in group]
-    return vlm.encode(images, prompts, answers=answers).named([sample.id for sample, _ in group])
+    return vlm.encode(images, prompts).named([sample.id for sample, _ in group])
