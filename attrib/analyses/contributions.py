@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from attrib.analyses.attention import attention_table, head_mean
 from attrib.analyses.direct_logits import (
@@ -33,7 +32,6 @@ from attrib.analyses.direct_logits import (
     key_tokens,
     last_writes,
     module_writes,
-    unembedding,
 )
 from attrib.data import EditSample
 from attrib.errors import AttribError
@@ -41,6 +39,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
 from attrib.model.batch import Batch
+from attrib.model.precision import in_dtype, log_normalizer, token_directions
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
@@ -104,16 +103,17 @@ def contributions_of(
         return Contributions(shares, shares, torch.ones_like(shares), key)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
-    modules, weight = module_writes(writes), unembedding(vlm)
-    index = key[:, None, None].expand(-1, len(MODULES), 1)
-    logit, logp = [], []
-    for layer in range(vlm.num_layers):  # layer by layer: a vocabulary is wide
-        write = modules[:, layer]
-        # The paper's r W_V has neither norm nor bias.
-        logits = vlm.unembed(write).float() if norm == "final" else linear(write.float(), weight)
-        logit.append(logits.gather(-1, index)[..., 0])
-        logp.append(logit[-1] - logits.logsumexp(-1))
-    v, p = torch.stack(logit, 1), torch.stack(logp, 1).exp()
+    head, modules = vlm.components.head, module_writes(writes).float()
+    has_norm = norm == "final"  # the paper's r W_V has neither norm nor bias
+    if has_norm:
+        modules = in_dtype(vlm.components.norm, torch.float32)(modules)
+    direction, bias = token_directions(head, key)
+    v = (modules * direction.float()[:, None, None]).sum(-1)
+    if has_norm:
+        v = v + bias.float()[:, None, None]
+    # Layer by layer: a vocabulary is wide.
+    sums = [log_normalizer(head, one, bias=has_norm) for one in modules.unbind(1)]
+    p = (v - torch.stack(sums, 1)).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
     return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
+from attrib.model.precision import token_directions
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
@@ -50,16 +51,13 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
     frozen = vlm.freeze_norm(writes.final)
-    direction = unembedding(vlm)[key]
+    direction, bias = token_directions(vlm.components.head, key)
 
     def share(write: Tensor) -> Tensor:
         shape = (len(direction), *[1] * (write.ndim - 2), -1)
         return (frozen(write) * direction.reshape(shape)).sum(-1)
 
-    bias = getattr(vlm.components.head, "bias", None)
-    constant = direction @ frozen.constant
-    if isinstance(bias, Tensor):
-        constant = constant + bias.float()[key]
+    constant = direction @ frozen.constant + bias
     modules = share(module_writes(writes))
     return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
 
@@ -76,16 +74,9 @@ def module_writes(writes: ResidualWrites) -> Float[Tensor, "batch layer module d
     return torch.stack([writes.attn, writes.mlp], dim=2)
 
 
-def unembedding(vlm: VLM) -> Float[Tensor, "d_vocab d_model"]:
-    """The weight of the output embedding, in float32."""
-    weight = vlm.components.head.weight
-    assert isinstance(weight, Tensor)
-    return weight.float()
-
-
 def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[Tensor, " batch"]:
     """The key token id of each example; see `contributions` for valid values of `key`."""
-    logits = vlm.unembed(writes.final)
+    logits = vlm.unembed_float32(writes.final)
     if isinstance(key, Tensor):
         d_vocab = logits.shape[-1]
         if key.shape != (batch.size,) or not bool(((key >= 0) & (key < d_vocab)).all()):

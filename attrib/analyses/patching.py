@@ -192,8 +192,7 @@ def patched_logits(
 def _last_logits(
     vlm: VLM, batch: Batch, hidden: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch d_vocab"]:
-    logits = vlm.unembed(gather_positions(hidden, position_index(batch["last"])))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return vlm.unembed_float32(gather_positions(hidden, position_index(batch["last"])))
 
 
 def _answer(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:

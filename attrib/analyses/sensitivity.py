@@ -227,6 +227,6 @@ def _kl_of(
     wide = torch.float32 if last.device.type == "mps" else torch.float64
     parts = []
     for h, row in zip(last.split(ROWS_OF_LOGITS), rows.split(ROWS_OF_LOGITS), strict=True):
-        p, q = clean[row][:, None].to(wide), vlm.unembed(h)[:, None].to(wide)
+        p, q = clean[row][:, None].to(wide), vlm.unembed_float32(h)[:, None].to(wide)
         parts.append(kl(p, q, torch.ones_like(p[..., 0], dtype=torch.bool)))
     return torch.cat(parts).cpu().double()

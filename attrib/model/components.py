@@ -5,7 +5,6 @@ A decoder-only image-text-to-text model of transformers has a source of visual f
 that stands for one visual feature.
 """
 
-import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attrib.errors import AttribError, SetupError
+from attrib.model.precision import in_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def freeze_norm(norm: nn.Module, h: Float[Tensor, "batch d_model"]) -> FrozenNor
     """
     h = h.float()
     weight, bias, centred = probe_norm(norm, h[0])
-    normed = copy.deepcopy(norm).float()(h)
+    normed = in_dtype(norm, torch.float32)(h)
     direction = (h - h.mean(-1, keepdim=True) if centred else h) * weight
     size = direction.square().sum(-1, keepdim=True)
     inverse_scale = ((normed - bias) * direction).sum(-1, keepdim=True) / size
@@ -173,6 +173,6 @@ def probe_norm(
     sign[1::2] = -1  # mean 0 and root mean square 1, so norm(sign) is weight * sign + bias
     big = 1e3  # makes the epsilon of the norm negligible
     probes = torch.stack([sign, -sign, sign + 0.5]) * big
-    plus, minus, shifted = copy.deepcopy(norm).float()(probes)
+    plus, minus, shifted = in_dtype(norm, torch.float32)(probes)
     centred = torch.allclose(shifted, plus, rtol=1e-3, atol=1e-3)
     return (plus - minus) / 2 * sign, (plus + minus) / 2, centred

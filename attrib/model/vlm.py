@@ -8,8 +8,8 @@ Works for every decoder-only image-text-to-text model of transformers, whose com
 structure (`attrib.model.components`). `vlm.model` and `vlm.processor` are never modified.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
+from attrib.model import precision
 from attrib.model.batch import Batch, Grid, token_spans
 from attrib.model.components import Components, FrozenNorm, find_components, freeze_norm
 from attrib.model.encoding import (
@@ -34,7 +35,7 @@ from attrib.model.encoding import (
 )
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
 from attrib.model.patch_grid import grid_finder
-from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
+from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.vocabulary import Padding, Template
 
 
@@ -62,7 +63,7 @@ class VLM:
         _ = self.components  # refuse unsupported models now
 
     def __repr__(self) -> str:
-        size, dtype = self.components.patch_size, str(self.model.dtype).removeprefix("torch.")
+        size, dtype = self.components.patch_size, str(self.dtype).removeprefix("torch.")
         visual = f"patches of {size} px" if size else "learned queries"
         return (
             f"VLM {self.name!r} ({type(self.model).__name__})\n"
@@ -110,6 +111,11 @@ class VLM:
         return next(self.layers.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder; other parts of the model may have another one."""
+        return precision.main_dtype(self.layers[0].parameters())
+
+    @property
     def active_batch(self) -> Batch | None:
         """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
         return self._active[-1] if self._active else None
@@ -118,6 +124,10 @@ class VLM:
         """Logits of a hidden state: final norm, then output embedding."""
         return self.components.head(self.components.norm(h))
 
+    def unembed_float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
+        """`unembed` in float32 or wider, whatever the model runs in."""
+        return precision.unembed(self.components.norm, self.components.head, h)
+
     def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
         """Return the final norm as a linear map with its statistics at `h`."""
         return freeze_norm(self.components.norm, h)
@@ -125,7 +135,7 @@ class VLM:
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
-        with _pushed(self._active, run.batch):
+        with pushed(self._active, run.batch):
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
@@ -160,7 +170,8 @@ class VLM:
         if all(image is None for image in images) and not self.components.needs_pixels:
             tensors = {}
         padded = pad_rows(rows, self.pad_id, padding_side)
-        inputs = to_device(padded | tensors, self.device, self.model.dtype)
+        dtype = precision.pixel_dtype(self.model, self.components.decoder)
+        inputs = to_device(padded | tensors, self.device, dtype)
         spans = self._spans(inputs, lengths)
         grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
         return Batch(inputs, spans, grids, prompts=tuple(prompts))
@@ -189,7 +200,7 @@ class VLM:
         inputs = pad_left(apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id)
         settings = {"do_sample": False, "pad_token_id": self.pad_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
-        with quiet(), _pushed(self._active, self.batch(inputs)):
+        with quiet(), pushed(self._active, self.batch(inputs)):
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         return new_texts(self.tokenizer, inputs["input_ids"], out)
 
@@ -198,7 +209,7 @@ class VLM:
 
         Contexts nest: the innermost rewriter is applied first. None applies inside a rewriter.
         """
-        return _pushed(self._rewriters, rewriter)
+        return pushed(self._rewriters, rewriter)
 
     def cache(self, batch: Batch, positions: str = "last", *, attention: bool = True) -> Any:
         """Run a batch into a `transformer_lens.ActivationCache`; see `attrib.bridges.cache`."""
@@ -237,12 +248,3 @@ class VLM:
     @cached_property
     def _placeholder(self) -> ImagePlaceholder:
         return find_placeholder(self._padding_processor, self.components.image_token_id)
-
-
-@contextmanager
-def _pushed(stack: list[Any], item: Any) -> Iterator[None]:
-    stack.append(item)
-    try:
-        yield
-    finally:
-        stack.pop()
