@@ -39,7 +39,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
 from attrib.model.batch import Batch
-from attrib.model.precision import in_dtype, log_normalizer, token_directions
+from attrib.model.precision import log_normalizer, normalized, token_directions
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collect import Tables
@@ -106,11 +106,11 @@ def contributions_of(
     head, modules = vlm.components.head, module_writes(writes).float()
     has_norm = norm == "final"  # the paper's r W_V has neither norm nor bias
     if has_norm:
-        modules = in_dtype(vlm.components.norm, torch.float32)(modules)
-    direction, bias = token_directions(head, key)
-    v = (modules * direction.float()[:, None, None]).sum(-1)
+        modules = normalized(vlm.components.norm, modules)
+    direction, bias = (x.float().to(modules.device) for x in token_directions(head, key))
+    v = (modules * direction[:, None, None]).sum(-1)
     if has_norm:
-        v = v + bias.float()[:, None, None]
+        v = v + bias[:, None, None]
     # Layer by layer: a vocabulary is wide.
     sums = [log_normalizer(head, one, bias=has_norm) for one in modules.unbind(1)]
     p = (v - torch.stack(sums, 1)).exp()
@@ -140,7 +140,7 @@ def measure_demo(
     """
     last = batch["last"]
     with residual_writes(vlm, last) as writes, attention_rows(vlm, last) as rows:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     generated = vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
     truths = [truth(sample) for sample in samples]
     answers = {

@@ -14,6 +14,7 @@ from attrib.model.precision import token_directions
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
+CONVERTED = 2**24  # elements of the output embedding at a time: 64 MiB
 Key = Literal["argmax", "gold"] | Int[Tensor, " batch"]
 
 
@@ -51,7 +52,8 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
     frozen = vlm.freeze_norm(writes.final)
-    direction, bias = token_directions(vlm.components.head, key)
+    rows = token_directions(vlm.components.head, key)
+    direction, bias = (row.float().to(frozen.gain.device) for row in rows)
 
     def share(write: Tensor) -> Tensor:
         shape = (len(direction), *[1] * (write.ndim - 2), -1)
@@ -65,7 +67,7 @@ def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"
 def last_writes(vlm: VLM, batch: Batch) -> ResidualWrites:
     """All writes to the residual stream at the last prompt token, from one forward pass."""
     with residual_writes(vlm, batch["last"]) as writes:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     return writes
 
 

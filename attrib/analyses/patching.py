@@ -152,9 +152,9 @@ def clean_runs(vlm: VLM, batch: Batch, other: Batch) -> CleanRuns:
     """
     check_pairs(batch, other)
     with capture(vlm) as captured, read(vlm) as own:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     with read(vlm) as theirs:
-        vlm.logits(other)
+        vlm.last_logits(other)
     return CleanRuns(captured, own, theirs)
 
 

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_map_only
 from attrib.errors import AttribError
 from attrib.forward.hooks import first_tensor, on_input, on_output, read, store
 from attrib.model.batch import Batch
-from attrib.model.precision import is_half
 from attrib.model.vlm import VLM
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # other positional arguments, keyword arguments
@@ -145,7 +144,7 @@ class CleanPass:
         vlm: The model.
         captured: Arguments of its layer calls.
         hidden: Every layer's output, "batch pos d_model".
-        logits: Logits of the next token at the last prompt token, in float32 or wider.
+        logits: Logits of the next token at the last prompt token.
         last: Index of the last prompt token in each example.
         real: Which positions are not padding.
     """
@@ -162,9 +161,7 @@ class CleanPass:
 def clean_pass(vlm: VLM, batch: Batch) -> CleanPass:
     """Run a batch and keep what a replay from any layer needs."""
     with capture(vlm) as captured, read(vlm) as hidden:
-        logits = vlm.logits(batch)[batch["last"]]
-    if is_half(logits.dtype):
-        logits = vlm.unembed_float32(hidden[vlm.num_layers - 1][batch["last"]])
+        logits = vlm.last_logits(batch)
     last, real = batch["last"], batch.inputs["attention_mask"].bool()
     return CleanPass(vlm, captured, hidden, logits, last.int().argmax(1), real)
 

@@ -19,6 +19,7 @@ from attrib.forward.hooks import (
     on_output,
     position_index,
 )
+from attrib.model.devices import wide
 from attrib.model.precision import widened
 from attrib.model.vlm import VLM
 
@@ -95,11 +96,11 @@ def match_sublayers(
     # A layer rounds the stream twice, each time by at most half an eps of its value. A wrong pair
     # does not stay within 4 eps of the summands in every element.
     eps = 4 * torch.finfo(after.dtype).eps
-    delta = after.double() - before.double()
+    delta = wide(after) - wide(before)
     pairs = []
     for a, b in combinations(outputs.values(), 2):
-        bound = eps * (before.abs() + a.abs() + b.abs() + after.abs()).double()
-        miss = (delta - a.double() - b.double()).abs()
+        bound = eps * wide(before.abs() + a.abs() + b.abs() + after.abs())
+        miss = (delta - wide(a) - wide(b)).abs()
         if (miss <= bound).all():
             pairs.append((float(miss.sum()), a, b))
     if not pairs:
@@ -158,7 +159,8 @@ def _keep_writes(
 
     def leave(out: Tensor) -> None:
         if into:
-            before, after = gather_positions(into[0], rows), gather_positions(out, rows)
+            after = gather_positions(out, rows)
+            before = gather_positions(into[0], rows).to(after.device)
             steps[index] = (before, *match_sublayers(before, after, outputs, index), after)
 
     with ExitStack() as stack:

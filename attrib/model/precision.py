@@ -5,7 +5,6 @@ layers hold integers. Results in half precision are computed from the model's ow
 follows the last layer is in float32 whatever the model runs in.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -13,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from attrib.model.devices import execution_device, float_copy, loaded
 
 # Largest error, relative to the largest value, of the same computation done in two ways: of one
 # step (a norm, a product with a matrix), and of a whole forward pass with other kernels, as after
@@ -55,13 +56,6 @@ def main_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.float32
 
 
-def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A small module in a dtype: itself, or a copy."""
-    if all(parameter.dtype == dtype for parameter in module.parameters()):
-        return module
-    return copy.deepcopy(module).to(dtype)
-
-
 def pixel_dtype(model: nn.Module, decoder: nn.Module) -> torch.dtype:
     """The dtype of most weights outside the decoder, where pixels go."""
     inside = {id(weight) for weight in decoder.parameters()}
@@ -73,32 +67,45 @@ def unembed(
 ) -> Float[Tensor, "*rest d_vocab"]:
     """Logits of hidden states, in float32 or wider, bit-equal to the model's in float32."""
     if not is_half(head.weight.dtype):
-        return head(norm(h))
-    wide = h.to(widened(h.dtype))
-    normed = in_dtype(norm, wide.dtype)(wide)
-    parts = [linear(normed, weight, bias) for weight, bias in _chunks(head, normed.dtype)]
-    return torch.cat(parts, -1)
+        return head(norm(h)).to(h.device)
+    with loaded(head):
+        normed = normalized(norm, h).to(head.weight.device)
+        parts = [linear(normed, weight, bias) for weight, bias in _chunks(head, normed.dtype)]
+        return torch.cat(parts, -1).to(h.device)
+
+
+def normalized(
+    norm: nn.Module, h: Float[Tensor, "*rest d_model"]
+) -> Float[Tensor, "*rest d_model"]:
+    """The final norm of hidden states in float32, or in their wider dtype, on the norm's device."""
+    if not is_half(h.dtype) and main_dtype(norm.parameters()) == h.dtype:
+        return norm(h)
+    return float_copy(norm)(h.float().to(execution_device(norm)))
 
 
 def token_directions(
     head: nn.Linear, tokens: Int[Tensor, "*rest"]
 ) -> tuple[Float[Tensor, "*rest d_model"], Float[Tensor, "*rest"]]:
     """Rows of the output embedding for some tokens, and their biases, in float32 or wider."""
-    weight = head.weight[tokens.to(head.weight.device)]
-    weight = weight.to(widened(weight.dtype))
-    if head.bias is None:
-        return weight, weight.new_zeros(weight.shape[:-1])
-    return weight, head.bias[tokens.to(head.bias.device)].to(weight.dtype)
+    with loaded(head):
+        at = tokens.to(head.weight.device)
+        weight = head.weight[at].to(widened(head.weight.dtype))
+        if head.bias is None:
+            return weight, weight.new_zeros(weight.shape[:-1])
+        return weight, head.bias[at].to(weight.dtype)
 
 
 def log_normalizer(
     head: nn.Linear, normed: Float[Tensor, "*rest d_model"], *, bias: bool = True
 ) -> Float[Tensor, "*rest"]:
     """Logarithm of the sum of exp(logit) over the vocabulary, in float32 or wider."""
-    parts = []
-    for weight, offset in _chunks(head, normed.dtype):
-        parts.append(linear(normed, weight, offset if bias else None).logsumexp(-1))
-    return torch.stack(parts).logsumexp(0)
+    with loaded(head):
+        here = normed.to(head.weight.device)
+        parts = [
+            linear(here, weight, offset if bias else None).logsumexp(-1)
+            for weight, offset in _chunks(head, here.dtype)
+        ]
+        return torch.stack(parts).logsumexp(0).to(normed.device)
 
 
 def _chunks(head: nn.Linear, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -116,7 +116,7 @@ def _with_inputs(
 
 @contextmanager
 def pushed(stack: list[Any], item: Any) -> Iterator[None]:
-    """Keep `item` on top of `stack` inside the context."""
+    """Keep an item on top of a stack inside the context."""
     stack.append(item)
     try:
         yield

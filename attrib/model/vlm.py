@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from attrib.errors import AttribError
 from attrib.model import precision
 from attrib.model.batch import Batch, Grid, token_spans
-from attrib.model.components import Components, FrozenNorm, find_components, freeze_norm
+from attrib.model.components import Components, FrozenNorm, describe, find_components, freeze_norm
+from attrib.model.devices import execution_device, loaded
 from attrib.model.encoding import (
     encode_rows,
     new_texts,
@@ -34,6 +35,7 @@ from attrib.model.encoding import (
     with_pad_token,
 )
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
+from attrib.model.last_logits import last_logits
 from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.vocabulary import Padding, Template
@@ -63,15 +65,7 @@ class VLM:
         _ = self.components  # refuse unsupported models now
 
     def __repr__(self) -> str:
-        size, dtype = self.components.patch_size, str(self.dtype).removeprefix("torch.")
-        visual = f"patches of {size} px" if size else "learned queries"
-        return (
-            f"VLM {self.name!r} ({type(self.model).__name__})\n"
-            f"  {self.num_layers} layers, d_model {self.d_model}, "
-            f"{self.model.num_parameters():,} parameters, {dtype} on {self.device}\n"
-            f"  visual tokens: {visual}, token id {self.components.image_token_id}\n"
-            f"  processor: {type(self.processor).__name__ if self.processor else None}"
-        )
+        return describe(self)
 
     @cached_property
     def components(self) -> Components:
@@ -107,8 +101,8 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Device of the first decoder layer, where inputs go."""
-        return next(self.layers.parameters()).device
+        """Device on which the first decoder layer runs, where inputs go."""
+        return execution_device(self.layers[0])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,8 +115,8 @@ class VLM:
         return self._active[-1] if self._active else None
 
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
-        """Logits of a hidden state: final norm, then output embedding."""
-        return self.components.head(self.components.norm(h))
+        """Logits of a hidden state, on its device: final norm, then output embedding."""
+        return self.components.head(self.components.norm(h)).to(h.device)
 
     def unembed_float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """`unembed` in float32 or wider, whatever the model runs in."""
@@ -137,6 +131,12 @@ class VLM:
         run = apply_rewriters(self._rewriters, batch)
         with pushed(self._active, run.batch):
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
+
+    def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
+        """Logits at the last prompt token, without those of other positions where possible."""
+        run = apply_rewriters(self._rewriters, batch)
+        with pushed(self._active, run.batch):
+            return last_logits(self.model, run.batch)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
@@ -200,7 +200,7 @@ class VLM:
         inputs = pad_left(apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id)
         settings = {"do_sample": False, "pad_token_id": self.pad_id} | settings
         model: Any = self.model  # its classes inherit `generate` from a mixin
-        with quiet(), pushed(self._active, self.batch(inputs)):
+        with quiet(), loaded(model), pushed(self._active, self.batch(inputs)):
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         return new_texts(self.tokenizer, inputs["input_ids"], out)
 

@@ -194,7 +194,7 @@ def empty_message(quarantined: Sequence[Quarantined]) -> str:
 def first_bad_layer(vlm: VLM, batch: Batch) -> int | None:
     """The first layer whose output is not finite at some position of the prompts, if any."""
     with read(vlm) as hidden:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     real = batch.inputs["attention_mask"].bool()
     for layer in range(vlm.num_layers):
         h = hidden[layer]
