@@ -3,6 +3,7 @@
 A field's description is its help text; `option` adds what the command line needs besides.
 """
 
+import json
 import math
 import re
 from pathlib import Path
@@ -84,7 +85,7 @@ class Options(BaseModel):
 class ModelOptions(Options):
     """Which model, and where it runs."""
 
-    free = frozenset({"device"})
+    free = frozenset({"device", "device_map"})
 
     model: str = option(DEFAULT_MODEL, "Embedded name, Hugging Face id, or folder.", panel="Model")
     revision: str | None = option(None, "Commit, tag or branch of a hub model.", panel="Model")
@@ -92,12 +93,23 @@ class ModelOptions(Options):
         "auto", "auto: float32 on a CPU, the checkpoint's on a GPU.", panel="Model"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", panel="Model")
+    device_map: str | None = option(
+        None,
+        'auto: over all GPUs, main memory and disk; or JSON, such as {"model": 0}.',
+        panel="Model",
+        shown="one device",
+    )
     trust_remote_code: bool = option(
         False,
         "Run code from the model's repository.",
         panel="Model",
         flags=("--trust-remote-code",),
     )
+
+    @field_validator("device_map", mode="before")
+    @classmethod
+    def _map_as_text(cls, given: Any) -> Any:
+        return json.dumps(given) if isinstance(given, dict) else given
 
 
 class MeasureOptions(Options):
