@@ -32,7 +32,6 @@ from attrib.analyses.direct_logits import (
     key_tokens,
     last_writes,
     module_writes,
-    unembed_write,
 )
 from attrib.analyses.first_tokens import after_space
 from attrib.data import EditSample
@@ -41,6 +40,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
 from attrib.model.batch import Batch
+from attrib.model.precision import log_normalizer, normalized, token_directions
 from attrib.model.targets import answer_ids
 from attrib.model.vlm import VLM
 from attrib.results import tidy
@@ -105,16 +105,17 @@ def contributions_of(
         return Contributions(shares, shares, torch.ones_like(shares), key)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
-    modules = module_writes(writes)
-    index = key.to(modules.device)[:, None, None].expand(-1, len(MODULES), 1)
-    logit, logp = [], []
-    for layer in range(vlm.num_layers):  # layer by layer: a vocabulary is wide
-        write = modules[:, layer]
-        # The paper's r W_V has neither norm nor bias.
-        logits = vlm.unembed(write).float() if norm == "final" else unembed_write(vlm, write)
-        logit.append(logits.gather(-1, index)[..., 0])
-        logp.append(logit[-1] - logits.logsumexp(-1))
-    v, p = torch.stack(logit, 1), torch.stack(logp, 1).exp()
+    head, modules = vlm.components.head, module_writes(writes).float()
+    has_norm = norm == "final"  # the paper's r W_V has neither norm nor bias
+    if has_norm:
+        modules = normalized(vlm.components.norm, modules)
+    direction, bias = (x.float().to(modules.device) for x in token_directions(head, key))
+    v = (modules * direction[:, None, None]).sum(-1)
+    if has_norm:
+        v = v + bias[:, None, None]
+    # Layer by layer: a vocabulary is wide.
+    sums = [log_normalizer(head, one, bias=has_norm) for one in modules.unbind(1)]
+    p = (v - torch.stack(sums, 1)).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
     return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
-from attrib.model import encoding
+from attrib.model import encoding, precision
 from attrib.model.batch import Batch, Grid, token_spans
-from attrib.model.components import Components, FrozenNorm, find_components, freeze_norm
+from attrib.model.components import Components, FrozenNorm, describe, find_components, freeze_norm
 from attrib.model.devices import execution_device, loaded
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
 from attrib.model.last_logits import last_logits
@@ -58,15 +58,7 @@ class VLM:
         _ = self.components  # refuse unsupported models now
 
     def __repr__(self) -> str:
-        size, dtype = self.components.patch_size, str(self.model.dtype).removeprefix("torch.")
-        visual = f"patches of {size} px" if size else "learned queries"
-        return (
-            f"VLM {self.name!r} ({type(self.model).__name__})\n"
-            f"  {self.num_layers} layers, d_model {self.d_model}, "
-            f"{self.model.num_parameters():,} parameters, {dtype} on {self.device}\n"
-            f"  visual tokens: {visual}, token id {self.components.image_token_id}\n"
-            f"  processor: {type(self.processor).__name__ if self.processor else None}"
-        )
+        return describe(self)
 
     @cached_property
     def components(self) -> Components:
@@ -106,6 +98,11 @@ class VLM:
         return execution_device(self.layers[0])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder; other parts of the model may have another one."""
+        return precision.main_dtype(self.layers[0].parameters())
+
+    @property
     def active_batch(self) -> Batch | None:
         """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
         return self._active[-1] if self._active else None
@@ -113,6 +110,10 @@ class VLM:
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """Logits of a hidden state, on its device: final norm, then output embedding."""
         return self.components.head(self.components.norm(h)).to(h.device)
+
+    def unembed_float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
+        """`unembed` in float32 or wider, whatever the model runs in."""
+        return precision.unembed(self.components.norm, self.components.head, h)
 
     def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
         """Return the final norm as a linear map with its statistics at `h`."""
@@ -165,7 +166,8 @@ class VLM:
         if all(image is None for image in images) and not self.components.needs_pixels:
             tensors = {}
         padded = encoding.pad_rows(rows, self.pad_id, padding_side)
-        inputs = encoding.to_device(padded | tensors, self.device, self.model.dtype)
+        dtype = precision.pixel_dtype(self.model, self.components.decoder)
+        inputs = encoding.to_device(padded | tensors, self.device, dtype)
         spans = self._spans(inputs, lengths)
         grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
         return Batch(inputs, spans, grids, prompts=tuple(prompts))
