@@ -11,6 +11,7 @@ from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
 from attrib.model.precision import token_directions
+from attrib.model.targets import without_blank
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
@@ -95,4 +96,8 @@ def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[
         )
     if batch.labels is None:
         raise AttribError('key "gold" needs targets: vlm.encode(images, prompts, targets)')
-    return batch.labels[batch["last"]].to(writes.final.device)
+    if vlm.processor is None:
+        return batch.labels[batch["last"]].to(writes.final.device)
+    targets = zip(batch.inputs["input_ids"], batch["target"], strict=True)
+    content = [without_blank(vlm.tokenizer, ids[at].tolist())[0] for ids, at in targets]
+    return torch.tensor(content, device=writes.final.device)

@@ -119,6 +119,7 @@ ODD = {
         "alt": "Yes",
         "rephrase": '"Which one is it?"',
     },
+    "src or rephrase ends with a blank": {"src": "a photo of "},
     "pred equals alt": {"pred": "Cat", "alt": "cat"},
     "alt has outer white space": {"alt": "\tcat\t"},
     "alt ends with a blank": {"alt": "cat "},
