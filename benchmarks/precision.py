@@ -7,9 +7,9 @@ bfloat16 once more with other batch sizes. One row per model, dtype and analysis
 `benchmarks/results/precision.csv` as soon as it is known; rows that exist are not computed again.
 
 Columns: the median and mean over samples of Spearman's correlation over layers; the share of
-samples with the same top layer; the same share among samples whose float32 margin (top layer over
-the second, relative) exceeds twice the deviation; the median relative deviation (largest
-difference over layers, over the largest value).
+samples with the same top layer; the share whose margin in float32 (top layer over the second,
+relative) exceeds twice the deviation, so that the top layer cannot change; and the median relative
+deviation (largest difference over layers, over the largest value).
 """
 
 import argparse
@@ -89,7 +89,6 @@ def deviation(exact: Curves, other: Curves) -> dict[str, float]:
         "rank_correlation_mean": float(np.mean(ranks)),
         "same_top_layer": float(same.mean()),
         "clear_margin": float(clear.mean()),
-        "same_top_layer_if_clear": float(same[clear].mean()) if clear.any() else float("nan"),
         "relative_deviation_median": float(np.median(relative)),
     }
 
