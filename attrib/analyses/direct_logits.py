@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
-from attrib.model.devices import loaded
+from attrib.model.precision import token_directions
+from attrib.model.targets import without_blank
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
@@ -52,19 +52,15 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
-    frozen, head = vlm.freeze_norm(writes.final), vlm.components.head
-    with loaded(head):
-        at = key.to(head.weight.device)
-        direction = head.weight[at].float().to(frozen.gain.device)
-        bias = None if head.bias is None else head.bias[at].float().to(frozen.gain.device)
+    frozen = vlm.freeze_norm(writes.final)
+    rows = token_directions(vlm.components.head, key)
+    direction, bias = (row.float().to(frozen.gain.device) for row in rows)
 
     def share(write: Tensor) -> Tensor:
         shape = (len(direction), *[1] * (write.ndim - 2), -1)
         return (frozen(write) * direction.reshape(shape)).sum(-1)
 
-    constant = direction @ frozen.constant
-    if bias is not None:
-        constant = constant + bias
+    constant = direction @ frozen.constant + bias
     modules = share(module_writes(writes))
     return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
 
@@ -81,26 +77,9 @@ def module_writes(writes: ResidualWrites) -> Float[Tensor, "batch layer module d
     return torch.stack([writes.attn, writes.mlp], dim=2)
 
 
-def unembed_write(
-    vlm: VLM, write: Float[Tensor, "*rest d_model"]
-) -> Float[Tensor, "*rest d_vocab"]:
-    """Logits of a write alone, without norm and bias, in float32.
-
-    In half precision some rows of the output embedding are converted at a time: a copy of the whole
-    may not fit.
-    """
-    head = vlm.components.head
-    with loaded(head):
-        here = write.float().to(head.weight.device)
-        rows = max(1, CONVERTED // vlm.d_model)
-        whole = head.weight.dtype == torch.float32
-        chunks = (head.weight,) if whole else head.weight.split(rows)
-        return torch.cat([linear(here, some.float()) for some in chunks], -1).to(write.device)
-
-
 def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[Tensor, " batch"]:
     """The key token id of each example; see `contributions` for valid values of `key`."""
-    logits = vlm.unembed(writes.final)
+    logits = vlm.unembed_float32(writes.final)
     if isinstance(key, Tensor):
         d_vocab = logits.shape[-1]
         if key.shape != (batch.size,) or not bool(((key >= 0) & (key < d_vocab)).all()):
@@ -117,4 +96,8 @@ def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[
         )
     if batch.labels is None:
         raise AttribError('key "gold" needs targets: vlm.encode(images, prompts, targets)')
-    return batch.labels[batch["last"]].to(writes.final.device)
+    if vlm.processor is None:
+        return batch.labels[batch["last"]].to(writes.final.device)
+    targets = zip(batch.inputs["input_ids"], batch["target"], strict=True)
+    content = [without_blank(vlm.tokenizer, ids[at].tolist())[0] for ids, at in targets]
+    return torch.tensor(content, device=writes.final.device)

@@ -229,6 +229,6 @@ def _kl_of(
     parts = []
     for h, row in zip(last.split(ROWS_OF_LOGITS), rows.split(ROWS_OF_LOGITS), strict=True):
         # Both in calls of one size: products with a matrix round differently by size.
-        p, q = (vlm.unembed(one)[:, None].to(wide) for one in (clean[row], h))
+        p, q = (vlm.unembed_float32(one)[:, None].to(wide) for one in (clean[row], h))
         parts.append(kl(p, q, torch.ones_like(p[..., 0], dtype=torch.bool)))
     return torch.cat(parts).cpu().double()

@@ -20,6 +20,7 @@ from attrib.forward.hooks import (
     position_index,
 )
 from attrib.model.devices import wide
+from attrib.model.precision import widened
 from attrib.model.vlm import VLM
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -29,7 +30,8 @@ Step = tuple[Tensor, Tensor, Tensor, Tensor]
 class ResidualWrites:
     """Writes of one forward pass to the residual stream, at one or several positions per example.
 
-    `embed + (attn + mlp + between_layers).sum(1) == final`, up to rounding in its dtype.
+    `embed + (attn + mlp + between_layers).sum(1) == final`, up to the model's rounding. All are in
+    float32 or wider, whatever the model runs in.
 
     Attributes:
         steps: Per layer (input, attention's write, MLP's write, output).
@@ -68,7 +70,8 @@ class ResidualWrites:
         if not self.steps:
             raise AttribError("no residual writes yet: run one forward pass inside the context")
         device = self.steps[0][0].device
-        return torch.stack([self.steps[layer][i].to(device) for layer in sorted(self.steps)], 1)
+        parts = [self.steps[layer][i].to(device) for layer in sorted(self.steps)]
+        return torch.stack([part.to(widened(part.dtype)) for part in parts], 1)
 
 
 def match_sublayers(

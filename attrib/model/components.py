@@ -76,6 +76,19 @@ def find_components(model: PreTrainedModel) -> Components:
     return Components(decoder, layers, norms[0], head, image_token_id, d_model, *vision)
 
 
+def describe(vlm: Any) -> str:
+    """A wrapped model in four lines: class, size, dtype and device, visual tokens, processor."""
+    size, dtype = vlm.components.patch_size, str(vlm.dtype).removeprefix("torch.")
+    visual = f"patches of {size} px" if size else "learned queries"
+    return (
+        f"VLM {vlm.name!r} ({type(vlm.model).__name__})\n"
+        f"  {vlm.num_layers} layers, d_model {vlm.d_model}, "
+        f"{vlm.model.num_parameters():,} parameters, {dtype} on {vlm.device}\n"
+        f"  visual tokens: {visual}, token id {vlm.components.image_token_id}\n"
+        f"  processor: {type(vlm.processor).__name__ if vlm.processor else None}"
+    )
+
+
 def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
     """Raise SetupError if the language model has a separate text encoder."""
     text = config.get_text_config()

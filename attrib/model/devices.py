@@ -21,7 +21,8 @@ def execution_device(module: nn.Module) -> torch.device:
         for hook in _align_hooks(part):
             if hook.execution_device is not None:
                 return _as_device(hook.execution_device)
-    return next(module.parameters()).device
+    weight = next(module.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
 
 
 @contextmanager

@@ -53,8 +53,9 @@ class Options(BaseModel):
     """Options that are checked once; unknown names are errors.
 
     Attributes:
-        free: options that change no number of the tables. A run may be continued with others, and
-            the default folder does not depend on them. Subclasses add their own.
+        free: options that change no number of the tables; `batch_size` changes them by rounding,
+            which half precision shows. A run may be continued with others, and the default
+            folder does not depend on them. Subclasses add their own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -116,7 +117,9 @@ class MeasureOptions(Options):
 
     free = frozenset({"batch_size"})
 
-    batch_size: int = option(8, "Samples per pass; at most 16.", ge=1)
+    batch_size: int = option(
+        8, "Samples per pass; at most 16. Changes numbers in half precision.", ge=1
+    )
     seed: int = option(0, "Seed of noise and of bootstrap intervals.")
 
 

@@ -94,7 +94,7 @@ class AllLayers(nn.Module):
 
     def run(self, vlm: VLM, fn: Callable[[], Result]) -> Result:
         """Call `fn` while the model has the copies' values; gradients reach them."""
-        dtype = vlm.model.dtype
+        dtype = vlm.dtype
         values = {self.names[key]: value.to(dtype) for key, value in self.copies.items()}
         with loaded_weights(vlm.model, values):
             return call_with_weights(vlm, values, fn)
