@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from attrib.checks.checks import CheckFailed, CheckInputs
+from attrib.checks.inputs import CheckFailed, CheckInputs
 from attrib.forward.hooks import write
 
 
 def first_generated_token_is_the_argmax(inputs: CheckInputs) -> str:
-    """Generation starts with the token whose logit is largest (limit 5e-5)."""
+    """Generation starts with the token whose logit is largest."""
     chosen: list[Tensor] = []
 
     def keep(ids: Tensor, _scores: object, **_: object) -> Tensor:
@@ -21,7 +21,7 @@ def first_generated_token_is_the_argmax(inputs: CheckInputs) -> str:
         raise CheckFailed(f"{len(chosen[0])} texts are generated for {inputs.batch.size} prompts")
     logits = inputs.plain[inputs.batch["last"]]
     top = logits.gather(1, chosen[0].to(logits.device))[:, 0]
-    return inputs.compare([(top, logits.amax(1))], 5e-5, "its logit and the largest")
+    return inputs.compare([(top, logits.amax(1))], "its logit and the largest")
 
 
 def generation_does_not_depend_on_the_batch(inputs: CheckInputs) -> str:

@@ -40,7 +40,9 @@ def generated_ids(
     """
     given = settings.get("generation_config")
     config = GenerationConfig(do_sample=False) if given is None else copy.deepcopy(given)
-    rest = {name: value for name, value in settings.items() if name != "generation_config"}
+    rest: dict[str, Any] = {
+        name: value for name, value in settings.items() if name != "generation_config"
+    }
     if not (config.max_new_tokens or config.max_length or "max_length" in rest):
         rest = {"max_new_tokens": max_new_tokens} | rest
     run: Any = model  # its classes inherit `generate` from a mixin
@@ -70,7 +72,7 @@ def _only_special_tokens(model: nn.Module, tokenizer: Any, pad_id: int) -> Itera
     before = [owner.generation_config for owner in owners]
     text = owners[0].config.get_text_config()
     sources = [config for config in (*reversed(before), text, tokenizer) if config is not None]
-    tokens = {"pad_token_id": pad_id}
+    tokens: dict[str, Any] = {"pad_token_id": pad_id}
     for name in ("bos_token_id", "eos_token_id"):
         known = (getattr(source, name, None) for source in sources)
         tokens[name] = next((ids for ids in known if ids is not None), None)

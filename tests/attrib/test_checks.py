@@ -84,7 +84,7 @@ def _visible_padding(p):
         padded = pad_rows(*args, **settings)
         return padded | {"attention_mask": torch.ones_like(padded["attention_mask"])}
 
-    p.setattr(wrapper, "pad_rows", broken)
+    p.setattr(encoding, "pad_rows", broken)
 
 
 def _second_best(*given):
@@ -121,7 +121,7 @@ BREAKS = {
         wrapper, "generated_ids", _second_best
     ),
     "generation does not depend on the batch": lambda p: p.setattr(
-        wrapper, "pad_left", lambda inputs, _pad_id: inputs
+        encoding, "pad_left", lambda inputs, _pad_id: inputs
     ),
     "generation writes the prompt once": lambda p: p.setattr(generation, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(

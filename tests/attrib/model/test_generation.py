@@ -117,7 +117,7 @@ def test_generation_ends_at_the_checkpoints_end_of_sequence():
 
 
 def test_a_hostile_generation_config_on_disk_is_survived(tmp_path):
-    tiny = tiny_vlm("blip2_opt")
+    tiny = tiny_vlm("llava")
     for part in (tiny.model, tiny.processor):
         part.save_pretrained(tmp_path)
     tr.GenerationConfig(num_beams=4, repetition_penalty=9.0).save_pretrained(tmp_path)
