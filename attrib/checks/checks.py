@@ -168,29 +168,6 @@ def padding_side_does_not_matter(inputs: CheckInputs) -> str:
     return inputs.compare([(ours, inputs.plain[inputs.real])], "logits", WHOLE_PASS)
 
 
-def generation_does_not_depend_on_the_batch(inputs: CheckInputs) -> str:
-    """Greedy text is the same alone, in a batch, and with right padding."""
-    alone = [
-        inputs.vlm.generate(inputs.vlm.encode([image], [prompt]), max_new_tokens=4)[0]
-        for image, prompt in zip(inputs.images, inputs.prompts, strict=True)
-    ]
-    for side in ("left", "right"):
-        batch = inputs.vlm.encode(inputs.images, inputs.prompts, padding_side=side)
-        if (texts := inputs.vlm.generate(batch, max_new_tokens=4)) != alone:
-            raise CheckFailed(f"padded on the {side}: {texts}, alone: {alone}")
-    return "4 tokens, alone and padded on either side"
-
-
-def generation_writes_the_prompt_once(inputs: CheckInputs) -> str:
-    """During cached generation, `write` acts on the prompt and on no later position."""
-    seen = []
-    with write(inputs.vlm, 0, lambda h: seen.append(h.shape) or h * 0, inputs.batch["text"]):
-        inputs.vlm.generate(inputs.batch, max_new_tokens=4, min_new_tokens=4)
-    if seen != [inputs.hidden[0].shape]:
-        raise CheckFailed(f"a write saw {[tuple(shape) for shape in seen]}")
-    return f"one write of {tuple(seen[0])} in 4 tokens"
-
-
 def grids_fit_the_visual_tokens(inputs: CheckInputs) -> str:
     """Every grid has at most as many cells as its image has visual tokens, or there is none."""
     counts = inputs.batch["visual"].sum(1).tolist()

@@ -208,10 +208,11 @@ def pad_left(inputs: dict[str, Any], pad_id: int) -> dict[str, Any]:
 
 
 def new_texts(
-    tokenizer: Any, prompts: Int[Tensor, "batch pos"], generated: Int[Tensor, "batch _"]
+    tokenizer: Any, prompts: Int[Tensor, "batch pos"], generated: Int[Tensor, "rows _"]
 ) -> list[str]:
     """Decode generated tokens after each prompt, without special tokens and surrounding space."""
     width = prompts.shape[1]
+    prompts = prompts.repeat_interleave(len(generated) // len(prompts), 0)  # several per prompt
     if torch.equal(generated[:, :width], prompts):  # models given embeddings return new tokens only
         generated = generated[:, width:]
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]

@@ -25,7 +25,8 @@ from attrib.model import encoding, precision
 from attrib.model.batch import Batch, Grid, token_spans
 from attrib.model.components import Components, FrozenNorm, describe, find_components, freeze_norm
 from attrib.model.devices import execution_device, loaded
-from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
+from attrib.model.generation import generated_ids
+from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
 from attrib.model.last_logits import last_logits
 from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
@@ -180,8 +181,9 @@ class VLM:
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
         """Generate a continuation of each prompt, greedily by default.
 
-        Right padding moves to the left and grows by one column, so that an open `write` for the
-        original positions raises an error instead of writing to others.
+        Of the checkpoint's generation config only the special tokens are used. Right padding moves
+        to the left and grows by one column, so that an open `write` for the original positions
+        raises an error instead of writing to others.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
@@ -196,10 +198,9 @@ class VLM:
         inputs = encoding.pad_left(
             apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
         )
-        settings = {"do_sample": False, "pad_token_id": self.pad_id} | settings
-        model: Any = self.model  # its classes inherit `generate` from a mixin
-        with quiet(), loaded(model), pushed(self._active, self.batch(inputs)):
-            out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+        limits = self.tokenizer, self.pad_id, max_new_tokens
+        with loaded(self.model), pushed(self._active, self.batch(inputs)):
+            out = generated_ids(self.model, inputs, *limits, settings)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
     def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_vlm
 
 import attrib
-from attrib.checks import CHECKS, check, checks, verify
+from attrib.checks import CHECKS, check, checks, generation, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import read, write
@@ -17,6 +17,7 @@ from attrib.model import encoding
 from attrib.model import vlm as wrapper
 from attrib.model.batch import Grid
 from attrib.model.components import FrozenNorm
+from attrib.model.generation import generated_ids
 from attrib.model.vlm import VLM
 
 
@@ -31,7 +32,7 @@ def test_a_report_is_a_table_of_what_was_measured():
     assert len(frame) == len(CHECKS) and report.passed and frame["passed"].all()
     assert frame["check"][1] == "hooked logits equal plain ones"
     assert frame["detail"][1].startswith("logits differ by ")
-    assert repr(report) == "llava: 14 of 14 checks passed"
+    assert repr(report) == "llava: 15 of 15 checks passed"
     assert "<td>hooked logits equal plain ones</td>" in report._repr_html_()
 
 
@@ -86,6 +87,12 @@ def _visible_padding(p):
     p.setattr(encoding, "pad_rows", broken)
 
 
+def _second_best(*given):
+    best = generated_ids(*given[:-1], {})[:, -1:]
+    banned = {"bad_words_ids": best.tolist()}
+    return generated_ids(*given[:-1], banned | given[-1])
+
+
 def _unnormed_share(p):
     p.setattr(FrozenNorm, "__call__", lambda _self, write: write.float())
 
@@ -110,10 +117,13 @@ BREAKS = {
     ),
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,
+    "first generated token is the argmax": lambda p: p.setattr(
+        wrapper, "generated_ids", _second_best
+    ),
     "generation does not depend on the batch": lambda p: p.setattr(
         encoding, "pad_left", lambda inputs, _pad_id: inputs
     ),
-    "generation writes the prompt once": lambda p: p.setattr(checks, "write", _twice),
+    "generation writes the prompt once": lambda p: p.setattr(generation, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(
         wrapper, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
     ),
