@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-SHARD_BYTES = 2**30
+SHARD_BYTES = 2**29  # safetensors copies a shard once when it writes it
 # Checkpoints of LLaVA keep the names of its first implementation.
 PUBLISHED_NAMES = {
     "llava": {
@@ -33,8 +33,8 @@ def write_checkpoint(
 ) -> int:
     """Write configuration, processor and seeded random weights; returns the bytes of the weights.
 
-    At most one shard of weights is in memory. The configuration is written last: it marks a
-    complete folder.
+    One shard of weights is in memory at a time, twice while it is written. The configuration is
+    written last: it marks a complete folder.
     """
     shapes = weight_shapes(config)
     renamed = PUBLISHED_NAMES.get(config.model_type, {})
@@ -69,14 +69,9 @@ def weight_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
 
 
 def random_weight(name: str, shape: torch.Size, dtype: torch.dtype, seed: int) -> Tensor:
-    """Weights that keep the size of what passes through them, from a generator of their own."""
+    """One weight, from a generator of its own."""
     generator = torch.Generator().manual_seed(hash_of(name) ^ seed)
-    value = torch.empty(shape, dtype=dtype)
-    if "norm" in name.lower() and name.endswith("weight"):
-        return value.fill_(1.0)
-    if len(shape) < 2:
-        return value.normal_(std=0.02, generator=generator)
-    return value.normal_(std=1 / math.sqrt(math.prod(shape[1:])), generator=generator)
+    return fill_(torch.empty(shape, dtype=dtype), name, generator)
 
 
 def hash_of(name: str) -> int:
@@ -103,3 +98,29 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
         if name.startswith(new):
             return published + name.removeprefix(new)
     return name
+
+
+def random_model(
+    config: PreTrainedConfig, dtype: torch.dtype, device: str, seed: int = 0
+) -> PreTrainedModel:
+    """The model of a configuration with random weights, created on its device."""
+    auto: Any = AutoModelForImageTextToText
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = auto.from_config(config, dtype=dtype)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            fill_(weight, name, torch.Generator(weight.device).manual_seed(hash_of(name) ^ seed))
+    return model.eval().requires_grad_(False)
+
+
+def fill_(value: Tensor, name: str, generator: torch.Generator) -> Tensor:
+    """Fill a weight so that it keeps the size of what passes through it."""
+    if "norm" in name.lower() and name.endswith("weight"):
+        return value.fill_(1.0)
+    std = 0.02 if value.ndim < 2 else 1 / math.sqrt(math.prod(value.shape[1:]))
+    return value.normal_(std=std, generator=generator)
