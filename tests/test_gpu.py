@@ -65,9 +65,9 @@ def test_patching_and_gate_similarity(models, samples):
     cpu, gpu, limit = models
     found = []
     for vlm in (gpu, cpu):
-        one, other = (encoded(vlm, samples[i : i + 1]) for i in (0, 1))
+        one, other = (encoded(vlm, samples[i : i + 1]) for i in (0, 2))
         asked = samples[0].request
-        elsewhere = vlm.encode([samples[1].request.image], [asked.prompt])
+        elsewhere = vlm.encode([samples[2].request.image], [asked.prompt])
         gate = attrib.gate_similarity(vlm, one, other, 4)
         found.append((attrib.patching_difference(vlm, one, elsewhere), gate))
     for ours, theirs in zip(*found, strict=True):
