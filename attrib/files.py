@@ -26,8 +26,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         # mkstemp creates files with mode 600; results get the usual permissions.
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:  # a full disk does not say where
+            error.filename = str(path)
         raise
 
 

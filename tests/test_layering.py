@@ -41,7 +41,6 @@ EDITORS_ROOMS = (
     "editors.weights",
     "editors.io",
     "editors.training",
-    "editors.prefix",
     "editors.methods",
     "editors.evaluation",
 )

@@ -28,7 +28,7 @@ def attention(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer pos"]:
     A row sums to 1; it is NaN in layers without attention, which hybrid models have.
     """
     with attention_rows(vlm, batch["last"]) as rows:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     return head_mean(vlm, rows)
 
 

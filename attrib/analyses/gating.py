@@ -87,7 +87,7 @@ def gate_states(
     masks = [token_positions(batch, token) for token in tokens]
     layers = range(vlm.num_layers) if layers is None else layers
     with read(vlm, layers) as hidden:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     first = hidden[layers[0]].device
     states = [
         torch.stack([_mean_at(hidden[layer], at) for at in masks], dim=1).to(first)

@@ -13,10 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.analyses.attention import head_mean
-from attrib.analyses.gradients import gradient_times_input
 from attrib.analyses.heatmaps import Perturbation, heatmap_pass, stack_maps
 from attrib.analyses.qformer import grids_of, patch_attention_if_any, project
-from attrib.analyses.visual_tokens import VisualTokens, require_images
+from attrib.analyses.visual_tokens import VisualTokens, gradient_times_input, require_images
 from attrib.data import EditSample
 from attrib.data.scenes.ground_truth import GroundTruth
 from attrib.errors import AttribError

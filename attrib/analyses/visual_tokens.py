@@ -1,5 +1,7 @@
-"""The visual tokens of a batch: positions, neighbours, and noise for their states."""
+"""The visual tokens of a batch: positions, neighbours, noise for their states, and gradients."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -7,9 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import gather_positions, position_index
+from attrib.forward.hooks import gather_positions, on_output, position_index, read
 from attrib.forward.noise import base_noise
+from attrib.forward.replay import capture
 from attrib.model.batch import Batch, Grid
+from attrib.model.precision import normalized, token_directions, widened
+from attrib.model.vlm import VLM
 
 
 def require_images(batch: Batch) -> None:
@@ -101,3 +106,48 @@ def _within(grid: Grid, radius: int) -> Bool[Tensor, "cell cell"]:
     col = torch.arange(grid.cols).repeat(grid.rows)
     distances = [(place[:, None] - place).abs() for place in (row, col)]
     return torch.maximum(*distances) <= radius
+
+
+def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer visual"]:
+    """Gradient of the predicted token's logit times each layer's input at a visual token.
+
+    A baseline for heatmaps (Simonyan et al. 2013; Shrikumar et al. 2016). The logit is that at the
+    last prompt position; the product is summed over channels. To first
+    order it is the drop of the logit if the state were scaled to zero. One backward pass gives all
+    layers. NaN past an example's visual tokens.
+
+    Raises:
+        AttribError: No image in the batch.
+    """
+    tokens = VisualTokens.of(batch)
+    with torch.enable_grad(), _differentiable(vlm), capture(vlm) as captured, read(vlm) as hidden:
+        vlm.last_logits(batch)
+        last = gather_positions(hidden[vlm.num_layers - 1], tokens.last)
+        total = _largest_logits(vlm, last).sum()
+    inputs = [captured.embed, *(hidden[layer] for layer in range(vlm.num_layers - 1))]
+    gradients = torch.autograd.grad(total, inputs)
+    layers, wide = [], widened(total.dtype)
+    for layer, (states, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+        # Writes between two layers (Qwen3-VL) belong to the input of the second.
+        entering = captured.inputs[layer][1] if layer in captured.inputs else states
+        product = (entering.detach().to(wide) * gradient.to(wide)).sum(-1, keepdim=True)
+        layers.append(tokens.gather(product)[..., 0].to(tokens.at.device))
+    values = torch.stack(layers, 1)
+    return values.masked_fill(~tokens.real[:, None], torch.nan)
+
+
+def _largest_logits(vlm: VLM, h: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
+    """Each example's largest logit, in float32 or wider, differentiable at the cost of one row."""
+    with torch.no_grad():
+        key = vlm.unembed_float32(h).argmax(-1)
+    direction, bias = token_directions(vlm.components.head, key)
+    normed = normalized(vlm.components.norm, h)
+    return (normed * direction.to(normed.device)).sum(-1) + bias.to(normed.device)
+
+
+@contextmanager
+def _differentiable(vlm: VLM) -> Iterator[None]:
+    """Build an autograd graph from the embeddings on, in a frozen model."""
+    # Not the weight itself: offloaded weights are made anew in each pass.
+    with on_output(vlm.model.get_input_embeddings(), lambda h: h.detach().requires_grad_().clone()):
+        yield

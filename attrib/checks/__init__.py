@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from attrib.checks import checks
-from attrib.checks.checks import CheckFailed, CheckInputs
+from attrib.checks.inputs import CheckFailed, CheckInputs
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 

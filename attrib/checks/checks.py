@@ -1,80 +1,19 @@
 """What a model must satisfy: each check returns what it measured, or raises CheckFailed."""
 
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from attrib.checks.inputs import CheckFailed, CheckInputs
 from attrib.forward.attention import AttentionCall, attention_rows, capture_attention
 from attrib.forward.hooks import gather_positions, read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
-from attrib.model.batch import Batch
-from attrib.model.vlm import VLM
+from attrib.model.precision import ONE_STEP, WHOLE_PASS, token_directions
 from attrib.vocabulary import Span
-
-
-class CheckFailed(Exception):
-    """A check failed; the message says what was measured."""
-
-
-def _gradient(width: int, height: int) -> Image.Image:
-    """Return an image without repeated patches."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    channels = torch.stack([x * 255 // width, y * 255 // height, (x * 7 + y * 13) % 256], -1)
-    return Image.fromarray(channels.to(torch.uint8).numpy())
-
-
-@dataclass(frozen=True, eq=False)
-class CheckInputs:
-    """A model and its examples: two images of different shape, and one text without image."""
-
-    vlm: VLM
-    images: Sequence[Image.Image | None] = (_gradient(96, 64), None, _gradient(60, 90))
-    prompts: Sequence[str] = ("What is in the picture?", "nq question: who?", "Two words:")
-
-    @cached_property
-    def batch(self) -> Batch:
-        """All examples, padded on the left."""
-        return self.vlm.encode(self.images, self.prompts, padding_side="left")
-
-    @cached_property
-    def real(self) -> Tensor:
-        """True where `batch` is not padding."""
-        return self.batch.inputs["attention_mask"].bool()
-
-    @cached_property
-    def plain(self) -> Tensor:
-        """Logits of a forward pass without hooks, "batch pos d_vocab"."""
-        return self.vlm.logits(self.batch)
-
-    @cached_property
-    def hidden(self) -> dict[int, Tensor]:
-        """Every layer's output in a plain forward pass."""
-        with read(self.vlm) as hidden:
-            self.vlm.logits(self.batch)
-        return hidden
-
-    def compare(self, pairs: Iterable[tuple[Tensor, Tensor]], limit: float, what: str) -> str:
-        """Return the largest difference within pairs, as text.
-
-        Raises:
-            CheckFailed: One exceeds the limit, which scales with dtype eps and values above 1.
-        """
-        rounding = torch.finfo(self.vlm.model.dtype).eps / torch.finfo(torch.float32).eps
-        worst = 0.0
-        for a, b in pairs:
-            allowed = limit * rounding * max(1.0, float(b.abs().max()))
-            error = float((a.float() - b.float()).abs().max())
-            if not error <= allowed:
-                raise CheckFailed(f"{what} differ by {error:.1e}, more than {allowed:.1e}")
-            worst = max(worst, error)
-        return f"{what} differ by {worst:.1e}"
 
 
 def spans_partition_the_prompt(inputs: CheckInputs) -> str:
@@ -92,45 +31,48 @@ def spans_partition_the_prompt(inputs: CheckInputs) -> str:
 
 
 def hooked_logits_equal_plain_ones(inputs: CheckInputs) -> str:
-    """All reading contexts together leave the logits unchanged (limit 5e-5)."""
+    """All reading contexts together leave the logits unchanged."""
     vlm, last = inputs.vlm, inputs.batch["last"]
     with read(vlm), residual_writes(vlm, last), attention_rows(vlm, last), capture(vlm):
         hooked = vlm.logits(inputs.batch)
-    return inputs.compare([(hooked[inputs.real], inputs.plain[inputs.real])], 5e-5, "logits")
+    return inputs.compare([(hooked[inputs.real], inputs.plain[inputs.real])], "logits")
 
 
 def unembedded_last_output_is_the_logits(inputs: CheckInputs) -> str:
-    """Final norm and output embedding turn the last layer's output into the logits."""
-    ours = inputs.vlm.unembed(inputs.hidden[inputs.vlm.num_layers - 1])
-    return inputs.compare([(ours[inputs.real], inputs.plain[inputs.real])], 5e-5, "logits")
+    """Final norm and output embedding turn the last output into the logits, also in float32."""
+    vlm, plain = inputs.vlm, inputs.plain[inputs.real]
+    final = inputs.hidden[vlm.num_layers - 1][inputs.real]
+    return inputs.compare(((f(final), plain) for f in (vlm.unembed, vlm.unembed_float32)), "logits")
 
 
 def residual_writes_add_up(inputs: CheckInputs) -> str:
-    """Embedding, attention, MLP and writes between layers sum to the last state."""
+    """Embedding, attention, MLP and writes between layers sum to the last state, where it is."""
+    final = inputs.hidden[inputs.vlm.num_layers - 1]
 
     def sums(span: Span) -> tuple[Tensor, Tensor]:
         position = inputs.batch[span].int().argmax(1)  # 0 in rows without the span
         with residual_writes(inputs.vlm, position) as writes:
             inputs.vlm.logits(inputs.batch)
+        if not torch.equal(writes.final, gather_positions(final, position).to(writes.final)):
+            raise CheckFailed(f"the writes at {span} are those of another position")
         layers = writes.attn + writes.mlp + writes.between_layers
         return writes.embed + layers.sum(1), writes.final
 
-    return inputs.compare(map(sums, ("last", "visual")), 1e-5, "sums")
+    return inputs.compare(map(sums, ("last", "visual")), "sums", WHOLE_PASS)
 
 
 def frozen_contributions_add_up_to_the_logit(inputs: CheckInputs) -> str:
-    """Contributions under the frozen final norm sum to the top logit (limit 1e-4)."""
+    """Contributions under the frozen final norm sum to the top logit."""
     with residual_writes(inputs.vlm, inputs.batch["last"]) as writes:
         inputs.vlm.logits(inputs.batch)
-    frozen, head = inputs.vlm.freeze_norm(writes.final), inputs.vlm.components.head
+    frozen = inputs.vlm.freeze_norm(writes.final)
     shares = frozen(writes.attn) + frozen(writes.mlp) + frozen(writes.between_layers)
     normed = frozen(writes.embed) + shares.sum(1) + frozen.constant
     logits = inputs.plain[inputs.batch["last"]].float()
     key = logits.argmax(-1)
-    ours = (normed * head.weight[key].float()).sum(-1)
-    if head.bias is not None:
-        ours = ours + head.bias[key].float()
-    return inputs.compare([(ours, logits.gather(-1, key[:, None])[:, 0])], 1e-4, "logits")
+    direction, bias = token_directions(inputs.vlm.components.head, key)
+    ours = (normed * direction).sum(-1) + bias
+    return inputs.compare([(ours, logits.gather(-1, key[:, None])[:, 0])], "logits")
 
 
 def write_is_confined_to_its_span(inputs: CheckInputs) -> str:
@@ -172,7 +114,10 @@ def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
 
 
 def attention_rows_are_the_models(inputs: CheckInputs) -> str:
-    """Attention rows sum to 1 and, applied to the values, reproduce the output of sdpa."""
+    """Attention rows sum to 1 and, applied to the values, reproduce the output of sdpa.
+
+    Also that of sdpa in float32, where a wrong row cannot hide in the rounding of the model.
+    """
     calls: dict[int, AttentionCall] = {}
     with capture_attention(inputs.vlm, calls.__setitem__):
         inputs.vlm.logits(inputs.batch)
@@ -180,9 +125,19 @@ def attention_rows_are_the_models(inputs: CheckInputs) -> str:
         raise CheckFailed(f"attention was captured in layers {sorted(calls)} only")
     queries = inputs.batch["last"].int().argmax(1)
     rows = [(call, call.row(queries)) for call in calls.values()]
-    inputs.compare(((row.sum(-1), torch.ones_like(row.sum(-1))) for _, row in rows), 1e-5, "sums")
-    outputs = ((c.weighted_values(row), gather_positions(c.out, queries)) for c, row in rows)
-    return inputs.compare(outputs, 1e-5, "attention outputs")
+    what, outputs = "attention outputs", [(call, call.weighted_values(row)) for call, row in rows]
+    inputs.compare(((row.sum(-1), torch.ones_like(row.sum(-1))) for _, row in rows), "sums")
+    exact = {inputs.vlm.dtype: ONE_STEP[torch.float32]}
+    inputs.compare(((ours, _float32_attention(c, queries)) for c, ours in outputs), what, exact)
+    pairs = ((ours, gather_positions(call.out, queries)) for call, ours in outputs)
+    return inputs.compare(pairs, what)
+
+
+def _float32_attention(call: AttentionCall, queries: Tensor) -> Tensor:
+    q = gather_positions(call.q.transpose(1, 2), queries).float()[:, :, None]
+    k, v = (x.float().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (call.k, call.v))
+    mask = call.bias(queries[:, None].to(q.device), torch.float32)
+    return scaled_dot_product_attention(q, k, v, mask, scale=call.scaling)[:, :, 0]
 
 
 def resume_is_bit_equal(inputs: CheckInputs) -> str:
@@ -197,20 +152,20 @@ def resume_is_bit_equal(inputs: CheckInputs) -> str:
 
 
 def one_example_equals_a_batch(inputs: CheckInputs) -> str:
-    """An example has the same logits alone and in a batch (limit 1e-5)."""
+    """An example has the same logits alone and in a batch."""
 
     def logits(row: int) -> tuple[Tensor, Tensor]:
         alone = inputs.vlm.encode([inputs.images[row]], [inputs.prompts[row]])
         return inputs.vlm.logits(alone)[0], inputs.plain[row, inputs.real[row]]
 
-    return inputs.compare(map(logits, range(inputs.batch.size)), 1e-5, "logits")
+    return inputs.compare(map(logits, range(inputs.batch.size)), "logits", WHOLE_PASS)
 
 
 def padding_side_does_not_matter(inputs: CheckInputs) -> str:
-    """Left and right padding give the same logits (limit 1e-5)."""
+    """Left and right padding give the same logits."""
     right = inputs.vlm.encode(inputs.images, inputs.prompts, padding_side="right")
     ours = inputs.vlm.logits(right)[right.inputs["attention_mask"].bool()]
-    return inputs.compare([(ours, inputs.plain[inputs.real])], 1e-5, "logits")
+    return inputs.compare([(ours, inputs.plain[inputs.real])], "logits", WHOLE_PASS)
 
 
 def generation_does_not_depend_on_the_batch(inputs: CheckInputs) -> str:

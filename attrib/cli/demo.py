@@ -49,10 +49,10 @@ def demo(options: DemoOptions) -> int:
 def _commands(options: DemoOptions) -> list[str]:
     on = ["--model", options.model, "--data", options.data, "--split", options.split]
     on += ["--limit", str(options.limit), "--seed", str(options.seed)]
-    for name in ("revision", "dtype", "device"):
+    for name in ("revision", "dtype", "device", "device_map"):
         value = getattr(options, name)
         if value != type(options).model_fields[name].default:
-            on += [f"--{name}", value]
+            on += [f"--{name.replace('_', '-')}", value]
     on += ["--trust-remote-code"] if options.trust_remote_code else []
     return [
         shlex.join(["attrib", "demo", *on]),

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from editors.evaluation.editor_table import Job, Layers
 
 MANIFEST = "table.json"
-GROWING = ("out", "editors", "backbones", "data", "seeds", "device", "model")  # may differ later
+GROWING = (
+    "out",
+    "editors",
+    "backbones",
+    "data",
+    "seeds",
+    "device",
+    "device_map",
+    "model",
+)  # may differ later
 SELECTION_SAMPLES = 200
 SELECTION_WORDS = 2  # words of a long answer, which the model reads at different layers
 
@@ -124,7 +133,7 @@ def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":
 
     if options.layers is not None:
         return layers_of(options.layers, vlm)
-    shared = ("revision", "dtype", "device", "trust_remote_code", "image_root")
+    shared = ("revision", "dtype", "device", "device_map", "trust_remote_code", "image_root")
     given = {name: getattr(options, name) for name in shared}
     given |= {"model": job.backbone, "data": job.data}
     folder = table_folder(options.out, job.backbone, job.data) / "select"

@@ -161,9 +161,9 @@ class CleanPass:
 def clean_pass(vlm: VLM, batch: Batch) -> CleanPass:
     """Run a batch and keep what a replay from any layer needs."""
     with capture(vlm) as captured, read(vlm) as hidden:
-        logits = vlm.logits(batch)
+        logits = vlm.last_logits(batch)
     last, real = batch["last"], batch.inputs["attention_mask"].bool()
-    return CleanPass(vlm, captured, hidden, logits[last], last.int().argmax(1), real)
+    return CleanPass(vlm, captured, hidden, logits, last.int().argmax(1), real)
 
 
 resume = logits_from  # former name

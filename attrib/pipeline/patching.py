@@ -70,7 +70,8 @@ class Patching(Analysis[PatchingOptions]):
         del samples
         path = self.options.other_image
         other = open_photo(path) if path else None
-        return partial(measure_patching, spans=self._spans(), other=other, fit=self.options.fit)
+        how = {"spans": self._spans(), "other": other, "fit": self.options.fit}
+        return partial(measure_patching, **how, skip_blank=True)
 
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Forward passes per pair of images."""

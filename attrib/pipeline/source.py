@@ -1,21 +1,24 @@
-"""The model and the samples that options name."""
+"""The model and the samples that options name, with the first words of answers in the prompt."""
 
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrib.data import EditData, EditRequest, EditSample, load
-from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
+from attrib.data import EditData, EditRequest, EditSample, Quarantined, load
 from attrib.environment import sha256
 from attrib.errors import AttribError
 from attrib.pipeline.options import NAMED_SPLITS, AnalysisOptions, ModelOptions, Options
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
+
+MIN_ANSWERS = 10  # fewer do not show what answers share
 
 
 class ModelLoader:
@@ -74,6 +77,49 @@ def prefix_length(options: AnalysisOptions, data: EditData | None = None) -> int
     if options.answer_prefix is not None:
         return options.answer_prefix
     return shared_prefix_length(read_data(options) if data is None else data)
+
+
+def shared_prefix_length(samples: Iterable[EditSample]) -> int:
+    """Length, in words, of the prefix that more than half of the answers share.
+
+    An answer that ends with the prefix does not count as sharing it: its last word is its content.
+    """
+    answers = [sample.request.target.split() for sample in samples]
+    if len(answers) < MIN_ANSWERS:
+        return 0
+    length, sharing = 0, answers
+    while True:
+        next_words = Counter(answer[length] for answer in sharing if len(answer) > length + 1)
+        word, count = next_words.most_common(1)[0] if next_words else ("", 0)
+        if 2 * count <= len(answers):
+            return length
+        sharing = [answer for answer in sharing if answer[length : length + 1] == [word]]
+        length += 1
+
+
+def add_answer_prefix(data: EditData, words: int) -> EditData:
+    """Move the first `words` words of each request's target to the end of its prompt.
+
+    Analyses read the token after the prompt. The first word of a caption is an article, which does
+    not depend on the image; the word after it does.
+
+    Samples whose target has no more words than that are quarantined.
+    """
+    if not words:
+        return data
+    samples, short = [], []
+    for row, sample in enumerate(data.samples):
+        request = sample.request
+        *prefix, rest = request.target.split(maxsplit=words) or [""]
+        if len(prefix) == words:
+            prompt = " ".join([request.prompt.rstrip(" "), *prefix])
+            samples.append(replace(sample, request=EditRequest(request.source, prompt, rest)))
+        else:
+            why = f"the answer {request.target!r} has no word after the first {words}"
+            place = (sample.meta.get("file", data.name), sample.meta.get("row", row))
+            short.append(Quarantined(*place, "target", why))
+    provenance = {**data.provenance, "answer_prefix": words}
+    return EditData(data.name, data.split, samples, [*data.quarantined, *short], provenance)
 
 
 def as_data(samples: Sequence[EditSample]) -> EditData:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from attrib.data import EditData, EditSample, Quarantined
-from attrib.errors import AttribError, RowError, SetupError
+from attrib.errors import AttribError, RowError, SetupError, describe
 from attrib.forward.hooks import read
 from attrib.memory import free_memory, is_out_of_memory
 from attrib.model.batch import Batch
@@ -29,6 +29,7 @@ Measure = Callable[[VLM, Batch, Sequence[EditSample]], Tables]
 MEMORY = "memory"  # a single sample does not fit
 REFUSED = "request"  # the measurement refused the sample
 NOT_FINITE = "value"  # the model's numbers are not finite
+BROKE = "error"  # an error that nobody foresaw
 Opened = tuple[EditSample, Image.Image | None]
 logger = logging.getLogger("attrib")
 
@@ -68,6 +69,8 @@ class Collected:
             record = Quarantined.from_error(why)
         else:
             reason = " ".join(str(why).split())
+            if isinstance(why, Exception) and not (reason and isinstance(why, AttribError)):
+                reason = describe(why)
             record = Quarantined(self.file or sample.id, sample.meta.get("row"), where, reason)
         self.failed.append((sample, record))
 
@@ -117,11 +120,13 @@ class Collector:
             raise
         except AttribError as error:
             return where, error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except torch.AcceleratorError:
+            raise  # the device is lost, and with it every later row
+        except Exception as error:
             # The traceback's frames hold the tensors that did not fit.
-            return MEMORY, error.with_traceback(None)
+            return (
+                (MEMORY, error.with_traceback(None)) if is_out_of_memory(error) else (BROKE, error)
+            )
         for sample in samples:
             if sample.id in broken:
                 layer = layers[sample.id] or "the output of every layer of the model is finite"
@@ -139,7 +144,7 @@ class Collector:
             done.quarantine(one[0], NOT_FINITE, f"{layer}: {error}")
             return
         done.quarantine(one[0], where, error)
-        if where in (REFUSED, MEMORY) and general:
+        if where in (REFUSED, MEMORY, BROKE) and general:
             done.refusal = done.refusal or error
 
     def _first_bad(self, one: Opened) -> str:
@@ -168,8 +173,9 @@ def collect(
 
     Raises:
         SetupError: No sample could be used.
-        AttribError: The measurement refused every sample.
+        AttribError: The measurement refused every sample, or two samples have the same id.
     """
+    require_unique(samples)
     collector = Collector(vlm, measure, batch_size)
     done = Collected(file_of(samples))
     for start in progress(range(0, len(samples), batch_size), what):
@@ -177,6 +183,15 @@ def collect(
     if not done.used:
         raise done.refusal or SetupError(empty_message(done.quarantined))
     return done
+
+
+def require_unique(samples: Sequence[EditSample]) -> None:
+    """Refuse samples of which two have the same id."""
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise AttribError(f"two samples have the id {sample.id!r}: ids must be unique")
+        seen.add(sample.id)
 
 
 def file_of(samples: Sequence[EditSample]) -> str:
@@ -194,7 +209,7 @@ def empty_message(quarantined: Sequence[Quarantined]) -> str:
 def first_bad_layer(vlm: VLM, batch: Batch) -> int | None:
     """The first layer whose output is not finite at some position of the prompts, if any."""
     with read(vlm) as hidden:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     real = batch.inputs["attention_mask"].bool()
     for layer in range(vlm.num_layers):
         h = hidden[layer]
@@ -223,7 +238,7 @@ def _open_images(samples: Sequence[EditSample], done: Collected) -> list[Opened]
     for sample in samples:
         try:
             opened.append((sample, sample.request.image))
-        except AttribError as error:
+        except Exception as error:  # sources are functions of callers
             done.quarantine(sample, "image", error)
     return opened
 

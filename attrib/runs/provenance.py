@@ -40,7 +40,7 @@ def provenance_of(
             "name": vlm.name,
             "class": type(vlm.model).__name__,
             "layers": vlm.num_layers,
-            "dtype": str(vlm.model.dtype).removeprefix("torch."),
+            "dtype": str(vlm.dtype).removeprefix("torch."),
             "device": str(vlm.device),
             "commit": getattr(config, "_commit_hash", None),
             "weights_sha256": weights_digest(folder) if folder.is_dir() else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attrib.data import EditRequest, EditSample, Quarantined
 from attrib.errors import AttribError, RowError
 from attrib.progress import progress
-from attrib.runs.collect import MEMORY, REFUSED, Collected, Collector
+from attrib.runs.collect import BROKE, MEMORY, REFUSED, Collected, Collector
 from attrib.runs.shards import Shard, ShardStore
 
 Pass = tuple[Shard, Sequence[EditSample], bool]  # the last: whether it completes the shard
@@ -63,8 +63,8 @@ class Worker:
 
 
 def should_retry(sample: EditSample, record: Quarantined) -> bool:
-    """Whether a quarantined sample may work now: its image was repaired, or it lacked memory."""
-    if record.field == MEMORY:
+    """Whether a quarantined sample may work now: a repaired image, more memory, a mended bug."""
+    if record.field in (MEMORY, BROKE):
         return True
     if record.field not in IMAGE_FIELDS and not record.field.endswith(".image"):
         return False
@@ -82,6 +82,6 @@ def _image_error(request: EditRequest) -> str:
 
 
 def _same_for_all(done: Collected) -> bool:
-    by_measure = {record.field for record in done.quarantined} <= {REFUSED, MEMORY}
+    by_measure = {record.field for record in done.quarantined} <= {REFUSED, MEMORY, BROKE}
     one_reason = len({record.reason for record in done.quarantined}) == 1
     return by_measure and one_reason and not done.used

@@ -83,7 +83,7 @@ def _visible_padding(p):
         padded = pad_rows(*args, **settings)
         return padded | {"attention_mask": torch.ones_like(padded["attention_mask"])}
 
-    p.setattr(wrapper, "pad_rows", broken)
+    p.setattr(encoding, "pad_rows", broken)
 
 
 def _unnormed_share(p):
@@ -111,7 +111,7 @@ BREAKS = {
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,
     "generation does not depend on the batch": lambda p: p.setattr(
-        wrapper, "pad_left", lambda inputs, _pad_id: inputs
+        encoding, "pad_left", lambda inputs, _pad_id: inputs
     ),
     "generation writes the prompt once": lambda p: p.setattr(checks, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(

@@ -7,7 +7,7 @@ import torch
 from conftest import examples, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses.gradients import gradient_times_input
+from attrib.analyses.visual_tokens import gradient_times_input
 from attrib.errors import AttribError
 from attrib.forward.hooks import gather_positions, position_index, write
 from attrib.forward.replay import capture, forward_from

@@ -5,9 +5,8 @@ import pytest
 from attrib import data
 from attrib.cli.evaluate import EvaluateOptions
 from attrib.data import EditData, EditRequest, EditSample
-from attrib.data.answer_prefix import add_answer_prefix, shared_prefix_length
 from attrib.pipeline.options import AnalysisOptions
-from attrib.pipeline.source import load_samples
+from attrib.pipeline.source import add_answer_prefix, load_samples, shared_prefix_length
 
 
 def captions(*targets):
