@@ -4,9 +4,6 @@ import shlex
 import time
 from pathlib import Path
 
-import typer
-
-from attrib.cli.command import add_command
 from attrib.cli.outputs import log, write_manifest, write_quarantined
 from attrib.pipeline.options import ModelOptions, option
 from attrib.pipeline.source import load_model
@@ -22,11 +19,6 @@ class DemoOptions(ModelOptions):
     batch_size: int = option(16, "Samples per pass.", ge=1)
     seed: int = option(0, "Seed of the bootstrap intervals.")
     out: Path = option(Path("demo"), "Folder of the report.")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "demo", DemoOptions, demo)
 
 
 def demo(options: DemoOptions) -> int:

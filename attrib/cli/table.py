@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attrib.cli.command import ExitCode, add_command, invocation
+from attrib.cli.command import ExitCode, invocation
 from attrib.cli.outputs import log
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
@@ -59,11 +59,6 @@ class TableOptions(ModelOptions):
     steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
     protocols: str = option("paper,exact,generate", "When an answer counts as right.")
     out: Path = option(Path("runs/table"), "Folder of editors, scores and tables.")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "table", TableOptions, table)
 
 
 def table(options: TableOptions) -> int:

@@ -89,7 +89,7 @@ class Patching(Analysis[PatchingOptions]):
 
     def summarize(self, result: "Result") -> str:
         """Up to which layer patching flips the answer."""
-        from attrib.report.summaries import summarize_patching
+        from attrib.report.intervention_summaries import summarize_patching
 
         return summarize_patching(result)
 

@@ -144,7 +144,7 @@ class Sensitivity(Analysis[SweepOptions]):
 
     def summarize(self, result: "Result") -> str:
         """The most sensitive layers."""
-        from attrib.report.summaries import summarize_sensitivity
+        from attrib.report.intervention_summaries import summarize_sensitivity
 
         return summarize_sensitivity(result)
 

@@ -16,7 +16,7 @@ from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
 from attrib.data import Quarantined
 from attrib.data.scenes.export import ExportResult
 from attrib.errors import AttribError, SetupError
-from attrib.pipeline.registry import find_analysis
+from attrib.pipeline import find_analysis
 from attrib.results import Result
 
 PHOTO = ["--prompt", "The animal is a"]
