@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import save_tiny
 from PIL import Image
 from typer.testing import CliRunner
@@ -242,15 +243,12 @@ def test_other_options_make_other_folders_and_the_same_make_the_same():
 
 
 def test_errors_become_exit_codes(capsys):
-    class OutOfMemoryError(RuntimeError):
-        pass
-
     assert exit_code(SetupError("no\nmodel")) == 3
     assert capsys.readouterr().err == "attrib: no model\n"
     assert exit_code(AttribError("x")) == 2
     assert exit_code(PermissionError(13, "Permission denied", "out")) == 3
     assert "out: Permission denied" in capsys.readouterr().err
-    assert exit_code(OutOfMemoryError("CUDA")) == 3
+    assert exit_code(torch.OutOfMemoryError("CUDA")) == 3
     assert "--batch-size" in capsys.readouterr().err
 
 
