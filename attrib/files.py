@@ -28,7 +28,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         Path(name).replace(path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:  # a full disk does not say where
+        # A full disk does not say where; an error without a number keeps its own message.
+        if isinstance(error, OSError) and error.errno and not error.filename:
             error.filename = str(path)
         raise
 
