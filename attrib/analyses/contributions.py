@@ -44,7 +44,7 @@ from attrib.model.precision import log_normalizer, normalized, token_directions
 from attrib.model.targets import answer_ids
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import Norm
 
 NO_TOKEN = -1

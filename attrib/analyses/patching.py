@@ -27,7 +27,7 @@ from attrib.forward.replay import Captured, capture, forward_from
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import PatchSpan
 
 STATISTICS = ("follows", "stays", "neither", "difference", "same_answer")

@@ -27,7 +27,7 @@ from attrib.model.components import Components, FrozenNorm, describe, find_compo
 from attrib.model.devices import execution_device, loaded
 from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
-from attrib.model.last_logits import last_logits
+from attrib.model.last_logits import gather_last, logits_to_keep
 from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
@@ -130,7 +130,9 @@ class VLM:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
         with pushed(self._active, run.batch):
-            return last_logits(self.model, run.batch)
+            keep = logits_to_keep(self.model, run.batch)
+            logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
+        return gather_last(logits, run.batch)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
@@ -195,9 +197,8 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        inputs = encoding.pad_left(
-            apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
-        )
+        rewritten = apply_rewriters(self._rewriters, batch).batch
+        inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
         limits = self.tokenizer, self.pad_id, max_new_tokens
         with loaded(self.model), pushed(self._active, self.batch(inputs)):
             out = generated_ids(self.model, inputs, *limits, settings)

@@ -11,7 +11,7 @@ from attrib.vocabulary import Norm
 if TYPE_CHECKING:
     from attrib.data import EditSample
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 
 class ContributionOptions(MeasureOptions):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 SIGMAS = "0.1,0.3,0.5,0.7,1.0"
 # Options that decide what is measured; those left out are printed with their defaults.

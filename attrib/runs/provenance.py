@@ -14,7 +14,7 @@ from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
 
 if TYPE_CHECKING:
-    from attrib.runs.collect import Collected
+    from attrib.runs.collected import Collected
 
 SAMPLED = 256  # elements of each weight in the fingerprint
 

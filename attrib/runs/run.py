@@ -22,11 +22,11 @@ from attrib.errors import SetupError
 from attrib.model.precision import is_half
 from attrib.model.vlm import VLM
 from attrib.runs import manifest as manifests
-from attrib.runs.collect import Collector, Measure, empty_message, file_of
+from attrib.runs.collect import Collector, Worker
+from attrib.runs.collected import Measure, empty_message, file_of, should_retry
 from attrib.runs.distributed import TIMEOUT_SECONDS, Rank, wait_for
 from attrib.runs.provenance import provenance_of
 from attrib.runs.shards import Shard, ShardResult, ShardStore, merge, split
-from attrib.runs.worker import Worker, should_retry
 
 SINGLE = Rank()
 logger = getLogger("attrib")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from attrib.data import EditSample, Quarantined
 from attrib.files import atomic_write
-from attrib.runs.collect import MEMORY, NOT_FINITE, Collected, require_unique
+from attrib.runs.collected import MEMORY, NOT_FINITE, Collected, require_unique
 
 ROWS = 16  # per shard: an interruption costs little, and a pass can still be full
 ROWS_TABLE = "rows"

@@ -8,10 +8,10 @@ from conftest import save_tiny
 from torch.testing import assert_close
 
 import attrib
+from attrib.analyses.sensitivity import clean_pass
 from attrib.checks import QUICK, check, checks, verify
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import gather_positions, write
-from attrib.forward.replay import clean_pass
 from attrib.model.precision import log_normalizer, main_dtype, token_directions
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import provenance_of
