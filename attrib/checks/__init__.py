@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from attrib.checks import checks, generation
-from attrib.checks.inputs import CheckFailed, CheckInputs
+from attrib.checks.inputs import FAILURES, CheckFailed, CheckInputs
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 
@@ -32,16 +32,6 @@ CHECKS: tuple[Check, ...] = (
     generation.generation_does_not_depend_on_the_batch,
     generation.generation_writes_the_prompt_once,
     checks.grids_fit_the_visual_tokens,
-)
-# Errors that an unknown model or processor may raise: a failed check, not a crash.
-FAILURES = (
-    CheckFailed,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
 )
 
 
