@@ -25,3 +25,8 @@ class RowError(AttribError):
     def __init__(self, message: str, *, file: str, row: int | str, field: str):
         super().__init__(f"{file}: row {row}: {field}: {message}")
         self.file, self.row, self.field = file, row, field
+
+
+def describe(error: BaseException) -> str:
+    """Class and message of an error in one line, which is never empty."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

@@ -26,8 +26,11 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         # mkstemp creates files with mode 600; results get the usual permissions.
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        # A full disk does not say where; an error without a number keeps its own message.
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from attrib.checks import verify as verify_model
 from attrib.model.checkpoint import read_checkpoint
+from attrib.model.placement import DeviceMap
 from attrib.model.vlm import VLM
 
 
@@ -9,6 +10,7 @@ def load(
     name: str,
     *,
     device: str = "auto",
+    device_map: DeviceMap = None,
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -19,6 +21,8 @@ def load(
     Args:
         name: "tiny-llava", a folder written by `save_pretrained`, or an id on the Hugging Face hub.
         device: Device of the weights; "auto" takes a GPU if there is one.
+        device_map: Spread the model instead: "auto" over all GPUs, then main memory, then the disk;
+            or a map from its parts to devices, "cpu" or "disk".
         dtype: "float32", "bfloat16" or "float16"; "auto" is float32 on a CPU and the checkpoint's
             dtype elsewhere.
         revision: Branch, tag or commit of a Hugging Face id.
@@ -30,7 +34,7 @@ def load(
             weights are pickles, it needs remote code, or a check fails.
     """
     model, processor = read_checkpoint(
-        name, device, dtype, revision, trust_remote_code, complete=verify
+        name, device, dtype, revision, trust_remote_code, verify, device_map
     )
     vlm = VLM(model, processor, name)
     if verify:

@@ -118,7 +118,7 @@ class Result:
     def _view(self) -> "Analysis":
         """The analysis, with the options that the result was made with."""
         # Drawing is an optional integration: imported when it is asked for, as pandas does.
-        from attrib.pipeline.registry import analysis_of
+        from attrib.pipeline import analysis_of
 
         return analysis_of(self)
 

@@ -34,15 +34,23 @@ SETUP = 16  # number of edits that an editor is set up with
 PAPERS = {"visedit": {"visual": [19]}, "dualedit": {"text": [16], "visual": [19]}}
 
 
-def measure(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksum) -> Any:
+def measure(
+    name: str,
+    vlm: VLM,
+    samples: Sequence[EditSample],
+    checksum: Checksum,
+    preset: str = "published",
+) -> Any:
     """The costs of one edit, or the error."""
     try:
-        return _costs(name, vlm, samples, checksum)
+        return _costs(name, vlm, samples, checksum, preset)
     except (AttribError, torch.OutOfMemoryError) as error:
         return {"editor": name, "failed": str(error).splitlines()[0]}
 
 
-def _costs(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksum) -> Any:
+def _costs(
+    name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksum, preset: str
+) -> Any:
     depth = len(vlm.layers) / 32
     layers = {m: [round(i * depth) for i in at] for m, at in PAPERS.get(name, {}).items()}
     options: dict[str, Any] = {"layers": layers, "gate": "none"} if layers else {}
@@ -52,7 +60,7 @@ def _costs(name: str, vlm: VLM, samples: Sequence[EditSample], checksum: Checksu
     reset_peak(vlm.device)
     with tempfile.TemporaryDirectory() as folder:
         began = clock(vlm.device)
-        editor = EDITORS[name].train(vlm, samples[:-1], out=folder, preset="published", **options)
+        editor = EDITORS[name].train(vlm, samples[:-1], out=folder, preset=preset, **options)
         ready = clock(vlm.device)
     edit = editor.edit(vlm, request)
     made = clock(vlm.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
+from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 
 __all__ = ["Edit", "Editor", "WeightEdit", "encode_requests"]
@@ -81,19 +82,20 @@ class WeightEdit:
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """Replace the parameters' data inside the context; the original tensors come back."""
-        parameters = dict(vlm.model.named_parameters())
-        if unknown := sorted(set(self.weights) - set(parameters)):
+        known = {name for name, _ in vlm.model.named_parameters(remove_duplicate=False)}
+        if unknown := sorted(set(self.weights) - known):
             raise AttribError(
                 f"{vlm.name} has no parameter {unknown[0]}: the edit is of another model"
             )
-        before = {name: parameters[name].data for name in self.weights}
-        try:
-            for name, value in self.weights.items():
-                parameters[name].data = value.to(before[name])
-            yield
-        finally:
-            for name, value in before.items():
-                parameters[name].data = value
+        with loaded_weights(vlm.model, self.weights) as parameters:
+            before = {name: parameters[name].data for name in self.weights}
+            try:
+                for name, value in self.weights.items():
+                    parameters[name].data = value.to(before[name])
+                yield
+            finally:
+                for name, value in before.items():
+                    parameters[name].data = value
 
     def __repr__(self) -> str:
         return f"WeightEdit({len(self.weights)} parameters, {self.num_bytes:,} bytes)"

@@ -51,9 +51,29 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _model_record(vlm: VLM) -> dict[str, str]:
+    dtype = str(vlm.dtype).removeprefix("torch.")
+    return {"name": vlm.name, "dtype": dtype, "fingerprint": fingerprint(vlm)}
+
+
+def _refuse_other_model(made: Mapping[str, str], vlm: VLM, what: str, again: str) -> None:
+    here = _model_record(vlm)
+    if made["fingerprint"] == here["fingerprint"]:
+        return
+    name, dtype = made["name"], made.get("dtype", here["dtype"])  # old files do not name it
+    if dtype != here["dtype"]:
+        raise SetupError(
+            f"{what} {name} in {dtype}, and {vlm.name} is loaded in {here['dtype']}; load it with "
+            f"dtype {dtype}, or {again}"
+        )
+    raise SetupError(
+        f"{what} {name}, whose weights are not those of {vlm.name}; load that model, or {again}"
+    )
+
+
 def write_record(path: Path, name: str, vlm: VLM, about: Mapping[str, Any]) -> None:
     """Write the editor's name, its model and `about` (JSON) into the folder `path`."""
-    model = {"name": vlm.name, "fingerprint": fingerprint(vlm)}
+    model = _model_record(vlm)
     record = {"editor": name, "model": model, **about, "versions": versions()}
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / SETTINGS, json.dumps(record, indent=1))
@@ -70,11 +90,8 @@ def read_record(path: Path, name: str, vlm: VLM) -> dict[str, Any]:
     record = json.loads((path / SETTINGS).read_text())
     if record["editor"] != name:
         raise SetupError(f"{path} holds the editor {record['editor']!r}, not {name!r}")
-    if record["model"]["fingerprint"] != fingerprint(vlm):
-        raise SetupError(
-            f"{path} was trained for {record['model']['name']}, whose weights are not those of "
-            f"{vlm.name}; load that model, or train the editor for this one"
-        )
+    what = f"{path} was trained for"
+    _refuse_other_model(record["model"], vlm, what, "train the editor for this one")
     return record
 
 
@@ -96,7 +113,7 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
         SetupError: Edits of this kind cannot be saved, or not without their editor.
     """
     record: dict[str, Any] = {
-        "model": {"name": vlm.name, "fingerprint": fingerprint(vlm)},
+        "model": _model_record(vlm),
         "kind": type(edit).__name__,
     }
     tensors: dict[str, Tensor] = {}
@@ -127,11 +144,7 @@ def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
         SetupError: The file is not an edit, or it is of another model or another editor.
     """
     record, tensors = _read(Path(path))
-    if record["model"]["fingerprint"] != fingerprint(vlm):
-        raise SetupError(
-            f"{path} is an edit of {record['model']['name']}, whose weights are not those of "
-            f"{vlm.name}; load that model, or make the edit again"
-        )
+    _refuse_other_model(record["model"], vlm, f"{path} is an edit of", "make the edit again")
     tensors = {name: value.to(vlm.device) for name, value in tensors.items()}
     if record["kind"] == "WeightEdit":
         return WeightEdit(tensors)

@@ -24,6 +24,7 @@ NAME = "dualedit_figure_5"
 LAYERS, OF = (16, 19), 32  # the paper's pair of layers, and how many layers its model has
 TEST_EDITS = 200  # edits per cell, if the grid's folder does not record them
 NO_GATE = "none"
+HATCH = "///"  # of cells without a score
 PAIRS = "1x1+0x0+4x1+3x3+2x2+0x2+2x0+5x5,6+8x8"  # of the committed grid
 
 
@@ -78,19 +79,21 @@ def cell_table(grid: pd.DataFrame, edits: int) -> pd.DataFrame:
 
 def draw(measured: Measured, style: Style) -> "Drawing":
     """Draw the grid with missing cells hatched, and mark the best pair and two others."""
+    import seaborn  # slow to import, and needed here only
+
     from attrib.plots.drawing import new_figure
-    from attrib.plots.editing import score_grid
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
     values = _matrix(measured)
-    score_grid(
-        ax,
-        100 * values,
-        colors=style.sequence,
-        label="reliability, % of answer tokens",
-        missing=style.colors["grid"],
-    )
+    bar: dict[str, Any] = {"label": "reliability, % of answer tokens", "shrink": 0.8}
+    seaborn.heatmap(100 * values, ax=ax, mask=np.isnan(values), annot=True, fmt=".1f",
+                    cmap=style.sequence, annot_kws={"fontsize": 7.5, "va": "top"},
+                    cbar_kws=bar)  # fmt: skip
+    ax.invert_yaxis()  # the centre of the cell (row, col) is at (col + 0.5, row + 0.5)
+    ax.tick_params(rotation=0)
+    ax.grid(visible=False)
+    ax.patch.set(hatch=HATCH, edgecolor=style.colors["grid"])
     _marks(ax, measured, style)
     about = measured.about
     ax.set(xlabel="layer of the visual adapter", ylabel="layer of the text adapter")
@@ -197,8 +200,6 @@ def _matrix(measured: Measured) -> np.ndarray:
 
 
 def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
-    from attrib.plots.editing import missing_in_legend
-
     cells = measured.tables["cells"]
     best = cells.loc[cells["value"].idxmax()]
     places = {"best pair": (int(best["text"]), int(best["visual"])),
@@ -208,7 +209,8 @@ def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
         if len(pair):
             ax.plot(pair[1] + 0.5, pair[0] + 0.7, marker, color="white", markeredgecolor="black",
                     markersize=8, linestyle="none", label=name)  # fmt: skip
-    missing_in_legend(ax, style.colors["muted"], "not trained")
+    look: dict[str, Any] = {"hatch": HATCH, "edgecolor": style.colors["muted"], "linewidth": 0}
+    ax.fill([], [], fill=False, label="not trained", **look)
 
 
 def _pair(row: Any) -> str:

@@ -10,7 +10,7 @@ from figures.figure import Setting
 if TYPE_CHECKING:
     from attrib.data import EditData
     from attrib.model.vlm import VLM
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 BATCH = 10
 VERSIONS_OF = ("attrib", "torch", "transformers", "numpy", "python")

@@ -10,6 +10,9 @@ import pytest
 from conftest import save_tiny
 from test_equations import resolve
 
+from attrib.pipeline import ANALYSES
+from editors import EDITORS
+
 DOCS = Path(__file__).parent.parent / "docs"
 ADDING = ("adding-an-analysis.md", "adding-an-editor.md", "adding-a-model.md")
 LONGEST = 110
@@ -32,6 +35,16 @@ INVENTED = {"attrib/analyses/lens.py", "attrib/pipeline/lens.py", "attrib/plots/
 def example(name):
     """All Python of a page, as one program."""
     return "\n".join(re.findall(r"(?s)```python\n(.*?)```", (DOCS / name).read_text()))
+
+
+@pytest.fixture(autouse=True)
+def _registries_are_restored():
+    """The worked examples register an analysis and an editor."""
+    kept = [(registry, dict(registry)) for registry in (ANALYSES, EDITORS)]
+    yield
+    for registry, entries in kept:
+        registry.clear()
+        registry.update(entries)
 
 
 def run(code, monkeypatch):

@@ -12,7 +12,7 @@ from attrib.forward.attention import attention_rows
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import Span
 
 # Text excludes the begin-of-sequence token, an attention sink that alone would put text above the
@@ -28,7 +28,7 @@ def attention(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer pos"]:
     A row sums to 1; it is NaN in layers without attention, which hybrid models have.
     """
     with attention_rows(vlm, batch["last"]) as rows:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     return head_mean(vlm, rows)
 
 

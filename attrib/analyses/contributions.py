@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from attrib.analyses.attention import attention_table, head_mean
 from attrib.analyses.direct_logits import (
@@ -33,17 +32,19 @@ from attrib.analyses.direct_logits import (
     key_tokens,
     last_writes,
     module_writes,
-    unembedding,
 )
+from attrib.analyses.first_tokens import after_space
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
 from attrib.model.batch import Batch
+from attrib.model.precision import log_normalizer, normalized, token_directions
+from attrib.model.targets import answer_ids
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import Norm
 
 NO_TOKEN = -1
@@ -104,16 +105,17 @@ def contributions_of(
         return Contributions(shares, shares, torch.ones_like(shares), key)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
-    modules, weight = module_writes(writes), unembedding(vlm)
-    index = key[:, None, None].expand(-1, len(MODULES), 1)
-    logit, logp = [], []
-    for layer in range(vlm.num_layers):  # layer by layer: a vocabulary is wide
-        write = modules[:, layer]
-        # The paper's r W_V has neither norm nor bias.
-        logits = vlm.unembed(write).float() if norm == "final" else linear(write.float(), weight)
-        logit.append(logits.gather(-1, index)[..., 0])
-        logp.append(logit[-1] - logits.logsumexp(-1))
-    v, p = torch.stack(logit, 1), torch.stack(logp, 1).exp()
+    head, modules = vlm.components.head, module_writes(writes).float()
+    has_norm = norm == "final"  # the paper's r W_V has neither norm nor bias
+    if has_norm:
+        modules = normalized(vlm.components.norm, modules)
+    direction, bias = (x.float().to(modules.device) for x in token_directions(head, key))
+    v = (modules * direction[:, None, None]).sum(-1)
+    if has_norm:
+        v = v + bias[:, None, None]
+    # Layer by layer: a vocabulary is wide.
+    sums = [log_normalizer(head, one, bias=has_norm) for one in modules.unbind(1)]
+    p = (v - torch.stack(sums, 1)).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
     return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)
 
@@ -122,6 +124,8 @@ def measure_contributions(
     vlm: VLM, batch: Batch, samples: Sequence[EditSample], *, key: str, norm: Norm
 ) -> Tables:
     """Table "contributions"; see `choose_key` for valid values of `key`."""
+    if (answers := _expected(samples, key)) is not None:
+        batch = after_space(vlm, batch, samples, answers)
     writes = last_writes(vlm, batch)
     return {"contributions": _table(vlm, batch, samples, writes, key, norm)}
 
@@ -140,7 +144,7 @@ def measure_demo(
     """
     last = batch["last"]
     with residual_writes(vlm, last) as writes, attention_rows(vlm, last) as rows:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     generated = vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
     truths = [truth(sample) for sample in samples]
     answers = {
@@ -171,10 +175,8 @@ def choose_key(
             answer to an unrelated question (of the sample's visual, else of its text locality)
             whose first token differs from the model's prediction.
     """
-    if key == "gold":
-        return _first_tokens(vlm, [sample.request.target for sample in samples])
-    if key.startswith(TOKEN) and len(key) > len(TOKEN):
-        return _first_tokens(vlm, [key.removeprefix(TOKEN)] * len(samples))
+    if (answers := _expected(samples, key)) is not None:
+        return _first_tokens(vlm, samples, answers)
     argmax = key_tokens(vlm, batch, writes, "argmax")
     if key == "argmax":
         return argmax
@@ -183,15 +185,29 @@ def choose_key(
     wrong = []
     for sample, predicted in zip(samples, argmax.tolist(), strict=True):
         unrelated = (*sample.visual_locality, *sample.text_locality)
-        tokens = (vlm.answer_token(request.target) for request in unrelated)
+        tokens = (vlm.answer_token(r.target) for r in unrelated if r.target.strip())
         wrong.append(next((token for token in tokens if token != predicted), NO_TOKEN))
     return torch.tensor(wrong, device=argmax.device)
 
 
-def _first_tokens(vlm: VLM, answers: Sequence[str]) -> Int[Tensor, " batch"]:
+def _expected(samples: Sequence[EditSample], key: str) -> list[str] | None:
+    """The answers whose first tokens are the keys; None if keys are the model's own."""
+    if key == "gold":
+        return [sample.request.target for sample in samples]
+    if key.startswith(TOKEN) and len(key) > len(TOKEN):
+        return [key.removeprefix(TOKEN)] * len(samples)
+    return None
+
+
+def _first_tokens(
+    vlm: VLM, samples: Sequence[EditSample], answers: Sequence[str]
+) -> Int[Tensor, " batch"]:
+    """The first token with content of each answer after its prompt."""
     if empty := [i for i, answer in enumerate(answers) if not answer.strip()]:
         raise AttribError(f"sample {empty[0]} of the batch has no target: use --key argmax")
-    return torch.tensor([vlm.answer_token(answer) for answer in answers])
+    pairs = zip(samples, answers, strict=True)
+    keys = (answer_ids(vlm.tokenizer, sample.request.prompt, answer) for sample, answer in pairs)
+    return torch.tensor([key[0] for key in keys])
 
 
 def _table(

@@ -4,7 +4,6 @@ Compute is that of the decoder layers, which a forward pass runs once on all pos
 compute is proportional to its positions; attention to the keys of earlier positions is not counted.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,21 +13,22 @@ from attrib.analyses.sensitivity import (
     ROWS_OF_LOGITS,
     SIGMAS,
     check_arguments,
-    copies_at_once,
+    clean_pass,
     nothing_to_perturb,
 )
 from attrib.errors import AttribError
 from attrib.forward.noise import perturbed_positions
-from attrib.forward.replay import CleanPass, clean_pass
+from attrib.forward.replay import CleanPass
 from attrib.forward.suffix import Suffix, build_suffix, is_sliceable
+from attrib.forward.suffix_memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.model.batch import Batch
+from attrib.model.last_logits import kept_positions
 from attrib.model.vlm import VLM
 from attrib.vocabulary import NoiseModality
 
 # Share of a layer's compute for keys and values alone: of its square matrices, keys and values are
 # two, queries and outputs two more, and an MLP of four times the width counts as eight.
 KV_SHARE = 2 / 12
-STREAMS = 3  # per position besides a module's own activations: the stream, its norm, the sum
 LOGITS = 7  # rows as wide as the vocabulary, in float64, that a divergence needs
 
 
@@ -112,43 +112,18 @@ def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[
     vlm, first = clean.vlm, clean.hidden[0]
     d_vocab, item = clean.logits.shape[-1], first.element_size()
     positions = clean.real.numel()
-    one_layer = positions * (STREAMS * vlm.d_model + _width(vlm))
+    kept = kept_positions(vlm.model, clean.last, clean.real.shape[1])
+    unembedded = len(clean.last) * kept
+    one_layer = positions * (STREAMS * vlm.d_model + layer_width(vlm))
     outputs = vlm.num_layers * first.numel()
     prefix = [t for kv in suffix.prefix.values() for t in (kv.keys, kv.values)]
     states = sum(t.numel() for t in [*suffix.hidden.values(), *prefix])
     noise = 2 * suffix.hidden[0].numel() * 4  # in float32
     divergence = min(ROWS_OF_LOGITS, at_once) * d_vocab * LOGITS * 8
     return max(
-        (outputs + max(positions * d_vocab, one_layer)) * item,
+        (outputs + max(unembedded * d_vocab, one_layer)) * item,
         (outputs + states + one_layer) * item,
         (states + clean.logits.numel()) * item
         + noise
-        + max(_chunk(suffix, at_once, per_layer) * item, divergence),
+        + max(chunk_elements(suffix, at_once, per_layer) * item, divergence),
     )
-
-
-def _chunk(suffix: Suffix, at_once: int, per_layer: Sequence[int]) -> int:
-    """Peak number of elements for the perturbed copies of one chunk.
-
-    Args:
-        suffix: The positions that run.
-        at_once: How many copies run together.
-        per_layer: How many copies are perturbed in each layer.
-    """
-    stream, batch = suffix.num_pos * suffix.vlm.d_model, len(suffix.last)
-    mlp = suffix.num_pos * _width(suffix.vlm) - 2 * stream
-    attention = 4 * stream
-    if suffix.prefix:
-        kv = suffix.prefix[0]
-        front = kv.keys[0].numel() + kv.values[0].numel()
-        # Joined with the copy's own; copied before that if examples are selected.
-        attention += front * (2 if batch > 1 else 1) + 2 * stream
-    # Copies perturbed after a layer do not run it; the last layer may have a single query.
-    last = min(at_once, sum(per_layer[:-1]))
-    whole = last if suffix.query is None else min(at_once, sum(per_layer[:-2]))
-    return STREAMS * stream * at_once + max(whole * max(attention, mlp), last * attention)
-
-
-def _width(vlm: VLM) -> int:
-    """Elements that a layer's matrices produce per position: its parameters over d_model."""
-    return math.ceil(sum(w.numel() for w in vlm.layers[0].parameters()) / vlm.d_model)

@@ -10,9 +10,12 @@ from torch import Tensor
 from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
+from attrib.model.precision import token_directions
+from attrib.model.targets import without_blank
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
+CONVERTED = 2**24  # elements of the output embedding at a time: 64 MiB
 Key = Literal["argmax", "gold"] | Int[Tensor, " batch"]
 
 
@@ -50,16 +53,14 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
     frozen = vlm.freeze_norm(writes.final)
-    direction = unembedding(vlm)[key]
+    rows = token_directions(vlm.components.head, key)
+    direction, bias = (row.float().to(frozen.gain.device) for row in rows)
 
     def share(write: Tensor) -> Tensor:
         shape = (len(direction), *[1] * (write.ndim - 2), -1)
         return (frozen(write) * direction.reshape(shape)).sum(-1)
 
-    bias = getattr(vlm.components.head, "bias", None)
-    constant = direction @ frozen.constant
-    if isinstance(bias, Tensor):
-        constant = constant + bias.float()[key]
+    constant = direction @ frozen.constant + bias
     modules = share(module_writes(writes))
     return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
 
@@ -67,7 +68,7 @@ def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"
 def last_writes(vlm: VLM, batch: Batch) -> ResidualWrites:
     """All writes to the residual stream at the last prompt token, from one forward pass."""
     with residual_writes(vlm, batch["last"]) as writes:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     return writes
 
 
@@ -76,16 +77,9 @@ def module_writes(writes: ResidualWrites) -> Float[Tensor, "batch layer module d
     return torch.stack([writes.attn, writes.mlp], dim=2)
 
 
-def unembedding(vlm: VLM) -> Float[Tensor, "d_vocab d_model"]:
-    """The weight of the output embedding, in float32."""
-    weight = vlm.components.head.weight
-    assert isinstance(weight, Tensor)
-    return weight.float()
-
-
 def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[Tensor, " batch"]:
     """The key token id of each example; see `contributions` for valid values of `key`."""
-    logits = vlm.unembed(writes.final)
+    logits = vlm.unembed_float32(writes.final)
     if isinstance(key, Tensor):
         d_vocab = logits.shape[-1]
         if key.shape != (batch.size,) or not bool(((key >= 0) & (key < d_vocab)).all()):
@@ -102,4 +96,8 @@ def key_tokens(vlm: VLM, batch: Batch, writes: ResidualWrites, key: Key) -> Int[
         )
     if batch.labels is None:
         raise AttribError('key "gold" needs targets: vlm.encode(images, prompts, targets)')
-    return batch.labels[batch["last"]].to(writes.final.device)
+    if vlm.processor is None:
+        return batch.labels[batch["last"]].to(writes.final.device)
+    targets = zip(batch.inputs["input_ids"], batch["target"], strict=True)
+    content = [without_blank(vlm.tokenizer, ids[at].tolist())[0] for ids, at in targets]
+    return torch.tensor(content, device=writes.final.device)

@@ -22,7 +22,7 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import GateToken, Span
 
 TOKENS: tuple[GateToken, ...] = get_args(GateToken)
@@ -87,7 +87,7 @@ def gate_states(
     masks = [token_positions(batch, token) for token in tokens]
     layers = range(vlm.num_layers) if layers is None else layers
     with read(vlm, layers) as hidden:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     first = hidden[layers[0]].device
     states = [
         torch.stack([_mean_at(hidden[layer], at) for at in masks], dim=1).to(first)

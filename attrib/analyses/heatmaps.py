@@ -31,9 +31,10 @@ from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention_replay import AttentionRecord, each_attention
 from attrib.model.batch import Batch, Grid
+from attrib.model.devices import on_each_device
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import NoiseSite, Unit
 
 # The settings of the authors' program, which differ from the paper. Its values are twice ours: it
@@ -109,7 +110,7 @@ def heatmaps(
     with heatmap_pass(
         vlm, batch, chosen, Perturbation(noise, unit, radius, draws, seed, site)
     ) as maps:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     return stack_maps(maps, chosen, batch)
 
 
@@ -125,11 +126,13 @@ def heatmap_pass(
         raise AttribError(f"layers {list(layers)}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
     tokens = VisualTokens.of(batch)
     neighbours = tokens.neighbours(batch, how.radius) if how.radius else None
-    noise = [tokens.noise(batch, vlm.d_model, how.seed, draw) for draw in range(how.draws)]
+    draws = (tokens.noise(batch, vlm.d_model, how.seed, draw) for draw in range(how.draws))
+    noise = [on_each_device(one) for one in draws]
     maps: dict[int, Tensor] = {}
 
     def process(record: AttentionRecord) -> None:
-        each = [_heatmap(record, tokens, how, one, neighbours) for one in noise]
+        device = record.block.hidden.device
+        each = [_heatmap(record, tokens, how, one(device), neighbours) for one in noise]
         maps[record.layer] = torch.stack(each).mean(0)
 
     with each_attention(vlm, tokens.last, layers, process):
@@ -203,7 +206,7 @@ def measure_heatmaps(
     chosen = range(vlm.num_layers) if layers is None else layers
     ids, counts = [sample.id for sample in samples], batch["visual"].sum(1).tolist()
     with patch_attention_if_any(vlm) as attention, heatmap_pass(vlm, batch, chosen, how) as maps:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     scores, grids = stack_maps(maps, chosen, batch), grids_of(vlm, batch, samples)
     on_tokens = [None] * len(ids) if attention else grids
     tables = {"heatmap": _table(ids, scores, on_tokens, counts, chosen, "token")}

@@ -22,13 +22,14 @@ from attrib.analyses.visual_tokens import VisualTokens
 from attrib.forward.attention import AttentionCall, override_attention, sdpa
 from attrib.forward.attention_replay import AttentionRecord
 from attrib.forward.hooks import gather_positions
+from attrib.model.precision import ONE_STEP
 from attrib.vocabulary import NoiseSite
 
 logger = logging.getLogger(__name__)
 Neighbours = Bool[Tensor, "batch token token"] | None
 Changes = tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch token d_model"]]
 LARGEST = 2**23  # elements of one tensor of attention weights: 32 MiB
-ROUNDING = 0.01  # of matrix products, also in reduced precision; real differences are far larger
+TF32 = 2e-3  # relative error of float32 products on GPUs that round their factors to 10 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +217,7 @@ def _all_tokens(
 def _close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     """Whether two tensors are equal up to rounding; NaN counts as equal."""
     expected = expected.to(actual)
-    tolerance = max(ROUNDING, torch.finfo(dtype).eps ** 0.5) * expected.abs().max()
+    tolerance = max(TF32, ONE_STEP[dtype]) * expected.abs().max()
     return not bool(((actual - expected).abs() > tolerance).any())
 
 

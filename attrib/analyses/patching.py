@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from attrib.analyses.first_tokens import after_space, encode_others
 from attrib.analyses.patching_pairs import check_pairs, partner_image, span_positions
 from attrib.data import EditSample
 from attrib.forward.hooks import gather_positions, position_index, read
@@ -26,7 +27,7 @@ from attrib.forward.replay import Captured, capture, forward_from
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import PatchSpan
 
 STATISTICS = ("follows", "stays", "neither", "difference", "same_answer")
@@ -152,9 +153,9 @@ def clean_runs(vlm: VLM, batch: Batch, other: Batch) -> CleanRuns:
     """
     check_pairs(batch, other)
     with capture(vlm) as captured, read(vlm) as own:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     with read(vlm) as theirs:
-        vlm.logits(other)
+        vlm.last_logits(other)
     return CleanRuns(captured, own, theirs)
 
 
@@ -192,8 +193,7 @@ def patched_logits(
 def _last_logits(
     vlm: VLM, batch: Batch, hidden: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch d_vocab"]:
-    logits = vlm.unembed(gather_positions(hidden, position_index(batch["last"])))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return vlm.unembed_float32(gather_positions(hidden, position_index(batch["last"])))
 
 
 def _answer(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
@@ -208,6 +208,7 @@ def measure_patching(
     spans: Sequence[PatchSpan] = ("visual", "last"),
     other: Image.Image | None = None,
     fit: bool = False,
+    skip_blank: bool = False,
 ) -> Tables:
     """Table "patching": example, layer, span, statistic, value, own, other, partner.
 
@@ -220,26 +221,25 @@ def measure_patching(
         samples: Source of the other images, see `partner`.
         spans: Where states are replaced.
         other: The other image for all samples, instead.
-        fit: Crop and scale the other image to the size of the request's, for models whose number of
-            visual tokens depends on the image size.
+        fit: Crop and scale the other image to the size of the request's.
+        skip_blank: Compare the first tokens with content, after blank tokens of the target.
 
     Raises:
         AttribError: A sample has no image, no partner, or one with other visual tokens.
     """
-
-    def decoded(tokens: Int[Tensor, " batch"]) -> list[str]:
-        return vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist())
-
+    if skip_blank:
+        batch = after_space(vlm, batch, samples, [s.request.target for s in samples])
     pictures, partners = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
-    others = vlm.encode(list(pictures), [sample.request.prompt for sample in samples])
+    others = encode_others(vlm, batch, samples, pictures)
     runs = clean_runs(vlm, batch, others)
     parts = [patching_of(vlm, batch, runs, span) for span in spans]
     values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()
     ids, layers = [sample.id for sample in samples], range(vlm.num_layers)
     table = tidy(values, example=ids, layer=layers, span=spans, statistic=STATISTICS)
-    columns = {k: decoded(getattr(parts[0], k)) for k in ("own", "other")} | {"partner": partners}
-    each = len(table) // len(ids)
-    repeated = {k: np.repeat(np.array(v, dtype=object), each) for k, v in columns.items()}
+    said = {k: getattr(parts[0], k).clamp(min=0)[:, None].tolist() for k in ("own", "other")}
+    columns = {k: vlm.tokenizer.batch_decode(v) for k, v in said.items()} | {"partner": partners}
+    objects = {k: np.array(v, dtype=object) for k, v in columns.items()}
+    repeated = {k: np.repeat(v, len(table) // len(ids)) for k, v in objects.items()}
     return {"patching": table.assign(**repeated)}
 
 

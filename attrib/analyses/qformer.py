@@ -42,7 +42,7 @@ def queries_to_patches(
         AttribError: The model has no Q-Former, or its patches are not on a square grid.
     """
     with patch_attention(vlm) as captured:
-        vlm.logits(batch)
+        vlm.last_logits(batch)
     return project(scores, captured[-1], batch)
 
 

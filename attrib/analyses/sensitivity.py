@@ -23,20 +23,21 @@ from torch import Tensor
 
 from attrib.data import EditSample
 from attrib.errors import AttribError
+from attrib.forward.hooks import gather_positions, read
 from attrib.forward.noise import NOISY_SPANS, NoiseDraw, draw_noise, perturbed_positions
-from attrib.forward.replay import clean_pass
+from attrib.forward.replay import CleanPass, capture
 from attrib.forward.suffix import Suffix, build_suffix
+from attrib.forward.suffix_memory import copies_at_once
 from attrib.memory import in_chunks
 from attrib.metrics import kl
 from attrib.model.batch import Batch
+from attrib.model.devices import on_each_device
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import NoiseModality, Unit
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 1.0)
-# Positions per pass: enough to keep a device busy, few enough for its memory.
-POSITIONS = {"cpu": 2048, "other": 32768}
 ROWS_OF_LOGITS = 64  # per chunk in float64: a vocabulary is wide
 
 
@@ -85,7 +86,7 @@ def sensitivity(
         raise AttribError(nothing_to_perturb(modality))
     clean = clean_pass(vlm, batch)
     suffix = build_suffix(clean, int(at.any(0).int().argmax()))
-    logits = clean.logits
+    logits, final = clean.logits, gather_positions(clean.hidden[vlm.num_layers - 1], clean.last)
     del clean  # the suffix holds what is still needed
     nonzero = [j for j, sigma in enumerate(sigmas) if sigma > 0]
     rows = at.any(1).nonzero()[:, 0].cpu()
@@ -99,11 +100,20 @@ def sensitivity(
             batch, modality, vlm.d_model, suffix.start,
             unit=unit, exclude_last=exclude_last, seed=seed, draw=draw,
         )  # fmt: skip
-        divergences = _divergences(suffix, noise, copies, sigmas, logits, max_copies)
+        divergences = _divergences(suffix, noise, copies, sigmas, final, max_copies)
         layer, sigma, row = copies.T
         values[row, layer, sigma] += divergences / draws
     values[logits.isnan().any(1).cpu()] = torch.nan
     return values[:, chosen].float().to(logits.device)
+
+
+@torch.no_grad()
+def clean_pass(vlm: VLM, batch: Batch) -> CleanPass:
+    """Run a batch and keep what a replay from any layer needs."""
+    with capture(vlm) as captured, read(vlm) as hidden:
+        logits = vlm.last_logits(batch)
+    last, real = batch["last"], batch.inputs["attention_mask"].bool()
+    return CleanPass(vlm, captured, hidden, logits, last.int().argmax(1), real)
 
 
 def measure_sensitivity(
@@ -183,36 +193,36 @@ def nothing_to_perturb(modality: str) -> str:
     return f"modality {modality!r}: no example has a token to perturb except the last one"
 
 
-def copies_at_once(suffix: Suffix, max_copies: int | None) -> int:
-    """Number of perturbed copies per pass: `max_copies`, or what keeps the device busy."""
-    kind = "cpu" if suffix.last.device.type == "cpu" else "other"
-    return max_copies or max(1, POSITIONS[kind] // suffix.num_pos)
-
-
 def _divergences(
     suffix: Suffix,
     noise: NoiseDraw,
     copies: Int[Tensor, "copy three"],
     sigmas: Sequence[float],
-    clean: Float[Tensor, "batch d_vocab"],
+    clean: Float[Tensor, "batch d_model"],
     max_copies: int | None,
 ) -> Float[Tensor, " copy"]:
     """KL from the clean output for each copy (layer, index of its sigma, example), in float64."""
-    device = clean.device
-    layers, rows = copies[:, 0].tolist(), copies[:, 2].to(device)
-    sigma = torch.tensor(sigmas, dtype=torch.float64)[copies[:, 1]].to(device, torch.float32)
-    scaled = lru_cache(maxsize=1)(lambda layer: noise.scaled(suffix.hidden[layer]))
+    layers, rows = copies[:, 0].tolist(), on_each_device(copies[:, 2])
+    sigma = on_each_device(torch.tensor(sigmas, dtype=torch.float64)[copies[:, 1]].float())
+    noise_on = lru_cache(maxsize=None)(noise.to)
+
+    @lru_cache(maxsize=1)
+    def scaled(layer: int) -> Tensor:
+        h = suffix.hidden[layer]
+        return noise_on(h.device).scaled(h)
 
     def run(chunk: slice) -> Tensor:
         def perturbed(part: slice) -> Tensor:
             here = slice(chunk.start + part.start, chunk.start + part.stop)
-            layer, row = layers[here.start], rows[here]
+            layer = layers[here.start]
+            device = suffix.hidden[layer].device
+            row = rows(device)[here]
             h = suffix.hidden[layer][row]
-            new = h + sigma[here, None, None] * scaled(layer)[row]
-            return torch.where(noise.at[row][..., None], new.to(h.dtype), h)
+            new = h + sigma(device)[here, None, None] * scaled(layer)[row]
+            return torch.where(noise_on(device).at[row][..., None], new.to(h.dtype), h)
 
-        last = suffix.run(layers[chunk], rows[chunk], perturbed)
-        return _kl_of(suffix.vlm, last, clean, rows[chunk])
+        last = suffix.run(layers[chunk], rows(clean.device)[chunk], perturbed)
+        return _kl_of(suffix.vlm, last, clean.to(last.device), rows(last.device)[chunk])
 
     return torch.cat(list(in_chunks(run, len(layers), copies_at_once(suffix, max_copies))))
 
@@ -220,13 +230,14 @@ def _divergences(
 def _kl_of(
     vlm: VLM,
     last: Float[Tensor, "copy d_model"],
-    clean: Float[Tensor, "batch d_vocab"],
+    clean: Float[Tensor, "batch d_model"],
     rows: Int[Tensor, " copy"],
 ) -> Float[Tensor, " copy"]:
     # The divergence of close distributions is a small difference of large sums.
     wide = torch.float32 if last.device.type == "mps" else torch.float64
     parts = []
     for h, row in zip(last.split(ROWS_OF_LOGITS), rows.split(ROWS_OF_LOGITS), strict=True):
-        p, q = clean[row][:, None].to(wide), vlm.unembed(h)[:, None].to(wide)
+        # Both in calls of one size: products with a matrix round differently by size.
+        p, q = (vlm.unembed_float32(one)[:, None].to(wide) for one in (clean[row], h))
         parts.append(kl(p, q, torch.ones_like(p[..., 0], dtype=torch.bool)))
     return torch.cat(parts).cpu().double()

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import gather_positions, position_index, read
+from attrib.forward.hooks import gather_positions, on_output, position_index, read
 from attrib.forward.noise import base_noise
 from attrib.forward.replay import capture
 from attrib.model.batch import Batch, Grid
+from attrib.model.precision import normalized, token_directions, widened
 from attrib.model.vlm import VLM
 
 
@@ -120,27 +121,33 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
     """
     tokens = VisualTokens.of(batch)
     with torch.enable_grad(), _differentiable(vlm), capture(vlm) as captured, read(vlm) as hidden:
-        total = gather_positions(vlm.logits(batch), tokens.last).amax(-1).sum()
+        vlm.last_logits(batch)
+        last = gather_positions(hidden[vlm.num_layers - 1], tokens.last)
+        total = _largest_logits(vlm, last).sum()
     inputs = [captured.embed, *(hidden[layer] for layer in range(vlm.num_layers - 1))]
     gradients = torch.autograd.grad(total, inputs)
-    layers = []
+    layers, wide = [], widened(total.dtype)
     for layer, (states, gradient) in enumerate(zip(inputs, gradients, strict=True)):
         # Writes between two layers (Qwen3-VL) belong to the input of the second.
         entering = captured.inputs[layer][1] if layer in captured.inputs else states
-        product = (entering.detach() * gradient).sum(-1, keepdim=True)
+        product = (entering.detach().to(wide) * gradient.to(wide)).sum(-1, keepdim=True)
         layers.append(tokens.gather(product)[..., 0].to(tokens.at.device))
     values = torch.stack(layers, 1)
     return values.masked_fill(~tokens.real[:, None], torch.nan)
 
 
+def _largest_logits(vlm: VLM, h: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
+    """Each example's largest logit, in float32 or wider, differentiable at the cost of one row."""
+    with torch.no_grad():
+        key = vlm.unembed_float32(h).argmax(-1)
+    direction, bias = token_directions(vlm.components.head, key)
+    normed = normalized(vlm.components.norm, h)
+    return (normed * direction.to(normed.device)).sum(-1) + bias.to(normed.device)
+
+
 @contextmanager
 def _differentiable(vlm: VLM) -> Iterator[None]:
     """Build an autograd graph from the embeddings on, in a frozen model."""
-    weight = vlm.model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    before = weight.requires_grad
-    weight.requires_grad_(True)
-    try:
+    # Not the weight itself: offloaded weights are made anew in each pass.
+    with on_output(vlm.model.get_input_embeddings(), lambda h: h.detach().requires_grad_().clone()):
         yield
-    finally:
-        weight.requires_grad_(before)

@@ -37,7 +37,7 @@ def to_bridge(vlm: VLM) -> TransformerBridge:
     """
     model = shared_copy(vlm.model)
     name = type(model).__name__
-    cfg = build_bridge_config_from_hf(model.config, name, vlm.name, model.dtype)
+    cfg = build_bridge_config_from_hf(model.config, name, vlm.name, vlm.dtype)
     tokenizer = None if vlm.processor is None else vlm.tokenizer
     if tokenizer is not None:
         # TransformerLens would also add tokens to it, and load it again by name.

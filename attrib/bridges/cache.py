@@ -55,9 +55,9 @@ def cache(
     with residual_writes(vlm, at) as writes:
         if attention:
             with capture_attention(vlm, listen):
-                vlm.logits(batch)
+                vlm.last_logits(batch)
         else:
-            vlm.logits(batch)
+            vlm.last_logits(batch)
     found = _residual_stream(writes) | found
     cached: dict[str, Tensor] = {}
     model = CachedModel(vlm, cached)
@@ -120,7 +120,7 @@ class CachedModel:
     def __init__(self, vlm: VLM, cached: dict[str, Tensor]):
         self.ln_final, self.unembed = vlm.components.norm, vlm.components.head
         self._vlm = vlm
-        like = torch.empty(vlm.d_model, device=next(self.ln_final.parameters()).device)
+        like = torch.empty(vlm.d_model)
         self._norm_weight, _, centred = probe_norm(self.ln_final, like)
         self.cfg = _config(vlm, centred)
         self.blocks = [

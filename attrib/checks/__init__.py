@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from attrib.checks import checks
-from attrib.checks.checks import CheckFailed, CheckInputs
+from attrib.checks import checks, generation
+from attrib.checks.inputs import FAILURES, CheckFailed, CheckInputs
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 
@@ -28,19 +28,10 @@ CHECKS: tuple[Check, ...] = (
     checks.resume_is_bit_equal,
     checks.one_example_equals_a_batch,
     checks.padding_side_does_not_matter,
-    checks.generation_does_not_depend_on_the_batch,
-    checks.generation_writes_the_prompt_once,
+    generation.first_generated_token_is_the_argmax,
+    generation.generation_does_not_depend_on_the_batch,
+    generation.generation_writes_the_prompt_once,
     checks.grids_fit_the_visual_tokens,
-)
-# Errors that an unknown model or processor may raise: a failed check, not a crash.
-FAILURES = (
-    CheckFailed,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
 )
 
 

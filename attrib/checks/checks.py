@@ -1,80 +1,18 @@
 """What a model must satisfy: each check returns what it measured, or raises CheckFailed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from attrib.forward.attention import AttentionCall, attention_rows, capture_attention
+from attrib.checks.inputs import CheckFailed, CheckInputs, all_readings
 from attrib.forward.hooks import gather_positions, read, write
-from attrib.forward.replay import capture, logits_from
-from attrib.forward.residual import residual_writes
-from attrib.model.batch import Batch
-from attrib.model.vlm import VLM
+from attrib.forward.replay import logits_from
+from attrib.forward.residual import ResidualWrites
+from attrib.model.precision import ONE_STEP, WHOLE_PASS, token_directions
 from attrib.vocabulary import Span
-
-
-class CheckFailed(Exception):
-    """A check failed; the message says what was measured."""
-
-
-def _gradient(width: int, height: int) -> Image.Image:
-    """Return an image without repeated patches."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    channels = torch.stack([x * 255 // width, y * 255 // height, (x * 7 + y * 13) % 256], -1)
-    return Image.fromarray(channels.to(torch.uint8).numpy())
-
-
-@dataclass(frozen=True, eq=False)
-class CheckInputs:
-    """A model and its examples: two images of different shape, and one text without image."""
-
-    vlm: VLM
-    images: Sequence[Image.Image | None] = (_gradient(96, 64), None, _gradient(60, 90))
-    prompts: Sequence[str] = ("What is in the picture?", "nq question: who?", "Two words:")
-
-    @cached_property
-    def batch(self) -> Batch:
-        """All examples, padded on the left."""
-        return self.vlm.encode(self.images, self.prompts, padding_side="left")
-
-    @cached_property
-    def real(self) -> Tensor:
-        """True where `batch` is not padding."""
-        return self.batch.inputs["attention_mask"].bool()
-
-    @cached_property
-    def plain(self) -> Tensor:
-        """Logits of a forward pass without hooks, "batch pos d_vocab"."""
-        return self.vlm.logits(self.batch)
-
-    @cached_property
-    def hidden(self) -> dict[int, Tensor]:
-        """Every layer's output in a plain forward pass."""
-        with read(self.vlm) as hidden:
-            self.vlm.logits(self.batch)
-        return hidden
-
-    def compare(self, pairs: Iterable[tuple[Tensor, Tensor]], limit: float, what: str) -> str:
-        """Return the largest difference within pairs, as text.
-
-        Raises:
-            CheckFailed: One exceeds the limit, which scales with dtype eps and values above 1.
-        """
-        rounding = torch.finfo(self.vlm.model.dtype).eps / torch.finfo(torch.float32).eps
-        worst = 0.0
-        for a, b in pairs:
-            allowed = limit * rounding * max(1.0, float(b.abs().max()))
-            error = float((a.float() - b.float()).abs().max())
-            if not error <= allowed:
-                raise CheckFailed(f"{what} differ by {error:.1e}, more than {allowed:.1e}")
-            worst = max(worst, error)
-        return f"{what} differ by {worst:.1e}"
 
 
 def spans_partition_the_prompt(inputs: CheckInputs) -> str:
@@ -92,66 +30,71 @@ def spans_partition_the_prompt(inputs: CheckInputs) -> str:
 
 
 def hooked_logits_equal_plain_ones(inputs: CheckInputs) -> str:
-    """All reading contexts together leave the logits unchanged (limit 5e-5)."""
-    vlm, last = inputs.vlm, inputs.batch["last"]
-    with read(vlm), residual_writes(vlm, last), attention_rows(vlm, last), capture(vlm):
-        hooked = vlm.logits(inputs.batch)
-    return inputs.compare([(hooked[inputs.real], inputs.plain[inputs.real])], 5e-5, "logits")
+    """All reading contexts together leave the logits unchanged."""
+    hooked = inputs.hooked.logits[0]
+    return inputs.compare([(hooked[inputs.real], inputs.plain[inputs.real])], "logits")
 
 
 def unembedded_last_output_is_the_logits(inputs: CheckInputs) -> str:
-    """Final norm and output embedding turn the last layer's output into the logits."""
-    ours = inputs.vlm.unembed(inputs.hidden[inputs.vlm.num_layers - 1])
-    return inputs.compare([(ours[inputs.real], inputs.plain[inputs.real])], 5e-5, "logits")
+    """Final norm and output embedding turn the last output into the logits, also in float32."""
+    vlm, plain = inputs.vlm, inputs.plain[inputs.real]
+    final = inputs.hidden[vlm.num_layers - 1][inputs.real]
+    return inputs.compare(((f(final), plain) for f in (vlm.unembed, vlm.unembed_float32)), "logits")
 
 
 def residual_writes_add_up(inputs: CheckInputs) -> str:
-    """Embedding, attention, MLP and writes between layers sum to the last state."""
+    """Embedding, attention, MLP and writes between layers sum to the last state, where it is."""
+    final = inputs.hidden[inputs.vlm.num_layers - 1]
 
-    def sums(span: Span) -> tuple[Tensor, Tensor]:
+    def sums(span: Span, writes: ResidualWrites) -> tuple[Tensor, Tensor]:
         position = inputs.batch[span].int().argmax(1)  # 0 in rows without the span
-        with residual_writes(inputs.vlm, position) as writes:
-            inputs.vlm.logits(inputs.batch)
+        if not torch.equal(writes.final, gather_positions(final, position).to(writes.final)):
+            raise CheckFailed(f"the writes at {span} are those of another position")
         layers = writes.attn + writes.mlp + writes.between_layers
         return writes.embed + layers.sum(1), writes.final
 
-    return inputs.compare(map(sums, ("last", "visual")), 1e-5, "sums")
+    pairs = [sums(span, writes) for span, writes in inputs.hooked.writes.items()]
+    return inputs.compare(pairs, "sums", WHOLE_PASS)
 
 
 def frozen_contributions_add_up_to_the_logit(inputs: CheckInputs) -> str:
-    """Contributions under the frozen final norm sum to the top logit (limit 1e-4)."""
-    with residual_writes(inputs.vlm, inputs.batch["last"]) as writes:
-        inputs.vlm.logits(inputs.batch)
-    frozen, head = inputs.vlm.freeze_norm(writes.final), inputs.vlm.components.head
+    """Contributions under the frozen final norm sum to the top logit."""
+    writes = inputs.hooked.writes["last"]
+    frozen = inputs.vlm.freeze_norm(writes.final)
     shares = frozen(writes.attn) + frozen(writes.mlp) + frozen(writes.between_layers)
     normed = frozen(writes.embed) + shares.sum(1) + frozen.constant
     logits = inputs.plain[inputs.batch["last"]].float()
     key = logits.argmax(-1)
-    ours = (normed * head.weight[key].float()).sum(-1)
-    if head.bias is not None:
-        ours = ours + head.bias[key].float()
-    return inputs.compare([(ours, logits.gather(-1, key[:, None])[:, 0])], 1e-4, "logits")
+    direction, bias = token_directions(inputs.vlm.components.head, key)
+    ours = (normed * direction).sum(-1) + bias
+    return inputs.compare([(ours, logits.gather(-1, key[:, None])[:, 0])], "logits")
 
 
 def write_is_confined_to_its_span(inputs: CheckInputs) -> str:
-    """Zeros written to one span are there, and every other position is bit-identical."""
-    layer = inputs.vlm.num_layers // 2
-    for span in ("visual", "text", "last"):
-        at, site = inputs.batch[span], f"writing at {span} of layer {layer}"
-        with write(inputs.vlm, layer, torch.zeros_like, at), read(inputs.vlm, [layer]) as written:
-            changed = inputs.vlm.logits(inputs.batch)
-        if not torch.equal(written[layer][~at], inputs.hidden[layer][~at]):
+    """Zeros written to one span are there, and every other position is bit-identical.
+
+    One pass for all spans: visual of the first example, last of the second, text of the third.
+    """
+    vlm, spans = inputs.vlm, ("visual", "last", "text")
+    layer = vlm.num_layers // 2
+    at = torch.stack([inputs.batch[span][row] for row, span in enumerate(spans)])
+    with write(vlm, layer, torch.zeros_like, at), read(vlm, [layer]) as hidden:
+        changed = vlm.logits(inputs.batch)
+    written, clean = hidden[layer], inputs.hidden[layer]
+    for row, (span, inside) in enumerate(zip(spans, at.to(written.device), strict=True)):
+        site = f"writing at {span} of layer {layer}"
+        if not torch.equal(written[row][~inside], clean[row][~inside]):
             raise CheckFailed(f"{site} changed other positions")
-        if written[layer][at].any():
+        if written[row][inside].any():
             raise CheckFailed(f"{site} had no effect there")
-        if torch.equal(changed, inputs.plain):
+        if torch.equal(changed[row], inputs.plain[row]):
             raise CheckFailed(f"{site} does not reach the logits")
     return f"layer {layer}, bit-identical outside visual, text and last"
 
 
 def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
     """An error inside all contexts leaves no hook and restores the attention function."""
-    vlm, last = inputs.vlm, inputs.batch["last"]
+    vlm = inputs.vlm
 
     def state() -> tuple[int, set[str]]:
         modules: list[Any] = list(vlm.model.modules())
@@ -161,9 +104,10 @@ def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
 
     before = entered = state()
     with (
-        suppress(InterruptedError), read(vlm), write(vlm, 0, torch.zeros_like, last),
-        residual_writes(vlm, last), attention_rows(vlm, last), capture(vlm),
-    ):  # fmt: skip
+        suppress(InterruptedError),
+        all_readings(vlm, inputs.batch),
+        write(vlm, 0, torch.zeros_like, inputs.batch["last"]),
+    ):
         entered = state()
         raise InterruptedError
     if state() != before:
@@ -172,68 +116,61 @@ def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
 
 
 def attention_rows_are_the_models(inputs: CheckInputs) -> str:
-    """Attention rows sum to 1 and, applied to the values, reproduce the output of sdpa."""
-    calls: dict[int, AttentionCall] = {}
-    with capture_attention(inputs.vlm, calls.__setitem__):
-        inputs.vlm.logits(inputs.batch)
-    if sorted(calls) != list(range(inputs.vlm.num_layers)):
-        raise CheckFailed(f"attention was captured in layers {sorted(calls)} only")
-    queries = inputs.batch["last"].int().argmax(1)
-    rows = [(call, call.row(queries)) for call in calls.values()]
-    inputs.compare(((row.sum(-1), torch.ones_like(row.sum(-1))) for _, row in rows), 1e-5, "sums")
-    outputs = ((c.weighted_values(row), gather_positions(c.out, queries)) for c, row in rows)
-    return inputs.compare(outputs, 1e-5, "attention outputs")
+    """Attention rows sum to 1 and, applied to the values, reproduce the output of sdpa.
+
+    Also that of sdpa in float32, where a wrong row cannot hide in the rounding of the model.
+    """
+    found = inputs.hooked.attention
+    if sorted(found) != list(range(inputs.vlm.num_layers)):
+        raise CheckFailed(f"attention was captured in layers {sorted(found)} only")
+    what, layers = "attention outputs", found.values()
+    rows = (one.row.sum(-1) for one in layers)
+    inputs.compare(((total, torch.ones_like(total)) for total in rows), "sums")
+    exact = {inputs.vlm.dtype: ONE_STEP[torch.float32]}
+    inputs.compare(((one.ours, one.exact) for one in layers), what, exact)
+    return inputs.compare(((one.ours, one.out) for one in layers), what)
 
 
 def resume_is_bit_equal(inputs: CheckInputs) -> str:
-    """Replaying the later layers on a pass's own states reproduces its logits bit for bit."""
-    with capture(inputs.vlm) as captured:
-        logits = inputs.vlm.logits(inputs.batch)
-    for layer in range(-1, inputs.vlm.num_layers):
-        hidden = captured.embed if layer < 0 else inputs.hidden[layer]
-        if not torch.equal(logits_from(inputs.vlm, captured, layer, hidden), logits):
+    """Replaying the later layers on a pass's own states reproduces its logits bit for bit.
+
+    A replay from the embedding must have the states of the pass after every layer: from there it
+    goes on as one that starts after that layer. The shortest replays are run as well.
+    """
+    vlm, captured, logits = inputs.vlm, inputs.replayable.captured, inputs.replayable.logits[0]
+    states = {-1: captured.embed, **inputs.hidden}
+    with read(vlm) as replayed:
+        whole = logits_from(vlm, captured, -1, states[-1])
+    for layer, hidden in replayed.items():
+        if not torch.equal(hidden, states[layer]):
+            raise CheckFailed(f"replaying layer {layer} gives another output")
+    short = range(max(vlm.num_layers - 2, 0), vlm.num_layers)
+    replays = [(-1, whole)] + [(i, logits_from(vlm, captured, i, states[i])) for i in short]
+    for layer, replay in replays:
+        if not torch.equal(replay, logits):
             raise CheckFailed(f"replaying after layer {layer} gives other logits")
-    return f"after each of {inputs.vlm.num_layers} layers and the embedding"
+    return f"after each of {vlm.num_layers} layers and the embedding"
 
 
 def one_example_equals_a_batch(inputs: CheckInputs) -> str:
-    """An example has the same logits alone and in a batch (limit 1e-5)."""
+    """An example has the same logits alone and in a batch."""
+    vlm = inputs.vlm
 
-    def logits(row: int) -> tuple[Tensor, Tensor]:
-        alone = inputs.vlm.encode([inputs.images[row]], [inputs.prompts[row]])
-        return inputs.vlm.logits(alone)[0], inputs.plain[row, inputs.real[row]]
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for row, alone in enumerate(inputs.generated_alone):
+            batch = inputs.plain[row, inputs.real[row]]
+            yield vlm.unembed(alone.prompt)[0], batch
+            if inputs.images[row] is None:  # few tokens, most padding: also without a cache
+                yield vlm.logits(vlm.encode([None], [inputs.prompts[row]]))[0], batch
 
-    return inputs.compare(map(logits, range(inputs.batch.size)), 1e-5, "logits")
+    return inputs.compare(pairs(), "logits", WHOLE_PASS)
 
 
 def padding_side_does_not_matter(inputs: CheckInputs) -> str:
-    """Left and right padding give the same logits (limit 1e-5)."""
+    """Left and right padding give the same logits."""
     right = inputs.vlm.encode(inputs.images, inputs.prompts, padding_side="right")
     ours = inputs.vlm.logits(right)[right.inputs["attention_mask"].bool()]
-    return inputs.compare([(ours, inputs.plain[inputs.real])], 1e-5, "logits")
-
-
-def generation_does_not_depend_on_the_batch(inputs: CheckInputs) -> str:
-    """Greedy text is the same alone, in a batch, and with right padding."""
-    alone = [
-        inputs.vlm.generate(inputs.vlm.encode([image], [prompt]), max_new_tokens=4)[0]
-        for image, prompt in zip(inputs.images, inputs.prompts, strict=True)
-    ]
-    for side in ("left", "right"):
-        batch = inputs.vlm.encode(inputs.images, inputs.prompts, padding_side=side)
-        if (texts := inputs.vlm.generate(batch, max_new_tokens=4)) != alone:
-            raise CheckFailed(f"padded on the {side}: {texts}, alone: {alone}")
-    return "4 tokens, alone and padded on either side"
-
-
-def generation_writes_the_prompt_once(inputs: CheckInputs) -> str:
-    """During cached generation, `write` acts on the prompt and on no later position."""
-    seen = []
-    with write(inputs.vlm, 0, lambda h: seen.append(h.shape) or h * 0, inputs.batch["text"]):
-        inputs.vlm.generate(inputs.batch, max_new_tokens=4, min_new_tokens=4)
-    if seen != [inputs.hidden[0].shape]:
-        raise CheckFailed(f"a write saw {[tuple(shape) for shape in seen]}")
-    return f"one write of {tuple(seen[0])} in 4 tokens"
+    return inputs.compare([(ours, inputs.plain[inputs.real])], "logits", WHOLE_PASS)
 
 
 def grids_fit_the_visual_tokens(inputs: CheckInputs) -> str:

@@ -7,17 +7,18 @@ start; 130 interrupted.
 import logging
 import sys
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from attrib.pipeline.registry import ANALYSES
+from attrib.pipeline import ANALYSES
 
 ANALYSIS, LAYERS, EDITING, SETUP = "Analyses", "Layers", "Editing", "Models and data"
 # Name -> panel of --help, module, help text: the first line of the command's docstring (a test
-# compares them). The analyses have theirs in `attrib.pipeline.registry`.
+# compares them); the analyses have theirs in `attrib.pipeline`. A module has `add_to`, or a
+# function of the command's name whose argument is its options.
 COMMANDS = {
     "demo": (
         ANALYSIS,
@@ -42,7 +43,7 @@ COMMANDS = {
     ),
     "edit": (
         EDITING,
-        "attrib.cli.edit",
+        "attrib.cli.evaluate",
         "Edit one fact and show the answers before and after.",
     ),
     "evaluate": (
@@ -62,17 +63,17 @@ COMMANDS = {
     ),
     "doctor": (
         SETUP,
-        "attrib.cli.doctor",
+        "attrib.cli.installation",
         "Show versions, devices, memory and embedded models; exit with 3 if something is missing.",
     ),
     "models": (
         SETUP,
-        "attrib.cli.models",
+        "attrib.cli.installation",
         "List, check and assemble models.",
     ),
     "data": (
         SETUP,
-        "attrib.cli.data",
+        "attrib.cli.installation",
         "Check edit data, export the scenes, get an image.",
     ),
 }
@@ -110,7 +111,13 @@ def load_command(name: str) -> Any:
     """Import a command's module; the command."""
     app = typer.Typer(**SETTINGS)
     module = import_module(COMMANDS[name][1])
-    module.add_to(app, name) if name in ANALYSES else module.add_to(app)
+    if hasattr(module, "add_to"):
+        module.add_to(app, name)
+    else:
+        from attrib.cli.command import add_command
+
+        run = getattr(module, name)
+        add_command(app, name, get_type_hints(run)["options"], run)
     return get_group(app).commands[name]
 
 

@@ -17,8 +17,8 @@ from attrib.cli.outputs import (
     write_quarantined,
 )
 from attrib.errors import AttribError
+from attrib.pipeline import find_analysis
 from attrib.pipeline.options import AnalysisOptions, MeasureOptions
-from attrib.pipeline.registry import find_analysis
 
 if TYPE_CHECKING:
     from attrib.pipeline.analysis import Analysis

@@ -14,7 +14,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from attrib.errors import AttribError, SetupError
+from attrib.errors import AttribError, SetupError, describe
 
 Given = TypeVar("Given", bound=BaseModel)
 
@@ -95,9 +95,11 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", ExitCode.CANNOT_START
-    # By name: importing torch for its error class would cost every command seconds.
-    if type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory: {error}; try a smaller --batch-size", ExitCode.CANNOT_START
+    from attrib.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
+        what = f"out of memory ({describe(error)})"
+        return f"{what}; try a smaller image or --batch-size", ExitCode.CANNOT_START
     # A bug: the traceback belongs into its report.
     raise error
 

@@ -4,9 +4,6 @@ import shlex
 import time
 from pathlib import Path
 
-import typer
-
-from attrib.cli.command import add_command
 from attrib.cli.outputs import log, write_manifest, write_quarantined
 from attrib.pipeline.options import ModelOptions, option
 from attrib.pipeline.source import load_model
@@ -22,11 +19,6 @@ class DemoOptions(ModelOptions):
     batch_size: int = option(16, "Samples per pass.", ge=1)
     seed: int = option(0, "Seed of the bootstrap intervals.")
     out: Path = option(Path("demo"), "Folder of the report.")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "demo", DemoOptions, demo)
 
 
 def demo(options: DemoOptions) -> int:
@@ -57,10 +49,10 @@ def demo(options: DemoOptions) -> int:
 def _commands(options: DemoOptions) -> list[str]:
     on = ["--model", options.model, "--data", options.data, "--split", options.split]
     on += ["--limit", str(options.limit), "--seed", str(options.seed)]
-    for name in ("revision", "dtype", "device"):
+    for name in ("revision", "dtype", "device", "device_map"):
         value = getattr(options, name)
         if value != type(options).model_fields[name].default:
-            on += [f"--{name}", value]
+            on += [f"--{name.replace('_', '-')}", value]
     on += ["--trust-remote-code"] if options.trust_remote_code else []
     return [
         shlex.join(["attrib", "demo", *on]),

@@ -1,23 +1,28 @@
 """`attrib evaluate`: score a trained editor, one edit at a time or several at once."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from pydantic import Field, field_validator
 from typer import Option
 
-from attrib.cli.command import ExitCode, add_command, invocation
+from attrib.cli.command import ExitCode, invocation
 from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
 from attrib.errors import AttribError, SetupError
-from attrib.pipeline.options import AnalysisOptions, option
+from attrib.pipeline.options import AnalysisOptions, ModelOptions, option
 from attrib.pipeline.source import load_model, load_samples
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from attrib.model.vlm import VLM
     from attrib.runs import Run
     from editors import Editor
+    from editors.base import Edit
     from editors.evaluation.scoring import Scoring
+
 
 PANEL = "Evaluation"
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")
@@ -67,11 +72,6 @@ class EvaluateOptions(AnalysisOptions):
             raise ValueError(f"no protocol {unknown[0]!r}; protocols are {', '.join(PROTOCOLS)}")
         # One spelling for the same protocols: they identify the run.
         return ",".join(name for name in PROTOCOLS if name in names)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "evaluate", EvaluateOptions, evaluate)
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -152,3 +152,80 @@ def _with_gate(editor: "Editor", folder: Path) -> "Editor":
     if with_gate is None:
         raise SetupError(f"the editor {editor.name} takes no gate; leave --gate out")
     return with_gate(gate)
+
+
+PANEL = "Questions"
+UNRELATED = "nq question: what is the capital of France? The answer is:"
+Question = tuple[str, "Image.Image | None", str]
+
+
+class EditOptions(ModelOptions):
+    """Options of `attrib edit`."""
+
+    editor: Path | None = option(None, "Folder of an editor that `attrib train` wrote.")
+    image: Path | None = option(None, "The photo; none to edit text alone.")
+    prompt: str | None = option(None, "The question about it.")
+    target: str | None = option(None, "The new answer.")
+    rephrase: str | None = option(
+        None, "The question in other words.", shown="not asked", panel=PANEL
+    )
+    unrelated: str = option(UNRELATED, "A question whose answer must not change.", panel=PANEL)
+    unrelated_image: Path | None = option(None, "Its photo.", shown="none", panel=PANEL)
+    max_new_tokens: int = option(16, "Longest answer, in tokens.", ge=1)
+    save: Path | None = option(None, "Save the edit to this file (.safetensors).")
+    load: Path | None = option(None, "Load a saved edit instead of making one.")
+
+
+def edit(options: EditOptions) -> int:
+    """Edit one fact and show the answers before and after."""
+    from editors import load_editor
+    from editors.io import save_edit
+
+    if options.editor is None:
+        raise AttribError("--editor: give the folder of a trained editor, see `attrib train`")
+    if options.prompt is None or (options.load is None and not options.target):
+        raise AttribError("--prompt and --target: give the question and the new answer")
+    vlm = load_model(options)
+    editor: Any = load_editor(options.editor, vlm)
+    made = _make_edit(options, vlm, editor)
+    print("\n".join(_answers(vlm, made, _questions(options), options.max_new_tokens)))
+    print(f"edit: {made.num_bytes:,} bytes")
+    if options.save is not None:
+        print(f"  {save_edit(made, options.save, vlm, editor)}")
+    return ExitCode.DONE
+
+
+def _make_edit(options: EditOptions, vlm: "VLM", editor: Any) -> "Edit":
+    from attrib.data import EditRequest
+    from editors.io import load_edit
+
+    if options.load is not None:
+        return load_edit(options.load, vlm, editor)
+    request = EditRequest(options.image, options.prompt or "", options.target or "")
+    return editor.edit(vlm, request)
+
+
+def _questions(options: EditOptions) -> Iterator[Question]:
+    from attrib.data import open_photo
+
+    asked = [
+        ("request", options.image, options.prompt),
+        ("rephrase", options.image, options.rephrase),
+        ("unrelated", options.unrelated_image, options.unrelated),
+    ]
+    for name, path, prompt in asked:
+        if prompt is not None:
+            yield name, None if path is None else open_photo(path), prompt
+
+
+def _answers(vlm: "VLM", edit: "Edit", questions: Iterator[Question], longest: int) -> list[str]:
+    """A paragraph per question, with the answers before and after."""
+    names, images, prompts = zip(*questions, strict=True)
+    batch = vlm.encode(images, prompts)
+    before = vlm.generate(batch, max_new_tokens=longest)
+    with edit.applied(vlm):
+        after = vlm.generate(batch, max_new_tokens=longest)
+    return [
+        f"{name}: {prompt}\n  before: {old}\n  after:  {new}"
+        for name, prompt, old, new in zip(names, prompts, before, after, strict=True)
+    ]

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from attrib.cli.command import ExitCode, add_command
+from attrib.cli.command import ExitCode
 from attrib.cli.outputs import log
 from attrib.cli.train import PICTURES, TrainOptions, editor_options, training_data
 from attrib.errors import AttribError
@@ -41,11 +39,6 @@ class GridOptions(TrainOptions):
     )
     test_split: str = option("validation", "Part to score cells on.", panel="Data")
     test_limit: int = option(300, "Edits to score each cell on.", panel="Data", ge=1)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "grid", GridOptions, grid)
 
 
 def grid(options: GridOptions) -> int:

@@ -112,6 +112,6 @@ def model_size(vlm: "VLM") -> str:
     """Parameters, bytes, dtype and device of a model."""
     weights: list[Any] = list(vlm.model.parameters())
     size = sum(weight.numel() * weight.element_size() for weight in weights)
-    dtype = str(vlm.model.dtype).removeprefix("torch.")
+    dtype = str(vlm.dtype).removeprefix("torch.")
     count = sum(weight.numel() for weight in weights)
     return f"{vlm.name}, {count:,} parameters, {show_bytes(size)}, {dtype} on {vlm.device}"

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from pydantic import model_validator
 
 from attrib.cli.analyse import command_options
-from attrib.cli.command import ExitCode, add_command, invocation
+from attrib.cli.command import ExitCode, invocation
 from attrib.cli.outputs import SHOWN, exit_code_for, log, plan_lines, results_folder
+from attrib.pipeline import find_analysis
 from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions, option
-from attrib.pipeline.registry import find_analysis
 from attrib.pipeline.source import ModelLoader, load_samples, prefix_length
 from attrib.vocabulary import RuleName
 
@@ -72,11 +71,6 @@ class SelectOptions(AnalysisOptions):
         if self.runs and self.words > 1:
             raise ValueError("--words: finished analyses have one word each; leave out --from")
         return self
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "select", SelectOptions, select)
 
 
 def select(options: SelectOptions) -> int:

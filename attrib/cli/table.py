@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attrib.cli.command import ExitCode, add_command, invocation
+from attrib.cli.command import ExitCode, invocation
 from attrib.cli.outputs import log
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from editors.evaluation.editor_table import Job, Layers
 
 MANIFEST = "table.json"
-GROWING = ("out", "editors", "backbones", "data", "seeds", "device", "model")  # may differ later
+GROWING = (
+    "out",
+    "editors",
+    "backbones",
+    "data",
+    "seeds",
+    "device",
+    "device_map",
+    "model",
+)  # may differ later
 SELECTION_SAMPLES = 200
 SELECTION_WORDS = 2  # words of a long answer, which the model reads at different layers
 
@@ -50,11 +59,6 @@ class TableOptions(ModelOptions):
     steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
     protocols: str = option("paper,exact,generate", "When an answer counts as right.")
     out: Path = option(Path("runs/table"), "Folder of editors, scores and tables.")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "table", TableOptions, table)
 
 
 def table(options: TableOptions) -> int:
@@ -129,7 +133,7 @@ def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":
 
     if options.layers is not None:
         return layers_of(options.layers, vlm)
-    shared = ("revision", "dtype", "device", "trust_remote_code", "image_root")
+    shared = ("revision", "dtype", "device", "device_map", "trust_remote_code", "image_root")
     given = {name: getattr(options, name) for name in shared}
     given |= {"model": job.backbone, "data": job.data}
     folder = table_folder(options.out, job.backbone, job.data) / "select"

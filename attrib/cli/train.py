@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from pydantic import field_validator
 
-from attrib.cli.command import ExitCode, add_command
+from attrib.cli.command import ExitCode
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
 from attrib.pipeline.options import ModelOptions, option
@@ -81,11 +80,6 @@ class TrainOptions(ModelOptions):
         if wrong := [one for one in given if "=" not in one]:
             raise ValueError(f"expected name=value, got {wrong[0]!r}")
         return given
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    add_command(app, "train", TrainOptions, train)
 
 
 def train(options: TrainOptions) -> int:

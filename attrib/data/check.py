@@ -28,6 +28,7 @@ QUALITY_FLAGS: dict[str, Callable[[Row], bool]] = {
     "yes/no answer, but rephrase asks what, how, where or which": lambda r: (
         _is_yes_no(r) and OPEN_QUESTION.match(r["rephrase"]) is not None
     ),
+    "src or rephrase ends with a blank": lambda r: " " in (r["src"][-1:], r["rephrase"][-1:]),
     "pred equals alt": lambda r: r["pred"].lower() == r["alt"].lower(),
     "alt has outer white space": lambda r: r["alt"] != r["alt"].strip(),
     "alt ends with a blank": lambda r: r["alt"].endswith(" "),

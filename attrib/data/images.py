@@ -5,54 +5,28 @@ Each file passes five checks, each with a one-line error:
 1. its name stays inside the image root, links followed (no URL, no absolute path, no `..`);
 2. it is a regular file and not empty;
 3. it has a common format, detected from its bytes and not from its name;
-4. its header announces a sane number of pixels, before anything is decoded;
+4. its header announces a sane number of pixels and a sane shape, before anything is decoded;
 5. all its pixels decode.
 
-The result is RGB and the same on every machine: EXIF orientation applied, the first frame,
-transparency over white, 16 bits scaled instead of clipped. No file stays open.
+The result is RGB and the same on every machine (`attrib.data.pixels`). No file stays open.
 """
 
 import re
 import stat
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from attrib.data.pixels import DAMAGE, as_rgb, check_ratio
 from attrib.errors import AttribError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte once decoded
-# What Pillow's decoders raise on damaged files, found by fuzzing.
-DAMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    LookupError,
-    TypeError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
-TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 MAX_NAME = 200  # characters shown; a `data:` URL can have a megabyte
-WHITE = (255, 255, 255, 255)
 # Warning filters and Pillow's limit are global to the process, so threads decode one at a time.
 _PROCESS_SETTINGS = threading.Lock()
 
@@ -108,44 +82,12 @@ def open_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     return _decode(Path(path).expanduser(), str(path), max_pixels, "")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy of a decoded image in RGB; alpha over white, and the high byte of 16 bits.
-
-    Pillow keeps the high byte of 16-bit colour files too, so that grey saved as grey and grey
-    saved as colour agree.
-
-    Raises:
-        AttribError: for modes without a fixed range of values (32-bit integer, float).
-    """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise AttribError(
-            f"pixels of mode {image.mode} have no fixed range; save it with 8 or 16 bits a channel"
-        )
-    if image.has_transparency_data:
-        over = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), over)
-    return image.convert("RGB")
-
-
 def _decode(path: Path, name: str, max_pixels: int, under: str) -> Image.Image:
     with _header(path, name, max_pixels, under) as image:
         try:
-            image.load()
-            # After loading: only then TIFF files are upright and PNG files have their EXIF.
-            turn, notes = _orientation(image)
-            rgb = to_rgb(image.transpose(TRANSPOSES[turn]) if turn in TRANSPOSES else image)
+            return as_rgb(image)
         except AttribError as error:
             raise BadImage(name, str(error)) from error
-        except DAMAGE as error:
-            reason = str(error) or type(error).__name__
-            raise BadImage(
-                name, f"truncated or damaged ({reason}); copy or download it again"
-            ) from error
-        mode = [] if image.mode == "RGB" else [f"mode {image.mode} converted"]
-    rgb.info = {"notes": (*notes, *mode)}
-    return rgb
 
 
 @contextmanager
@@ -180,6 +122,10 @@ def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[Imag
         except DAMAGE as error:
             raise BadImage(name, f"its header is damaged ({error})") from error
         with image:
+            try:
+                check_ratio(image.size)
+            except AttribError as error:
+                raise BadImage(name, str(error)) from error
             yield image
 
 
@@ -194,20 +140,6 @@ def _pillow_settings(max_pixels: int) -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
-
-
-def _orientation(image: Image.Image) -> tuple[int, list[str]]:
-    """The EXIF orientation (1: upright) and notes about it.
-
-    `ImageOps.exif_transpose` also rewrites the EXIF data and fails on unrelated broken tags.
-    """
-    try:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except DAMAGE:
-        return 1, ["broken EXIF ignored"]
-    if not isinstance(turn, int) or turn not in TRANSPOSES:
-        return 1, []
-    return turn, [f"EXIF orientation {turn} applied"]
 
 
 def _confined(root: str | Path, name: str) -> Path:

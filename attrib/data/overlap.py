@@ -35,6 +35,7 @@ def repeats(rows: Sequence[Row]) -> dict[str, int | None]:
         "whole rows": len(rows) - len({json.dumps(row, sort_keys=True) for row in rows}),
         f"{EDIT} groups": sum(n > 1 for n in edits.values()),
         f"{EDIT} groups with different alt": sum(n > 1 for n in answers.values()),
+        "loc repeated": len(rows) - len(set(values_of(rows, "loc"))),
         f"{LOCALITY} repeated": len(rows) - len(set(items)),
         f"{LOCALITY} repeated with the same m_loc_a": len(rows)
         - len(set(values_of(rows, ANSWERED))),

@@ -12,7 +12,8 @@ from typing import Any, overload
 
 from PIL import Image
 
-from attrib.data.images import open_photo, to_rgb
+from attrib.data.images import open_photo
+from attrib.data.pixels import as_rgb
 from attrib.errors import AttribError, RowError
 from attrib.files import write_text
 
@@ -46,16 +47,17 @@ class EditRequest:
 
     @property
     def image(self) -> Image.Image | None:
-        """The image in RGB, opened at every access and not kept; None for text alone.
+        """The image upright in RGB, opened at every access and not kept; None for text alone.
 
         Raises:
+            AttribError: if an image in memory cannot be used.
             RowError: if a row of a data file names an image that cannot be used.
             BadImage: if the request was made with a path that cannot be used.
         """
         if self.source is None:
             return None
         image = self.source() if callable(self.source) else self.source
-        return image if image.mode == "RGB" else to_rgb(image)
+        return as_rgb(image)
 
     def __repr__(self) -> str:
         if isinstance(self.source, Image.Image):

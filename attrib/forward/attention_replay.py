@@ -19,6 +19,7 @@ from attrib.forward.hooks import (
     on_output,
 )
 from attrib.forward.replay import without_cache
+from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
 from attrib.vocabulary import NoiseSite
 
@@ -31,6 +32,11 @@ class ModuleCall:
     hidden: Float[Tensor, "batch pos d_model"]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+def _call_of(module: nn.Module, h: Tensor, args: tuple[Any, ...], kwargs: Any) -> ModuleCall:
+    # In a model split over devices the input may still be where the layer before left it.
+    return ModuleCall(module, h.to(execution_device(module)), args, kwargs)
 
 
 @dataclass(eq=False)
@@ -131,9 +137,7 @@ def each_attention(
         def begin(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             finish()
             if layer in layers and not is_cached_step(h.shape[1], last):
-                pending.append(
-                    AttentionRecord(layer, ModuleCall(vlm.layers[layer], h, args, kwargs))
-                )
+                pending.append(AttentionRecord(layer, _call_of(vlm.layers[layer], h, args, kwargs)))
 
         return begin
 
@@ -153,7 +157,7 @@ def _record_child(child: nn.Module, pending: list[AttentionRecord], last: Tensor
 
     def enter(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if pending and pending[0].call is None:
-            pending[0].entered[id(child)] = ModuleCall(child, h, args, kwargs)
+            pending[0].entered[id(child)] = _call_of(child, h, args, kwargs)
 
     def leave(out: Tensor) -> None:
         if pending:

@@ -74,6 +74,11 @@ class NoiseDraw:
     noise: Float[Tensor, "batch pos d_model"]
     unit: Unit
 
+    def to(self, device: torch.device) -> "NoiseDraw":
+        """The noise on another device."""
+        spans = tuple(span.to(device) for span in self.spans)
+        return NoiseDraw(self.at.to(device), spans, self.noise.to(device), self.unit)
+
     def scaled(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The noise of sigma 1 for a layer's output `h`, in float32 or better."""
         if self.unit == "abs":

@@ -19,6 +19,8 @@ from attrib.forward.hooks import (
     on_output,
     position_index,
 )
+from attrib.model.devices import wide
+from attrib.model.precision import widened
 from attrib.model.vlm import VLM
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -28,7 +30,8 @@ Step = tuple[Tensor, Tensor, Tensor, Tensor]
 class ResidualWrites:
     """Writes of one forward pass to the residual stream, at one or several positions per example.
 
-    `embed + (attn + mlp + between_layers).sum(1) == final`, up to rounding in its dtype.
+    `embed + (attn + mlp + between_layers).sum(1) == final`, up to the model's rounding. All are in
+    float32 or wider, whatever the model runs in.
 
     Attributes:
         steps: Per layer (input, attention's write, MLP's write, output).
@@ -67,7 +70,8 @@ class ResidualWrites:
         if not self.steps:
             raise AttribError("no residual writes yet: run one forward pass inside the context")
         device = self.steps[0][0].device
-        return torch.stack([self.steps[layer][i].to(device) for layer in sorted(self.steps)], 1)
+        parts = [self.steps[layer][i].to(device) for layer in sorted(self.steps)]
+        return torch.stack([part.to(widened(part.dtype)) for part in parts], 1)
 
 
 def match_sublayers(
@@ -92,11 +96,11 @@ def match_sublayers(
     # A layer rounds the stream twice, each time by at most half an eps of its value. A wrong pair
     # does not stay within 4 eps of the summands in every element.
     eps = 4 * torch.finfo(after.dtype).eps
-    delta = after.double() - before.double()
+    delta = wide(after) - wide(before)
     pairs = []
     for a, b in combinations(outputs.values(), 2):
-        bound = eps * (before.abs() + a.abs() + b.abs() + after.abs()).double()
-        miss = (delta - a.double() - b.double()).abs()
+        bound = eps * wide(before.abs() + a.abs() + b.abs() + after.abs())
+        miss = (delta - wide(a) - wide(b)).abs()
         if (miss <= bound).all():
             pairs.append((float(miss.sum()), a, b))
     if not pairs:
@@ -155,7 +159,8 @@ def _keep_writes(
 
     def leave(out: Tensor) -> None:
         if into:
-            before, after = gather_positions(into[0], rows), gather_positions(out, rows)
+            after = gather_positions(out, rows)
+            before = gather_positions(into[0], rows).to(after.device)
             steps[index] = (before, *match_sublayers(before, after, outputs, index), after)
 
     with ExitStack() as stack:

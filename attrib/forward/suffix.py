@@ -35,6 +35,8 @@ from attrib.forward.layer_call import (
 )
 from attrib.forward.replay import Call, CleanPass, between_layers, forward_from
 from attrib.memory import is_out_of_memory
+from attrib.model.devices import wide
+from attrib.model.precision import WHOLE_PASS
 from attrib.model.vlm import VLM
 
 logger = logging.getLogger("attrib")
@@ -214,12 +216,12 @@ def _equals_whole(clean: CleanPass, start: int) -> bool:
             raise
         logger.info("%s: layers run whole (%s)", vlm.name, error)
         return False
-    slow = gather_positions(forward_from(vlm, clean.captured, 0, probe), clean.last).double()
-    final = gather_positions(clean.hidden[vlm.num_layers - 1], clean.last).double()
-    effect, error = (slow - final).abs().max(), (fast.double() - slow).abs().max()
-    rounding = 1000 * torch.finfo(h.dtype).eps * slow.abs().max()
-    # In half precision this bound is too loose; the effect of the perturbation bounds it too.
-    agrees = bool(error <= torch.minimum(rounding, 0.1 * effect))
+    slow = gather_positions(forward_from(vlm, clean.captured, 0, probe), clean.last)
+    final = gather_positions(clean.hidden[vlm.num_layers - 1], clean.last)
+    fast, slow, final = (wide(h) for h in (fast.to(slow.device), slow, final.to(slow.device)))
+    effect, error = (slow - final).abs().max(), (fast - slow).abs().max()
+    limit = WHOLE_PASS[h.dtype]  # a small effect has larger relative rounding errors
+    agrees = bool(error <= torch.minimum(limit * slow.abs().max(), max(limit, 0.01) * effect))
     if not agrees:
         logger.info("%s: layers run whole (sliced, they differ by %.1e)", vlm.name, error)
     return agrees

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError
 from transformers import (
@@ -29,6 +28,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from attrib.environment import WEIGHTS, embedded_names
 from attrib.errors import SetupError
 from attrib.model.components import refuse_encoder_decoder
+from attrib.model.placement import DeviceMap, Placement
 from attrib.vocabulary import Dtype
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -41,6 +41,7 @@ def read_checkpoint(
     revision: str | None,
     trust_remote_code: bool,
     complete: bool = True,
+    device_map: DeviceMap = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Return the model, in evaluation mode and frozen, and its processor.
 
@@ -49,7 +50,7 @@ def read_checkpoint(
     """
     if dtype not in get_args(Dtype):
         raise SetupError(f"dtype {dtype!r}: expected one of {', '.join(get_args(Dtype))}")
-    target = _device(device)
+    placement = Placement.of(device, device_map)
     source = _source(name)
     is_folder = Path(source).is_dir()
     if trust_remote_code and revision is None and not is_folder:
@@ -63,11 +64,12 @@ def read_checkpoint(
         _refuse_pickle(Path(source), name)
     config = _config(source, name, options)
     processor = _processor(source, name, config, options)
-    if dtype == "auto" and target.type == "cpu":
+    if dtype == "auto" and placement.on_cpu:
         dtype = "float32"
     try:
         auto: Any = AutoModelForImageTextToText
-        model, report = auto.from_pretrained(
+        model, report = placement.load(
+            auto.from_pretrained,
             source,
             config=config,
             dtype=dtype,
@@ -82,7 +84,7 @@ def read_checkpoint(
             f"{name}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} "
             "among them; download it again, or load it as it is with verify=False"
         )
-    return model.to(target).eval().requires_grad_(False), processor
+    return model.eval().requires_grad_(False), processor
 
 
 def _source(name: str) -> str:
@@ -101,17 +103,6 @@ def _source(name: str) -> str:
         f"unknown model {name!r}: give an embedded name ({', '.join(embedded_names()) or 'none'}), "
         "a folder that exists, or a Hugging Face id like llava-hf/llava-1.5-7b-hf"
     )
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SetupError(f"device {device!r} cannot be used here; try --device cpu") from error
-    return target
 
 
 def _refuse_pickle(folder: Path, name: str) -> None:

@@ -5,7 +5,6 @@ A decoder-only image-text-to-text model of transformers has a source of visual f
 that stands for one visual feature.
 """
 
-import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attrib.errors import AttribError, SetupError
+from attrib.model.devices import execution_device, float_copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,19 @@ def find_components(model: PreTrainedModel) -> Components:
     return Components(decoder, layers, norms[0], head, image_token_id, d_model, *vision)
 
 
+def describe(vlm: Any) -> str:
+    """A wrapped model in four lines: class, size, dtype and device, visual tokens, processor."""
+    size, dtype = vlm.components.patch_size, str(vlm.dtype).removeprefix("torch.")
+    visual = f"patches of {size} px" if size else "learned queries"
+    return (
+        f"VLM {vlm.name!r} ({type(vlm.model).__name__})\n"
+        f"  {vlm.num_layers} layers, d_model {vlm.d_model}, "
+        f"{vlm.model.num_parameters():,} parameters, {dtype} on {vlm.device}\n"
+        f"  visual tokens: {visual}, token id {vlm.components.image_token_id}\n"
+        f"  processor: {type(vlm.processor).__name__ if vlm.processor else None}"
+    )
+
+
 def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
     """Raise SetupError if the language model has a separate text encoder."""
     text = config.get_text_config()
@@ -128,8 +141,8 @@ class FrozenNorm:
     def __call__(
         self, write: Float[Tensor, "batch *between d_model"]
     ) -> Float[Tensor, "batch *between d_model"]:
-        """Return the share of `write` in the normed state, in float32."""
-        write = write.float()
+        """Return the share of `write` in the normed state, in float32, on the norm's device."""
+        write = write.float().to(self.gain.device)
         if self.centred:
             write = write - write.mean(-1, keepdim=True)
         return write * self.gain.reshape(len(write), *[1] * (write.ndim - 2), -1)
@@ -141,9 +154,9 @@ def freeze_norm(norm: nn.Module, h: Float[Tensor, "batch d_model"]) -> FrozenNor
     Raises:
         AttribError: The norm is neither an RMSNorm nor a LayerNorm.
     """
-    h = h.float()
+    h = h.float().to(execution_device(norm))
     weight, bias, centred = probe_norm(norm, h[0])
-    normed = copy.deepcopy(norm).float()(h)
+    normed = float_copy(norm)(h)
     direction = (h - h.mean(-1, keepdim=True) if centred else h) * weight
     size = direction.square().sum(-1, keepdim=True)
     inverse_scale = ((normed - bias) * direction).sum(-1, keepdim=True) / size
@@ -167,12 +180,12 @@ def probe_norm(
 
     Args:
         norm: The norm.
-        like: A vector whose size and device the probes take.
+        like: A vector whose size the probes take.
     """
-    sign = torch.ones_like(like, dtype=torch.float32)
+    sign = torch.ones_like(like, dtype=torch.float32, device=execution_device(norm))
     sign[1::2] = -1  # mean 0 and root mean square 1, so norm(sign) is weight * sign + bias
     big = 1e3  # makes the epsilon of the norm negligible
     probes = torch.stack([sign, -sign, sign + 0.5]) * big
-    plus, minus, shifted = copy.deepcopy(norm).float()(probes)
+    plus, minus, shifted = float_copy(norm)(probes)
     centred = torch.allclose(shifted, plus, rtol=1e-3, atol=1e-3)
     return (plus - minus) / 2 * sign, (plus + minus) / 2, centred

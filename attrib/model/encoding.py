@@ -6,6 +6,7 @@ without an image may be mixed with rows that have one.
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -17,10 +18,17 @@ from torch.utils._pytree import tree_map_only
 
 from attrib.errors import AttribError
 from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet, render
+from attrib.model.row_checks import (
+    Images,
+    check_texts,
+    process_rows,
+    render_prompt,
+    tokenize,
+)
+from attrib.model.targets import split_blank, target_ids, without_end_space
 from attrib.vocabulary import Template
 
 Row = dict[str, list[int]]
-Images = Sequence[Image.Image | None]
 
 
 def encode_rows(
@@ -30,23 +38,39 @@ def encode_rows(
     prompts: Sequence[str],
     targets: Sequence[str] | None,
     template: Template,
+    answers: Sequence[str] | None = None,
 ) -> tuple[list[Row], dict[str, Tensor], list[int] | None]:
     """Return token rows, image inputs, and the number of target tokens of each row.
+
+    Args:
+        processor: The Hugging Face processor.
+        placeholder: How images are marked in its prompts.
+        images: One per row, or None.
+        prompts: One per row.
+        targets: One per row, or None.
+        template: "raw" or "chat".
+        answers: One per row, or None; the blank tokens that they start with end the prompts.
 
     Raises:
         AttribError: A prompt, target or image cannot be used; the message says which.
     """
-    for name, given in (("images", images), ("targets", targets)):
-        if given is not None and len(given) != len(prompts):
-            raise AttribError(f"{len(given)} {name} for {len(prompts)} prompts: give one for each")
-    if not prompts:
-        raise AttribError("no prompts: give at least one")
+    check_texts(placeholder, images, prompts, targets)
     texts = prompt_texts(processor, placeholder, images, prompts, template)
     rows, tensors = prompt_rows(processor, placeholder, images, texts)
+    blanks: list[list[int]] = [[] for _ in rows]
+    if answers is not None:
+        blanks = [
+            split_blank(processor.tokenizer, prompt, answer, row)[0]
+            for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
+        rows = [append_target(row, one, placeholder) for row, one in zip(rows, blanks, strict=True)]
     if targets is None:
         return rows, tensors, None
     pairs = zip(prompts, targets, strict=True)
     ids = [target_ids(processor.tokenizer, *pair, row) for row, pair in enumerate(pairs)]
+    for own, blank in zip(ids, blanks, strict=True):
+        if own[: len(blank)] == blank:
+            del own[: len(blank)]
     rows = [append_target(row, new, placeholder) for row, new in zip(rows, ids, strict=True)]
     return rows, tensors, [len(new) for new in ids]
 
@@ -69,22 +93,27 @@ def prompt_rows(
     """
     # A processor that inserts image tokens also adds other text (PaliGemma's newline), so rows
     # without an image are processed with a blank one, whose tokens are removed again.
-    processed = [
-        i for i, image in enumerate(images) if image is not None or placeholder.auto_inserts
-    ]
+    shown = {
+        i: image or blank_image()
+        for i, image in enumerate(images)
+        if image is not None or placeholder.auto_inserts
+    }
     rows: dict[int, Row] = {}
     tensors: dict[str, Tensor] = {}
-    if processed:
-        lists = [[_rgb(images[i], i)] for i in processed]
-        their_texts = [texts[i] for i in processed]
-        their_rows, tensors = _process(processor, placeholder, lists, their_texts)
-        rows |= zip(processed, their_rows, strict=True)
+    if shown:
+        their_rows, tensors = process_rows(
+            partial(_process, processor, placeholder),
+            list(shown.values()),
+            [texts[i] for i in shown],
+            list(shown),
+        )
+        rows |= zip(shown, their_rows, strict=True)
     for i, image in enumerate(images):
         if image is None and i in rows:
             keep = [token != placeholder.image_token_id for token in rows[i]["input_ids"]]
             rows[i] = {key: list(compress(value, keep)) for key, value in rows[i].items()}
         elif image is None:
-            ids = processor.tokenizer(texts[i])["input_ids"]
+            ids = tokenize(processor.tokenizer, texts[i], i)
             rows[i] = {"input_ids": ids} | {key: [0] * len(ids) for key in placeholder.target_types}
     if placeholder.auto_inserts:
         keep = [i for i, image in enumerate(images) if image is not None] or [0]
@@ -93,26 +122,19 @@ def prompt_rows(
 
 
 def _process(
-    processor: Any, placeholder: ImagePlaceholder, images: list[list[Image.Image]], texts: list[str]
+    processor: Any, placeholder: ImagePlaceholder, images: list[Image.Image], texts: list[str]
 ) -> tuple[list[Row], dict[str, Tensor]]:
     # On the right: the positions of InstructBLIP's Q-Former start at the first column.
     padding = {"padding": True, "padding_side": "right"}
+    lists = [[image] for image in images]
     with quiet():
-        out = dict(processor(images=images, text=texts, return_tensors="pt", **padding))
+        out = dict(processor(images=lists, text=texts, return_tensors="pt", **padding))
     out.pop("labels", None)  # of PaliGemma; targets are appended later
     real = out.pop("attention_mask").bool()
     keys = [key for key in ("input_ids", *placeholder.target_types) if key in out]
     columns = {key: out.pop(key) for key in keys}
     rows = [{key: columns[key][i, real[i]].tolist() for key in keys} for i in range(len(texts))]
     return rows, out
-
-
-def _rgb(image: Image.Image | None, row: int) -> Image.Image:
-    if image is None:
-        return blank_image()
-    if not isinstance(image, Image.Image):
-        raise AttribError(f"image {row} is a {type(image).__name__}; expected a PIL image or None")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def prompt_texts(
@@ -122,16 +144,11 @@ def prompt_texts(
     prompts: Sequence[str],
     template: Template,
 ) -> list[str]:
-    """Return the processor's text for each prompt: with the image marker, or in the template."""
-    for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-        if not prompt and image is None:
-            raise AttribError(f"prompt {i} is empty, and there is no image: give one of them")
-        for reserved in placeholder.reserved:
-            if reserved in prompt:
-                raise AttribError(
-                    f"prompt {i} contains {reserved!r}, which stands for an image; remove it: "
-                    "image tokens are inserted automatically"
-                )
+    """Return the processor's text for each prompt: with the image marker, or in the template.
+
+    No text ends with a space: it belongs to the token after it.
+    """
+    prompts = [without_end_space(prompt) for prompt in prompts]
     if template == "raw":
         return [
             prompt if image is None else placeholder.marker + prompt
@@ -140,36 +157,14 @@ def prompt_texts(
     if getattr(processor, "chat_template", None) is None:
         raise AttribError(f"{type(processor).__name__} has no chat template; use template='raw'")
     texts = [
-        render(processor, prompt, has_image=image is not None)
-        for prompt, image in zip(prompts, images, strict=True)
+        render_prompt(partial(render, processor, prompt, has_image=image is not None), row)
+        for row, (prompt, image) in enumerate(zip(prompts, images, strict=True))
     ]
+    texts = [without_end_space(text) for text in texts]
     bos = processor.tokenizer.bos_token
     if bos and processor.tokenizer("x")["input_ids"][0] == processor.tokenizer.bos_token_id:
         return [text.removeprefix(bos) for text in texts]  # the tokenizer adds it
     return texts
-
-
-def target_ids(tokenizer: Any, prompt: str, target: str, row: int = 0) -> list[int]:
-    """Return the tokens of `target` after `prompt`, without end-of-sequence.
-
-    They are the tokens of `prompt + target` beyond those of `prompt`, with a space in between if
-    neither has one (`prompts_imgs_target_to_xym` in VisEdit's code).
-
-    Raises:
-        AttribError: The target is empty, or merges with the end of the prompt.
-    """
-    if not target.strip():
-        raise AttribError(f"target {row} is empty; give the answer as text")
-    if not prompt.endswith(" ") and not target.startswith(" "):
-        target = f" {target}"
-    before = tokenizer(prompt)["input_ids"]
-    both = tokenizer(prompt + target)["input_ids"]
-    if both[: len(before)] != before or len(both) == len(before):
-        raise AttribError(
-            f"target {row}: {target!r} merges with the end of its prompt {prompt[-20:]!r} into one "
-            "token; remove spaces from the end of the prompt"
-        )
-    return both[len(before) :]
 
 
 def append_target(row: Row, target: list[int], placeholder: ImagePlaceholder) -> Row:
@@ -213,10 +208,11 @@ def pad_left(inputs: dict[str, Any], pad_id: int) -> dict[str, Any]:
 
 
 def new_texts(
-    tokenizer: Any, prompts: Int[Tensor, "batch pos"], generated: Int[Tensor, "batch _"]
+    tokenizer: Any, prompts: Int[Tensor, "batch pos"], generated: Int[Tensor, "rows _"]
 ) -> list[str]:
     """Decode generated tokens after each prompt, without special tokens and surrounding space."""
     width = prompts.shape[1]
+    prompts = prompts.repeat_interleave(len(generated) // len(prompts), 0)  # several per prompt
     if torch.equal(generated[:, :width], prompts):  # models given embeddings return new tokens only
         generated = generated[:, width:]
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]

@@ -4,6 +4,7 @@ Some processors insert image tokens automatically (BLIP-2, PaliGemma). Most expa
 prompt ("<image>" and a newline for LLaVA), which is read from the chat template and then tried.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from transformers.utils import logging
 
 from attrib.errors import SetupError
 
+# Added tokens around images and their parts, such as "<|vision_start|>" or "[IMG_BREAK]".
+STANDS_FOR_IMAGE = re.compile(r"(?i)[<\[].*(image|img|video|vision|audio|row_\d).*[>\]]$")
+
 
 @dataclass(frozen=True)
 class ImagePlaceholder:
@@ -23,7 +27,7 @@ class ImagePlaceholder:
     Attributes:
         marker: Text before the prompt; "" if the processor inserts image tokens automatically.
         image_token_id: The input id of a visual token.
-        reserved: Strings that stand for an image, which a prompt must not contain.
+        reserved: Strings that stand for an image, which a text must not contain.
         target_types: Name of each token-type input of the processor -> type of target tokens: 0 if
             types mark images (Gemma 3, Qwen-VL), 1 if 0 marks bidirectional attention (PaliGemma).
     """
@@ -48,6 +52,7 @@ def find_placeholder(processor: Any, image_token_id: int) -> ImagePlaceholder:
     token = str(processor.tokenizer.convert_ids_to_tokens(image_token_id))
     names = ("image_token", "boi_token", "video_token", "fake_image_token", "start_image_token")
     reserved = {token} | {str(t) for name in names if (t := getattr(processor, name, None))}
+    reserved |= set(filter(STANDS_FOR_IMAGE.match, processor.tokenizer.get_added_vocab()))
     marker = _template_marker(processor)
     # Without a template: no marker, for processors that insert automatically; else LLaVA's.
     for candidate in [marker] if marker else ["", f"{getattr(processor, 'image_token', token)}\n"]:

@@ -4,7 +4,8 @@
 are returned at the positions of the original batch, so callers need not know of the rewriting.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,3 +112,13 @@ def _with_inputs(
     inserted = new_real & ~moved(real)
     spans["text"] = spans["text"] | inserted
     return replace(batch, inputs=inputs, spans=spans)
+
+
+@contextmanager
+def pushed(stack: list[Any], item: Any) -> Iterator[None]:
+    """Keep an item on top of a stack inside the context."""
+    stack.append(item)
+    try:
+        yield
+    finally:
+        stack.pop()

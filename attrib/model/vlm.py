@@ -8,8 +8,8 @@ Works for every decoder-only image-text-to-text model of transformers, whose com
 structure (`attrib.model.components`). `vlm.model` and `vlm.processor` are never modified.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,20 +21,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
+from attrib.model import encoding, precision
 from attrib.model.batch import Batch, Grid, token_spans
-from attrib.model.components import Components, FrozenNorm, find_components, freeze_norm
-from attrib.model.encoding import (
-    encode_rows,
-    new_texts,
-    pad_left,
-    pad_rows,
-    target_ids,
-    to_device,
-    with_pad_token,
-)
-from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder, quiet
+from attrib.model.components import Components, FrozenNorm, describe, find_components, freeze_norm
+from attrib.model.devices import execution_device, loaded
+from attrib.model.generation import generated_ids
+from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
+from attrib.model.last_logits import gather_last, logits_to_keep
 from attrib.model.patch_grid import grid_finder
-from attrib.model.prompt_rewriting import Rewriter, apply_rewriters
+from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
+from attrib.model.row_checks import check_lengths, upright_images
+from attrib.model.targets import answer_ids
 from attrib.vocabulary import Padding, Template
 
 
@@ -62,15 +59,7 @@ class VLM:
         _ = self.components  # refuse unsupported models now
 
     def __repr__(self) -> str:
-        size, dtype = self.components.patch_size, str(self.model.dtype).removeprefix("torch.")
-        visual = f"patches of {size} px" if size else "learned queries"
-        return (
-            f"VLM {self.name!r} ({type(self.model).__name__})\n"
-            f"  {self.num_layers} layers, d_model {self.d_model}, "
-            f"{self.model.num_parameters():,} parameters, {dtype} on {self.device}\n"
-            f"  visual tokens: {visual}, token id {self.components.image_token_id}\n"
-            f"  processor: {type(self.processor).__name__ if self.processor else None}"
-        )
+        return describe(self)
 
     @cached_property
     def components(self) -> Components:
@@ -106,8 +95,13 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Device of the first decoder layer, where inputs go."""
-        return next(self.layers.parameters()).device
+        """Device on which the first decoder layer runs, where inputs go."""
+        return execution_device(self.layers[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder; other parts of the model may have another one."""
+        return precision.main_dtype(self.layers[0].parameters())
 
     @property
     def active_batch(self) -> Batch | None:
@@ -115,8 +109,12 @@ class VLM:
         return self._active[-1] if self._active else None
 
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
-        """Logits of a hidden state: final norm, then output embedding."""
-        return self.components.head(self.components.norm(h))
+        """Logits of a hidden state, on its device: final norm, then output embedding."""
+        return self.components.head(self.components.norm(h)).to(h.device)
+
+    def unembed_float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
+        """`unembed` in float32 or wider, whatever the model runs in."""
+        return precision.unembed(self.components.norm, self.components.head, h)
 
     def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
         """Return the final norm as a linear map with its statistics at `h`."""
@@ -125,8 +123,16 @@ class VLM:
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
-        with _pushed(self._active, run.batch):
+        with pushed(self._active, run.batch):
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
+
+    def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
+        """Logits at the last prompt token, without those of other positions where possible."""
+        run = apply_rewriters(self._rewriters, batch)
+        with pushed(self._active, run.batch):
+            keep = logits_to_keep(self.model, run.batch)
+            logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
+        return gather_last(logits, run.batch)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
@@ -141,40 +147,45 @@ class VLM:
         *,
         template: Template = "raw",
         padding_side: Padding = "left",
+        answers: Sequence[str] | None = None,
     ) -> Batch:
         """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt; None for a prompt without an image.
+            images: One per prompt, upright and RGB (`attrib.data.pixels`); None for no image.
             prompts: The questions, without image markers: these are inserted automatically.
-            targets: Text that follows each prompt, teacher-forced, separated by a space. The batch
-                then has `labels` and a "target" span.
+            targets: Text after each prompt, teacher-forced: adds `labels` and a "target" span.
             template: "raw" for the prompt as it is, "chat" for the model's chat template.
             padding_side: "left" aligns the ends of prompts, as `generate` needs under a `write`.
+            answers: Expected texts; blank tokens at their start are put at the prompts' ends.
 
         Raises:
-            AttribError: Lists differ in length, a target is empty, or a prompt has an image token.
+            AttribError: A row cannot be used; the message says which and why.
         """
-        given = (images, prompts, targets, template)
-        rows, tensors, lengths = encode_rows(self._padding_processor, self._placeholder, *given)
+        images = upright_images(images)
+        given = (self._placeholder, images, prompts, targets, template, answers)
+        rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
+        check_lengths(rows, tensors, self.model.config)
         if all(image is None for image in images) and not self.components.needs_pixels:
             tensors = {}
-        padded = pad_rows(rows, self.pad_id, padding_side)
-        inputs = to_device(padded | tensors, self.device, self.model.dtype)
+        padded = encoding.pad_rows(rows, self.pad_id, padding_side)
+        dtype = precision.pixel_dtype(self.model, self.components.decoder)
+        inputs = encoding.to_device(padded | tensors, self.device, dtype)
         spans = self._spans(inputs, lengths)
         grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
         return Batch(inputs, spans, grids, prompts=tuple(prompts))
 
     def answer_token(self, text: str) -> int:
-        """Id of the first token of `text` as the continuation of a prompt."""
-        return target_ids(self.tokenizer, "a", text)[0]
+        """Id of the first token with content of `text` as the continuation of a prompt."""
+        return answer_ids(self.tokenizer, "a", text)[0]
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
         """Generate a continuation of each prompt, greedily by default.
 
-        Right padding moves to the left and grows by one column, so that an open `write` for the
-        original positions raises an error instead of writing to others.
+        Of the checkpoint's generation config only the special tokens are used. Right padding moves
+        to the left and grows by one column, so that an open `write` for the original positions
+        raises an error instead of writing to others.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
@@ -186,19 +197,19 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        inputs = pad_left(apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id)
-        settings = {"do_sample": False, "pad_token_id": self.pad_id} | settings
-        model: Any = self.model  # its classes inherit `generate` from a mixin
-        with quiet(), _pushed(self._active, self.batch(inputs)):
-            out = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
-        return new_texts(self.tokenizer, inputs["input_ids"], out)
+        rewritten = apply_rewriters(self._rewriters, batch).batch
+        inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
+        limits = self.tokenizer, self.pad_id, max_new_tokens
+        with loaded(self.model), pushed(self._active, self.batch(inputs)):
+            out = generated_ids(self.model, inputs, *limits, settings)
+        return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
     def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:
         """Run `rewriter(batch)` in place of each batch given to `logits` or `generate`.
 
         Contexts nest: the innermost rewriter is applied first. None applies inside a rewriter.
         """
-        return _pushed(self._rewriters, rewriter)
+        return pushed(self._rewriters, rewriter)
 
     def cache(self, batch: Batch, positions: str = "last", *, attention: bool = True) -> Any:
         """Run a batch into a `transformer_lens.ActivationCache`; see `attrib.bridges.cache`."""
@@ -232,17 +243,8 @@ class VLM:
 
     @cached_property
     def _padding_processor(self) -> Any:
-        return with_pad_token(self.processor, self.tokenizer)
+        return encoding.with_pad_token(self.processor, self.tokenizer)
 
     @cached_property
     def _placeholder(self) -> ImagePlaceholder:
         return find_placeholder(self._padding_processor, self.components.image_token_id)
-
-
-@contextmanager
-def _pushed(stack: list[Any], item: Any) -> Iterator[None]:
-    stack.append(item)
-    try:
-        yield
-    finally:
-        stack.pop()

@@ -1,4 +1,4 @@
-"""Contributions: options, figures and summary."""
+"""What a forward pass shows without a change: contributions and attention profiles."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from attrib.vocabulary import Norm
 if TYPE_CHECKING:
     from attrib.data import EditSample
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 
 class ContributionOptions(MeasureOptions):
@@ -57,3 +57,31 @@ class Contributions(Analysis[ContributionOptions]):
         from attrib.report.summaries import summarize_contributions
 
         return summarize_contributions(result)
+
+
+class Attention(Analysis[MeasureOptions]):
+    """Attention of the last prompt token to words and image, per layer (DualEdit, Fig. 1)."""
+
+    name = "attention"
+
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
+        """See `attrib.analyses.attention.measure_attention`."""
+        from attrib.analyses.attention import measure_attention
+
+        del samples
+        return measure_attention
+
+    def plots(self, result: "Result") -> Plots:
+        """Attention per token, and the share of each group of tokens."""
+        from attrib import plots
+
+        return {
+            "attention": partial(plots.attention, result),
+            "attention-share": partial(plots.attention, result, quantity="share"),
+        }
+
+    def summarize(self, result: "Result") -> str:
+        """Where attention to the image is largest."""
+        from attrib.report.summaries import summarize_attention
+
+        return summarize_attention(result)

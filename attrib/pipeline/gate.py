@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
     from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 
 class GateOptions(MeasureOptions):
@@ -85,7 +85,7 @@ class Gate(Analysis[GateOptions]):
 
     def summarize(self, result: "Result") -> str:
         """How well the similarity separates, with a table of AUCs."""
-        from attrib.report.gate_summary import gate_auc_table, summarize_gate
+        from attrib.report.summaries import gate_auc_table, summarize_gate
 
         table = self._roc(result)
         sentence = summarize_gate(result, table, self.options.token, self.options.layer)

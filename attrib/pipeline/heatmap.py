@@ -1,6 +1,7 @@
-"""Heatmaps: options of the noise, pictures and summary."""
+"""Heatmaps, and their faithfulness: options of the noise, figures and summaries."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from attrib.analyses.heatmaps import Perturbation
     from attrib.data import EditSample
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
+
 
 NOISE_OPTIONS = ("noise", "unit", "radius", "draws", "site")
 
@@ -112,7 +114,7 @@ class Heatmap(Analysis[HeatmapOptions]):
 
     def summarize(self, result: "Result") -> str:
         """The layers whose attention depends most on the image."""
-        from attrib.report.heatmap_summary import summarize_heatmaps
+        from attrib.report.intervention_summaries import summarize_heatmaps
 
         return summarize_heatmaps(result)
 
@@ -144,3 +146,51 @@ def _draw(result: "Result", sample: "EditSample", grid: dict[str, Any], kind: st
         grid,
         title=sample.request.prompt,
     )[kind]
+
+
+LITTLE_NOISE = 0.1  # in standard deviations: a perturbed token still resembles itself
+
+
+class Faithfulness(Analysis[NoiseOptions]):
+    """Do heatmaps point at the object asked about? Compared with attention and gradients."""
+
+    name = "faithfulness"
+    Options = NoiseOptions
+    needs_dataset = True
+    empty = "none of the questions is about a single object: take more rows"
+
+    def announce(self) -> str:
+        """The noise in force."""
+        return self.options.announce(self.name)
+
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
+        """See `attrib.analyses.pointing_game.measure_faithfulness`."""
+        from attrib.analyses.pointing_game import measure_faithfulness
+        from attrib.data.scenes.ground_truth import ground_truths
+        from attrib.pipeline.source import as_data
+
+        how = self.options.perturbation()
+        little = replace(how, noise=LITTLE_NOISE, unit="std")
+        methods = {"heatmap": how}
+        if how != little:
+            methods[f"heatmap, noise {LITTLE_NOISE}"] = little
+        return partial(measure_faithfulness, truths=ground_truths(as_data(samples)), how=methods)
+
+    def plots(self, result: "Result") -> Plots:
+        """Pointing-game hits, AUC against all cells, AUC against other objects."""
+        from attrib import plots
+
+        return {
+            "pointing": partial(plots.faithfulness, result, "hit"),
+            "auc": partial(plots.faithfulness, result, "auc"),
+            "auc-objects": partial(plots.faithfulness, result, "auc_objects"),
+        }
+
+    def summarize(self, result: "Result") -> str:
+        """How often the best method points at the object, with a table of all methods."""
+        from attrib.report.intervention_summaries import faithfulness_table, summarize_faithfulness
+
+        all_layers = result.tables["all_layers"]
+        table = faithfulness_table(result, all_layers)
+        text = table.to_string(index=False, float_format="{:.2f}".format)
+        return f"{summarize_faithfulness(result, all_layers)}\n\n{text}"

@@ -3,6 +3,7 @@
 A field's description is its help text; `option` adds what the command line needs besides.
 """
 
+import json
 import math
 import re
 from pathlib import Path
@@ -52,8 +53,9 @@ class Options(BaseModel):
     """Options that are checked once; unknown names are errors.
 
     Attributes:
-        free: options that change no number of the tables. A run may be continued with others, and
-            the default folder does not depend on them. Subclasses add their own.
+        free: options that change no number of the tables; `batch_size` changes them by rounding,
+            which half precision shows. A run may be continued with others, and the default
+            folder does not depend on them. Subclasses add their own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,7 +85,7 @@ class Options(BaseModel):
 class ModelOptions(Options):
     """Which model, and where it runs."""
 
-    free = frozenset({"device"})
+    free = frozenset({"device", "device_map"})
 
     model: str = option(DEFAULT_MODEL, "Embedded name, Hugging Face id, or folder.", panel="Model")
     revision: str | None = option(None, "Commit, tag or branch of a hub model.", panel="Model")
@@ -91,6 +93,12 @@ class ModelOptions(Options):
         "auto", "auto: float32 on a CPU, the checkpoint's on a GPU.", panel="Model"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", panel="Model")
+    device_map: str | None = option(
+        None,
+        'auto: over all GPUs, main memory and disk; or JSON, such as {"model": 0}.',
+        panel="Model",
+        shown="one device",
+    )
     trust_remote_code: bool = option(
         False,
         "Run code from the model's repository.",
@@ -98,13 +106,20 @@ class ModelOptions(Options):
         flags=("--trust-remote-code",),
     )
 
+    @field_validator("device_map", mode="before")
+    @classmethod
+    def _map_as_text(cls, given: Any) -> Any:
+        return json.dumps(given) if isinstance(given, dict) else given
+
 
 class MeasureOptions(Options):
     """Options that every analysis has, whatever its samples are."""
 
     free = frozenset({"batch_size"})
 
-    batch_size: int = option(8, "Samples per pass; at most 16.", ge=1)
+    batch_size: int = option(
+        8, "Samples per pass; at most 16. Changes numbers in half precision.", ge=1
+    )
     seed: int = option(0, "Seed of noise and of bootstrap intervals.")
 
 

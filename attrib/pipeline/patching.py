@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
     from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 SPANS = ("visual", "text", "last", "all")
 
@@ -70,7 +70,8 @@ class Patching(Analysis[PatchingOptions]):
         del samples
         path = self.options.other_image
         other = open_photo(path) if path else None
-        return partial(measure_patching, spans=self._spans(), other=other, fit=self.options.fit)
+        how = {"spans": self._spans(), "other": other, "fit": self.options.fit}
+        return partial(measure_patching, **how, skip_blank=True)
 
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Forward passes per pair of images."""
@@ -88,7 +89,7 @@ class Patching(Analysis[PatchingOptions]):
 
     def summarize(self, result: "Result") -> str:
         """Up to which layer patching flips the answer."""
-        from attrib.report.summaries import summarize_patching
+        from attrib.report.intervention_summaries import summarize_patching
 
         return summarize_patching(result)
 

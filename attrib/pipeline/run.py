@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from attrib.errors import AttribError, SetupError
 from attrib.files import write_text
+from attrib.pipeline import find_analysis
 from attrib.pipeline.analysis import Analysis
 from attrib.pipeline.options import explain
-from attrib.pipeline.registry import find_analysis
 from attrib.pipeline.source import as_data
 from attrib.results import Result
 from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 SIGMAS = "0.1,0.3,0.5,0.7,1.0"
 # Options that decide what is measured; those left out are printed with their defaults.
@@ -144,7 +144,7 @@ class Sensitivity(Analysis[SweepOptions]):
 
     def summarize(self, result: "Result") -> str:
         """The most sensitive layers."""
-        from attrib.report.summaries import summarize_sensitivity
+        from attrib.report.intervention_summaries import summarize_sensitivity
 
         return summarize_sensitivity(result)
 

@@ -112,7 +112,7 @@ def add_answer_prefix(data: EditData, words: int) -> EditData:
         request = sample.request
         *prefix, rest = request.target.split(maxsplit=words) or [""]
         if len(prefix) == words:
-            prompt = " ".join([request.prompt, *prefix])
+            prompt = " ".join([request.prompt.rstrip(" "), *prefix])
             samples.append(replace(sample, request=EditRequest(request.source, prompt, rest)))
         else:
             why = f"the answer {request.target!r} has no word after the first {words}"

@@ -4,9 +4,8 @@ The only package that imports matplotlib. Series differ by colour (safe for colo
 by marker and by line style. Drawn twice, a result gives the same file, byte for byte.
 """
 
-from attrib.plots.curves import attention, contributions, faithfulness, heatmap_by_layer
+from attrib.plots.curves import attention, contributions, faithfulness, heatmap_by_layer, learning
 from attrib.plots.drawing import describe, new_axes, save, share_scale, svg
-from attrib.plots.editing import learning
 from attrib.plots.gate import gate_auc, gate_similarity, gate_tokens
 from attrib.plots.heatmaps import heatmap_pictures, heatmaps
 from attrib.plots.interventions import patching, patching_difference, sensitivity

@@ -7,9 +7,19 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from attrib.plots.drawing import BLUE, GREY, INK, MUTED, VERMILION, new_axes, style
+from attrib.plots.drawing import (
+    AXES,
+    BLUE,
+    GREY,
+    INK,
+    MUTED,
+    VERMILION,
+    new_axes,
+    new_figure,
+    style,
+)
 from attrib.results import Result
 
 
@@ -157,3 +167,41 @@ def finish(ax: Axes, title: str, columns: int) -> None:
     if ax.get_legend_handles_labels()[0]:
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": columns}
         ax.legend(fontsize=9, handlelength=2.5, columnspacing=1.4, **below)
+
+
+CURVES = {
+    "request": ("the request", BLUE, "o", "-"),
+    "text_generality": ("rephrased", VERMILION, "^", "--"),
+    "visual_locality": ("unrelated images, ungated", GREY, "x", ":"),
+}
+
+
+def learning(curves: pd.DataFrame) -> Axes:
+    """Accuracy on held-out edits over training steps: a panel per editor, a line per seed.
+
+    Args:
+        curves: One row per editor, seed, step and name (the names in `CURVES` are drawn), with a
+            value from 0 to 1.
+    """
+    editors = list(dict.fromkeys(curves["editor"]))
+    with style():
+        figure = new_figure(5.4, 1.0 + 1.3 * len(editors))
+        panels = figure.subplots(len(editors), 1, squeeze=False, subplot_kw=AXES)[:, 0]
+        for panel, editor in zip(panels, editors, strict=True):
+            _draw(panel, pd.DataFrame(curves[curves["editor"] == editor]), str(editor))
+        panels[-1].set_xlabel("step")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(CURVES), fontsize=9)
+    return panels[0]
+
+
+def _draw(ax: Axes, rows: pd.DataFrame, title: str) -> None:
+    for name, (label, color, marker, line) in CURVES.items():
+        for number, (_, one) in enumerate(rows[rows["name"] == name].groupby("seed")):
+            ax.plot(
+                one["step"], one["value"], color=color, linestyle=line, linewidth=1.4,
+                marker=marker, markersize=3.5, label="_nolegend_" if number else label,
+            )  # fmt: skip
+    ax.set_ylim(0, 1.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_title(title)

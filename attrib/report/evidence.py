@@ -8,16 +8,16 @@ import pandas as pd
 
 from attrib import plots
 from attrib.plots.selection import EVIDENCE
-from attrib.report.heatmap_summary import faithfulness_table, summarize_faithfulness
-from attrib.report.layer_study import LayerStudy
-from attrib.report.page import Block, Figure, Figures, Table, figure, means_table
-from attrib.report.run_reader import RunRead
-from attrib.report.summaries import (
-    summarize_attention,
-    summarize_contributions,
+from attrib.report.intervention_summaries import (
+    faithfulness_table,
+    summarize_faithfulness,
     summarize_patching,
     summarize_sensitivity,
 )
+from attrib.report.layer_study import LayerStudy
+from attrib.report.page import Block, Figure, Figures, Table, figure, means_table
+from attrib.report.run_reader import RunRead
+from attrib.report.summaries import summarize_attention, summarize_contributions
 from attrib.results import Result
 
 BOTH = ("text", "visual")

@@ -17,7 +17,7 @@ from attrib.selection import (
     gather,
     select_layers,
 )
-from attrib.selection.same_source import named, same_data, same_model
+from attrib.selection.report import named, same_data, same_model
 from attrib.vocabulary import RuleName
 
 # The runs that `attrib select` makes, by `RunRead.name`, and the command of each.

@@ -1,21 +1,24 @@
 """Summaries of analyses in plain sentences. Every number is computed from the results given."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from attrib.analyses.direct_logits import MODULES
+from attrib.analyses.gate_roc import ANY, PUBLISHED_THRESHOLD, best_layer, overall
+from attrib.analyses.gating import LEAKING, TOKENS
 from attrib.results import Result
 from attrib.stats import bootstrap_means, interval, wilson
 
 SPECIFIC = 0.5  # a control above that is no control
 ONE_EXAMPLE = "One example: no confidence interval."
-TOKENS = {"text": "text tokens", "visual": "visual tokens", "both": "tokens"}
-PATCHED = {
-    "visual": "visual tokens",
-    "last": "last prompt token",
-    "text": "text tokens",
-    "all": "whole prompt",
+STATES = {
+    "visual_mean": "the mean of the visual tokens",
+    "text_mean": "the mean of the text tokens",
+    "prompt_last": "the last prompt token",
+    "target_last": "the last target token",
 }
 
 
@@ -47,7 +50,7 @@ def contribution_peak(result: Result) -> str:
     peak = int(np.argmax(curve := np.nanmean(values, axis=0)))
     if not curve[peak] > 0:
         return ""
-    return f"The contribution is highest in layer {peak}{_stability(values, peak, result.seed)}."
+    return f"The contribution is highest in layer {peak}{stability(values, peak, result.seed)}."
 
 
 def summarize_demo(right: Result, wrong: Result) -> str:
@@ -96,49 +99,44 @@ def summarize_answers(answers: Result) -> str:
     )
 
 
-def summarize_sensitivity(result: Result) -> str:
-    """The layer in which noise changes the output most, by how much, and how stable that is."""
-    groups, values = result.matrix(["sigma", "layer"])
-    sigmas, layers = (np.asarray(groups[name]) for name in ("sigma", "layer"))
-    largest = sigmas == sigmas.max()
-    at, curves = layers[largest], values[:, largest]
-    curve = np.nanmean(curves, axis=0)
-    relative = result.provenance.get("options", {}).get("unit") == "std"
-    plural = "" if sigmas.max() == 1 else "s"
-    noise = f"noise of {sigmas.max():g}{f' standard deviation{plural}' if relative else ''}"
-    tokens = f"its {TOKENS[str(result.frame['modality'].iloc[0])]}"
-    if not curve.max() > 0:
-        return f"{model_name(result)}: {noise} on {tokens} does not change the output in any layer."
-    top = int(np.argmax(curve))
-    low, high = interval(bootstrap_means(curves[:, top : top + 1], seed=result.seed)[:, 0])
-    ends = f" (95 % CI {low:.3g}-{high:.3g})" if len(curves) > 1 else ""
+def summarize_gate(
+    result: Result, table: pd.DataFrame, token: str, layer: int | None = None
+) -> str:
+    """How well a gate on `token` separates edits from the rest, at its best layer or a given one.
+
+    Args:
+        result: the similarities.
+        table: ROC statistics of them, from `attrib.analyses.gate_roc`.
+        token: the state that the gate compares.
+        layer: the layer; by default that with the highest AUC against all locality inputs.
+    """
+    chosen = best_layer(table, token) if layer is None else layer
+    cell = table.loc[(table["token"] == token) & (table["layer"] == chosen)]
+    whole = _rows(overall(table, token).query("layer == @chosen"))[0]
     sentences = [
-        f"{model_name(result)} is most sensitive to noise on {tokens} in layer {at[top]}"
-        f"{_stability(curves, top, result.seed)}: {noise} there changes the output "
-        f"distribution by {curve[top]:.3g} nats{ends}, {curve[top] / curve.mean():.1f} times the "
-        f"mean over layers.",
-        _noise_levels(values, sigmas, top),
-        _last_layer_warning(result, int(at[top])),
+        f"{model_name(result)}: a gate on {STATES[token]} of layer {chosen} separates generality "
+        f"from locality inputs with ROC-AUC {_estimate(whole, 'auc')} (n = {whole['n']}).",
+        _hardest(cell),
+        f"A threshold of {_estimate(whole, 'threshold', 3)} opens the gate for "
+        f"{_rate(whole, 'true_open')} of generality and {_rate(whole, 'false_open')} of locality "
+        f"inputs; DualEdit's fixed {PUBLISHED_THRESHOLD} for "
+        f"{percent(whole['published_true_open'])} and {percent(whole['published_false_open'])}.",
+        f"{'Threshold and layer' if layer is None else 'The threshold'} tuned on these "
+        f"{result.examples} examples; validate on held-out data.",
+        _leak(table, token),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def summarize_patching(result: Result) -> str:
-    """Up to which layer patching flips answers, and where the last token takes the answer over."""
-    spans = [span for span in PATCHED if span in set(result.frame["span"])]
-    curves = {span: _flips(result, span) for span in spans}
-    pairs = len(next(iter(curves.values())))
-    same = result.examples - pairs
-    excluded = f" {_count(same)} excluded (same answer to both images)." if same else ""
-    if not pairs:
-        return f"{model_name(result)}: no pair of images has two different answers.{excluded}"
-    sentences = [_flip_rate(span, curve) for span, curve in curves.items()]
-    if {"visual", "last"} <= set(curves):
-        sentences.append(_crossover(curves["last"] - curves["visual"], result.seed))
-    return (
-        f"{model_name(result)}: {_count(pairs)} of images with different answers.{excluded} "
-        + " ".join(sentences)
-    )
+def gate_auc_table(table: pd.DataFrame, layer: int) -> str:
+    """ROC-AUC of every token against every kind of locality at one layer, as plain columns."""
+    cell = table.loc[table["layer"] == layer]
+    wide = cell.pivot_table("auc", "relation", "token", dropna=False)
+    wide = wide[[token for token in TOKENS if token in wide]]
+    wide = wide.rename(columns={LEAKING: f"{LEAKING} (leaks)"}).rename_axis(None, axis=1)
+    kinds = sorted(map(str, wide.index), key=lambda kind: (kind == ANY, kind))
+    shown = wide.loc[kinds].rename_axis(f"ROC-AUC, layer {layer}")
+    return shown.to_string(float_format="{:.3f}".format, na_rep="-")
 
 
 def percent(*shares: float) -> str:
@@ -157,7 +155,7 @@ def _late_share(curves: Float[np.ndarray, "curve layer"], half: int) -> Float[np
     return positive[:, half:].sum(1) / positive.sum(1)
 
 
-def _stability(values: Float[np.ndarray, "example layer"], top: int, seed: int) -> str:
+def stability(values: Float[np.ndarray, "example layer"], top: int, seed: int) -> str:
     """In how many bootstrap samples the group at `top` is the highest, in brackets."""
     if len(values) == 1:
         return " (one example: no confidence interval)"
@@ -187,64 +185,34 @@ def _per_layer(result: Result) -> Float[np.ndarray, "example layer"]:
     return np.sum([values[:, np.asarray(groups["module"] == m)] for m in MODULES], axis=0)
 
 
-def _noise_levels(
-    values: Float[np.ndarray, "example group"], sigmas: Float[np.ndarray, " group"], top: int
-) -> str:
-    """Whether smaller noise has its peak in the same layer."""
-    levels = [sigma for sigma in np.unique(sigmas) if sigma > 0]
-    if len(levels) < 2:
+def _hardest(cell: pd.DataFrame) -> str:
+    kinds = [row for row in _rows(cell) if row["relation"] != ANY and np.isfinite(row["auc"])]
+    if len(kinds) < 2:
         return ""
-    peaks = [int(np.argmax(np.nanmean(values[:, sigmas == sigma], axis=0))) for sigma in levels]
-    return f"The same layer is the highest at {peaks.count(top)} of {len(levels)} noise levels."
+    worst = min(kinds, key=lambda row: row["auc"])
+    return f"Hardest: {worst['relation']}, AUC {_estimate(worst, 'auc')}."
 
 
-def _last_layer_warning(result: Result, layer: int) -> str:
-    options = result.provenance.get("options", {})
-    last = result.provenance.get("model", {}).get("layers", 0) - 1
-    excluded = options.get("exclude_last", options.get("spare_last"))  # the former name
-    if layer != last or options.get("modality") == "visual" or excluded:
+def _leak(table: pd.DataFrame, token: str) -> str:
+    if token == LEAKING:
+        return "This token leaks the gold answer, which a deployed gate does not have."
+    rows = overall(table, LEAKING)
+    if not np.isfinite(rows["auc"]).any():
         return ""
-    return "In the last layer, noise hits the unembedded state itself: compare with --exclude-last."
-
-
-def _flip_rate(span: str, values: Float[np.ndarray, "example layer"]) -> str:
-    share = values.mean(0)
-    start = f"Patching the {PATCHED[span]} flips"
-    if (share >= 0.5).all() or (share < 0.5).all():
-        return f"{start} {percent(share.min(), share.max())} of answers at every layer."
-    first = f"{percent(share[0])} of answers at layer 0"
-    if share[0] >= 0.5:
-        return f"{start} {first} and fewer than half from layer {int((share < 0.5).argmax())} on."
-    above = len(share) - int((share < 0.5)[::-1].argmax())
-    if above < len(share):
-        return f"{start} {first} and at least half from layer {above} on."
-    return f"{start} at most {percent(share.max())} of answers, at layer {share.argmax()}."
-
-
-def _crossover(ahead: Float[np.ndarray, "example layer"], seed: int) -> str:
-    """The layer from which patching the last token flips more answers than the visual tokens."""
-    if not (ahead.mean(0) > 0).any():
-        return "Patching the last token never flips more answers than the visual tokens."
-    layer, ends = _first_positive(ahead.mean(0)[None])[0], ""
-    if len(ahead) > 1:
-        draws = _first_positive(bootstrap_means(ahead, seed=seed))
-        low, high = np.percentile(draws, [2.5, 97.5], method="nearest")
-        ends = f" (95 % CI: layers {low}-{high})"
     return (
-        f"From layer {layer} on, patching the last token flips more answers than patching the "
-        f"visual tokens{ends}."
+        f"{STATES[LEAKING].capitalize()}, which leaks the gold answer (DualEdit's published code "
+        f"compares it), reaches AUC {rows['auc'].max():.2f}."
     )
 
 
-def _first_positive(ahead: Float[np.ndarray, "draw layer"]) -> np.ndarray:
-    """The first layer from which on the difference stays positive; the number of layers if none."""
-    return ahead.shape[1] - (ahead[:, ::-1] <= 0).argmax(1)
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _count(pairs: int) -> str:
-    return f"{pairs} pair{'s' * (pairs != 1)}"
+def _estimate(row: dict[str, Any], name: str, digits: int = 2) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.{digits}f} (95 % CI {low:.{digits}f}-{high:.{digits}f})"
 
 
-def _flips(result: Result, span: str) -> Float[np.ndarray, "example layer"]:
-    _, values = result.where(span=span, statistic="follows").matrix(["layer"])
-    return values[np.isfinite(values).all(1)]
+def _rate(row: dict[str, Any], name: str) -> str:
+    return f"{percent(row[name])} (95 % CI {percent(row[f'{name}_low'], row[f'{name}_high'])})"

@@ -1,6 +1,7 @@
 """An analysis over a dataset: resumable runs in a folder, shard by shard."""
 
-from attrib.runs.collect import Collected, Collector, Measure, Tables
+from attrib.runs.collect import Collector
+from attrib.runs.collected import Collected, Measure, Tables
 from attrib.runs.distributed import Rank
 from attrib.runs.manifest import NON_IDENTIFYING, refuse_foreign
 from attrib.runs.run import Outcome, Run, prepare

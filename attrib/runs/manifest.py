@@ -22,6 +22,7 @@ NON_IDENTIFYING = frozenset(
         "options.out",
         "options.batch_size",
         "options.device",
+        "options.device_map",
     }
 )
 VERSIONS = ("attrib", "torch", "transformers")  # other versions hardly change a number

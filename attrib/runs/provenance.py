@@ -10,10 +10,11 @@ import torch
 
 from attrib.data import EditData
 from attrib.environment import versions, weights_digest
+from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
 
 if TYPE_CHECKING:
-    from attrib.runs.collect import Collected
+    from attrib.runs.collected import Collected
 
 SAMPLED = 256  # elements of each weight in the fingerprint
 
@@ -40,7 +41,7 @@ def provenance_of(
             "name": vlm.name,
             "class": type(vlm.model).__name__,
             "layers": vlm.num_layers,
-            "dtype": str(vlm.model.dtype).removeprefix("torch."),
+            "dtype": str(vlm.dtype).removeprefix("torch."),
             "device": str(vlm.device),
             "commit": getattr(config, "_commit_hash", None),
             "weights_sha256": weights_digest(folder) if folder.is_dir() else None,
@@ -68,9 +69,12 @@ def fingerprint(vlm: VLM) -> str:
         if not isinstance(tensor, torch.Tensor):  # extra state of some layers
             continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if not tensor.is_meta:
+        with loaded(holder := vlm.model.get_submodule(name.rpartition(".")[0])):
+            tensor = getattr(holder, name.rpartition(".")[2]) if tensor.is_meta else tensor
+            if tensor.is_meta:
+                continue
             some = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)].cpu().contiguous()
-            digest.update(some.view(torch.uint8).numpy().tobytes())
+            digest.update(some.detach().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

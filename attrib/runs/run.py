@@ -3,8 +3,9 @@
     run = prepare(vlm, data, "runs/x", name="attention", options={"seed": 0})
     outcome = run.execute(measure_attention, batch_size=8)
 
-A run that was killed continues with the missing shards, also with another batch size or number of
-processes. Batches are formed inside shards, so that no number depends on interruptions.
+A run that was killed continues with the missing shards, also with another number of processes
+and, in float32, another batch size. Batches are formed inside shards, so that no number depends on
+interruptions.
 """
 
 import json
@@ -18,13 +19,14 @@ import pandas as pd
 
 from attrib.data import EditData, Quarantined
 from attrib.errors import SetupError
+from attrib.model.precision import is_half
 from attrib.model.vlm import VLM
 from attrib.runs import manifest as manifests
-from attrib.runs.collect import Collector, Measure, empty_message, file_of
+from attrib.runs.collect import Collector, Worker
+from attrib.runs.collected import Measure, empty_message, file_of, should_retry
 from attrib.runs.distributed import TIMEOUT_SECONDS, Rank, wait_for
 from attrib.runs.provenance import provenance_of
 from attrib.runs.shards import Shard, ShardResult, ShardStore, merge, split
-from attrib.runs.worker import Worker, should_retry
 
 SINGLE = Rank()
 logger = getLogger("attrib")
@@ -184,5 +186,7 @@ def prepare(
     head = {"command": name, "invocation": invocation}
     made = {**head, **provenance_of(vlm, data, options, seed)}
     made = json.loads(json.dumps(made, allow_nan=False))
+    if is_half(vlm.dtype):  # rounding depends on what shares a batch: sizes must not mix
+        free = free - {"options.batch_size"}
     manifests.refuse_other(out, made, free)
     return Run(vlm, data, out, split(data), made, rank)

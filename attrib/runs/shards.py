@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attrib.data import EditSample, Quarantined
-from attrib.errors import AttribError
 from attrib.files import atomic_write
-from attrib.runs.collect import MEMORY, NOT_FINITE, Collected
+from attrib.runs.collected import MEMORY, NOT_FINITE, Collected, require_unique
 
 ROWS = 16  # per shard: an interruption costs little, and a pass can still be full
 ROWS_TABLE = "rows"
@@ -65,11 +64,7 @@ def split(samples: Sequence[EditSample]) -> list[Shard]:
     Raises:
         AttribError: Two samples have the same id.
     """
-    seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise AttribError(f"two samples have the id {sample.id!r}: ids must be unique")
-        seen.add(sample.id)
+    require_unique(samples)
     rows = [sample.meta.get("row") for sample in samples]
     numbers = [row for row in rows if isinstance(row, int)]
     if len(numbers) < len(rows) or numbers != sorted(numbers):
@@ -128,11 +123,13 @@ class ShardStore:
 
     def read(self, shard: Shard) -> ShardResult | None:
         """The shard's content; None if it does not exist or is damaged (it is then renamed)."""
-        if not self.has(shard):
+        if not (seen := _stamp(self.path(shard))):
             return None
         try:
             return _load(self.path(shard), [sample.id for sample in shard.samples])
         except Damaged as error:
+            if _stamp(self.path(shard)) != seen:  # another process wrote it again meanwhile
+                return None
             with contextlib.suppress(FileNotFoundError):  # another process renamed it first
                 error.path.replace(error.path.with_suffix(".damaged"))
             logger.warning("%s; its rows are measured again", error)
@@ -180,6 +177,15 @@ def merge(parts: Sequence[ShardResult]) -> dict[str, pd.DataFrame]:
         ).to_pandas()
         for name in names
     }
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _load(head: Path, ids: list[str] | None = None) -> ShardResult:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from attrib.errors import AttribError
 from attrib.results import Result, tidy
-from attrib.selection.same_source import shared_source
+from attrib.selection.report import shared_source
 
 Curve = Float[np.ndarray, "example layer"]
 # The command that computes a curve, by the first word of the curve's name.

@@ -51,6 +51,10 @@ class EditSignalBatch:
         rows = rows.to(self.real.device)
         return EditSignalBatch(self.states[rows], self.real[rows], self.last[rows])
 
+    def to(self, device: torch.device) -> "EditSignalBatch":
+        """Move the tensors to a device."""
+        return EditSignalBatch(*(one.to(device) for one in (self.states, self.real, self.last)))
+
 
 def edit_signal(
     kind: SignalKind,
@@ -73,7 +77,9 @@ def edit_signal(
     """
     start = last if span == "answer" else 0
     sources = {"embed": [EMBED], "both": [EMBED, layer]}.get(kind, [layer])
-    states = windows(torch.cat([hidden[at][start:] for at in sources], -1), window)
+    device = hidden[layer].device  # the adapter's
+    found = torch.cat([hidden[at][start:].to(device) for at in sources], -1)
+    states = windows(found, window)
     return EditSignal(torch.zeros_like(states) if kind == "none" else states, hidden[layer][last])
 
 

@@ -128,7 +128,7 @@ class Router:
             rows = (chosen >= 0).nonzero()[:, 0].to(h.device)
             if not len(rows):
                 return h
-            edit = select_signals(self.memories, site.key, chosen[chosen >= 0])
+            edit = select_signals(self.memories, site.key, chosen[chosen >= 0]).to(h.device)
             return h.index_copy(0, rows, site.adapter(h[rows], edit).to(h.dtype))
 
         return apply

@@ -12,6 +12,7 @@ from torch import Tensor
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
+from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
 from editors.adapters.adapter import EditAdapter, Init
 from editors.adapters.edit_signal import (
@@ -182,7 +183,7 @@ class AdapterOptions(BaseModel):
             self.mapper and modality == "visual",
             signal_width(self.signal, vlm.d_model, self.signal_window),
         )
-        adapter.to(next(vlm.layers[layer].parameters()).device)
+        adapter.to(execution_device(vlm.layers[layer]))
         return Site(layer, modality, adapter, self.write_last)
 
 

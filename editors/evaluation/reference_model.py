@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
+from attrib.model.devices import each_weight
 from attrib.model.vlm import VLM
 from editors.evaluation.protocols import PROTOCOLS, Answer, EncodedProbes
 
@@ -48,7 +49,7 @@ class Checksum:
             f"module {name or 'model'}": (type(m).__qualname__, m.training, _num_hooks(m))
             for name, m in model.named_modules()
         }
-        named = chain(model.named_parameters(), model.named_buffers())
+        named = chain(each_weight(model), model.named_buffers())
         return cls(modules | {name: digest(value) for name, value in named if include(name)})
 
     def changes(self, now: "Checksum") -> list[str]:

@@ -12,7 +12,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from editors.base import Edit
 from editors.evaluation.multi_edit import Groups, timed
 from editors.evaluation.protocols import Answer, EncodedProbes, Probe, judge

@@ -18,6 +18,7 @@ from torch import Tensor
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.model.batch import IGNORE_INDEX, Batch
+from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit, encode_requests
 from editors.training.config import EditorConfig
@@ -118,7 +119,8 @@ class FineTuning(TrainableEditor):
         batch = encode_requests(vlm, [request])
         here = replace(self, vlm=vlm)
         logits, labels = here._logits(batch), labels_of(batch)
-        return WeightEdit(fine_tune(vlm, self.config, here._parameters(), logits, labels))
+        with loaded_weights(vlm.model, here._parameters()) as before:
+            return WeightEdit(fine_tune(vlm, self.config, before, logits, labels))
 
     def merge(self, edits: Sequence[Edit]) -> Edit:
         """A single edit itself.

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
+from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit, encode_requests
 from editors.io import save_tensors
@@ -93,7 +94,7 @@ class HypernetworkEditor(TrainableEditor):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = cls._network(vlm, {m.name: m.shape for m in matrices}, config)
-        return net.to(matrices[0].module.weight.device).eval()
+        return net.to(execution_device(matrices[0].module)).eval()
 
     @classmethod
     @abstractmethod

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_sequence
 
 from attrib.data.samples import EditRequest, EditSample
+from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
 from editors.base import WeightEdit, encode_requests
 from editors.methods.hypernetwork import (
@@ -101,7 +102,8 @@ class KE(HypernetworkEditor):
         cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: KEConfig
     ) -> nn.Module:
         table: Any = vlm.model.get_input_embeddings()
-        return KENetwork(shapes, table.weight.detach(), config)
+        with loaded(table):
+            return KENetwork(shapes, table.weight.detach(), config)
 
     @classmethod
     def _conditions(cls, vlm: VLM, config: KEConfig, samples: Sequence[EditSample]) -> Conditions:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attrib.errors import SetupError
 from attrib.model.batch import IGNORE_INDEX
+from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 from editors.base import WeightEdit, encode_requests
 from editors.context.prompt_edit import PromptStarts, fact_of, prepend_to_prompts, text_tokens
@@ -79,10 +80,11 @@ class AllLayers(nn.Module):
         whose = {id(p) for layer in layers for p in vlm.layers[layer].parameters()}
         own = {name: p for name, p in vlm.model.named_parameters() if id(p) in whose}
         self.names = {name.replace(".", "/"): name for name in own}
-        self.copies = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(p.detach().float().clone())
-             for name, p in own.items()}
-        )  # fmt: skip
+        with loaded_weights(vlm.model, own) as weights:
+            self.copies = nn.ParameterDict(
+                {name.replace(".", "/"): nn.Parameter(p.detach().float().clone())
+                 for name, p in weights.items()}
+            )  # fmt: skip
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
@@ -93,9 +95,10 @@ class AllLayers(nn.Module):
 
     def run(self, vlm: VLM, fn: Callable[[], Result]) -> Result:
         """Call `fn` while the model has the copies' values; gradients reach them."""
-        dtype = vlm.model.dtype
+        dtype = vlm.dtype
         values = {self.names[key]: value.to(dtype) for key, value in self.copies.items()}
-        return call_with_weights(vlm, values, fn)
+        with loaded_weights(vlm.model, values):
+            return call_with_weights(vlm, values, fn)
 
 
 def _peft_layers(

@@ -17,6 +17,7 @@ from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.forward.hooks import read
 from attrib.forward.replay import capture
+from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal
 from editors.adapters.sites import Gate, MemoryEntry
@@ -147,5 +148,4 @@ def networks(vlm: VLM, config: SERACConfig, seed: int) -> Networks:
         torch.manual_seed(seed)
         answer = Counterfactual(vlm.d_model, config.width, config.num_layers, heads)
         scope = Scope(vlm.d_model, config.scope_width, config.scope_num_layers, heads)
-    device = next(vlm.layers[vlm.num_layers - 1].parameters()).device
-    return Networks(answer, scope).to(device)
+    return Networks(answer, scope).to(execution_device(vlm.layers[vlm.num_layers - 1]))

@@ -49,6 +49,7 @@ class TrainingJob:
             AttribError: They overlap, or there is nothing to train on.
         """
         train, held_out = validation_split(self.samples, self.validation)
+        train, held_out = encodable(self.vlm, train), encodable(self.vlm, held_out)
         if not train:
             raise AttribError(
                 f"{self.name}: {len(self.samples)} samples are too few to train on; see the "
@@ -134,6 +135,21 @@ def validation_split(
         return list(samples), list(validation)
     num = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(samples))))
     return list(samples)[:-num], list(samples)[-num:]
+
+
+def encodable(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
+    """The samples whose texts the model can read; the others are set aside by name."""
+    usable = []
+    for sample in samples:
+        texts = {(r.prompt, r.target) for r in sample.requests if r.prompt.strip(" ")}
+        try:
+            for prompt, target in texts:
+                vlm.encode([None], [prompt], [target])
+        except AttribError as error:
+            logger.warning("%s is set aside: %s", sample.id, error)
+        else:
+            usable.append(sample)
+    return usable
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attrib.errors import SetupError
 from attrib.forward.hooks import on_input, on_output
+from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
 from editors.adapters.sites import check_layers
 
@@ -128,12 +129,13 @@ def _gate_first(
 ) -> tuple[Matrix, Matrix]:
     """The matrix whose output the activation function sees, and the other one."""
     seen: dict[str, Tensor] = {}
-    weight = ups[0].module.weight
+    module = ups[0].module
+    place = {"dtype": module.weight.dtype, "device": execution_device(module)}
     with (
         on_input(activation, lambda h, _args, _kwargs: seen.update(act=h)),
         on_output(ups[0].module, lambda h: seen.update(first=h)),
     ):
-        holder(torch.ones(1, 1, d_model, dtype=weight.dtype, device=weight.device))
+        holder(torch.ones(1, 1, d_model, **place))
     return (ups[0], ups[1]) if seen["act"] is seen["first"] else (ups[1], ups[0])
 
 

@@ -19,6 +19,7 @@ from attrib.forward.hooks import on_input, on_output, read
 from attrib.forward.replay import capture, forward_from
 from attrib.metrics import log_probabilities
 from attrib.model.batch import IGNORE_INDEX, Batch
+from attrib.model.devices import execution_device, loaded, loaded_weights
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit
 from editors.weights.components import Matrix
@@ -47,7 +48,8 @@ def partial_forward(vlm: VLM, batch: Batch, first: int) -> PartialForward:
     has_label = batch.labels != IGNORE_INDEX
 
     def run() -> Float[Tensor, "token d_model"]:
-        return forward_from(vlm, captured, first - 1, start)[has_label]
+        last = forward_from(vlm, captured, first - 1, start)
+        return last[has_label.to(last.device)].to(has_label.device)
 
     return run
 
@@ -143,8 +145,10 @@ def token_gradients(
     target = log_probabilities(logits).gather(1, labels[has_label][:, None])[:, 0]
     deltas = torch.autograd.grad(-(share * target).sum(), list(probes.values()))
 
+    device = execution_device(matrices[0].module)  # one for all: the updates are made together
+
     def by_row(value: Tensor) -> Tensor:  # some models flatten the batch in front of these layers
-        return value.detach().float().reshape(len(labels), -1, value.shape[-1])
+        return value.detach().float().to(device).reshape(len(labels), -1, value.shape[-1])
 
     return {
         name: TokenGradients(by_row(inputs[name]), by_row(delta))
@@ -169,24 +173,24 @@ def apply_updates(
 @torch.no_grad()
 def weight_edit(matrices: Sequence[Matrix], updates: Mapping[str, LowRankUpdate]) -> WeightEdit:
     """The edit of the updates' first request."""
-    return WeightEdit(
-        {
-            m.name: (m.module.weight + updates[m.name].dense[0]).to(m.module.weight.dtype)
-            for m in matrices
-        }
-    )
+    with loaded(*(m.module for m in matrices)):
+        return WeightEdit({m.name: _sum(m.module.weight, updates[m.name]) for m in matrices})
+
+
+def _sum(weight: Tensor, update: LowRankUpdate) -> Tensor:
+    return (weight + update.dense[0].to(weight.device)).to(weight.dtype)
 
 
 @torch.no_grad()
 def sum_of_edits(vlm: VLM, edits: Sequence[Edit]) -> WeightEdit:
     """One edit with the summed updates of all edits, each made of the unedited model."""
-    weights = dict(vlm.model.named_parameters())
+    changed = [getattr(edit, "weights", {}) for edit in edits]
     total: dict[str, Tensor] = {}
-    for edit in edits:
-        for name, value in getattr(edit, "weights", {}).items():
+    with loaded_weights(vlm.model, {name for one in changed for name in one}) as weights:
+        for name, value in (pair for one in changed for pair in one.items()):
             exact = weights[name].detach().to(torch.promote_types(value.dtype, torch.float32))
-            total[name] = total.get(name, exact) + (value - exact)
-    return WeightEdit({name: value.to(weights[name].dtype) for name, value in total.items()})
+            total[name] = total.get(name, exact) + (value.to(exact.device) - exact)
+        return WeightEdit({name: value.to(weights[name].dtype) for name, value in total.items()})
 
 
 def _captured(matrix: Matrix, into: dict[str, Tensor]) -> AbstractContextManager[Any]:
@@ -205,9 +209,9 @@ def _add_update(
     inputs: dict[str, Tensor], name: str, update: LowRankUpdate
 ) -> Callable[[Tensor], Tensor]:
     def add(h: Tensor) -> Tensor:
-        x = inputs[name].to(update.right.dtype)
+        x = inputs[name].to(update.right)
         x = x.reshape(len(update.right), -1, x.shape[-1])
         more = (x @ update.right.mT) @ update.left
-        return h + more.reshape(h.shape).to(h.dtype)
+        return h + more.reshape(h.shape).to(h)
 
     return add

@@ -1,22 +1,23 @@
 """Every check passes on every architecture, and each one notices a wrapper that breaks it."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
 from conftest import tiny_vlm
 
 import attrib
-from attrib.checks import CHECKS, check, checks, verify
+from attrib.checks import CHECKS, QUICK, check, checks, inputs, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
-from attrib.forward.hooks import read, write
+from attrib.forward.hooks import on_input, read, write
 from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
 from attrib.model import encoding
 from attrib.model import vlm as wrapper
 from attrib.model.batch import Grid
 from attrib.model.components import FrozenNorm
+from attrib.model.generation import generated_ids
 from attrib.model.vlm import VLM
 
 
@@ -31,8 +32,23 @@ def test_a_report_is_a_table_of_what_was_measured():
     assert len(frame) == len(CHECKS) and report.passed and frame["passed"].all()
     assert frame["check"][1] == "hooked logits equal plain ones"
     assert frame["detail"][1].startswith("logits differ by ")
-    assert repr(report) == "llava: 14 of 14 checks passed"
+    assert repr(report) == "llava: 15 of 15 checks passed"
     assert "<td>hooked logits equal plain ones</td>" in report._repr_html_()
+
+
+def test_checks_share_their_passes():
+    """A pass over a model of full size takes minutes: cost in passes over the batch of examples."""
+    vlm = VLM(tiny_vlm("llava").model, tiny_vlm("llava").processor)
+    size = inputs.CheckInputs(vlm).batch["text"].numel() * vlm.num_layers
+    seen = []
+    with ExitStack() as stack:
+        for layer in vlm.layers:
+            stack.enter_context(on_input(layer, lambda h, *_: seen.append(h[..., 0].numel())))
+        assert check(vlm, QUICK).passed
+        assert sum(seen) == 3 * size  # plain, inside all contexts, written
+        seen.clear()
+        # Besides: a replay and its last layer, padded on the right, three that generate.
+        assert check(vlm).passed and sum(seen) < 9 * size
 
 
 # What goes wrong, and the check that fails. `p` patches an attribute for the test.
@@ -83,7 +99,13 @@ def _visible_padding(p):
         padded = pad_rows(*args, **settings)
         return padded | {"attention_mask": torch.ones_like(padded["attention_mask"])}
 
-    p.setattr(wrapper, "pad_rows", broken)
+    p.setattr(encoding, "pad_rows", broken)
+
+
+def _second_best(*given):
+    best = generated_ids(*given[:-2], 1, {})[:, -1:]
+    banned = {"bad_words_ids": best.tolist()}
+    return generated_ids(*given[:-1], banned | given[-1])
 
 
 def _unnormed_share(p):
@@ -92,7 +114,7 @@ def _unnormed_share(p):
 
 BREAKS = {
     "spans partition the prompt": _text_is_everything,
-    "hooked logits equal plain ones": lambda p: p.setattr(checks, "read", _disturbing),
+    "hooked logits equal plain ones": lambda p: p.setattr(inputs, "read", _disturbing),
     "unembedded last output is the logits": lambda p: p.setattr(
         VLM, "unembed", lambda self, h: self.components.head(h)
     ),
@@ -101,7 +123,7 @@ BREAKS = {
     ),
     "frozen contributions add up to the logit": _unnormed_share,
     "write is confined to its span": lambda p: p.setattr(checks, "write", write_anywhere),
-    "hooks are gone after an error": lambda p: p.setattr(checks, "read", _staying),
+    "hooks are gone after an error": lambda p: p.setattr(inputs, "read", _staying),
     "attention rows are the models": lambda p: p.setattr(
         AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
     ),
@@ -110,10 +132,13 @@ BREAKS = {
     ),
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,
-    "generation does not depend on the batch": lambda p: p.setattr(
-        wrapper, "pad_left", lambda inputs, _pad_id: inputs
+    "first generated token is the argmax": lambda p: p.setattr(
+        wrapper, "generated_ids", _second_best
     ),
-    "generation writes the prompt once": lambda p: p.setattr(checks, "write", _twice),
+    "generation does not depend on the batch": lambda p: p.setattr(
+        encoding, "pad_left", lambda inputs, _pad_id: inputs
+    ),
+    "generation writes the prompt once": lambda p: p.setattr(inputs, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(
         wrapper, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
     ),

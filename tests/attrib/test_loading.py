@@ -213,3 +213,32 @@ def test_a_model_whose_logits_are_capped_is_refused_by_name(tmp_path):
     with pytest.raises(SetupError, match="unembedded last output is the logits: no"):
         attrib.load(str(tmp_path))
     assert attrib.load(str(tmp_path), verify=False).num_layers == 4
+
+
+def test_a_device_map_spreads_a_model_whose_numbers_stay(folders):
+    whole = tiny_vlm("llava")
+    layers = {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(4)}
+    rest = {"embed_tokens": "disk", "norm": "cpu", "rotary_emb": "cpu"}
+    parts = {f"model.language_model.{name}": device for name, device in rest.items()} | layers
+    parts |= {"model.vision_tower": "disk", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+    vlm = attrib.load(str(folders("llava")), device_map=parts)
+    assert {weight.device.type for weight in vlm.model.parameters()} == {"cpu", "meta"}
+    batch, theirs = vlm.encode(*examples()), whole.encode(*examples())
+    assert_close(vlm.logits(batch), whole.logits(theirs), rtol=1e-6, atol=1e-6)
+    auto = attrib.load(str(folders("llava")), device_map="auto", dtype="float32", verify=False)
+    assert_close(auto.logits(batch), whole.logits(theirs), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_map": "everywhere"}, "expected one of auto"),
+        ({"device_map": "{model"}, "is not JSON"),
+        ({"device_map": {}}, "is empty"),
+        ({"device_map": {"": "cuda:99"}}, "'cuda:99' cannot be used"),
+        ({"device_map": "auto", "device": "cpu"}, "give one of them"),
+    ],
+)
+def test_a_device_map_that_cannot_work_is_refused(folders, options, message):
+    with pytest.raises(SetupError, match=message):
+        attrib.load(str(folders("llava")), **options)

@@ -17,7 +17,7 @@ from attrib.cli.outputs import default_folder
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.pipeline.gate import Gate, GateOptions
-from attrib.report.gate_summary import gate_auc_table, summarize_gate
+from attrib.report.summaries import gate_auc_table, summarize_gate
 from attrib.results import Result
 
 RELATIONS = {

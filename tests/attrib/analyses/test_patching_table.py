@@ -15,7 +15,7 @@ from attrib.analyses.patching_pairs import partner
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.pipeline.patching import Patching, PatchingOptions
-from attrib.report.summaries import summarize_patching
+from attrib.report.intervention_summaries import summarize_patching
 from attrib.results import Result, tidy
 from attrib.runs.collect import collect
 

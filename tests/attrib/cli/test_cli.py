@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import save_tiny
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
+import attrib
 from attrib import cli
 from attrib.cli.analyse import command_options
 from attrib.cli.command import exit_code, resolve
@@ -16,7 +21,7 @@ from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
 from attrib.data import Quarantined
 from attrib.data.scenes.export import ExportResult
 from attrib.errors import AttribError, SetupError
-from attrib.pipeline.registry import find_analysis
+from attrib.pipeline import find_analysis
 from attrib.results import Result
 
 PHOTO = ["--prompt", "The animal is a"]
@@ -242,15 +247,12 @@ def test_other_options_make_other_folders_and_the_same_make_the_same():
 
 
 def test_errors_become_exit_codes(capsys):
-    class OutOfMemoryError(RuntimeError):
-        pass
-
     assert exit_code(SetupError("no\nmodel")) == 3
     assert capsys.readouterr().err == "attrib: no model\n"
     assert exit_code(AttribError("x")) == 2
     assert exit_code(PermissionError(13, "Permission denied", "out")) == 3
     assert "out: Permission denied" in capsys.readouterr().err
-    assert exit_code(OutOfMemoryError("CUDA")) == 3
+    assert exit_code(torch.OutOfMemoryError("CUDA")) == 3
     assert "--batch-size" in capsys.readouterr().err
 
 
@@ -314,3 +316,24 @@ def test_python_m_attrib_is_the_same_program():
         [sys.executable, "-m", "attrib", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("attrib ")
+
+
+def test_a_sweep_reaches_the_forward_pass_through_at_most_eight_files(
+    run, model, folder, monkeypatch
+):
+    root, paths = str(Path(attrib.__file__).parent), []
+    forward = LlavaForConditionalGeneration.forward
+
+    def traced(self, *args, **kwargs):
+        frames = [frame.filename for frame in traceback.extract_stack()]
+        paths.append(list(dict.fromkeys(name for name in frames if name.startswith(root))))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "forward", traced)
+    data = ("--data", folder, "--split", "vqa-train", "--limit", "1")
+    sweep = ("--modality", "text", "--sigmas", "1", "--layers", "0")
+    code, _, _ = run("sweep", "--model", model, *data, *sweep)
+    assert code == 0
+    measured = [path for path in paths if any(name.endswith("sensitivity.py") for name in path)]
+    assert measured
+    assert max(map(len, measured)) <= 8

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from attrib.cli import doctor
+from attrib.cli import installation
 from attrib.data import sample_image
 
 INSTANT = """
 import shutil, sys
 from attrib import cli
-from attrib.cli import doctor
+from attrib.cli import installation
 
-doctor.GPU_DRIVERS, shutil.which = (), lambda _name: None
+installation.GPU_DRIVERS, shutil.which = (), lambda _name: None
 for arguments in (["doctor"], ["models", "list"], ["data", "sample", sys.argv[1]]):
     cli.app(arguments, standalone_mode=False)
 heavy = {"torch", "transformers", "pandas", "matplotlib"} & set(sys.modules)
@@ -34,22 +34,24 @@ def test_looking_around_imports_nothing_heavy(tmp_path):
 
 
 def test_gpus_are_listed_where_torch_can_use_them(monkeypatch):
-    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(doctor, "GPU_DRIVERS", ("/dev/null",))
+    monkeypatch.setattr(installation.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(installation, "GPU_DRIVERS", ("/dev/null",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     card = type("Card", (), {"name": "H100", "total_memory": 80 << 30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: card)
-    assert doctor._gpus() == [("cuda:0", "H100, 80 GiB: fits 33.0 billion bfloat16 parameters")]
+    assert installation._gpus() == [
+        ("cuda:0", "H100, 80 GiB: fits 33.0 billion bfloat16 parameters")
+    ]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    ((_, why),) = doctor._gpus()
+    ((_, why),) = installation._gpus()
     assert "finds no GPU" in why
-    monkeypatch.setattr(doctor, "GPU_DRIVERS", ("/no/driver",))
-    monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
-    assert doctor._gpus() == []
+    monkeypatch.setattr(installation, "GPU_DRIVERS", ("/no/driver",))
+    monkeypatch.setattr(installation.shutil, "which", lambda _name: None)
+    assert installation._gpus() == []
 
 
 def test_a_missing_package_is_named_and_fails(run, monkeypatch):
-    monkeypatch.setattr(doctor, "versions", lambda: {"python": "3", "torch": "not installed"})
+    monkeypatch.setattr(installation, "versions", lambda: {"python": "3", "torch": "not installed"})
     code, out, _ = run("doctor")
     assert code == 3 and "torch is not installed: pip install torch" in out
 

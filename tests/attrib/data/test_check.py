@@ -62,9 +62,7 @@ def test_the_real_training_files_have_the_published_counts(real):
     assert (vqa["malformed"], caption["malformed"]) == ([], [])
     for name, counts in UNIQUE.items():
         assert (vqa["unique"][name], caption["unique"][name]) == counts, name
-    assert {
-        n: (vqa["quality_flags"][n], caption["quality_flags"][n]) for n in QUALITY_FLAGS
-    } == FLAGGED
+    assert {n: (vqa["quality_flags"][n], caption["quality_flags"][n]) for n in FLAGGED} == FLAGGED
 
 
 def test_the_real_words_and_answers_are_as_published(real):
@@ -93,6 +91,7 @@ def test_the_real_repeats_and_copies_are_as_published(real):
         "whole rows": 0,
         "(image, src) groups": 2,
         "(image, src) groups with different alt": 0,
+        "loc repeated": 0,
         "(m_loc, m_loc_q) repeated": 1300,
         "(m_loc, m_loc_q) repeated with the same m_loc_a": 583,
         "(m_loc, m_loc_q) period": 5045,
@@ -119,6 +118,7 @@ ODD = {
         "alt": "Yes",
         "rephrase": '"Which one is it?"',
     },
+    "src or rephrase ends with a blank": {"src": "a photo of "},
     "pred equals alt": {"pred": "Cat", "alt": "cat"},
     "alt has outer white space": {"alt": "\tcat\t"},
     "alt ends with a blank": {"alt": "cat "},

@@ -20,8 +20,8 @@ from attrib.data.images import (
     check_inside,
     open_inside,
     open_photo,
-    to_rgb,
 )
+from attrib.data.pixels import to_rgb
 
 
 def refusal(root, name, use=open_inside, **options) -> str:
@@ -360,9 +360,17 @@ def test_modes_without_a_file_format_become_rgb_too(mode):
     assert to_rgb(Image.new(mode, (2, 2))).mode == "RGB"
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1)])
 def test_thin_pictures_pass(tmp_path, put, size):
     assert open_inside(tmp_path, put(saved(Image.new("RGB", size), "PNG"))).size == size
+
+
+@pytest.mark.parametrize("size", [(1, 201), (5000, 1), (300_000, 1)])
+@pytest.mark.parametrize("use", [open_inside, check_inside])
+def test_pictures_that_are_too_long_are_refused_before_decoding(tmp_path, put, size, use):
+    name = put(saved(Image.new("RGB", size), "PNG"))
+    expected = f"{size[0]} x {size[1]} pixels: one side is more than 200 times the other; crop it"
+    assert refusal(tmp_path, name, use) == expected
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,13 @@ def test_what_is_assembled_answers(parts, tmp_path):
     assert len(vlm.generate(batch, max_new_tokens=2)) == 3
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_is_assembled_in_float16_passes_in_half_precision(parts, tmp_path, dtype):
+    folder = assembled(parts[0], tmp_path / "m", dtype=torch.float16)
+    vlm = attrib.load(str(folder), dtype=dtype)  # verified
+    assert vlm.dtype == getattr(torch, dtype)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

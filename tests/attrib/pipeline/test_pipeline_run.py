@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 import attrib
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
-from attrib.pipeline.registry import ALIASES, ANALYSES, analysis_of, find_analysis
+from attrib.pipeline import ALIASES, ANALYSES, analysis_of, find_analysis
 from attrib.results import Result
 from attrib.runs import Collector
 

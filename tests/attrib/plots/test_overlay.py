@@ -11,7 +11,7 @@ from PIL import Image
 
 from attrib import plots
 from attrib.model.batch import Grid
-from attrib.report.heatmap_summary import (
+from attrib.report.intervention_summaries import (
     faithfulness_table,
     summarize_faithfulness,
     summarize_heatmaps,

@@ -1,5 +1,7 @@
 """Runs: whatever stops them and whoever goes on, the tables are those of one run."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from conftest import picture, tiny_vlm
 from attrib.analyses.attention import measure_attention
 from attrib.data import BadImage, EditData, EditRequest, EditSample
 from attrib.errors import AttribError, RowError, SetupError
+from attrib.model.vlm import VLM
 from attrib.runs import Rank, prepare
 from attrib.runs import run as run_module
 
@@ -248,3 +251,14 @@ def test_a_file_in_place_of_the_folder_is_refused(vlm, tmp_path):
 def test_preparing_writes_nothing(vlm, tmp_path):
     prepared(vlm, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_sizes_do_not_mix_in_half_precision(vlm, tmp_path, dtype):
+    other = VLM(copy.deepcopy(vlm.model).to(dtype), vlm.processor, "llava")
+    prepared(other, tmp_path, data_of([sample(0)])).execute(cheap, batch_size=8)
+    if dtype == torch.float32:
+        assert prepared(other, tmp_path, data_of([sample(0)]), batch_size=4).committed()
+        return
+    with pytest.raises(SetupError, match="batch_size: 8 there, 4 now"):
+        prepared(other, tmp_path, data_of([sample(0)]), batch_size=4)

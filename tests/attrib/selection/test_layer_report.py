@@ -20,7 +20,7 @@ from attrib.selection import (
     gather,
     select_layers,
 )
-from attrib.selection.same_source import model_of, same_model
+from attrib.selection.report import model_of, same_model
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """DualEdit and VisEdit: they learn, come back from files, and refuse what they are not for."""
 
+import copy
 import json
 
 import numpy as np
@@ -120,6 +121,9 @@ def test_another_model_or_editor_is_refused(llava, dual, tmp_path):
     _, out = dual
     with pytest.raises(SetupError, match="trained for llava, whose weights are not those of"):
         DualEdit.load(out, tiny_vlm("blip2_llama"))
+    half = VLM(copy.deepcopy(llava.model).bfloat16(), llava.processor, "llava")
+    with pytest.raises(SetupError, match="llava in float32, and llava is loaded in bfloat16; load"):
+        DualEdit.load(out, half)
     with pytest.raises(SetupError, match="holds the editor 'dualedit', not 'visedit'"):
         VisEdit.load(out, llava)
     with pytest.raises(SetupError, match="holds no editor"):

@@ -1,0 +1,218 @@
+"""What can be used here: `attrib doctor`, `attrib models ...` and `attrib data ...`."""
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from attrib.cli.command import ExitCode
+from attrib.environment import embedded_names, versions
+
+GIB = 1 << 30
+BYTES_PER_PARAMETER = 2  # bfloat16
+HEADROOM = 1.3  # for activations and logits
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, both under WSL
+SCORES = {"questions": "vqa", "captions": "captions, exact", "facts": "facts"}
+
+
+def add_to(app: typer.Typer, name: str) -> None:
+    """Add one of the commands, or a group of them, to the command line."""
+    if name == "doctor":
+        app.command(name)(doctor)
+        return
+    text, commands = GROUPS[name]
+    group = typer.Typer(no_args_is_help=True)
+    for verb, command in commands.items():
+        group.command(verb, hidden=verb in HIDDEN)(command)
+    app.add_typer(group, name=name, help=text)
+
+
+def list_models() -> None:
+    """List the embedded models with their size and their exact-match scores."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from attrib.environment import WEIGHTS, embedded_names
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("model", "family", "layers", "params", *SCORES):
+        text = column in ("model", "family")
+        table.add_column(column, justify="left" if text else "right", no_wrap=True)
+    for name in embedded_names():
+        file = WEIGHTS / name / "measured.json"
+        if not file.is_file():
+            table.add_row(name, "not measured")
+            continue
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        family, size = facts["family"].partition(" (")[0], f"{facts['parameters'] / 1e6:.1f} M"
+        scores = [f"{facts['scores'][key][0]:.1%}" for key in SCORES.values()]
+        table.add_row(name, family, str(facts["layers"]), size, *scores)
+    if table.row_count:
+        Console().print(table)
+    else:
+        print("this installation has no embedded models")
+    print("any Hugging Face image-text-to-text model works too: attrib models check NAME_OR_PATH")
+
+
+def check_model(
+    model: Annotated[str, typer.Argument(help="Embedded name, Hugging Face id, or folder.")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
+    ] = False,
+) -> None:
+    """Run every check on a model; exit with 3 if one fails."""
+    from attrib.checks import check
+    from attrib.model.checkpoint import read_checkpoint
+    from attrib.model.vlm import VLM
+
+    # Not `load`, which refuses a model at the first check that fails.
+    loaded = read_checkpoint(model, device, dtype, revision, trust_remote_code)
+    report = check(VLM(*loaded, model))
+    for result in report.results:
+        print(f"{'works ' if result.passed else 'BROKEN'}  {result.check}: {result.detail}")
+    total = len(report.results)
+    print(f"{model}: {total - len(report.failed)} of {total} checks pass")
+    if not report.passed:
+        raise typer.Exit(ExitCode.CANNOT_START)
+
+
+def assemble(
+    what: Annotated[Literal["minigpt4"], typer.Argument(help="The model to assemble.")],
+    llm: Annotated[Path, typer.Option(help="Folder of the language model, vicuna-7b.")],
+    blip2: Annotated[
+        Path, typer.Option(help="Folder of the BLIP-2 with its vision tower and Q-Former.")
+    ],
+    projection: Annotated[Path, typer.Option(help="The published linear layer, a .pth file.")],
+    out: Annotated[Path, typer.Option(help="New folder for the model.")],
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="Type of the stored weights.")
+    ] = "float16",
+) -> None:
+    """Assemble MiniGPT-4 from its published parts into a folder for --model."""
+    import torch
+
+    from attrib.model.minigpt4 import assemble_minigpt4
+
+    folder = assemble_minigpt4(llm, blip2, projection, out, getattr(torch, dtype))
+    print(f"{folder}: {what} is ready; next: attrib models check {folder}")
+
+
+def check_data(
+    folder: Annotated[Path, typer.Argument(help="Folder in the E-VQA / E-IC layout.")],
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder of the images; without it they are not checked.")
+    ] = None,
+    pixels: Annotated[
+        Literal["decode", "header"],
+        typer.Option(help="decode finds every broken image; header is faster."),
+    ] = "decode",
+) -> None:
+    """Report counts, duplicates, malformed rows and train/eval overlap; exit with 1 on errors."""
+    from attrib.data.check import check
+
+    report = check(folder, image_root, pixels=pixels)
+    print(report.to_markdown())
+    if not report.sound:
+        raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
+
+
+def export(
+    what: Annotated[Literal["scenes"], typer.Argument(help="The embedded scenes.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+) -> None:
+    """Write the embedded scenes and their images in the E-VQA and E-IC file formats."""
+    from attrib.data.scenes.export import export_folder
+
+    result = export_folder(out, seed=seed)
+    for split, count in result.rows.items():
+        print(f"{split}: {count} edits")
+    print(f"{result.folder}: {what}, {result.written} images written, {result.kept} existed")
+
+
+def sample(
+    out: Annotated[Path, typer.Argument(help="PNG file to write.")] = Path("sample.png"),
+) -> None:
+    """Write a sample image that the embedded models can answer questions about."""
+    from attrib.data import sample_image
+    from attrib.files import atomic_write
+
+    with atomic_write(out) as file:
+        sample_image().save(file, format="PNG")
+    print(f'{out}: try "What color is the star?", "What shape is red?", "Where is the heart?"')
+
+
+def doctor() -> None:
+    """Show versions, devices, memory and embedded models; exit with 3 if something is missing."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    installed, models = versions(), embedded_names()
+    missing = [name for name, version in installed.items() if version == "not installed"]
+    problems = [f"{name} is not installed: pip install {name}" for name in missing]
+    if not models:
+        problems.append("the embedded models are missing: install the package again")
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    for section in (
+        installed.items(),
+        _devices(),
+        [("embedded models", ", ".join(models) or "none"), ("hub cache", HF_HUB_CACHE)],
+    ):
+        for row in section:
+            table.add_row(*row)
+        table.add_section()
+    Console().print(table)
+    print("\n".join(problems) or "everything needed is installed; next: attrib demo")
+    if problems:
+        raise typer.Exit(ExitCode.CANNOT_START)
+
+
+def _devices() -> list[tuple[str, str]]:
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [("CPU", f"{cores} cores, {_capacity(psutil.virtual_memory().total)}"), *_gpus()]
+
+
+def _gpus() -> list[tuple[str, str]]:
+    """The GPUs that torch can use; torch is imported only where there is a driver."""
+    is_mac = platform.system() == "Darwin"
+    drivers = any(Path(path).exists() for path in GPU_DRIVERS) or shutil.which("nvidia-smi")
+    if not (is_mac or drivers):
+        return []
+    import torch
+
+    if is_mac:
+        usable = torch.backends.mps.is_available()
+        return [("mps", "Apple GPU, shares the memory above")] if usable else []
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    rows = [(f"cuda:{i}", f"{d.name}, {_capacity(d.total_memory)}") for i, d in enumerate(devices)]
+    return rows or [("GPU", "a driver is installed, but the installed torch finds no GPU")]
+
+
+def _capacity(memory: int) -> str:
+    billions = memory / BYTES_PER_PARAMETER / HEADROOM / 1e9
+    return f"{memory / GIB:.0f} GiB: fits {billions:.1f} billion bfloat16 parameters"
+
+
+HIDDEN = ("make",)  # a former name
+GROUPS = {
+    "models": (
+        "List, check and assemble models.",
+        {"list": list_models, "check": check_model, "assemble": assemble},
+    ),
+    "data": (
+        "Check edit data, export the scenes, get an image.",
+        {"check": check_data, "export": export, "make": export, "sample": sample},
+    ),
+}

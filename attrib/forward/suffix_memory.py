@@ -1,0 +1,54 @@
+"""Memory of a suffix: how many perturbed copies run at once."""
+
+import math
+from collections.abc import Sequence
+
+from attrib.forward.suffix import Suffix
+from attrib.memory import available_bytes
+from attrib.model.vlm import VLM
+
+# Positions per pass: enough to keep a device busy.
+POSITIONS = {"cpu": 2048, "other": 32768}
+STREAMS = 3  # per position besides a module's own activations: the stream, its norm, the sum
+SHARE = 0.5  # of the free memory, for copies; the rest is for logits and for what is fragmented
+
+
+def copies_at_once(suffix: Suffix, max_copies: int | None) -> int:
+    """Number of perturbed copies per pass: `max_copies`, or what is efficient and fits in memory.
+
+    Memory is that which is free now on the fullest device. A copy needs its states and, in the
+    layer that runs, its own copies of the keys and values of the prefix.
+    """
+    if max_copies:
+        return max_copies
+    kind = "cpu" if suffix.last.device.type == "cpu" else "other"
+    each = chunk_elements(suffix, 1, [1] * suffix.vlm.num_layers) * suffix.hidden[0].element_size()
+    free = min(map(available_bytes, {h.device for h in suffix.hidden.values()}))
+    return max(1, min(POSITIONS[kind] // suffix.num_pos, int(SHARE * free) // each))
+
+
+def chunk_elements(suffix: Suffix, at_once: int, per_layer: Sequence[int]) -> int:
+    """Peak number of elements for the perturbed copies of one chunk.
+
+    Args:
+        suffix: The positions that run.
+        at_once: How many copies run together.
+        per_layer: How many copies are perturbed in each layer.
+    """
+    stream, batch = suffix.num_pos * suffix.vlm.d_model, len(suffix.last)
+    mlp = suffix.num_pos * layer_width(suffix.vlm) - 2 * stream
+    attention = 4 * stream
+    if suffix.prefix:
+        kv = suffix.prefix[0]
+        front = kv.keys[0].numel() + kv.values[0].numel()
+        # Joined with the copy's own; copied before that if examples are selected.
+        attention += front * (2 if batch > 1 else 1) + 2 * stream
+    # Copies perturbed after a layer do not run it; the last layer may have a single query.
+    last = min(at_once, sum(per_layer[:-1]))
+    whole = last if suffix.query is None else min(at_once, sum(per_layer[:-2]))
+    return STREAMS * stream * at_once + max(whole * max(attention, mlp), last * attention)
+
+
+def layer_width(vlm: VLM) -> int:
+    """Elements that a layer's matrices produce per position: its parameters over d_model."""
+    return math.ceil(sum(w.numel() for w in vlm.layers[0].parameters()) / vlm.d_model)

@@ -1,0 +1,110 @@
+"""Where the parts of a model run: whole on a device, split over several, or offloaded.
+
+accelerate's hooks load the weights of an offloaded module when it is called and free them again.
+Between two calls they are on the device "meta" and have no values: what reads or changes weights
+opens `loaded(module)` first.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from torch import Tensor, nn
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Device on which a module runs, and to which its inputs go."""
+    for part in module.modules():
+        for hook in _align_hooks(part):
+            if hook.execution_device is not None:
+                return _as_device(hook.execution_device)
+    weight = next(module.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
+
+
+@contextmanager
+def loaded(*modules: nn.Module) -> Iterator[None]:
+    """Keep the weights that offloaded modules have themselves on their device inside the context.
+
+    They are loaded as they are stored, and changes to them are forgotten on leaving. For other
+    modules this does nothing.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            for hook in _align_hooks(module):
+                if hook.offload:
+                    stack.enter_context(_kept(module, hook))
+        yield
+
+
+@contextmanager
+def loaded_weights(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """The parameters called `names`, by name; their modules stay `loaded` inside the context."""
+    names = list(names)
+    holders = {name.rpartition(".")[0]: name for name in names}
+    with loaded(*(model.get_submodule(path) for path in holders)):
+        yield {name: model.get_parameter(name) for name in names}
+
+
+def each_weight(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter with its name, as `named_parameters`, loaded while it is looked at."""
+    for name, _ in list(model.named_parameters()):
+        with loaded_weights(model, [name]) as weights:
+            yield name, weights[name]
+
+
+def float_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module without submodules, in float32, on its device and without hooks."""
+    with loaded(module):
+        bare = copy.copy(module)
+        bare.__dict__ = {
+            name: value
+            for name, value in vars(module).items()
+            if name not in ("forward", "_old_forward", "_hf_hook")
+        }
+        return copy.deepcopy(bare).float()
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64; on the CPU if its device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def on_each_device(tensor: Tensor) -> Callable[[torch.device], Tensor]:
+    """A function that returns the tensor on a device, copied there once."""
+    copies = {tensor.device: tensor}
+
+    def on(device: torch.device) -> Tensor:
+        if device not in copies:
+            copies[device] = tensor.to(device)
+        return copies[device]
+
+    return on
+
+
+def _align_hooks(module: nn.Module) -> list[AlignDevicesHook]:
+    hook: Any = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))  # of a SequentialHook
+    return [one for one in hooks if isinstance(one, AlignDevicesHook)]
+
+
+def _as_device(given: Any) -> torch.device:
+    """Accelerate names GPUs by their number."""
+    if isinstance(given, int):
+        kind = torch.accelerator.current_accelerator()
+        return torch.device(kind.type if kind else "cuda", given)
+    return torch.device(given)
+
+
+@contextmanager
+def _kept(module: nn.Module, hook: AlignDevicesHook) -> Iterator[None]:
+    hook.pre_forward(module)
+    hook.offload = False  # calls of the module neither load nor free
+    try:
+        yield
+    finally:
+        hook.offload = True
+        hook.post_forward(module, None)

@@ -1,0 +1,85 @@
+"""Greedy generation, whatever generation settings a checkpoint holds.
+
+A checkpoint's generation config may hold beams, penalties, suppressed tokens or lengths. Its text
+would then not be what the logits say, so only its special tokens are used.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from attrib.errors import AttribError
+from attrib.model.image_placeholder import quiet
+
+
+def generated_ids(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    tokenizer: Any,
+    pad_id: int,
+    max_new_tokens: int,
+    settings: dict[str, Any],
+) -> Int[Tensor, "rows _"]:
+    """Return the tokens of Hugging Face's `generate`, greedy but for the caller's settings.
+
+    Args:
+        model: The model.
+        inputs: Keyword arguments of its forward.
+        tokenizer: Its tokenizer.
+        pad_id: Token id for padding.
+        max_new_tokens: Maximum number of new tokens, unless `settings` limit the length.
+        settings: The caller's arguments; a `generation_config` among them replaces the greedy one.
+
+    Raises:
+        AttribError: The settings do not fit together, or there is no such setting.
+    """
+    given = settings.get("generation_config")
+    config = GenerationConfig(do_sample=False) if given is None else copy.deepcopy(given)
+    rest: dict[str, Any] = {
+        name: value for name, value in settings.items() if name != "generation_config"
+    }
+    if not (config.max_new_tokens or config.max_length or "max_length" in rest):
+        rest = {"max_new_tokens": max_new_tokens} | rest
+    run: Any = model  # its classes inherit `generate` from a mixin
+    named = ", ".join(["max_new_tokens", *settings])
+    try:
+        rest = config.update(**rest)
+        if config.stop_strings:
+            rest = {"tokenizer": tokenizer} | rest
+        with quiet(), _only_special_tokens(model, tokenizer, pad_id):
+            out = run.generate(**inputs, generation_config=config, **rest)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, AttribError):
+            raise
+        told = " ".join(str(error).split())
+        raise AttribError(f"generate with {named}: {told}") from error
+    return out if isinstance(out, Tensor) else out.sequences
+
+
+@contextmanager
+def _only_special_tokens(model: nn.Module, tokenizer: Any, pad_id: int) -> Iterator[None]:
+    """Reduce every generation config of the model to its special tokens inside the context.
+
+    transformers fills what a caller leaves open from the model's own config; the BLIP family
+    generates by its language model, which has one of its own.
+    """
+    owners: list[Any] = [m for m in model.modules() if hasattr(m, "generation_config")]
+    before = [owner.generation_config for owner in owners]
+    text = owners[0].config.get_text_config()
+    sources = [config for config in (*reversed(before), text, tokenizer) if config is not None]
+    tokens: dict[str, Any] = {"pad_token_id": pad_id}
+    for name in ("bos_token_id", "eos_token_id"):
+        known = (getattr(source, name, None) for source in sources)
+        tokens[name] = next((ids for ids in known if ids is not None), None)
+    try:
+        for owner in owners:
+            owner.generation_config = GenerationConfig(**tokens)
+        yield
+    finally:
+        for owner, config in zip(owners, before, strict=True):
+            owner.generation_config = config

@@ -1,0 +1,136 @@
+"""Which rows `encode` refuses, each by its number and with what would work."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from logging import getLogger
+from typing import Any, TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+from attrib.data.pixels import as_rgb
+from attrib.errors import AttribError, describe
+from attrib.memory import is_out_of_memory
+from attrib.model.image_placeholder import ImagePlaceholder
+from attrib.model.targets import without_end_space
+
+Images = Sequence[Image.Image | None]
+Made = TypeVar("Made")
+QFORMER_MASK = "qformer_attention_mask"
+logger = getLogger("attrib")
+
+
+def upright_images(images: Images) -> list[Image.Image | None]:
+    """Return the images as models get them, see `attrib.data.pixels`.
+
+    Raises:
+        AttribError: One is no image, or cannot be used.
+    """
+    upright: list[Image.Image | None] = []
+    for row, image in enumerate(images):
+        if image is not None and not isinstance(image, Image.Image):
+            kind = type(image).__name__
+            raise AttribError(f"image {row} is a {kind}; expected a PIL image or None")
+        try:
+            upright.append(None if image is None else as_rgb(image))
+        except AttribError as error:
+            raise AttribError(f"image {row}: {error}") from error
+    return upright
+
+
+def check_texts(
+    placeholder: ImagePlaceholder,
+    images: Images,
+    prompts: Sequence[str],
+    targets: Sequence[str] | None,
+) -> None:
+    """Refuse lists of different lengths, prompts without content, and placeholders in texts."""
+    for name, given in (("images", images), ("targets", targets)):
+        if given is not None and len(given) != len(prompts):
+            raise AttribError(f"{len(given)} {name} for {len(prompts)} prompts: give one for each")
+    if not prompts:
+        raise AttribError("no prompts: give at least one")
+    for what, texts in (("prompt", prompts), ("target", targets or ())):
+        for row, text in enumerate(texts):
+            _check_text(placeholder, text, f"{what} {row}")
+    for row, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        if not without_end_space(prompt) and image is None:
+            raise AttribError(f"prompt {row} is empty, and there is no image: give one of them")
+    if any(prompt != without_end_space(prompt) for prompt in prompts):
+        _note("a prompt ends with a space, which is read as the start of the answer after it")
+
+
+def check_lengths(
+    rows: Sequence[dict[str, list[int]]], tensors: dict[str, Any], config: Any
+) -> None:
+    """Refuse rows with more tokens than the decoder, or the Q-Former, has positions."""
+    qformer = getattr(config, "qformer_config", None)
+    mask = tensors.get(QFORMER_MASK)
+    counts = [
+        ("the decoder", config.get_text_config(), [len(row["input_ids"]) for row in rows]),
+        ("the Q-Former", qformer, mask.sum(1).tolist() if isinstance(mask, Tensor) else []),
+    ]
+    for part, settings, lengths in counts:
+        limit = getattr(settings, "max_position_embeddings", None)
+        for row, length in enumerate(lengths):
+            if isinstance(limit, int) and length > limit:
+                raise AttribError(
+                    f"prompt {row} has {length} tokens with its image and target, and {part} "
+                    f"{limit} positions; shorten it"
+                )
+
+
+def tokenize(tokenizer: Any, text: str, row: int) -> list[int]:
+    """Return the tokens of a prompt; its errors, of whatever class, name the row."""
+    return _naming(lambda: tokenizer(text)["input_ids"], f"prompt {row}: the tokenizer")
+
+
+def process_rows(
+    process: Callable[[list[Image.Image], list[str]], Made],
+    images: Sequence[Image.Image],
+    texts: Sequence[str],
+    rows: Sequence[int],
+) -> Made:
+    """Return `process(images, texts)`; its errors, of whatever class, name the row at fault.
+
+    Raises:
+        AttribError: The processor refuses a row, or these rows together.
+    """
+    together = f"prompts {rows[0]} to {rows[-1]}: the processor"
+    try:
+        return _naming(lambda: process(list(images), list(texts)), together)
+    except AttribError:
+        for row, image, text in zip(rows, images, texts, strict=True):
+            where = f"image {row} ({image.width} x {image.height}) with its prompt: the processor"
+            _naming(lambda image=image, text=text: process([image], [text]), where)
+        raise
+
+
+def render_prompt(render: Callable[[], str], row: int) -> str:
+    """Return a prompt in its chat template; errors name the row."""
+    return _naming(render, f"prompt {row}: the chat template")
+
+
+def _naming(make: Callable[[], Made], what: str) -> Made:
+    try:
+        return make()
+    except Exception as error:  # processors raise errors of any class
+        if is_out_of_memory(error):
+            raise
+        raise AttribError(f"{what} refuses it ({describe(error)}); change or remove it") from error
+
+
+def _check_text(placeholder: ImagePlaceholder, text: str, where: str) -> None:
+    if not isinstance(text, str):
+        raise AttribError(f"{where} is a {type(text).__name__}; expected text")
+    for reserved in placeholder.reserved:
+        if reserved in text:
+            raise AttribError(
+                f"{where} contains {reserved!r}, which stands for an image; remove it: "
+                "image tokens are inserted automatically"
+            )
+
+
+@cache
+def _note(message: str) -> None:
+    logger.warning(message)  # once: a dataset may have thousands of such rows

@@ -1,0 +1,175 @@
+"""Half precision: nonsense is refused, and what follows the last layer is in float32."""
+
+import copy
+
+import pytest
+import torch
+from conftest import save_tiny
+from torch.testing import assert_close
+
+import attrib
+from attrib.analyses.sensitivity import clean_pass
+from attrib.checks import QUICK, check, checks, inputs, verify
+from attrib.forward.attention import AttentionCall
+from attrib.forward.hooks import gather_positions, write
+from attrib.model.precision import log_normalizer, main_dtype, token_directions
+from attrib.model.vlm import VLM
+from attrib.runs.provenance import provenance_of
+from benchmarks.precision import ANALYSES, curves, deviation
+
+DTYPES = ("float32", "float16", "bfloat16")
+MODELS = ("tiny-llava", "tiny-blip2", "tiny-minigpt4")
+_loaded = {}
+
+
+def loaded(name, dtype):
+    if (name, dtype) not in _loaded:
+        _loaded[name, dtype] = attrib.load(name, dtype=dtype, verify=False)
+    vlm = _loaded[name, dtype]
+    return VLM(vlm.model, vlm.processor, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_embedded_models_pass_in_half_precision(name, dtype):
+    vlm = loaded(name, dtype)
+    verify(vlm)
+    assert check(vlm, [checks.attention_rows_are_the_models]).failed == ()
+    assert vlm.dtype == getattr(torch, dtype)
+
+
+def test_the_decoder_and_not_the_first_parameter_has_the_models_dtype():
+    vlm, data = (
+        loaded("tiny-blip2", "float16"),
+        attrib.data.load("scenes-vqa", split="test", limit=1),
+    )
+    assert vlm.model.dtype == torch.float32  # of the query tokens
+    assert provenance_of(vlm, data, {}, 0)["model"]["dtype"] == "float16"
+    assert "float16 on cpu" in repr(vlm)
+    packed = [torch.zeros(9, dtype=torch.int8), torch.zeros(2, dtype=torch.float16)]
+    assert main_dtype(packed) == torch.float16
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_instructblip_loads_in_half_precision(dtype, tmp_path):
+    vlm = attrib.load(str(save_tiny(tmp_path, "instructblip")), dtype=dtype)  # verified
+    assert vlm.dtype == getattr(torch, dtype)
+
+
+# --- nonsense, in every dtype
+
+
+def _always(change):
+    def patch(p):
+        logits = VLM.logits
+        p.setattr(VLM, "logits", lambda self, batch: change(logits(self, batch)))
+
+    return patch
+
+
+def _other_head(p):
+    row = AttentionCall.row
+    p.setattr(AttentionCall, "row", lambda self, queries: row(self, queries).roll(1, 1))
+
+
+def _one_off(p):
+    def broken(vlm, layer, fn, at):
+        return write(vlm, layer, fn, at.roll(-1, 1))
+
+    p.setattr(checks, "write", broken)
+
+
+def _writes_one_off(p):
+    residual_writes = inputs.residual_writes
+
+    def broken(vlm, positions):
+        index = positions.int().argmax(1) if positions.dtype == torch.bool else positions
+        return residual_writes(vlm, (index - 1).clamp(min=0))
+
+    p.setattr(inputs, "residual_writes", broken)
+
+
+NONSENSE = {
+    "zero logits": (_always(torch.zeros_like), QUICK),
+    "rolled vocabulary": (_always(lambda logits: logits.roll(1, -1)), QUICK),
+    "zero unembedding": (
+        lambda p: p.setattr(VLM, "unembed", lambda _s, h: h.new_zeros(*h.shape[:-1], 2)), QUICK
+    ),
+    "row of another head": (_other_head, (checks.attention_rows_are_the_models,)),
+    "write one position off": (_one_off, QUICK),
+    "residual writes one position off": (_writes_one_off, QUICK),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", NONSENSE)
+def test_nonsense_is_refused_in_every_dtype(fault, dtype, monkeypatch):
+    patch, selected = NONSENSE[fault]
+    vlm = loaded("tiny-llava", dtype)
+    patch(monkeypatch)
+    assert check(vlm, selected).failed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda x: x.roll(1, -1)])
+def test_hooked_logits_that_are_nonsense_differ_from_plain_ones(dtype, change, monkeypatch):
+    given = inputs.CheckInputs(loaded("tiny-llava", dtype))
+    _ = given.plain
+    _always(change)(monkeypatch)
+    with pytest.raises(inputs.CheckFailed, match="logits differ by"):
+        checks.hooked_logits_equal_plain_ones(given)
+
+
+# --- float32 after the last layer
+
+
+def half_and_float32():
+    """A model in bfloat16 and one of the same weights in float32, and a batch."""
+    half = loaded("tiny-llava", "bfloat16")
+    exact = VLM(copy.deepcopy(half.model).float(), half.processor, "exact")
+    image = attrib.data.load("scenes-vqa", split="test", limit=1)[0].request.image
+    return half, exact, half.encode([image], ["What is this? The answer is:"])
+
+
+@torch.no_grad()
+def test_the_last_row_is_unembedded_in_float32(monkeypatch):
+    half, exact, batch = half_and_float32()
+    clean = clean_pass(half, batch)
+    h = gather_positions(clean.hidden[half.num_layers - 1], clean.last)
+    monkeypatch.setattr("attrib.model.precision.CHUNK", 700 * half.d_model)  # several chunks
+    assert_close(half.unembed_float32(h), exact.unembed(h.float()), rtol=1e-5, atol=1e-4)
+    assert not torch.equal(half.unembed(h).float(), half.unembed_float32(h))
+    logits = exact.components.head(h.float())
+    normalizer = log_normalizer(half.components.head, h.float())
+    assert_close(normalizer, logits.logsumexp(-1), rtol=1e-5, atol=1e-4)
+    rows, bias = token_directions(half.components.head, torch.tensor([3, 5]))
+    assert torch.equal(rows, exact.components.head.weight[[3, 5]]) and not bias.any()
+
+
+def test_unembedding_in_float32_is_the_models_own_bit_for_bit(vlm, batch):
+    with torch.no_grad(), attrib.read(vlm, [vlm.num_layers - 1]) as hidden:
+        logits = vlm.logits(batch)
+    assert torch.equal(vlm.unembed_float32(hidden[vlm.num_layers - 1]), logits)
+
+
+def test_analyses_of_a_half_precision_model_return_float32():
+    half, _, batch = half_and_float32()
+    for values in (
+        attrib.contributions(half, batch), attrib.sensitivity(half, batch, sigmas=[1.0]),
+        attrib.heatmaps(half, batch), attrib.attention(half, batch),
+    ):  # fmt: skip
+        assert values.dtype == torch.float32 and values.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("analysis", ["direct logits", "attention, visual", "gradient times input"])
+def test_layers_rank_as_in_float32(analysis, dtype):
+    samples = list(attrib.data.load("scenes-vqa", split="test", limit=4))
+    exact, half = (
+        curves(loaded("tiny-blip2", d), samples, ANALYSES[analysis]) for d in ("float32", dtype)
+    )
+    found = deviation(exact, half)
+    assert found["rank_correlation_median"] >= 0.97
+    assert found["relative_deviation_median"] < (0.01 if dtype == "float16" else 0.08)
+    swapped = deviation(exact, exact[:, ::-1])
+    assert swapped["rank_correlation_median"] < 0.9  # the bound can fail
