@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from attrib.cli.command import ExitCode
-from attrib.environment import embedded_names, versions
+from attrib.files import embedded_names, versions
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 2  # bfloat16

@@ -26,7 +26,7 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from attrib.environment import WEIGHTS, embedded_names
+    from attrib.files import WEIGHTS, embedded_names
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("model", "family", "layers", "params", *SCORES):

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrib.environment import sha256, versions
 from attrib.errors import SetupError
-from attrib.files import write_text
+from attrib.files import sha256, versions, write_text
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
 
