@@ -26,9 +26,9 @@ from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from benchmarks.harness import RESULTS, compare, ratio, save
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
-from editors.prefix.cached_dataset import CachedDataset, cache_dataset, requests_of
-from editors.prefix.states import EMBED
+from editors.training.dataset import CachedDataset, cache_dataset, requests_of
 from editors.training.losses import answer_losses
+from editors.training.prefix import EMBED
 
 EDITS = 16
 

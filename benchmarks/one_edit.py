@@ -28,7 +28,7 @@ from attrib.model.vlm import VLM
 from benchmarks.harness import RESULTS, clock, device_name, peak_mib, reset_peak, save
 from benchmarks.shapes import DTYPES, SHAPES, random_vlm_with_processor
 from editors import EDITORS
-from editors.evaluation.restore_check import Checksum
+from editors.evaluation.reference_model import Checksum
 
 SETUP = 16  # number of edits that an editor is set up with
 PAPERS = {"visedit": {"visual": [19]}, "dualedit": {"text": [16], "visual": [19]}}

@@ -27,7 +27,7 @@ from benchmarks.harness import RESULTS, clock, device_name, peak_mib, reset_peak
 from benchmarks.shapes import DTYPES, SHAPES, random_vlm_with_processor
 from editors.adapters.edit_signal import signal_layers
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective, trained_roles
-from editors.prefix.streamed_dataset import cached_or_streamed
+from editors.training.dataset import cached_or_streamed
 from editors.training.trainer import Trainer
 
 WARMUP, PAPERS_STEPS = 3, 50_000

@@ -10,8 +10,8 @@ from editors.base import Edit, Editor, WeightEdit
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.tables import summary
-from editors.io.editor import SETTINGS
-from editors.methods.dualedit import DualEdit
+from editors.io import SETTINGS
+from editors.methods.adapter_editor import DualEdit
 from editors.methods.finetune import FTL, FTV
 from editors.methods.ike import IKE
 from editors.methods.ke import KE

@@ -71,7 +71,7 @@ def effects(vlm: "VLM", editor: Any, samples: Sequence["EditSample"]) -> pd.Data
     belong to no site); output_changed (1 unless the logits at the last prompt token are bit for bit
     the same).
     """
-    from editors.gating.inputs import related_inputs
+    from editors.gating.features import related_inputs
 
     rows = []
     for sample in samples:

@@ -92,7 +92,7 @@ def influence_maps(
     vlm: "VLM", editor: Any, samples: Sequence["EditSample"]
 ) -> list[dict[str, GridMap]]:
     """Return the maps of each sample by name, after the sigmoid."""
-    from editors.methods.influence_objective import ATTRIBUTIONS, target_heat
+    from editors.methods.visedit import ATTRIBUTIONS, target_heat
 
     site = editor.sites[0]
     heat = target_heat(vlm, samples, site.layer, ATTRIBUTIONS[editor.config.mapper_target])

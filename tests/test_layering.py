@@ -40,7 +40,6 @@ EDITORS_ROOMS = (
     "editors.weights",
     "editors.io",
     "editors.training",
-    "editors.prefix",
     "editors.methods",
     "editors.evaluation",
 )

@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
 def edit(options: EditOptions) -> int:
     """Edit one fact and show the answers before and after."""
     from editors import load_editor
-    from editors.io.edit import save_edit
+    from editors.io import save_edit
 
     if options.editor is None:
         raise AttribError("--editor: give the folder of a trained editor, see `attrib train`")
@@ -65,7 +65,7 @@ def edit(options: EditOptions) -> int:
 
 def _make_edit(options: EditOptions, vlm: "VLM", editor: Any) -> "Edit":
     from attrib.data import EditRequest
-    from editors.io.edit import load_edit
+    from editors.io import load_edit
 
     if options.load is not None:
         return load_edit(options.load, vlm, editor)

@@ -20,7 +20,7 @@ from editors.evaluation.comparison import Comparison, Trained
 from editors.evaluation.evaluate import prepare_evaluation, save_scores
 from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.scoring import Scoring
-from editors.io.editor import SETTINGS
+from editors.io import SETTINGS
 
 SCORES = Path("scores", "scores.parquet")  # in the folder of a finished job
 CPU_TIME = "spent.json"

@@ -23,7 +23,7 @@ from editors.evaluation.multi_edit import Groups
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
 from editors.evaluation.scoring import SCORES, MakesEdits, Scoring
 from editors.evaluation.tables import save_tables
-from editors.io.editor import files_digest
+from editors.io import files_digest
 
 
 def evaluate(

@@ -26,7 +26,7 @@ from editors.gating.gates import NO_GATE, check_gate, load_gate, save_gate
 from editors.gating.training import fit_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig
-from editors.prefix.cached_dataset import CachedDataset, cache_dataset
+from editors.training.dataset import CachedDataset, cache_dataset
 from editors.training.trainer import Trainer
 
 CELL = "cell.json"

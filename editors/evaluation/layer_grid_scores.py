@@ -15,14 +15,13 @@ from attrib.data.samples import EditSample
 from attrib.files import write_text
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate
-from editors.evaluation.probes import METRIC_OF
-from editors.evaluation.protocols import Answer, judge
+from editors.evaluation.protocols import METRIC_OF, Answer, judge
 from editors.evaluation.scoring import means
+from editors.gating.features import related_inputs
 from editors.gating.gates import NO_GATE
-from editors.gating.inputs import related_inputs
 from editors.gating.threshold import gate_scores
 from editors.methods.adapter_objective import AdapterObjective
-from editors.prefix.cached_dataset import CachedDataset
+from editors.training.dataset import CachedDataset
 from editors.training.losses import ROLES
 
 HARD = "hard"  # metric of all hard locality inputs

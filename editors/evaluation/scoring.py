@@ -15,8 +15,7 @@ from attrib.model.vlm import VLM
 from attrib.runs.collect import Tables
 from editors.base import Edit
 from editors.evaluation.multi_edit import Groups, timed
-from editors.evaluation.probes import EncodedProbes, Probe
-from editors.evaluation.protocols import Answer, judge
+from editors.evaluation.protocols import Answer, EncodedProbes, Probe, judge
 from editors.evaluation.reference_model import ReferenceModel
 from editors.gating.gates import UNGATED
 

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editors.gating.features import VISUAL
-from editors.gating.inputs import COVERED, RelatedInput
+from editors.gating.features import COVERED, VISUAL, RelatedInput
 
 OTHERS = 4  # inputs of other samples that each edit is paired with
 WEIGHTS = {"own": 1.0, "other": 0.5, "text": 0.5, "hidden": 0.25}

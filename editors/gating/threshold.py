@@ -17,7 +17,7 @@ from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.stats import RESAMPLES
 from editors.adapters.sites import Gate
-from editors.gating.inputs import (
+from editors.gating.features import (
     COVERED,
     EASY,
     REQUEST,

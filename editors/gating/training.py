@@ -15,9 +15,8 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.gating.classifier import GateNet
-from editors.gating.features import GateInputs, GateReader
+from editors.gating.features import REQUEST, GateInputs, GateReader, collect_states, related_inputs
 from editors.gating.gates import COSINES, NO_GATE, CosineGate, LearnedGate, Token, check_gate
-from editors.gating.inputs import REQUEST, collect_states, related_inputs
 from editors.gating.pairs import InputStates, Pairs, sample_pairs
 from editors.gating.threshold import calibrate_scores, gate_scores, score_table
 

@@ -1,4 +1,4 @@
-"""Editors that write hidden states through adapters: what VisEdit and DualEdit share."""
+"""Editors that write hidden states through adapters: what they share, and DualEdit."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,15 @@ from editors.adapters.sites import Gate, MemoryEntry, Site
 from editors.base import Edit, encode_requests
 from editors.gating.gates import NO_GATE, CosineGate, LearnedGate, check_gate, load_gate, save_gate
 from editors.gating.training import fit_gate
-from editors.io.tensors import save_tensors
+from editors.io import save_tensors
 from editors.methods.adapter_objective import (
     AdapterConfig,
     AdapterObjective,
     adapters_of,
     trained_roles,
 )
-from editors.prefix.cached_dataset import CachedDataset
-from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
 from editors.training.config import EditorConfig
+from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
 
@@ -175,3 +174,16 @@ class AdapterEditor(TrainableEditor):
         )
         editor.module.load_state_dict(load_file(path / ADAPTERS))
         return editor.with_gate(load_gate(path / GATE)) if (path / GATE).exists() else editor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DualEdit(AdapterEditor):
+    """Text and visual adapters (DualEdit, section 4); one modality alone is an ablation (Table 1).
+
+    Trained without the gate, as published. Text-only locality is part of the loss, as in the
+    paper; the published code leaves it out, and without a gate T-Loc then falls.
+    """
+
+    name: ClassVar[str] = "dualedit"
+    modalities: ClassVar[tuple[str, ...]] = ("text", "visual")
+    default_gate: ClassVar[str] = "prompt_last"

@@ -14,9 +14,9 @@ from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import EditSignal, EditSignalBatch, pad_signals
 from editors.adapters.sites import AdapterOptions, Site
 from editors.methods.objective import EditObjective
-from editors.prefix.cached_dataset import CachedDataset, PrefixRows
-from editors.prefix.states import Intervention, PrefixStates, collate
 from editors.training.config import SMALL_MODEL, TrainingConfig, has_phrases
+from editors.training.dataset import CachedDataset, PrefixRows
+from editors.training.prefix import Intervention, PrefixStates, collate
 
 MapperTerm = Literal["mapper_up", "mapper_down", "mapper_attribution"]
 EMBEDDED = {

@@ -23,14 +23,13 @@ from editors.base import Edit, WeightEdit, encode_requests
 from editors.training.config import EditorConfig
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
-from editors.weights.mlp import Which, last_layers, matrices_of
-from editors.weights.partial_forward import (
+from editors.weights.components import Part, Which, last_layers, matrices_of, visual_parameters
+from editors.weights.passes import (
     call_with_weights,
     labels_of,
     partial_forward,
     target_loss,
 )
-from editors.weights.vision import Part, visual_parameters
 
 Logits = Callable[[], Float[Tensor, "token d_vocab"]]
 

@@ -19,23 +19,22 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit, encode_requests
-from editors.io.tensors import save_tensors
+from editors.io import save_tensors
 from editors.methods.objective import EditObjective
-from editors.prefix.cached_dataset import CachedDataset, PrefixRows
-from editors.prefix.states import collate
-from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.config import TrainingConfig
+from editors.training.dataset import CachedDataset, PrefixRows, cached_or_streamed
 from editors.training.editor import TrainableEditor
+from editors.training.prefix import collate
 from editors.training.run import TrainingJob
-from editors.weights.low_rank_update import (
+from editors.weights.components import Matrix, Which, last_layers, matrices_of
+from editors.weights.passes import (
     LowRankUpdate,
     apply_updates,
+    partial_forward,
     sum_of_edits,
     token_gradients,
     weight_edit,
 )
-from editors.weights.mlp import Matrix, Which, last_layers, matrices_of
-from editors.weights.partial_forward import partial_forward
 
 NETWORK = "net.safetensors"
 NUM_LAYERS = 3  # the last ones, as published for both

@@ -32,7 +32,7 @@ from editors.context.retrieval import (
     encoder_tensors,
     nearest,
 )
-from editors.io.tensors import save_tensors
+from editors.io import save_tensors
 from editors.training.config import EditorConfig
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob

@@ -29,7 +29,7 @@ from editors.methods.hypernetwork import (
 )
 from editors.training.config import SMALL_MODEL, EditorConfig
 from editors.training.losses import LossWeights, answer_losses
-from editors.weights.low_rank_update import LowRankUpdate, TokenGradients
+from editors.weights.passes import LowRankUpdate, TokenGradients
 
 ANSWER_TOKENS = 16  # of the model's own answer
 BATCH_SIZE = 32  # prompts that are answered at once

@@ -29,14 +29,13 @@ from editors.context.retrieval import (
     encoder_tensors,
     text_threshold,
 )
-from editors.io.tensors import save_tensors
-from editors.methods.lora import AllLayers, LowRank
-from editors.methods.lte_objective import LTEObjective
-from editors.prefix.cached_dataset import cache_dataset
+from editors.io import save_tensors
+from editors.methods.lte_objective import AllLayers, LowRank, LTEObjective
 from editors.training.config import SMALL_MODEL, EditorConfig, TrainingConfig
+from editors.training.dataset import cache_dataset
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
-from editors.weights.mlp import last_layers
+from editors.weights.components import last_layers
 
 CHANGE, ENCODER = "change.safetensors", "encoder.safetensors"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attrib.model.vlm import VLM
 from editors.methods.hypernetwork import HypernetworkConfig, HypernetworkEditor
 from editors.training.config import SMALL_MODEL, EditorConfig
-from editors.weights.low_rank_update import LowRankUpdate, TokenGradients
+from editors.weights.passes import LowRankUpdate, TokenGradients
 
 Pooling = Literal["sum", "mean"]
 EPSILON = 1e-7  # added to standard deviations, as in the published code

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
-from editors.prefix.cached_dataset import CachedDataset, PrefixRows
-from editors.prefix.streamed_dataset import StreamedDataset
+from editors.training.dataset import CachedDataset, PrefixRows, StreamedDataset
 from editors.training.losses import LossWeights, Tokens, answer_losses, token_accuracy
 from editors.training.trainer import Objective
 

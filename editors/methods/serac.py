@@ -21,12 +21,12 @@ from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal
 from editors.adapters.sites import Gate, MemoryEntry
 from editors.base import Edit, encode_requests
-from editors.io.tensors import save_tensors
+from editors.io import save_tensors
 from editors.methods.serac_edit import PROMPT, TARGET, ScopeGate, SERACEdit
 from editors.methods.serac_networks import Counterfactual, Networks, Scope
 from editors.methods.serac_objective import SERACConfig, SERACObjective
-from editors.prefix.streamed_dataset import cached_or_streamed
 from editors.training.config import EditorConfig
+from editors.training.dataset import cached_or_streamed
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
 

@@ -17,7 +17,7 @@ from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import pad_states
 from editors.adapters.router import Router
 from editors.adapters.sites import Gate, MemoryEntry
-from editors.gating.inputs import COVERED
+from editors.gating.features import COVERED
 from editors.gating.threshold import calibrate, gate_scores
 from editors.methods.serac_networks import Counterfactual, Scope, pad_with_positions
 

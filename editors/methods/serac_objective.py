@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from attrib.model.batch import IGNORE_INDEX
 from editors.adapters.edit_signal import EMBED
-from editors.gating.inputs import COVERED
+from editors.gating.features import COVERED
 from editors.methods.objective import EditObjective
 from editors.methods.serac_edit import prompt_vectors
 from editors.methods.serac_networks import Networks, pad_with_positions
-from editors.prefix.cached_dataset import CachedDataset, PrefixRows
-from editors.prefix.states import PrefixStates
-from editors.prefix.streamed_dataset import StreamedDataset
 from editors.training.config import SMALL_MODEL, TrainingConfig
+from editors.training.dataset import CachedDataset, PrefixRows, StreamedDataset
 from editors.training.losses import ROLES
+from editors.training.prefix import PrefixStates
 
 SCOPE = "scope"  # the classifier's term of the loss
 

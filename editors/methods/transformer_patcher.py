@@ -22,19 +22,19 @@ from attrib.forward.hooks import on_input
 from attrib.model.vlm import VLM
 from attrib.progress import progress
 from editors.base import Edit, encode_requests
-from editors.io.tensors import save_tensors
+from editors.io import save_tensors
 from editors.methods.transformer_patcher_training import (
     TransformerPatcherConfig,
     at_answers,
     run_request,
     train_neurons,
 )
-from editors.prefix.cached_dataset import requests_of
 from editors.training.config import EditorConfig
+from editors.training.dataset import requests_of
 from editors.training.editor import TrainableEditor
 from editors.training.losses import ROLES
 from editors.training.run import TrainingJob
-from editors.weights.mlp import last_layers, mlp_of
+from editors.weights.components import last_layers, mlp_of
 from editors.weights.neurons import NeuronEdit, joined
 
 MEMORIES = "memories.safetensors"

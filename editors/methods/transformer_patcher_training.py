@@ -13,9 +13,9 @@ from attrib.forward.hooks import on_input
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from editors.training.config import EditorConfig
-from editors.weights.mlp import MLP
+from editors.weights.components import MLP
 from editors.weights.neurons import Neurons, patched, unit_input
-from editors.weights.partial_forward import PartialForward, labels_of, partial_forward, target_loss
+from editors.weights.passes import PartialForward, labels_of, partial_forward, target_loss
 
 PATIENCE = 3  # checks without progress before the learning rate is halved
 LINE = 32  # memories per step of the "liveedit" variant, about as many as a line of text has

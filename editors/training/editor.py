@@ -10,7 +10,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from editors.gating.gates import NO_GATE
-from editors.io.editor import read_record, write_record
+from editors.io import read_record, write_record
 from editors.training.config import EditorConfig
 from editors.training.process_group import ProcessGroup
 from editors.training.run import TrainingJob

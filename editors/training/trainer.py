@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.runs.manifest import diff
-from editors.io.tensors import save_tensors
-from editors.training.checkpoint import load_checkpoint, read_checkpoint_record, save_checkpoint
+from editors.io import load_checkpoint, read_checkpoint_record, save_checkpoint, save_tensors
 from editors.training.config import TrainingConfig, current_names
 from editors.training.losses import mean_accuracy
 from editors.training.process_group import ProcessGroup

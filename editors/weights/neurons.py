@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input, on_output
 from attrib.model.vlm import VLM
-from editors.weights.mlp import MLP, mlp_of
+from editors.weights.components import MLP, mlp_of
 
 TOP = 16.0  # where activation functions are far above 1
 

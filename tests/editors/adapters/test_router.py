@@ -10,7 +10,7 @@ from attrib.errors import AttribError
 from attrib.forward.hooks import read
 from editors.adapters.router import HiddenEdit
 from editors.base import WeightEdit
-from editors.prefix.states import prefix_states
+from editors.training.prefix import prefix_states
 
 
 class Words:

@@ -7,7 +7,7 @@ from conftest import examples, tiny_vlm
 from attrib.errors import AttribError
 from attrib.model.prompt_rewriting import RewrittenBatch
 from editors.context.prompt_edit import NO_TEXT, PromptEdit, text_tokens
-from editors.evaluation.probes import without_target
+from editors.evaluation.protocols import without_target
 
 TEXT = "Fact: it is blue.\nQ: "
 TARGETS = ["blue", "Emma", "a red one"]

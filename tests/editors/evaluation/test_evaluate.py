@@ -18,8 +18,7 @@ from planted_editors import (
 
 from attrib.errors import AttribError, SetupError
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.reference_model import ReferenceModel
-from editors.evaluation.restore_check import Checksum, NotRestored
+from editors.evaluation.reference_model import Checksum, NotRestored, ReferenceModel
 from editors.evaluation.scoring import COLUMNS, COST
 
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")

@@ -6,8 +6,15 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.evaluation.probes import best_tokens, without_target
-from editors.evaluation.protocols import GOLD, PROTOCOLS, Answer, judge, matches_target
+from editors.evaluation.protocols import (
+    GOLD,
+    PROTOCOLS,
+    Answer,
+    best_tokens,
+    judge,
+    matches_target,
+    without_target,
+)
 from editors.evaluation.scoring import means
 
 LOCALITY = ("t_loc", "m_loc", "same_image_same_kind")

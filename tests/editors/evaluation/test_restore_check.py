@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from editors.evaluation.restore_check import Checksum, NotRestored, digest, weighted_sum
+from editors.evaluation.reference_model import Checksum, NotRestored, digest, weighted_sum
 
 
 class Small(nn.Module):
@@ -68,7 +68,7 @@ def test_the_sum_for_other_devices_notices_changes_and_places(values, data):
 def test_the_sum_is_that_of_its_chunks(monkeypatch):
     bits = torch.arange(100, dtype=torch.int16) - 50
     whole = weighted_sum(bits)
-    monkeypatch.setattr("editors.evaluation.restore_check.CHUNK", 7)
+    monkeypatch.setattr("editors.evaluation.reference_model.CHUNK", 7)
     assert weighted_sum(bits) == whole
 
 

@@ -13,9 +13,8 @@ from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.stats import roc
 from editors.gating.classifier import NEVER
-from editors.gating.features import GateReader
+from editors.gating.features import COVERED, REQUEST, GateReader, RelatedInput
 from editors.gating.gates import LearnedGate
-from editors.gating.inputs import COVERED, REQUEST, RelatedInput
 from editors.gating.pairs import InputStates, sample_pairs
 from editors.gating.threshold import gate_table, score_table
 from editors.gating.training import GateTraining, fit_net, split, train_gate

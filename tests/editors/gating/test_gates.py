@@ -14,7 +14,7 @@ from attrib.forward.hooks import read
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import Gate
 from editors.gating.classifier import GateNet
-from editors.gating.features import GateReader
+from editors.gating.features import GateReader, collect_states
 from editors.gating.gates import (
     CosineGate,
     LearnedGate,
@@ -22,8 +22,7 @@ from editors.gating.gates import (
     load_gate,
     save_gate,
 )
-from editors.gating.inputs import collect_states
-from editors.prefix.states import prefix_states
+from editors.training.prefix import prefix_states
 
 CLOSE = {"atol": 2e-3, "rtol": 2e-3}  # states pass through half precision on their way
 

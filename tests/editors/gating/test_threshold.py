@@ -9,8 +9,8 @@ from tiny_edits import samples
 
 from attrib.errors import AttribError
 from attrib.stats import roc
+from editors.gating.features import COVERED, REQUEST, related_inputs
 from editors.gating.gates import CosineGate
-from editors.gating.inputs import COVERED, REQUEST, related_inputs
 from editors.gating.threshold import (
     calibrate,
     calibrate_scores,

@@ -8,7 +8,7 @@ from tiny_edits import samples
 from attrib.errors import SetupError
 from editors import IKE, LTE, SERAC, DualEdit, WeightEdit
 from editors.gating.gates import CosineGate
-from editors.io.edit import load_edit, save_edit
+from editors.io import load_edit, save_edit
 
 ONE_STEP = {"steps": 1, "batch_size": 2}
 QUICK = {"steps": 2, "batch_size": 2, "d_adapter": 16, "num_heads": 2, "preset": "embedded"}

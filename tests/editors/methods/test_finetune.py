@@ -8,10 +8,9 @@ from torch import nn
 
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from editors.io.edit import load_edit, save_edit
+from editors.io import load_edit, save_edit
 from editors.methods.finetune import FTL, FTV
-from editors.weights.mlp import mlp_of
-from editors.weights.vision import visual_parameters
+from editors.weights.components import mlp_of, visual_parameters
 
 
 @pytest.mark.parametrize("name", BOTH)

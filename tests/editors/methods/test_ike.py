@@ -14,7 +14,7 @@ from attrib.forward.hooks import read
 from editors.context.prompt_edit import max_positions, text_tokens
 from editors.context.retrieval import SentenceEncoder, StatesEncoder, nearest, text_threshold
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.restore_check import Checksum
+from editors.evaluation.reference_model import Checksum
 from editors.methods.ike import IKE, context, demonstration, demonstrations
 
 WORDS = ["sun", "moon", "tree", "cat", "sea", "hill"]

@@ -12,8 +12,8 @@ from attrib.errors import AttribError
 from editors import VisEdit
 from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import EMBED
-from editors.methods.influence_objective import ATTRIBUTIONS, mapper_losses, target_heat
-from editors.prefix.cached_dataset import cache_dataset
+from editors.methods.visedit import ATTRIBUTIONS, mapper_losses, target_heat
+from editors.training.dataset import cache_dataset
 
 QUICK = {"steps": 2, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.03,
          "preset": "embedded"}  # fmt: skip

@@ -9,7 +9,7 @@ from tiny_edits import samples
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
-from editors.io.edit import load_edit, save_edit
+from editors.io import load_edit, save_edit
 from editors.methods.ke import KE, KEConfig, KENetwork, condition_of, own_answers
 
 QUICK = {"best_by": "loss", "steps": 5, "batch_size": 2,

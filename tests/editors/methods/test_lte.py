@@ -11,9 +11,9 @@ from tiny_edits import samples
 from attrib.errors import AttribError, SetupError
 from editors.context.prompt_edit import PromptEdit, fact_of
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.restore_check import Checksum
-from editors.methods.lora import LowRank, qkv_projections
+from editors.evaluation.reference_model import Checksum
 from editors.methods.lte import LTE
+from editors.methods.lte_objective import LowRank, qkv_projections
 from editors.training.losses import LOCALITY, ROLES
 from editors.training.run import TrainingJob
 

@@ -10,16 +10,16 @@ from torch import nn
 from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
 from editors.base import encode_requests
-from editors.io.edit import load_edit, save_edit
+from editors.io import load_edit, save_edit
 from editors.methods.mend import MEND, MENDConfig, MENDNetwork, TokenEditor
-from editors.weights.low_rank_update import (
+from editors.weights.components import matrices_of, mlp_of
+from editors.weights.passes import (
     LowRankUpdate,
     TokenGradients,
     apply_updates,
+    partial_forward,
     token_gradients,
 )
-from editors.weights.mlp import matrices_of, mlp_of
-from editors.weights.partial_forward import partial_forward
 
 QUICK = {"best_by": "loss", "steps": 5, "batch_size": 2,
          "rank": 8, "validate_every": 5, "save_every": 5, "warmup": 0,
@@ -182,8 +182,8 @@ def test_streamed_inputs_give_the_same_training(tmp_path, monkeypatch):
     vlm = tiny_vlm("llava")
     few, some = {**QUICK, "steps": 1, "learning_rate": 1e-4}, samples(4)
     kept = MEND.train(vlm, some, out=tmp_path / "kept", **few)
-    monkeypatch.setattr("editors.prefix.streamed_dataset.available_bytes", lambda _device: 0)
-    monkeypatch.setattr("editors.prefix.streamed_dataset.SIZED_EDITS", 2)
+    monkeypatch.setattr("editors.training.dataset.available_bytes", lambda _device: 0)
+    monkeypatch.setattr("editors.training.dataset.SIZED_EDITS", 2)
     streamed = MEND.train(vlm, some, out=tmp_path / "streamed", **few)
     for name, value in kept.net.state_dict().items():
         torch.testing.assert_close(streamed.net.state_dict()[name], value, rtol=1e-3, atol=2e-4)

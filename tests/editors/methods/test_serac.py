@@ -14,7 +14,7 @@ from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
 from editors.adapters.adapter import ChannelStandardizer
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.restore_check import Checksum
+from editors.evaluation.reference_model import Checksum
 from editors.methods.serac import SERAC, networks
 from editors.methods.serac_edit import VECTOR, ScopeGate, SERACEdit
 from editors.methods.serac_networks import Scope

@@ -12,7 +12,7 @@ from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from editors import WeightEdit
 from editors.base import encode_requests
-from editors.io.edit import load_edit, save_edit
+from editors.io import load_edit, save_edit
 from editors.methods.transformer_patcher import TransformerPatcher, collect_memories
 from editors.methods.transformer_patcher_training import (
     TrainablePatch,
@@ -21,7 +21,7 @@ from editors.methods.transformer_patcher_training import (
     run_request,
     train_neurons,
 )
-from editors.weights.mlp import mlp_of
+from editors.weights.components import mlp_of
 from editors.weights.neurons import NeuronEdit, Neurons
 
 # Not among `samples`: what a neuron is made for must not be what it is to be silent at.

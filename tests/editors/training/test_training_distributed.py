@@ -16,10 +16,10 @@ from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors import VisEdit
 from editors.adapters.edit_signal import EMBED
-from editors.io.tensors import digest_of
+from editors.io import digest_of
 from editors.methods.adapter_editor import ADAPTERS
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
-from editors.prefix.cached_dataset import cache_dataset
+from editors.training.dataset import cache_dataset
 from editors.training.process_group import ProcessGroup
 
 QUICK = {"steps": 2, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,

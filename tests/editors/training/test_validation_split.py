@@ -7,7 +7,7 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from attrib.errors import AttribError
-from editors.prefix.cached_dataset import cache_dataset
+from editors.training.dataset import cache_dataset
 from editors.training.run import validation_split
 
 

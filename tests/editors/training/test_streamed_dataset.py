@@ -9,9 +9,8 @@ from tiny_edits import samples
 
 from attrib.model.vlm import VLM
 from editors import DualEdit, VisEdit
-from editors.prefix import streamed_dataset
-from editors.prefix.cached_dataset import CachedDataset
-from editors.prefix.streamed_dataset import StreamedDataset, cached_or_streamed
+from editors.training import dataset
+from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
 
 SMALL = {"d_adapter": 16, "num_heads": 2, "init": "published"}
 LAYERS = {"text": [1], "visual": [0]}
@@ -55,7 +54,7 @@ def test_a_step_has_the_gradients_of_cached_inputs(kind, exact, caplog):
 
 @pytest.mark.parametrize(("room", "kind"), [(10**12, CachedDataset), (10**3, StreamedDataset)])
 def test_what_does_not_fit_is_not_kept(llava, monkeypatch, room, kind):
-    monkeypatch.setattr(streamed_dataset, "available_bytes", lambda _device: room)
+    monkeypatch.setattr(dataset, "available_bytes", lambda _device: room)
     data, held = cached_or_streamed(llava, samples(10), samples(2), **WHERE)
     assert type(data) is kind
     assert len(data) == 10

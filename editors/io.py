@@ -1,28 +1,91 @@
-"""Edits as files: one safetensors file, with its kind and model as JSON in the metadata.
+"""Tensors, editors, edits and checkpoints as files.
 
-Edits other than weights and neurons need their editor; the file stores a digest of the editor's
-tensors, and loading with another editor is refused.
+An edit is one safetensors file, with its kind and model as JSON in the metadata. Edits other than
+weights and neurons need their editor; the file stores a digest of the editor's tensors, and loading
+with another editor is refused.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
+from attrib.files import atomic_write, sha256, versions, write_text
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
 from editors.adapters.edit_signal import EditSignal
 from editors.adapters.sites import MemoryEntry
 from editors.base import Edit, WeightEdit
-from editors.io.tensors import digest_of, save_tensors
 from editors.weights.neurons import NeuronEdit, neuron_edit
 
+SETTINGS = "editor.json"
 RECORD = "edit"  # metadata key of the JSON
+TRAINING = "training.json"  # a checkpoint's record
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, atomically."""
+    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_write(path) as file:
+        file.write(save(kept, metadata))
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, shapes, dtypes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_record(path: Path, name: str, vlm: VLM, about: Mapping[str, Any]) -> None:
+    """Write the editor's name, its model and `about` (JSON) into the folder `path`."""
+    model = {"name": vlm.name, "fingerprint": fingerprint(vlm)}
+    record = {"editor": name, "model": model, **about, "versions": versions()}
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / SETTINGS, json.dumps(record, indent=1))
+
+
+def read_record(path: Path, name: str, vlm: VLM) -> dict[str, Any]:
+    """Return the record that `write_record` wrote for the editor `name` and `vlm`.
+
+    Raises:
+        SetupError: There is no record, or it is of another editor or model.
+    """
+    if not (path / SETTINGS).exists():
+        raise SetupError(f"{path} holds no editor: there is no {SETTINGS} in it")
+    record = json.loads((path / SETTINGS).read_text())
+    if record["editor"] != name:
+        raise SetupError(f"{path} holds the editor {record['editor']!r}, not {name!r}")
+    if record["model"]["fingerprint"] != fingerprint(vlm):
+        raise SetupError(
+            f"{path} was trained for {record['model']['name']}, whose weights are not those of "
+            f"{vlm.name}; load that model, or train the editor for this one"
+        )
+    return record
+
+
+def files_digest(folders: Sequence[Path]) -> str:
+    """Return the SHA-256 of the settings and tensors in the folders of an editor and its gate."""
+    files = [
+        file
+        for folder in folders
+        for file in (folder / SETTINGS, folder / "gate.json", *sorted(folder.glob("*.safetensors")))
+        if file.exists()
+    ]
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Path:
@@ -117,3 +180,41 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         raise SetupError(f"{path}: no such file") from error
     except Exception as error:  # safetensors' own error class is not public
         raise SetupError(f"{path} is not a saved edit ({error})") from error
+
+
+def save_checkpoint(
+    path: Path, module: nn.Module, optimizers: Sequence[Optimizer], record: dict[str, Any]
+) -> None:
+    """Write a checkpoint atomically, and its record once more beside it, for readers."""
+    weights = {f"weights.{k}": v for k, v in module.state_dict().items()}
+    moments = {
+        f"moments.{which}.{i}.{name}": value
+        for which, optimizer in enumerate(optimizers)
+        for i, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    text = json.dumps(record, indent=1)
+    # In one file: neither weights nor record can be there without the other.
+    save_tensors(path, weights | moments, {TRAINING: text})
+    write_text(path.with_name(TRAINING), text)
+
+
+def read_checkpoint_record(path: Path) -> dict[str, Any]:
+    """The record of a checkpoint."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[TRAINING])
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Load the weights of a module and the states of its optimizers."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = {k: v for k, v in tensors.items() if k.startswith("weights.")}
+    module.load_state_dict({k.removeprefix("weights."): v for k, v in weights.items()})
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for name, value in tensors.items():
+        if name.startswith("moments."):
+            _, which, index, key = name.split(".")
+            states[int(which)].setdefault(int(index), {})[key] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

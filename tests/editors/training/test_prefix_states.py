@@ -9,7 +9,7 @@ from attrib.model.batch import IGNORE_INDEX
 from editors.adapters.edit_signal import EMBED
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import select_signals
-from editors.prefix.states import collate, prefix_states
+from editors.training.prefix import collate, prefix_states
 
 
 @torch.no_grad()

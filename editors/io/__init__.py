@@ -1,1 +1,0 @@
-"""Tensors, editors and edits as files."""

@@ -1,1 +1,0 @@
-"""States up to the first edited layer, cached or streamed."""
