@@ -10,6 +10,7 @@ from conftest import FAMILIES, examples, picture, tiny_vlm
 from torch.testing import assert_close
 
 import attrib
+from attrib import files
 from attrib.errors import SetupError
 from attrib.model import checkpoint as loading
 
