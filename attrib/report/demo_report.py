@@ -34,7 +34,7 @@ from attrib.report.summaries import (
 )
 from attrib.results import Result
 from attrib.runs.collect import collect
-from attrib.runs.provenance import provenance_of
+from attrib.runs.manifest import provenance_of
 
 CARDS = 8
 SIZE = (4.4, 3.1)  # inches, so that text is legible on a telephone
