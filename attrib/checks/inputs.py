@@ -10,8 +10,9 @@ from torch import Tensor
 
 from attrib.forward.hooks import read
 from attrib.model.batch import Batch
-from attrib.model.precision import ONE_STEP
+from attrib.model.precision import ONE_STEP, QUANTISED_PASS, WHOLE_PASS
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import is_packed, linears
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
@@ -66,6 +67,11 @@ class CheckInputs:
             self.vlm.logits(self.batch)
         return hidden
 
+    @cached_property
+    def is_quantised(self) -> bool:
+        """Whether a linear layer of the decoder has packed weights."""
+        return any(is_packed(one) for _, _, one in linears(self.vlm.components.decoder))
+
     def compare(
         self, pairs: Pairs, what: str, limits: Mapping[torch.dtype, float] = ONE_STEP
     ) -> str:
@@ -73,9 +79,12 @@ class CheckInputs:
 
         Raises:
             CheckFailed: One exceeds the limit of the decoder's dtype, relative to the largest
-                value; for logits also half their largest distance from their mean.
+                value (`QUANTISED_PASS` for a whole pass of a quantised model);
+                for logits also half their largest distance from their mean.
         """
         limit, worst = limits[self.vlm.dtype], 0.0
+        if limits is WHOLE_PASS and self.is_quantised:
+            limit = max(limit, QUANTISED_PASS)
         for a, b in ((a.float(), b.float()) for a, b in pairs):
             allowed = limit * float(b.abs().max())
             if what == "logits" and b.ndim > 1:

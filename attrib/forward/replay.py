@@ -18,6 +18,7 @@ from attrib.errors import AttribError
 from attrib.forward.hooks import first_tensor, on_input, on_output, read, store
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import eager
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # other positional arguments, keyword arguments
 
@@ -108,6 +109,7 @@ def logits_from(
     return vlm.unembed(forward_from(vlm, captured, layer, hidden))
 
 
+@eager()
 def forward_from(
     vlm: VLM, captured: Captured, layer: int, hidden: Float[Tensor, "copies pos d_model"]
 ) -> Float[Tensor, "copies pos d_model"]:

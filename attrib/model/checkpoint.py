@@ -4,7 +4,9 @@ Unsupported models are refused before their weights are read. Weights come from 
 since reading a pickle can run code.
 """
 
+import logging
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,20 +19,36 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from attrib.environment import WEIGHTS, embedded_names
 from attrib.errors import SetupError
+from attrib.model.adapter_folder import CONFIG as ADAPTER
+from attrib.model.adapter_folder import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
 from attrib.model.placement import DeviceMap, Placement
 from attrib.vocabulary import Dtype
 
+# Packages by method of quantisation: the name to import, and the one to install.
+QUANTISERS: dict[str, dict[str, str]] = {
+    "aqlm": {"aqlm": "aqlm"},
+    "auto-round": {"auto_round": "auto-round"},
+    "awq": {"gptqmodel": "gptqmodel"},
+    "bitsandbytes": {"bitsandbytes": "bitsandbytes"},
+    "compressed-tensors": {"compressed_tensors": "compressed-tensors"},
+    "gptq": {"optimum": "optimum", "gptqmodel": "gptqmodel"},
+    "hqq": {"hqq": "hqq"},
+    "quanto": {"optimum.quanto": "optimum-quanto"},
+    "quark": {"quark": "amd-quark"},
+    "torchao": {"torchao": "torchao"},
+    "vptq": {"vptq": "vptq"},
+}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -42,7 +60,7 @@ def read_checkpoint(
     trust_remote_code: bool,
     complete: bool = True,
     device_map: DeviceMap = None,
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[Any, Any]:
     """Return the model, in evaluation mode and frozen, and its processor.
 
     Raises:
@@ -60,6 +78,11 @@ def read_checkpoint(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if HF_HUB_OFFLINE:
         options["local_files_only"] = True
+    if _has_no_model(source, options) and (folder := adapter_folder(source, options)):
+        base, revision = base_of(folder, name)
+        where = device, dtype, revision, trust_remote_code, complete, device_map
+        model, processor = read_checkpoint(base, *where)
+        return with_adapter(model, folder, name, complete), processor
     if is_folder:
         _refuse_pickle(Path(source), name)
     config = _config(source, name, options)
@@ -77,7 +100,7 @@ def read_checkpoint(
             output_loading_info=True,
             **options,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise SetupError(f"{name}: cannot read its weights: {_first_line(error)}") from error
     if complete and (missing := sorted(report["missing_keys"])):
         raise SetupError(
@@ -92,7 +115,7 @@ def _source(name: str) -> str:
         return str(WEIGHTS / name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in ("config.json", ADAPTER)):
             raise SetupError(
                 f"{name}: the folder has no config.json; give one made by save_pretrained"
             )
@@ -103,6 +126,14 @@ def _source(name: str) -> str:
         f"unknown model {name!r}: give an embedded name ({', '.join(embedded_names()) or 'none'}), "
         "a folder that exists, or a Hugging Face id like llava-hf/llava-1.5-7b-hf"
     )
+
+
+def _has_no_model(source: str, options: dict[str, Any]) -> bool:
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source, **options)
+    except OSError:
+        return True
+    return "model_type" not in raw  # transformers reads an adapter's config in its place
 
 
 def _refuse_pickle(folder: Path, name: str) -> None:
@@ -141,7 +172,37 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "auto_map" not in raw:
         raise SetupError(f"{name}: {model_type} is not an image-text-to-text model of transformers")
     refuse_encoder_decoder(config, name)
+    _refuse_quantised(raw, name)
     return config
+
+
+def _refuse_quantised(raw: dict[str, Any], name: str) -> None:
+    """Raise SetupError if a config asks for a quantisation that cannot be read here."""
+    parts = (raw, *(part for part in raw.values() if isinstance(part, dict)))
+    for how in (part["quantization_config"] for part in parts if part.get("quantization_config")):
+        old = how.get("load_in_4bit") or how.get("load_in_8bit")
+        method = how.get("quant_method") or ("bitsandbytes" if old else None)
+        known = {*QUANTISERS, *AUTO_QUANTIZER_MAPPING}
+        if method not in known:
+            raise SetupError(
+                f"{name}: its weights are quantised by the method {method!r}, unknown to this "
+                f"version of transformers; known are {', '.join(sorted(known))}"
+            )
+        if method.startswith("bitsandbytes"):  # a line for each call of each layer
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        modules = QUANTISERS.get(method, {})
+        if missing := [pip for module, pip in modules.items() if not _is_installed(module)]:
+            raise SetupError(
+                f"{name}: its weights are quantised by {method}, which needs the package "
+                f"{missing[0]}; pip install {' '.join(missing)}"
+            )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # what it is a part of
+        return False
 
 
 def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[str, Any]) -> Any:

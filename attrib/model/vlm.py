@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
@@ -32,6 +31,7 @@ from attrib.model.patch_grid import grid_finder
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
 from attrib.model.targets import answer_ids
+from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
 
 
@@ -40,13 +40,13 @@ class VLM:
     """A Hugging Face vision-language model and its processor.
 
     Attributes:
-        model: The Hugging Face model.
+        model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
         processor: The Hugging Face processor; without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
         verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
     """
 
-    model: PreTrainedModel
+    model: Any
     processor: Any = None
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
@@ -54,8 +54,9 @@ class VLM:
     verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        if not self.name:
-            object.__setattr__(self, "name", self.model.name_or_path or type(self.model).__name__)
+        object.__setattr__(self, "model", unwrapped(self.model))
+        name = self.name or self.model.name_or_path or type(self.model).__name__
+        object.__setattr__(self, "name", name)
         _ = self.components  # refuse unsupported models now
 
     def __repr__(self) -> str:
@@ -108,6 +109,7 @@ class VLM:
         """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
         return self._active[-1] if self._active else None
 
+    @eager()
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """Logits of a hidden state, on its device: final norm, then output embedding."""
         return self.components.head(self.components.norm(h)).to(h.device)
@@ -123,13 +125,13 @@ class VLM:
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
-        with pushed(self._active, run.batch):
+        with eager(), pushed(self._active, run.batch):
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
-        with pushed(self._active, run.batch):
+        with eager(), pushed(self._active, run.batch):
             return last_logits(self.model, run.batch)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
@@ -182,8 +184,7 @@ class VLM:
         """Generate a continuation of each prompt, greedily by default.
 
         Of the checkpoint's generation config only the special tokens are used. Right padding moves
-        to the left and grows by one column, so that an open `write` for the original positions
-        raises an error instead of writing to others.
+        to the left and grows by one column: an open `write` for the old positions is an error.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
@@ -199,7 +200,7 @@ class VLM:
             apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
         )
         limits = self.tokenizer, self.pad_id, max_new_tokens
-        with loaded(self.model), pushed(self._active, self.batch(inputs)):
+        with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
             out = generated_ids(self.model, inputs, *limits, settings)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
