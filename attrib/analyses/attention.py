@@ -12,7 +12,7 @@ from attrib.forward.attention import attention_rows
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import Span
 
 # Text excludes the begin-of-sequence token, an attention sink that alone would put text above the

@@ -33,7 +33,7 @@ from attrib.analyses.direct_logits import (
     last_writes,
     module_writes,
 )
-from attrib.analyses.first_tokens import after_space
+from attrib.analyses.prompts import after_space
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows
@@ -44,7 +44,7 @@ from attrib.model.precision import log_normalizer, normalized, token_directions
 from attrib.model.targets import answer_ids
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import Norm
 
 NO_TOKEN = -1

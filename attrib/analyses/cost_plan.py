@@ -13,11 +13,12 @@ from attrib.analyses.sensitivity import (
     ROWS_OF_LOGITS,
     SIGMAS,
     check_arguments,
+    clean_pass,
     nothing_to_perturb,
 )
 from attrib.errors import AttribError
 from attrib.forward.noise import perturbed_positions
-from attrib.forward.replay import CleanPass, clean_pass
+from attrib.forward.replay import CleanPass
 from attrib.forward.suffix import Suffix, build_suffix, is_sliceable
 from attrib.forward.suffix_memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.model.batch import Batch

@@ -22,7 +22,7 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import GateToken, Span
 
 TOKENS: tuple[GateToken, ...] = get_args(GateToken)

@@ -34,7 +34,7 @@ from attrib.model.batch import Batch, Grid
 from attrib.model.devices import on_each_device
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import NoiseSite, Unit
 
 # The settings of the authors' program, which differ from the paper. Its values are twice ours: it

@@ -23,7 +23,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import gather_positions
 from attrib.model.batch import Batch, Grid
 from attrib.model.vlm import VLM
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.stats import auc
 
 COVERED = 0.1  # share of a cell that an object must cover, or of a smaller object inside it

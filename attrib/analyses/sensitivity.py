@@ -23,9 +23,9 @@ from torch import Tensor
 
 from attrib.data import EditSample
 from attrib.errors import AttribError
-from attrib.forward.hooks import gather_positions
+from attrib.forward.hooks import gather_positions, read
 from attrib.forward.noise import NOISY_SPANS, NoiseDraw, draw_noise, perturbed_positions
-from attrib.forward.replay import clean_pass
+from attrib.forward.replay import CleanPass, capture
 from attrib.forward.suffix import Suffix, build_suffix
 from attrib.forward.suffix_memory import copies_at_once
 from attrib.memory import in_chunks
@@ -34,7 +34,7 @@ from attrib.model.batch import Batch
 from attrib.model.devices import on_each_device
 from attrib.model.vlm import VLM
 from attrib.results import tidy
-from attrib.runs.collect import Tables
+from attrib.runs.collected import Tables
 from attrib.vocabulary import NoiseModality, Unit
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 1.0)
@@ -105,6 +105,15 @@ def sensitivity(
         values[row, layer, sigma] += divergences / draws
     values[logits.isnan().any(1).cpu()] = torch.nan
     return values[:, chosen].float().to(logits.device)
+
+
+@torch.no_grad()
+def clean_pass(vlm: VLM, batch: Batch) -> CleanPass:
+    """Run a batch and keep what a replay from any layer needs."""
+    with capture(vlm) as captured, read(vlm) as hidden:
+        logits = vlm.last_logits(batch)
+    last, real = batch["last"], batch.inputs["attention_mask"].bool()
+    return CleanPass(vlm, captured, hidden, logits, last.int().argmax(1), real)
 
 
 def measure_sensitivity(

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from attrib.checks import checks, generation
-from attrib.checks.inputs import CheckFailed, CheckInputs
+from attrib.checks.inputs import FAILURES, CheckFailed, CheckInputs
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 
@@ -32,16 +32,6 @@ CHECKS: tuple[Check, ...] = (
     generation.generation_does_not_depend_on_the_batch,
     generation.generation_writes_the_prompt_once,
     checks.grids_fit_the_visual_tokens,
-)
-# Errors that an unknown model or processor may raise: a failed check, not a crash.
-FAILURES = (
-    CheckFailed,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
 )
 
 
@@ -93,6 +83,7 @@ def check(vlm: VLM, selected: Sequence[Check] = CHECKS) -> CheckReport:
         selected: Which checks to run; all by default.
     """
     inputs, results = CheckInputs(vlm), []
+    first: dict[str, str] = {}
     for one in selected:
         try:
             passed, detail = True, one(inputs)
@@ -100,7 +91,11 @@ def check(vlm: VLM, selected: Sequence[Check] = CHECKS) -> CheckReport:
             ours = isinstance(error, CheckFailed | AttribError)
             kind = "" if ours else f"{type(error).__name__}: "
             passed, detail = False, kind + " ".join(str(error).split())
-        results.append(CheckResult(one.__name__.replace("_", " "), passed, detail))
+        name = one.__name__.replace("_", " ")
+        # An error of the shared inputs meets every check: it is told once.
+        if not passed and first.setdefault(detail, name) != name:
+            detail = f"the same as {first[detail]!r}"
+        results.append(CheckResult(name, passed, detail))
     return CheckReport(vlm.name, tuple(results))
 
 

@@ -1,17 +1,16 @@
 """What a model must satisfy: each check returns what it measured, or raises CheckFailed."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from attrib.checks.inputs import CheckFailed, CheckInputs
-from attrib.forward.attention import AttentionCall, attention_rows, capture_attention
+from attrib.checks.inputs import CheckFailed, CheckInputs, all_readings
 from attrib.forward.hooks import gather_positions, read, write
-from attrib.forward.replay import capture, logits_from
-from attrib.forward.residual import residual_writes
+from attrib.forward.replay import logits_from
+from attrib.forward.residual import ResidualWrites
 from attrib.model.precision import ONE_STEP, WHOLE_PASS, token_directions
 from attrib.vocabulary import Span
 
@@ -32,9 +31,7 @@ def spans_partition_the_prompt(inputs: CheckInputs) -> str:
 
 def hooked_logits_equal_plain_ones(inputs: CheckInputs) -> str:
     """All reading contexts together leave the logits unchanged."""
-    vlm, last = inputs.vlm, inputs.batch["last"]
-    with read(vlm), residual_writes(vlm, last), attention_rows(vlm, last), capture(vlm):
-        hooked = vlm.logits(inputs.batch)
+    hooked = inputs.hooked.logits[0]
     return inputs.compare([(hooked[inputs.real], inputs.plain[inputs.real])], "logits")
 
 
@@ -49,22 +46,20 @@ def residual_writes_add_up(inputs: CheckInputs) -> str:
     """Embedding, attention, MLP and writes between layers sum to the last state, where it is."""
     final = inputs.hidden[inputs.vlm.num_layers - 1]
 
-    def sums(span: Span) -> tuple[Tensor, Tensor]:
+    def sums(span: Span, writes: ResidualWrites) -> tuple[Tensor, Tensor]:
         position = inputs.batch[span].int().argmax(1)  # 0 in rows without the span
-        with residual_writes(inputs.vlm, position) as writes:
-            inputs.vlm.logits(inputs.batch)
         if not torch.equal(writes.final, gather_positions(final, position).to(writes.final)):
             raise CheckFailed(f"the writes at {span} are those of another position")
         layers = writes.attn + writes.mlp + writes.between_layers
         return writes.embed + layers.sum(1), writes.final
 
-    return inputs.compare(map(sums, ("last", "visual")), "sums", WHOLE_PASS)
+    pairs = [sums(span, writes) for span, writes in inputs.hooked.writes.items()]
+    return inputs.compare(pairs, "sums", WHOLE_PASS)
 
 
 def frozen_contributions_add_up_to_the_logit(inputs: CheckInputs) -> str:
     """Contributions under the frozen final norm sum to the top logit."""
-    with residual_writes(inputs.vlm, inputs.batch["last"]) as writes:
-        inputs.vlm.logits(inputs.batch)
+    writes = inputs.hooked.writes["last"]
     frozen = inputs.vlm.freeze_norm(writes.final)
     shares = frozen(writes.attn) + frozen(writes.mlp) + frozen(writes.between_layers)
     normed = frozen(writes.embed) + shares.sum(1) + frozen.constant
@@ -76,24 +71,31 @@ def frozen_contributions_add_up_to_the_logit(inputs: CheckInputs) -> str:
 
 
 def write_is_confined_to_its_span(inputs: CheckInputs) -> str:
-    """Zeros written to one span are there, and every other position is bit-identical."""
-    layer = inputs.vlm.num_layers // 2
-    for span in ("visual", "text", "last"):
-        at, site = inputs.batch[span], f"writing at {span} of layer {layer}"
-        with write(inputs.vlm, layer, torch.zeros_like, at), read(inputs.vlm, [layer]) as written:
-            changed = inputs.vlm.logits(inputs.batch)
-        if not torch.equal(written[layer][~at], inputs.hidden[layer][~at]):
+    """Zeros written to one span are there, and every other position is bit-identical.
+
+    One pass for all spans: visual of the first example, last of the second, text of the third.
+    """
+    spans: tuple[Span, ...] = ("visual", "last", "text")
+    vlm = inputs.vlm
+    layer = vlm.num_layers // 2
+    at = torch.stack([inputs.batch[span][row] for row, span in enumerate(spans)])
+    with write(vlm, layer, torch.zeros_like, at), read(vlm, [layer]) as hidden:
+        changed = vlm.logits(inputs.batch)
+    written, clean = hidden[layer], inputs.hidden[layer]
+    for row, (span, inside) in enumerate(zip(spans, at.to(written.device), strict=True)):
+        site = f"writing at {span} of layer {layer}"
+        if not torch.equal(written[row][~inside], clean[row][~inside]):
             raise CheckFailed(f"{site} changed other positions")
-        if written[layer][at].any():
+        if written[row][inside].any():
             raise CheckFailed(f"{site} had no effect there")
-        if torch.equal(changed, inputs.plain):
+        if torch.equal(changed[row], inputs.plain[row]):
             raise CheckFailed(f"{site} does not reach the logits")
     return f"layer {layer}, bit-identical outside visual, text and last"
 
 
 def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
     """An error inside all contexts leaves no hook and restores the attention function."""
-    vlm, last = inputs.vlm, inputs.batch["last"]
+    vlm = inputs.vlm
 
     def state() -> tuple[int, set[str]]:
         modules: list[Any] = list(vlm.model.modules())
@@ -103,9 +105,10 @@ def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
 
     before = entered = state()
     with (
-        suppress(InterruptedError), read(vlm), write(vlm, 0, torch.zeros_like, last),
-        residual_writes(vlm, last), attention_rows(vlm, last), capture(vlm),
-    ):  # fmt: skip
+        suppress(InterruptedError),
+        all_readings(vlm, inputs.batch),
+        write(vlm, 0, torch.zeros_like, inputs.batch["last"]),
+    ):
         entered = state()
         raise InterruptedError
     if state() != before:
@@ -118,47 +121,50 @@ def attention_rows_are_the_models(inputs: CheckInputs) -> str:
 
     Also that of sdpa in float32, where a wrong row cannot hide in the rounding of the model.
     """
-    calls: dict[int, AttentionCall] = {}
-    with capture_attention(inputs.vlm, calls.__setitem__):
-        inputs.vlm.logits(inputs.batch)
-    if sorted(calls) != list(range(inputs.vlm.num_layers)):
-        raise CheckFailed(f"attention was captured in layers {sorted(calls)} only")
-    queries = inputs.batch["last"].int().argmax(1)
-    rows = [(call, call.row(queries)) for call in calls.values()]
-    what, outputs = "attention outputs", [(call, call.weighted_values(row)) for call, row in rows]
-    inputs.compare(((row.sum(-1), torch.ones_like(row.sum(-1))) for _, row in rows), "sums")
+    found = inputs.hooked.attention
+    if sorted(found) != list(range(inputs.vlm.num_layers)):
+        raise CheckFailed(f"attention was captured in layers {sorted(found)} only")
+    what, layers = "attention outputs", found.values()
+    rows = (one.row.sum(-1) for one in layers)
+    inputs.compare(((total, torch.ones_like(total)) for total in rows), "sums")
     exact = {inputs.vlm.dtype: ONE_STEP[torch.float32]}
-    inputs.compare(((ours, _float32_attention(c, queries)) for c, ours in outputs), what, exact)
-    pairs = ((ours, gather_positions(call.out, queries)) for call, ours in outputs)
-    return inputs.compare(pairs, what)
-
-
-def _float32_attention(call: AttentionCall, queries: Tensor) -> Tensor:
-    q = gather_positions(call.q.transpose(1, 2), queries).float()[:, :, None]
-    k, v = (x.float().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (call.k, call.v))
-    mask = call.bias(queries[:, None].to(q.device), torch.float32)
-    return scaled_dot_product_attention(q, k, v, mask, scale=call.scaling)[:, :, 0]
+    inputs.compare(((one.ours, one.exact) for one in layers), what, exact)
+    return inputs.compare(((one.ours, one.out) for one in layers), what)
 
 
 def resume_is_bit_equal(inputs: CheckInputs) -> str:
-    """Replaying the later layers on a pass's own states reproduces its logits bit for bit."""
-    with capture(inputs.vlm) as captured:
-        logits = inputs.vlm.logits(inputs.batch)
-    for layer in range(-1, inputs.vlm.num_layers):
-        hidden = captured.embed if layer < 0 else inputs.hidden[layer]
-        if not torch.equal(logits_from(inputs.vlm, captured, layer, hidden), logits):
+    """Replaying the later layers on a pass's own states reproduces its logits bit for bit.
+
+    A replay from the embedding must have the states of the pass after every layer: from there it
+    goes on as one that starts after that layer. The shortest replays are run as well.
+    """
+    vlm, captured, logits = inputs.vlm, inputs.replayable.captured, inputs.replayable.logits[0]
+    states = {-1: captured.embed, **inputs.hidden}
+    with read(vlm) as replayed:
+        whole = logits_from(vlm, captured, -1, states[-1])
+    for layer, hidden in replayed.items():
+        if not torch.equal(hidden, states[layer]):
+            raise CheckFailed(f"replaying layer {layer} gives another output")
+    short = range(max(vlm.num_layers - 2, 0), vlm.num_layers)
+    replays = [(-1, whole)] + [(i, logits_from(vlm, captured, i, states[i])) for i in short]
+    for layer, replay in replays:
+        if not torch.equal(replay, logits):
             raise CheckFailed(f"replaying after layer {layer} gives other logits")
-    return f"after each of {inputs.vlm.num_layers} layers and the embedding"
+    return f"after each of {vlm.num_layers} layers and the embedding"
 
 
 def one_example_equals_a_batch(inputs: CheckInputs) -> str:
     """An example has the same logits alone and in a batch."""
+    vlm = inputs.vlm
 
-    def logits(row: int) -> tuple[Tensor, Tensor]:
-        alone = inputs.vlm.encode([inputs.images[row]], [inputs.prompts[row]])
-        return inputs.vlm.logits(alone)[0], inputs.plain[row, inputs.real[row]]
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for row, alone in enumerate(inputs.generated_alone):
+            batch = inputs.plain[row, inputs.real[row]]
+            yield vlm.unembed(alone.prompt)[0], batch
+            if inputs.images[row] is None:  # few tokens, most padding: also without a cache
+                yield vlm.logits(vlm.encode([None], [inputs.prompts[row]]))[0], batch
 
-    return inputs.compare(map(logits, range(inputs.batch.size)), "logits", WHOLE_PASS)
+    return inputs.compare(pairs(), "logits", WHOLE_PASS)
 
 
 def padding_side_does_not_matter(inputs: CheckInputs) -> str:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import first_tensor, on_input, on_output, read, store
-from attrib.model.batch import Batch
+from attrib.forward.hooks import first_tensor, on_input, on_output, store
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import eager
 
@@ -157,15 +156,6 @@ class CleanPass:
     logits: Float[Tensor, "batch d_vocab"]
     last: Int[Tensor, " batch"]
     real: Bool[Tensor, "batch pos"]
-
-
-@torch.no_grad()
-def clean_pass(vlm: VLM, batch: Batch) -> CleanPass:
-    """Run a batch and keep what a replay from any layer needs."""
-    with capture(vlm) as captured, read(vlm) as hidden:
-        logits = vlm.last_logits(batch)
-    last, real = batch["last"], batch.inputs["attention_mask"].bool()
-    return CleanPass(vlm, captured, hidden, logits, last.int().argmax(1), real)
 
 
 resume = logits_from  # former name

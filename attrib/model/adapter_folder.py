@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from attrib.environment import embedded_names
 from attrib.errors import SetupError
+from attrib.files import embedded_names
 from attrib.model.wrapped import refuse_kind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

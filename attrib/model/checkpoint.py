@@ -4,9 +4,7 @@ Unsupported models are refused before their weights are read. Weights come from 
 since reading a pickle can run code.
 """
 
-import logging
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,33 +21,18 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.environment import WEIGHTS, embedded_names
 from attrib.errors import SetupError
+from attrib.files import WEIGHTS, embedded_names
 from attrib.model.adapter_folder import CONFIG as ADAPTER
 from attrib.model.adapter_folder import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
+from attrib.model.image_placeholder import quiet
 from attrib.model.placement import DeviceMap, Placement
+from attrib.model.weight_files import check_files, check_quantisation, check_weights, damaged_file
 from attrib.vocabulary import Dtype
-
-# Packages by method of quantisation: the name to import, and the one to install.
-QUANTISERS: dict[str, dict[str, str]] = {
-    "aqlm": {"aqlm": "aqlm"},
-    "auto-round": {"auto_round": "auto-round"},
-    "awq": {"gptqmodel": "gptqmodel"},
-    "bitsandbytes": {"bitsandbytes": "bitsandbytes"},
-    "compressed-tensors": {"compressed_tensors": "compressed-tensors"},
-    "gptq": {"optimum": "optimum", "gptqmodel": "gptqmodel"},
-    "hqq": {"hqq": "hqq"},
-    "quanto": {"optimum.quanto": "optimum-quanto"},
-    "quark": {"quark": "amd-quark"},
-    "torchao": {"torchao": "torchao"},
-    "vptq": {"vptq": "vptq"},
-}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_checkpoint(
@@ -84,29 +67,28 @@ def read_checkpoint(
         model, processor = read_checkpoint(base, *where)
         return with_adapter(model, folder, name, complete), processor
     if is_folder:
-        _refuse_pickle(Path(source), name)
+        check_files(Path(source), name)
     config = _config(source, name, options)
     processor = _processor(source, name, config, options)
     if dtype == "auto" and placement.on_cpu:
         dtype = "float32"
     try:
         auto: Any = AutoModelForImageTextToText
-        model, report = placement.load(
-            auto.from_pretrained,
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with quiet():  # its report of a line per weight: one line of ours follows
+            model, report = placement.load(
+                auto.from_pretrained,
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
-        raise SetupError(f"{name}: cannot read its weights: {_first_line(error)}") from error
-    if complete and (missing := sorted(report["missing_keys"])):
-        raise SetupError(
-            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} "
-            "among them; download it again, or load it as it is with verify=False"
-        )
+        where = damaged_file(Path(source))
+        raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
+    check_weights(name, report, complete)
     return model.eval().requires_grad_(False), processor
 
 
@@ -136,27 +118,17 @@ def _has_no_model(source: str, options: dict[str, Any]) -> bool:
     return "model_type" not in raw  # transformers reads an adapter's config in its place
 
 
-def _refuse_pickle(folder: Path, name: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        raise SetupError(
-            f"{name}: {pickles[0]} is a pickle, which can run code when read; convert it where you "
-            "trust it, with from_pretrained(...).save_pretrained(folder)"
-        )
-    raise SetupError(f"{name}: the folder has no *.safetensors; give one made by save_pretrained")
-
-
 def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source, **options)
-    except OSError as error:
-        hint = (
-            "it is not in the local cache and HF_HUB_OFFLINE is set"
-            if HF_HUB_OFFLINE
-            else _first_line(error)
-        )
+        if not isinstance(raw, dict):
+            raise TypeError(f"but a {type(raw).__name__}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        hint = _first_line(error)
+        if Path(source).is_dir():
+            hint = f"it is not a JSON object ({hint})"
+        elif HF_HUB_OFFLINE:
+            hint = "it is not in the local cache and HF_HUB_OFFLINE is set"
         raise SetupError(f"{name}: cannot read its config.json: {hint}") from error
     model_type = raw.get("model_type")
     if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
@@ -172,37 +144,8 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "auto_map" not in raw:
         raise SetupError(f"{name}: {model_type} is not an image-text-to-text model of transformers")
     refuse_encoder_decoder(config, name)
-    _refuse_quantised(raw, name)
+    check_quantisation(raw, name)
     return config
-
-
-def _refuse_quantised(raw: dict[str, Any], name: str) -> None:
-    """Raise SetupError if a config asks for a quantisation that cannot be read here."""
-    parts = (raw, *(part for part in raw.values() if isinstance(part, dict)))
-    for how in (part["quantization_config"] for part in parts if part.get("quantization_config")):
-        old = how.get("load_in_4bit") or how.get("load_in_8bit")
-        method = how.get("quant_method") or ("bitsandbytes" if old else None)
-        known = {*QUANTISERS, *AUTO_QUANTIZER_MAPPING}
-        if method not in known:
-            raise SetupError(
-                f"{name}: its weights are quantised by the method {method!r}, unknown to this "
-                f"version of transformers; known are {', '.join(sorted(known))}"
-            )
-        if method.startswith("bitsandbytes"):  # a line for each call of each layer
-            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        modules = QUANTISERS.get(method, {})
-        if missing := [pip for module, pip in modules.items() if not _is_installed(module)]:
-            raise SetupError(
-                f"{name}: its weights are quantised by {method}, which needs the package "
-                f"{missing[0]}; pip install {' '.join(missing)}"
-            )
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # what it is a part of
-        return False
 
 
 def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
@@ -227,7 +170,7 @@ def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[s
         processor.image_processor = AutoImageProcessor.from_pretrained(
             source, backend="pil", **options
         )
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # of any class: tokenizers raises Exception itself
         raise SetupError(f"{name}: cannot load its processor: {_first_line(error)}") from error
     return processor
 

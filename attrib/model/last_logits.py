@@ -1,4 +1,4 @@
-"""Logits at one position per example, without those of all others."""
+"""Logits at the last prompt token of each example, without those of all other positions."""
 
 import inspect
 
@@ -10,15 +10,21 @@ from transformers import PreTrainedModel
 from attrib.model.batch import Batch
 
 
-def last_logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
-    """Logits at the last prompt token, from one forward pass."""
-    last, num_pos = batch["last"].int().argmax(1), batch["last"].shape[1]
-    kept = kept_positions(model, last, num_pos)
+def logits_to_keep(model: PreTrainedModel, batch: Batch) -> dict[str, int]:
+    """Arguments of a forward pass that unembeds the last prompt tokens and few other positions."""
+    num_pos = batch["last"].shape[1]
+    kept = kept_positions(model, batch["last"].int().argmax(1), num_pos)
     # A number, not a tensor: some models hand it down to their layers.
-    keep = {} if kept == num_pos else {"logits_to_keep": kept}
-    logits = model(**batch.inputs, **keep, use_cache=False).logits
+    return {} if kept == num_pos else {"logits_to_keep": kept}
+
+
+def gather_last(
+    logits: Float[Tensor, "batch kept d_vocab"], batch: Batch
+) -> Float[Tensor, "batch d_vocab"]:
+    """Logits at the last prompt token, from those of the last positions or of all."""
+    last, num_pos = batch["last"].int().argmax(1).to(logits.device), batch["last"].shape[1]
     row = torch.arange(len(last), device=logits.device)
-    return logits[row, last.to(logits.device) - num_pos + kept]
+    return logits[row, last - num_pos + logits.shape[1]]
 
 
 def kept_positions(model: PreTrainedModel, last: Int[Tensor, " batch"], num_pos: int) -> int:

@@ -199,12 +199,12 @@ def refuse_packed(modules: Iterable[tuple[str, nn.Module]], name: str) -> None:
             )
 
 
-def stored(tensor: torch.Tensor) -> list[torch.Tensor]:
+def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that hold a tensor, which is a packed one of another package or plain."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in stored(getattr(tensor, name))]
+    return [part for name in names for part in plain_parts(getattr(tensor, name))]
 
 
 def adapters_of(model: nn.Module) -> dict[str, Any]:

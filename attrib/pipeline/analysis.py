@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
     from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 Opts = TypeVar("Opts", bound=MeasureOptions)
 Plots = Mapping[str, Callable[[], "Axes"]]  # a figure is drawn when it is called for

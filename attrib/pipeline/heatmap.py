@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attrib.analyses.heatmaps import Perturbation
     from attrib.data import EditSample
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 
 NOISE_OPTIONS = ("noise", "unit", "radius", "draws", "site")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
     from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.runs.collect import Measure
+    from attrib.runs.collected import Measure
 
 SPANS = ("visual", "text", "last", "all")
 

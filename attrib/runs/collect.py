@@ -1,4 +1,4 @@
-"""One measurement over many samples, in batches; samples that cannot be measured are quarantined.
+"""Measure samples batch by batch, and commit them shard by shard.
 
 A batch that fails is halved until the failing sample is alone. That sample is quarantined, the
 others are measured. A batch that does not fit into memory is halved too, and later batches stay
@@ -6,73 +6,37 @@ small.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 
-from attrib.data import EditData, EditSample, Quarantined
-from attrib.errors import AttribError, RowError, SetupError, describe
+from attrib.data import EditSample
+from attrib.errors import AttribError, RowError, SetupError
 from attrib.forward.hooks import read
 from attrib.memory import free_memory, is_out_of_memory
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
+from attrib.runs.collected import (
+    BROKE,
+    MEMORY,
+    NOT_FINITE,
+    REFUSED,
+    Collected,
+    Measure,
+    empty_message,
+    file_of,
+    not_finite,
+    require_unique,
+)
+from attrib.runs.shards import Shard, ShardStore
 
-# A measurement runs a batch and returns tables by name, each with a column `example`.
-Tables = dict[str, pd.DataFrame]
-Measure = Callable[[VLM, Batch, Sequence[EditSample]], Tables]
-# What a quarantine record names where no field of a row is at fault.
-MEMORY = "memory"  # a single sample does not fit
-REFUSED = "request"  # the measurement refused the sample
-NOT_FINITE = "value"  # the model's numbers are not finite
-BROKE = "error"  # an error that nobody foresaw
 Opened = tuple[EditSample, Image.Image | None]
+Pass = tuple[Shard, Sequence[EditSample], bool]  # the last: whether it completes the shard
 logger = logging.getLogger("attrib")
-
-
-@dataclass
-class Collected:
-    """Tables over all samples that could be measured, and records of the others.
-
-    Attributes:
-        file: the dataset file that the samples' rows come from, if there is one.
-        parts: the tables of each batch.
-        used: the samples in the tables, in order.
-        failed: the other samples with their quarantine records.
-        refusal: the first error of the measurement itself, which may concern every sample.
-    """
-
-    file: str = ""
-    parts: list[Tables] = field(default_factory=list)
-    used: list[EditSample] = field(default_factory=list)
-    failed: list[tuple[EditSample, Quarantined]] = field(default_factory=list)
-    refusal: Exception | None = None
-
-    @property
-    def tables(self) -> Tables:
-        """The tables over all batches; empty if no sample could be used."""
-        names = self.parts[0] if self.parts else ()
-        return {n: pd.concat([part[n] for part in self.parts], ignore_index=True) for n in names}
-
-    @property
-    def quarantined(self) -> list[Quarantined]:
-        """The records of the samples that could not be used."""
-        return [record for _, record in self.failed]
-
-    def quarantine(self, sample: EditSample, where: str, why: str | Exception) -> None:
-        """Record that a sample cannot be used; a RowError names its own file, row and field."""
-        if isinstance(why, RowError):
-            record = Quarantined.from_error(why)
-        else:
-            reason = " ".join(str(why).split())
-            if isinstance(why, Exception) and not (reason and isinstance(why, AttribError)):
-                reason = describe(why)
-            record = Quarantined(self.file or sample.id, sample.meta.get("row"), where, reason)
-        self.failed.append((sample, record))
 
 
 class Collector:
@@ -161,6 +125,54 @@ class Collector:
             self._warned = True
 
 
+@dataclass(eq=False)
+class Worker:
+    """Measures shards and commits them.
+
+    Attributes:
+        collector: measures samples.
+        store: the committed shards.
+        file: the dataset file that the samples' rows come from.
+        what: name of the work on the progress bar; "" for no progress.
+        started: whether any shard of the run was committed.
+        slowest: seconds that the slowest shard took.
+    """
+
+    collector: Collector
+    store: ShardStore
+    file: str
+    what: str
+    started: bool
+    slowest: float = 0.0
+
+    def measure(self, shards: Sequence[Shard]) -> None:
+        """Measure and commit shards.
+
+        Raises:
+            AttribError: The measurement gives the same error for all samples of the first shard:
+                an option must be wrong.
+        """
+        done, start = Collected(self.file), time.monotonic()
+        for shard, samples, complete in self._passes(shards):
+            self.collector.add(samples, done)
+            if complete:
+                if done.refusal and not self.started and _same_for_all(done):
+                    raise done.refusal
+                self.store.write(shard, done)
+                self.started = True
+                self.slowest = max(self.slowest, time.monotonic() - start)
+                done, start = Collected(self.file), time.monotonic()
+
+    def _passes(self, shards: Sequence[Shard]) -> Iterable[Pass]:
+        size = self.collector.batch_size
+        passes = [
+            (shard, shard.samples[start : start + size], start + size >= len(shard.samples))
+            for shard in shards
+            for start in range(0, len(shard.samples), size)
+        ]
+        return progress(passes, self.what) if passes and self.what else passes
+
+
 def collect(
     vlm: VLM,
     samples: Sequence[EditSample],
@@ -185,27 +197,6 @@ def collect(
     return done
 
 
-def require_unique(samples: Sequence[EditSample]) -> None:
-    """Refuse samples of which two have the same id."""
-    seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise AttribError(f"two samples have the id {sample.id!r}: ids must be unique")
-        seen.add(sample.id)
-
-
-def file_of(samples: Sequence[EditSample]) -> str:
-    """The dataset file that the samples' rows come from, or ""."""
-    return samples.provenance.get("file", "") if isinstance(samples, EditData) else ""
-
-
-def empty_message(quarantined: Sequence[Quarantined]) -> str:
-    """The message for a dataset without a usable sample."""
-    if not quarantined:
-        return "no sample to work on: the data is empty; see `attrib data check`"
-    return f"none of {len(quarantined)} rows can be used; the first: {quarantined[0]}"
-
-
 def first_bad_layer(vlm: VLM, batch: Batch) -> int | None:
     """The first layer whose output is not finite at some position of the prompts, if any."""
     with read(vlm) as hidden:
@@ -216,21 +207,6 @@ def first_bad_layer(vlm: VLM, batch: Batch) -> int | None:
         if not h[real.to(h.device)].isfinite().all():
             return layer
     return None
-
-
-def not_finite(tables: Tables) -> dict[str, str]:
-    """Example -> message, for examples whose values are not finite in the last layers."""
-    broken = {}
-    for name, table in tables.items():
-        if "layer" not in table:
-            continue
-        # A missing token kind (no image, no BOS) is NaN too; a broken example is NaN all over.
-        finite = table.assign(value=np.isfinite(table["value"]))
-        layers = finite.pivot_table("value", "example", "layer", aggfunc="any")
-        for example, row in zip(layers.index, layers.to_numpy(dtype=bool), strict=True):
-            if not row[-1]:
-                broken[example] = f"{name}: no finite number from layer {row.argmin()} on"
-    return broken
 
 
 def _open_images(samples: Sequence[EditSample], done: Collected) -> list[Opened]:
@@ -246,3 +222,9 @@ def _open_images(samples: Sequence[EditSample], done: Collected) -> list[Opened]
 def _encode(vlm: VLM, group: list[Opened]) -> Batch:
     images, prompts = [image for _, image in group], [sample.request.prompt for sample, _ in group]
     return vlm.encode(images, prompts).named([sample.id for sample, _ in group])
+
+
+def _same_for_all(done: Collected) -> bool:
+    by_measure = {record.field for record in done.quarantined} <= {REFUSED, MEMORY, BROKE}
+    one_reason = len({record.reason for record in done.quarantined}) == 1
+    return by_measure and one_reason and not done.used

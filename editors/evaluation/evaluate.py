@@ -18,10 +18,9 @@ from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
 from attrib.runs.collect import collect
-from attrib.runs.provenance import provenance_of
-from editors.evaluation.multi_edit import Groups
+from attrib.runs.manifest import provenance_of
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
-from editors.evaluation.scoring import SCORES, MakesEdits, Scoring
+from editors.evaluation.scoring import SCORES, Groups, MakesEdits, Scoring
 from editors.evaluation.tables import save_tables
 from editors.io import files_digest
 
@@ -89,7 +88,7 @@ def prepare_evaluation(
     rank: Rank | None = None,
     invocation: str = "",
 ) -> Run:
-    """Prepare a resumable evaluation; `execute(scoring, batch_size=1)` runs it.
+    """Prepare a resumable evaluation; `execute(scoring)` runs it.
 
     Args:
         scoring: The measurement.
@@ -119,6 +118,7 @@ def prepare_evaluation(
         free=NON_IDENTIFYING | {f"options.{name}" for name in free},
         rank=rank or Rank(),
         invocation=invocation,
+        batch_size=1,
     )
 
 

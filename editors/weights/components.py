@@ -80,7 +80,7 @@ def mlp_of(vlm: VLM, layer: int) -> MLP:
         for path, place, module in linears(block)
         if not path.startswith(attention)
     }
-    downs = {path: m for path, m in matrices.items() if _leads_back(m, vlm.d_model)}
+    downs = {path: m for path, m in matrices.items() if m.shape[0] == vlm.d_model != m.shape[1]}
     path, down = next(iter(downs.items()), ("", None))
     ups = [m for m in matrices.values() if down and m.shape == down.shape[::-1]]
     holder = block.get_submodule(path.rpartition(".")[0])
@@ -146,11 +146,6 @@ def _outside_attention(block: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def _leads_back(matrix: Matrix, d_model: int) -> bool:
-    d_out, d_in = matrix.shape
-    return d_out == d_model != d_in
-
-
 @torch.no_grad()
 def _gate_first(
     holder: nn.Module, activation: nn.Module, ups: list[Matrix], d_model: int, dtype: torch.dtype
@@ -212,7 +207,7 @@ def _in_front(vlm: VLM, module: nn.Module, path: str) -> Iterator[tuple[str, nn.
         holds_decoder = any(part is vlm.components.decoder for part in child.modules())
         if holds_decoder and _has(child, CONVOLUTIONS):
             yield from _in_front(vlm, child, f"{here}.")
-        elif not holds_decoder and child is not head and _any_parameter(child):
+        elif not holds_decoder and child is not head and [*child.parameters()]:
             yield here, child
 
 
@@ -228,7 +223,3 @@ def _mergers(vlm: VLM, path: str, tower: nn.Module) -> Iterator[tuple[str, nn.Mo
 
 def _has(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return any(isinstance(part, kinds) for part in module.modules())
-
-
-def _any_parameter(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None

@@ -1,16 +1,16 @@
 """Every check passes on every architecture, and each one notices a wrapper that breaks it."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
 from conftest import tiny_vlm
 
 import attrib
-from attrib.checks import CHECKS, check, checks, generation, verify
+from attrib.checks import CHECKS, QUICK, check, checks, inputs, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
-from attrib.forward.hooks import read, write
+from attrib.forward.hooks import on_input, read, write
 from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
 from attrib.model import encoding
@@ -34,6 +34,21 @@ def test_a_report_is_a_table_of_what_was_measured():
     assert frame["detail"][1].startswith("logits differ by ")
     assert repr(report) == "llava: 15 of 15 checks passed"
     assert "<td>hooked logits equal plain ones</td>" in report._repr_html_()
+
+
+def test_checks_share_their_passes():
+    """A pass over a model of full size takes minutes: cost in passes over the batch of examples."""
+    vlm = VLM(tiny_vlm("llava").model, tiny_vlm("llava").processor)
+    size = inputs.CheckInputs(vlm).batch["text"].numel() * vlm.num_layers
+    seen = []
+    with ExitStack() as stack:
+        for layer in vlm.layers:
+            stack.enter_context(on_input(layer, lambda h, *_: seen.append(h[..., 0].numel())))
+        assert check(vlm, QUICK).passed
+        assert sum(seen) == 3 * size  # plain, inside all contexts, written
+        seen.clear()
+        # Besides: a replay and its last layer, padded on the right, three that generate.
+        assert check(vlm).passed and sum(seen) < 9 * size
 
 
 # What goes wrong, and the check that fails. `p` patches an attribute for the test.
@@ -88,7 +103,7 @@ def _visible_padding(p):
 
 
 def _second_best(*given):
-    best = generated_ids(*given[:-1], {})[:, -1:]
+    best = generated_ids(*given[:-2], 1, {})[:, -1:]
     banned = {"bad_words_ids": best.tolist()}
     return generated_ids(*given[:-1], banned | given[-1])
 
@@ -99,7 +114,7 @@ def _unnormed_share(p):
 
 BREAKS = {
     "spans partition the prompt": _text_is_everything,
-    "hooked logits equal plain ones": lambda p: p.setattr(checks, "read", _disturbing),
+    "hooked logits equal plain ones": lambda p: p.setattr(inputs, "read", _disturbing),
     "unembedded last output is the logits": lambda p: p.setattr(
         VLM, "unembed", lambda self, h: self.components.head(h)
     ),
@@ -108,7 +123,7 @@ BREAKS = {
     ),
     "frozen contributions add up to the logit": _unnormed_share,
     "write is confined to its span": lambda p: p.setattr(checks, "write", write_anywhere),
-    "hooks are gone after an error": lambda p: p.setattr(checks, "read", _staying),
+    "hooks are gone after an error": lambda p: p.setattr(inputs, "read", _staying),
     "attention rows are the models": lambda p: p.setattr(
         AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
     ),
@@ -123,7 +138,7 @@ BREAKS = {
     "generation does not depend on the batch": lambda p: p.setattr(
         encoding, "pad_left", lambda inputs, _pad_id: inputs
     ),
-    "generation writes the prompt once": lambda p: p.setattr(generation, "write", _twice),
+    "generation writes the prompt once": lambda p: p.setattr(inputs, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(
         wrapper, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
     ),

@@ -8,13 +8,13 @@ from conftest import save_tiny
 from torch.testing import assert_close
 
 import attrib
-from attrib.checks import QUICK, check, checks, verify
+from attrib.analyses.sensitivity import clean_pass
+from attrib.checks import QUICK, check, checks, inputs, verify
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import gather_positions, write
-from attrib.forward.replay import clean_pass
 from attrib.model.precision import log_normalizer, main_dtype, token_directions
 from attrib.model.vlm import VLM
-from attrib.runs.provenance import provenance_of
+from attrib.runs.manifest import provenance_of
 from benchmarks.precision import ANALYSES, curves, deviation
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -80,13 +80,13 @@ def _one_off(p):
 
 
 def _writes_one_off(p):
-    residual_writes = checks.residual_writes
+    residual_writes = inputs.residual_writes
 
     def broken(vlm, positions):
         index = positions.int().argmax(1) if positions.dtype == torch.bool else positions
         return residual_writes(vlm, (index - 1).clamp(min=0))
 
-    p.setattr(checks, "residual_writes", broken)
+    p.setattr(inputs, "residual_writes", broken)
 
 
 NONSENSE = {
@@ -113,11 +113,11 @@ def test_nonsense_is_refused_in_every_dtype(fault, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("change", [torch.zeros_like, lambda x: x.roll(1, -1)])
 def test_hooked_logits_that_are_nonsense_differ_from_plain_ones(dtype, change, monkeypatch):
-    inputs = checks.CheckInputs(loaded("tiny-llava", dtype))
-    _ = inputs.plain
+    given = inputs.CheckInputs(loaded("tiny-llava", dtype))
+    _ = given.plain
     _always(change)(monkeypatch)
-    with pytest.raises(checks.CheckFailed, match="logits differ by"):
-        checks.hooked_logits_equal_plain_ones(inputs)
+    with pytest.raises(inputs.CheckFailed, match="logits differ by"):
+        checks.hooked_logits_equal_plain_ones(given)
 
 
 # --- float32 after the last layer

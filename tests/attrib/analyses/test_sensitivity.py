@@ -9,12 +9,11 @@ import torch
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses.sensitivity import sensitivity
+from attrib.analyses.sensitivity import clean_pass, sensitivity
 from attrib.errors import AttribError
 from attrib.forward import suffix as suffix_module
 from attrib.forward.hooks import read, write
 from attrib.forward.noise import base_noise, perturbed_positions
-from attrib.forward.replay import clean_pass
 from attrib.forward.suffix import Suffix, build_suffix
 from attrib.memory import in_chunks
 from attrib.metrics import kl

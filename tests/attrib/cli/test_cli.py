@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import save_tiny
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
+import attrib
 from attrib import cli
 from attrib.cli.analyse import command_options
 from attrib.cli.command import exit_code, resolve
@@ -312,3 +316,24 @@ def test_python_m_attrib_is_the_same_program():
         [sys.executable, "-m", "attrib", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("attrib ")
+
+
+def test_a_sweep_reaches_the_forward_pass_through_at_most_eight_files(
+    run, model, folder, monkeypatch
+):
+    root, paths = str(Path(attrib.__file__).parent), []
+    forward = LlavaForConditionalGeneration.forward
+
+    def traced(self, *args, **kwargs):
+        frames = [frame.filename for frame in traceback.extract_stack()]
+        paths.append(list(dict.fromkeys(name for name in frames if name.startswith(root))))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "forward", traced)
+    data = ("--data", folder, "--split", "vqa-train", "--limit", "1")
+    sweep = ("--modality", "text", "--sigmas", "1", "--layers", "0")
+    code, _, _ = run("sweep", "--model", model, *data, *sweep)
+    assert code == 0
+    measured = [path for path in paths if any(name.endswith("sensitivity.py") for name in path)]
+    assert measured
+    assert max(map(len, measured)) <= 8

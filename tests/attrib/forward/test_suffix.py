@@ -8,12 +8,11 @@ import torch
 from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
-from attrib.analyses.sensitivity import sensitivity
+from attrib.analyses.sensitivity import clean_pass, sensitivity
 from attrib.forward import suffix as suffixes
 from attrib.forward.hooks import read, write
 from attrib.forward.layer_call import NoCacheError, is_known, keys_values, visible_keys
 from attrib.forward.noise import perturbed_positions
-from attrib.forward.replay import clean_pass
 
 CUT = ("llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip")
 CLOSE = {"atol": 1e-6, "rtol": 1e-5, "equal_nan": True}

@@ -19,10 +19,10 @@ from attrib.errors import SetupError
 from attrib.forward.hooks import read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
-from attrib.model import checkpoint
+from attrib.model import weight_files
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import is_packed
-from attrib.runs.provenance import fingerprint
+from attrib.runs.manifest import fingerprint
 from editors.methods.finetune import FTL, FTV
 from editors.methods.lte_objective import AllLayers
 from editors.weights.components import matrices_of, mlp_of
@@ -285,7 +285,7 @@ def test_a_quantised_checkpoint_says_what_it_needs(name, tmp_path, monkeypatch, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
     processor.save_pretrained(tmp_path)
-    monkeypatch.setattr(checkpoint, "_is_installed", lambda _: False)
+    monkeypatch.setattr(weight_files, "_is_installed", lambda _: False)
     code, _, err = run("models", "check", tmp_path)
     assert code == 3 and message in " ".join(err.split()) and "Traceback" not in err, err
 

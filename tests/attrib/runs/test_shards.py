@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from attrib.data import EditRequest, EditSample, Quarantined
 from attrib.errors import AttribError
 from attrib.runs import ROWS, ShardStore, split
-from attrib.runs.collect import Collected
+from attrib.runs.collected import Collected
 from attrib.runs.shards import merge
 
 SAMPLES = [EditSample(f"e{i}", EditRequest(None, "?", ""), meta={"row": i}) for i in range(20)]
