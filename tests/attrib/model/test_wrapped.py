@@ -49,7 +49,7 @@ def test_a_model_with_adapters_has_the_numbers_of_the_merged_one(name):
     model, processor = adapted(name, use_dora=name == "llava")
     vlm = VLM(model, processor)
     merged = VLM(copy.deepcopy(model).merge_and_unload(), processor)
-    assert vlm.model is model.get_base_model()
+    assert vlm.model is model.get_base_model() is VLM(model.base_model, processor).model
     batch = vlm.encode(*examples())
     text = vlm.encode([None], ["nq question: who?"])  # BLIP's forward asks for pixels
     with torch.no_grad(), residual_writes(vlm, batch["last"]) as ours:
@@ -233,6 +233,10 @@ def test_a_folder_with_an_adapter_loads_with_its_base(saved, monkeypatch):
         assert not any(weight.requires_grad for weight in vlm.model.parameters())
         prints.add(fingerprint(vlm))
     assert len(prints) == 1
+    inside = ("vision_model", "qformer", "query_tokens", "language_projection")
+    parts = dict.fromkeys(inside, "cpu") | {"language_model": "disk"}
+    with pytest.raises(SetupError, match="cannot be put into a model that is offloaded"):
+        attrib.load(str(folder), device_map=parts)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SetupError, match=r"need the package peft, .*; pip install peft"):
         attrib.load(str(folder))
