@@ -204,7 +204,8 @@ def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that hold a tensor, which is a packed one of another package or plain."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    names, _ = tensor.__tensor_flatten__()
+    packed: Any = tensor
+    names, _ = packed.__tensor_flatten__()
     return [part for name in names for part in plain_parts(getattr(tensor, name))]
 
 
