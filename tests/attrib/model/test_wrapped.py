@@ -20,6 +20,7 @@ from attrib.forward.hooks import read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
 from attrib.model import weight_files
+from attrib.model.adapter_folder import with_adapter
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import is_packed
 from attrib.runs.manifest import fingerprint
@@ -233,10 +234,9 @@ def test_a_folder_with_an_adapter_loads_with_its_base(saved, monkeypatch):
         assert not any(weight.requires_grad for weight in vlm.model.parameters())
         prints.add(fingerprint(vlm))
     assert len(prints) == 1
-    inside = ("vision_model", "qformer", "query_tokens", "language_projection")
-    parts = dict.fromkeys(inside, "cpu") | {"language_model": "disk"}
+    offloaded = copy.deepcopy(vlm.model).to("meta")
     with pytest.raises(SetupError, match="cannot be put into a model that is offloaded"):
-        attrib.load(str(folder), device_map=parts)
+        with_adapter(offloaded, folder, "it", complete=True)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SetupError, match=r"need the package peft, .*; pip install peft"):
         attrib.load(str(folder))
