@@ -1,5 +1,6 @@
 """Interfaces of edits and editors, edits of weights, and the encoding of edit requests."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from attrib.model.batch import Batch
 from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 
-__all__ = ["Edit", "Editor", "WeightEdit", "encode_requests"]
+__all__ = ["Edit", "Editor", "WeightEdit", "encodable", "encode_requests"]
+
+logger = logging.getLogger("attrib")
 
 
 @runtime_checkable
@@ -115,3 +118,18 @@ def encode_requests(
         [request.target for request in requests] if targets else None,
         padding_side=padding_side,
     )
+
+
+def encodable(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
+    """The samples whose texts the model can read; the others are set aside by name."""
+    usable = []
+    for sample in samples:
+        texts = {(r.prompt, r.target) for r in sample.requests if r.prompt.strip(" ")}
+        try:
+            for prompt, target in texts:
+                vlm.encode([None], [prompt], [target])
+        except AttribError as error:
+            logger.warning("%s is set aside: %s", sample.id, error)
+        else:
+            usable.append(sample)
+    return usable

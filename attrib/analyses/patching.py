@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from attrib.analyses.first_tokens import after_space, encode_others
+from attrib.analyses.first_tokens import after_space
 from attrib.analyses.patching_pairs import check_pairs, partner_image, span_positions
 from attrib.data import EditSample
 from attrib.forward.hooks import gather_positions, position_index, read
@@ -227,10 +227,10 @@ def measure_patching(
     Raises:
         AttribError: A sample has no image, no partner, or one with other visual tokens.
     """
-    if skip_blank:
-        batch = after_space(vlm, batch, samples, [s.request.target for s in samples])
+    answers = [s.request.target for s in samples] if skip_blank else None
+    batch = after_space(vlm, batch, samples, answers) if answers else batch
     pictures, partners = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
-    others = encode_others(vlm, batch, samples, pictures)
+    others = vlm.encode(pictures, [s.request.prompt for s in samples], answers=answers)
     runs = clean_runs(vlm, batch, others)
     parts = [patching_of(vlm, batch, runs, span) for span in spans]
     values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()
