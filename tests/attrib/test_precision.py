@@ -23,7 +23,7 @@ from attrib.forward.suffix import Suffix
 from attrib.model import encoding
 from attrib.model.precision import WHOLE_PASS, log_normalizer, main_dtype, token_directions
 from attrib.model.vlm import VLM
-from attrib.runs.provenance import provenance_of
+from attrib.runs.manifest import provenance_of
 from benchmarks.precision import ANALYSES, curves, deviation
 
 DTYPES = ("float32", "float16", "bfloat16")
