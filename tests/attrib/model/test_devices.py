@@ -113,9 +113,9 @@ def test_tables_are_made_without_float64_on_the_device():
         made = measure_contributions(vlm, batch, samples, key="argmax", norm="none")
         return made["contributions"]
 
-    whole = table(tiny_vlm("llava"))
+    whole, vlm = table(tiny_vlm("llava")), split(tiny_vlm("llava"), "mps:0", "mps:1")
     with logical_devices():
-        assert table(split(tiny_vlm("llava"), "mps:0", "mps:1")).equals(whole)
+        assert table(vlm).equals(whole)
 
 
 def test_logical_devices_refuse_to_mix():
