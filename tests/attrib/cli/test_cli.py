@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import traceback
@@ -273,16 +274,17 @@ def test_a_config_file_works_on_the_command_line(run, model, tmp_path):
     assert manifest["options"]["norm"] == "frozen"
 
 
-def test_an_interruption_leaves_with_130_and_the_command_to_repeat(run, monkeypatch):
-    def interrupted(_options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("attrib.pipeline.source.load_model", interrupted)
-    code, _, err = run("attention", *PHOTO)
-    assert (
-        code == 130
-        and "interrupted; to continue: attrib attention --prompt 'The animal is a'" in err
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_with_its_code_and_the_command_to_repeat(
+    run, monkeypatch, number, expected
+):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(
+        "attrib.pipeline.source.load_model", lambda _options: signal.raise_signal(number)
     )
+    code, _, err = run("attention", *PHOTO)
+    assert code == expected and signal.getsignal(number) is before
+    assert "interrupted; to continue: attrib attention --prompt 'The animal is a'" in err
 
 
 def test_other_options_make_other_folders_and_the_same_make_the_same():
