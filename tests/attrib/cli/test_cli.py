@@ -274,16 +274,22 @@ def test_a_config_file_works_on_the_command_line(run, model, tmp_path):
     assert manifest["options"]["norm"] == "frozen"
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_with_its_code_and_the_command_to_repeat(
-    run, monkeypatch, number, expected
+def pressed():
+    raise KeyboardInterrupt  # as Ctrl-C does; a shell's background jobs ignore the signal itself
+
+
+def terminated():
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(pressed, 130), (terminated, 143)])
+def test_an_interruption_leaves_with_its_code_and_the_command_to_repeat(
+    run, monkeypatch, stop, expected
 ):
-    before = signal.getsignal(number)
-    monkeypatch.setattr(
-        "attrib.pipeline.source.load_model", lambda _options: signal.raise_signal(number)
-    )
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("attrib.pipeline.source.load_model", lambda _options: stop())
     code, _, err = run("attention", *PHOTO)
-    assert code == expected and signal.getsignal(number) is before
+    assert code == expected and signal.getsignal(signal.SIGTERM) is before
     assert "interrupted; to continue: attrib attention --prompt 'The animal is a'" in err
 
 
