@@ -18,23 +18,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.analyses.key_value_swap import output_changes
-from attrib.analyses.qformer import grids_of, patch_attention_if_any, project
-from attrib.analyses.visual_tokens import VisualTokens, require_images
-from attrib.data import EditSample
+from attrib.analyses.visual_tokens import VisualTokens
 from attrib.errors import AttribError
 from attrib.forward.attention_replay import AttentionRecord, each_attention
-from attrib.model.batch import Batch, Grid
+from attrib.model.batch import Batch
 from attrib.model.devices import on_each_device
 from attrib.model.vlm import VLM
-from attrib.results import tidy
-from attrib.runs.collected import Tables
 from attrib.vocabulary import NoiseSite, Unit
 
 # The settings of the authors' program, which differ from the paper. Its values are twice ours: it
@@ -42,8 +36,6 @@ from attrib.vocabulary import NoiseSite, Unit
 PUBLISHED_CODE: dict[str, Any] = {
     "noise": 0.7, "unit": "abs", "radius": 3, "draws": 10, "site": "attention",
 }  # fmt: skip
-NO_PLACE = -1  # row and column of a visual token outside the grid
-SIDES = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)
@@ -90,8 +82,8 @@ def heatmaps(
         batch: Prompts with their images; some may have none.
         layers: The layers, in the order of the result; all by default.
         noise: Standard deviation of the Gaussian noise on a token's state.
-        unit: "std": multiples of the standard deviation of the example's visual states at the site.
-            "abs": absolute.
+        unit: "std": multiples of the standard deviation of the example's visual states at the site,
+            of all its images together. "abs": absolute.
         radius: Perturb a token together with its neighbours within `radius` rows and columns.
         draws: Number of draws of the noise to average over.
         seed: Seed of the noise, which depends on the example, not on its batch.
@@ -100,7 +92,7 @@ def heatmaps(
 
     Returns:
         Values from 0 (no change) to 1; NaN past an example's visual tokens and in layers without
-        attention.
+        attention. `batch.pictures` has the columns of each image.
 
     Raises:
         AttribError: No image in the batch, an unknown layer, a `radius` for visual tokens without a
@@ -181,65 +173,3 @@ def half_cosine_distance(
     tiny = torch.finfo(a.dtype).tiny
     longer = (2 * (a * change).sum(-1) + squared) / (before + after).clamp(min=tiny)
     return ((squared - longer.square()) / (4 * before * after).clamp(min=tiny)).clamp(0, 1)
-
-
-def measure_heatmaps(
-    vlm: VLM,
-    batch: Batch,
-    samples: Sequence[EditSample],
-    *,
-    how: Perturbation,
-    layers: Sequence[int] | None = None,
-) -> Tables:
-    """Tables "heatmap" and "grids", and "picture" for a model with a Q-Former.
-
-    "heatmap": example, layer, token (counted from the first visual one), row, col (-1: outside the
-    grid) and value. "picture": the scores of the queries projected onto patches; example, layer,
-    patch, row, col, value. "grids": per example the rows and cols of tokens or of those patches,
-    their box (left, top, right, bottom, in pixels of the image), and the number of visual tokens
-    as value.
-
-    Raises:
-        AttribError: A sample has no image.
-    """
-    require_images(batch)
-    chosen = range(vlm.num_layers) if layers is None else layers
-    ids, counts = [sample.id for sample in samples], batch["visual"].sum(1).tolist()
-    with patch_attention_if_any(vlm) as attention, heatmap_pass(vlm, batch, chosen, how) as maps:
-        vlm.last_logits(batch)
-    scores, grids = stack_maps(maps, chosen, batch), grids_of(vlm, batch, samples)
-    on_tokens = [None] * len(ids) if attention else grids
-    tables = {"heatmap": _table(ids, scores, on_tokens, counts, chosen, "token")}
-    if attention:
-        patches = project(scores, attention[-1], batch)
-        num_patches = [patches.shape[-1]] * len(ids)
-        tables["picture"] = _table(ids, patches, grids, num_patches, chosen, "patch")
-    shapes = [
-        (grid.rows, grid.cols, *grid.box) if grid else (0, 0, *[np.nan] * 4) for grid in grids
-    ]
-    boxes = pd.DataFrame(shapes, columns=["rows", "cols", *SIDES])
-    return tables | {"grids": boxes.assign(example=ids, value=[float(n) for n in counts])}
-
-
-def _table(
-    ids: Sequence[str],
-    values: Float[Tensor, "batch layer cell"],
-    grids: Sequence[Grid | None],
-    counts: Sequence[int],
-    layers: Sequence[int],
-    name: str,
-) -> pd.DataFrame:
-    """One row per example, layer and cell; `counts` is the number of cells of each example."""
-    table = tidy(values.cpu().numpy(), example=range(len(ids)), layer=layers, **{
-        name: range(values.shape[-1])
-    })  # fmt: skip
-    places = np.full((len(ids), values.shape[-1], 2), NO_PLACE)
-    for place, grid in zip(places, grids, strict=True):
-        if grid is not None:
-            on_grid = np.indices((grid.rows, grid.cols)).reshape(2, -1).T
-            place[grid.first : grid.first + len(on_grid)] = on_grid
-    example, cell = table["example"].to_numpy(), table[name].to_numpy()
-    row, col = places[example, cell].T
-    table = table.assign(row=row, col=col, example=np.asarray(ids, object)[example])
-    columns = ["example", "layer", name, "row", "col", "value"]
-    return table.loc[cell < np.asarray(counts)[example], columns].reset_index(drop=True)

@@ -98,8 +98,8 @@ class Heatmap(Analysis[HeatmapOptions]):
         return self.options.announce(self.name)
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
-        """See `attrib.analyses.heatmaps.measure_heatmaps`."""
-        from attrib.analyses.heatmaps import measure_heatmaps
+        """See `attrib.analyses.heatmap_tables.measure_heatmaps`."""
+        from attrib.analyses.heatmap_tables import measure_heatmaps
 
         del samples
         how, layers = self.options.perturbation(), self.options.layer_list()
@@ -121,30 +121,38 @@ class Heatmap(Analysis[HeatmapOptions]):
     def _pictures(self, result: "Result") -> Plots:
         if "grids" not in result.tables:
             return {}
-        grids = result.tables["grids"].frame.set_index("example")
+        grids = result.tables["grids"].frame
         samples = {sample.id: sample for sample in result.samples}
-        examples = [e for e in grids.index if e in samples][: self.options.pictures]
+        every = list(dict.fromkeys(map(str, grids["example"])))
+        examples = [e for e in every if e in samples][: self.options.pictures]
         figures = {}
         for number, example in enumerate(examples):
-            drawn = partial(_draw, result, samples[example], grids.loc[example].to_dict())
-            suffix = "" if len(grids) == 1 else f"-{number}"
-            kinds = ("picture", "queries") if "picture" in result.tables else ("heatmap",)
-            figures |= {f"{kind}{suffix}": partial(drawn, kind) for kind in kinds}
+            suffix = "" if len(every) == 1 else f"-{number}"
+            images = int((grids["example"] == example).sum())
+            for i in range(images):
+                drawn = partial(_draw, result, samples[example], i)
+                one = suffix if images == 1 else f"{suffix}-image-{i}"
+                kinds = ("picture", "queries") if "picture" in result.tables else ("heatmap",)
+                figures |= {f"{kind}{one}": partial(drawn, kind) for kind in kinds}
         return figures
 
 
-def _draw(result: "Result", sample: "EditSample", grid: dict[str, Any], kind: str) -> "Axes":
+def _draw(result: "Result", sample: "EditSample", number: int, kind: str) -> "Axes":
     from attrib import plots
+    from attrib.plots.heatmaps import rows_of_image
 
-    image = sample.request.image
-    assert image is not None, "a sample without an image has no heatmap"
+    images, prompt = sample.request.images, sample.request.prompt
+    values: Any = result.where(example=sample.id).frame["value"]
+    several = len(images) > 1
     patches = result.tables.get("picture")
     return plots.heatmap_pictures(
-        image,
-        result.where(example=sample.id).frame,
-        None if patches is None else patches.where(example=sample.id).frame,
-        grid,
-        title=sample.request.prompt,
+        images[number],
+        rows_of_image(result.frame, sample.id, number),
+        None if patches is None else rows_of_image(patches.frame, sample.id, number),
+        rows_of_image(result.tables["grids"].frame, sample.id, number).iloc[0].to_dict(),
+        title=f"{prompt} (image {number + 1} of {len(images)})" if several else prompt,
+        # One scale for all images shows which of them is read.
+        limits=(float(values.min()), float(values.max())) if several else None,
     )[kind]
 
 

@@ -49,6 +49,11 @@ def option(
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
+def as_list(given: Any) -> Any:
+    """A list of paths from a single one, as YAML files may have it."""
+    return [given] if isinstance(given, str | Path) else given
+
+
 class Options(BaseModel):
     """Options that are checked once; unknown names are errors.
 
@@ -151,7 +156,9 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
         alias="lead",
         ge=0,
     )
-    image: Path | None = option(None, "One photo instead of data.", panel="One photo")
+    image: list[Path] | None = option(
+        None, "A photo instead of data; again for another one in the prompt.", panel="One photo"
+    )
     prompt: str | None = option(None, "The question about it.", panel="One photo")
     target: str | None = option(None, "Its correct answer, for --key gold.", panel="One photo")
     max_failures: int | None = option(
@@ -163,6 +170,8 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
         shown="runs/COMMAND-MODEL-DATA-HASH",
     )
     dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
+
+    _one_image = field_validator("image", mode="before")(as_list)
 
     @model_validator(mode="after")
     def _one_source(self) -> "AnalysisOptions":

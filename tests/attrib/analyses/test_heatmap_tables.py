@@ -8,7 +8,8 @@ import torch
 from conftest import picture, tiny_vlm
 
 import attrib
-from attrib.analyses.heatmaps import Perturbation, heatmaps, measure_heatmaps
+from attrib.analyses.heatmap_tables import measure_heatmaps
+from attrib.analyses.heatmaps import Perturbation, heatmaps
 from attrib.analyses.pointing_game import measure_faithfulness
 from attrib.analyses.qformer import queries_to_patches
 from attrib.data import EditRequest, EditSample, load
@@ -41,7 +42,9 @@ def rows_of(table, example):
 def test_the_table_holds_the_heatmaps_row_by_row():
     vlm, batch, tables = tables_of("llava", layers=[1, 3])
     table, values = tables["heatmap"], heatmaps(vlm, batch, layers=[1, 3])
-    assert list(table.columns) == ["example", "layer", "token", "row", "col", "value"]
+    assert list(table.columns) == [
+        "example", "layer", "token", "image", "row", "col", "value",
+    ]  # fmt: skip
     assert np.allclose(table["value"], values.numpy().ravel())
     one = table[(table["example"] == "e1") & (table["layer"] == 3) & (table["token"] == 2)]
     assert np.isclose(one["value"].item(), values[1, 1, 2])

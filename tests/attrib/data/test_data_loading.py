@@ -8,6 +8,7 @@ from PIL import Image
 
 import attrib.data
 from attrib.data import load, loading
+from attrib.data.easyedit import IMAGES
 from attrib.data.scenes.edits import edit_rows
 from attrib.data.scenes.scene import open_image
 from attrib.errors import AttribError, RowError, SetupError
@@ -40,6 +41,16 @@ BAD = {
     "number": (row(m_loc_a=4), "m_loc_a", "is a number, not text"),
     "no object": ([], "row", "is a list, not an object with the eleven fields"),
     "no picture": (row(image="no.png"), "image", "'no.png': no such file under {images}"),
+    "second of two": (
+        row(image=["val/1.png", "no.png"]),
+        "image[1]",
+        "'no.png': no such file under {images}",
+    ),
+    "second climbs": (
+        row(m_loc=["val/1.png", "../x.png"], image="val/1.png"),
+        "m_loc[1]",
+        "'../x.png': leads out of the image root with '..'",
+    ),
     "URL": (
         row(image="http://x.org/a.jpg"),
         "image",
@@ -62,7 +73,7 @@ BAD = {
 def test_a_bad_row_is_quarantined_and_the_others_stay(tmp_path, name):
     wrong, field, reason = BAD[name]
     root = write_folder(tmp_path, vqa_train=[row(0), wrong, row(2)])
-    data = load(root, "vqa-train")
+    data = load(root, "vqa-train", need=IMAGES)
     assert [s.id for s in data] == ["vqa-train/0", "vqa-train/2"]
     (record,) = data.quarantined
     file = str(root / "vqa" / "vqa_train.json")
