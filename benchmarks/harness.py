@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attrib.environment import versions
+from attrib.files import versions
 
 RESULTS = Path(__file__).parent / "results"
 

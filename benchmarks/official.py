@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from attrib.zoo.training.tokenizer import IMAGE_TOKEN, build_tokenizer
+from attrib.zoo.tokenizer import IMAGE_TOKEN, build_tokenizer
 
 PATCH = 14
 

@@ -8,7 +8,8 @@ bfloat16 once more with other batch sizes. One row per model, dtype and analysis
 
 Columns: the median and mean over samples of Spearman's correlation over layers; the share of
 samples with the same top layer; the share whose margin in float32 (top layer over the second,
-relative) exceeds twice the deviation, so that the top layer cannot change; and the median relative
+relative) exceeds twice the deviation, so that the top layer cannot change; the largest regret (how
+far the float32 value of the chosen layer lies below the largest, relative); and the median relative
 deviation (largest difference over layers, over the largest value).
 """
 
@@ -82,13 +83,16 @@ def deviation(exact: Curves, other: Curves) -> dict[str, float]:
     relative = np.abs(exact - other).max(1) / largest
     order = np.sort(exact, axis=1)
     margin = (order[:, -1] - order[:, -2]) / largest
-    same, clear = exact.argmax(1) == other.argmax(1), margin > 2 * relative
+    chosen = other.argmax(1)
+    same, clear = exact.argmax(1) == chosen, margin > 2 * relative
+    regret = (order[:, -1] - exact[np.arange(len(exact)), chosen]) / largest
     return {
         "samples": len(exact),
         "rank_correlation_median": float(np.median(ranks)),
         "rank_correlation_mean": float(np.mean(ranks)),
         "same_top_layer": float(same.mean()),
         "clear_margin": float(clear.mean()),
+        "regret_max": float(regret.max()),
         "relative_deviation_median": float(np.median(relative)),
     }
 

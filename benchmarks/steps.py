@@ -20,8 +20,7 @@ from typing import Any
 
 import psutil
 
-from attrib.environment import versions
-from attrib.files import write_text
+from attrib.files import versions, write_text
 
 Row = dict[str, Any]
 STATUS = Path("/proc/self/status")

@@ -77,7 +77,7 @@ class WeightEdit:
     @property
     def num_bytes(self) -> int:
         """Bytes of the edited values."""
-        return sum(t.numel() * t.element_size() for t in self.weights.values())
+        return sum(t.nbytes for t in self.weights.values())
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attrib.data.samples import EditRequest
-from attrib.environment import sha256, versions
 from attrib.errors import SetupError
-from attrib.files import atomic_write, write_text
+from attrib.files import atomic_write, sha256, versions, write_text
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
 from editors.adapters.edit_signal import EditSignal

@@ -37,7 +37,7 @@ def collect_tables(
 
 def provenance(figure: str, setting: Setting, n: int, **more: Any) -> dict[str, Any]:
     """Return model, data, seed, n, versions and the command that repeats a measurement."""
-    from attrib.environment import versions
+    from attrib.files import versions
 
     found = versions()
     split = () if setting.data.startswith("scenes-") else ("--split", setting.split)

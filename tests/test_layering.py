@@ -11,7 +11,6 @@ ATTRIB_ROOMS = (
     "attrib.errors",
     "attrib.files",
     "attrib.memory",
-    "attrib.environment",
     "attrib.progress",
     "attrib.vocabulary",
     "attrib.stats",

@@ -75,7 +75,8 @@ def write_is_confined_to_its_span(inputs: CheckInputs) -> str:
 
     One pass for all spans: visual of the first example, last of the second, text of the third.
     """
-    vlm, spans = inputs.vlm, ("visual", "last", "text")
+    spans: tuple[Span, ...] = ("visual", "last", "text")
+    vlm = inputs.vlm
     layer = vlm.num_layers // 2
     at = torch.stack([inputs.batch[span][row] for row, span in enumerate(spans)])
     with write(vlm, layer, torch.zeros_like, at), read(vlm, [layer]) as hidden:

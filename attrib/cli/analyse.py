@@ -53,7 +53,7 @@ def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:
     if options.dry_run:
         if run.rank.number == 0:
             more = analysis.plan(run.vlm, run.data)
-            print("\n".join(plan_lines(run, options.batch_size, more)))
+            print("\n".join(plan_lines(run, more)))
         return ExitCode.DONE
     from attrib.pipeline.run import execute
 

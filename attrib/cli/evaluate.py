@@ -55,7 +55,7 @@ class EvaluateOptions(AnalysisOptions):
     )
     # Edits are evaluated on whole answers.
     answer_prefix: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
-    batch_size: int = option(16, "Inputs per pass; an edit has about 8.", ge=1)
+    batch_size: int | None = option(16, "Inputs per pass; an edit has about 8.", ge=1)
 
     @field_validator("sequential")
     @classmethod
@@ -88,9 +88,9 @@ def evaluate(options: EvaluateOptions) -> int:
     runs = [run for run, _ in prepared]
     if options.dry_run:
         for run in runs if runs[0].rank.number == 0 else ():
-            print("\n".join(plan_lines(run, 1)))
+            print("\n".join(plan_lines(run)))
         return ExitCode.DONE
-    outcomes = [run.execute(scoring, batch_size=1) for run, scoring in prepared]
+    outcomes = [run.execute(scoring) for run, scoring in prepared]
     done = [outcome for outcome in outcomes if outcome is not None]
     if not done:  # another process writes the results
         return ExitCode.DONE
@@ -123,7 +123,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     editor, sources = load_editor(folder, vlm), [folder, folder / "gate"]
     if options.gate is not None:
         editor, sources = _with_gate(editor, options.gate), [*sources, options.gate]
-    reference = ReferenceModel(vlm, protocols, options.batch_size)
+    reference = ReferenceModel(vlm, protocols, options.batch_size or 16)
     prepared = []
     for number, place in folders.items():
         groups = Groups(list(data), number) if options.sequential else None

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from attrib.cli.command import ExitCode
-from attrib.environment import embedded_names, versions
+from attrib.files import embedded_names, versions
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 2  # bfloat16
@@ -37,7 +37,7 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from attrib.environment import WEIGHTS, embedded_names
+    from attrib.files import WEIGHTS, embedded_names
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("model", "family", "layers", "params", *SCORES):

@@ -93,16 +93,17 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[-LONGEST_NAME:] or "unnamed"
 
 
-def plan_lines(run: "Run", batch_size: int, more: Iterable[str] = ()) -> Iterator[str]:
+def plan_lines(run: "Run", more: Iterable[str] = ()) -> Iterator[str]:
     """The plan of a run, line by line; `more` are lines of its analysis, such as the cost."""
     done = {shard.key for shard in run.committed()}
     left = [len(shard.samples) for shard in run.shards if shard.key not in done]
-    passes = sum(math.ceil(samples / batch_size) for samples in left)
+    passes = sum(math.ceil(samples / run.batch_size) for samples in left)
     yield f"dry run of {run.manifest['command']}: nothing is written"
     yield f"  data: {run.data.name} {run.data.split}".rstrip()
     yield f"  rows: {len(run.data)} usable, {len(run.data.quarantined)} quarantined"
     yield f"  shards: {len(run.shards)}, {len(done)} of them done"
-    yield f"  batch size: {batch_size}; passes left: {passes}, over {run.rank.world} process(es)"
+    size, world = run.batch_size, run.rank.world
+    yield f"  batch size: {size}; passes left: {passes}, over {world} process(es)"
     yield f"  model: {model_size(run.vlm)}"
     yield from (f"  {line}" for line in more)
     yield f"  results: {run.out}"

@@ -136,7 +136,7 @@ def make_evidence(options: AnalysisOptions, out: Path, load: ModelLoader) -> "li
     started = start_evidence(vlm, data, out, make, rank=rank, invocation=invocation())
     if options.dry_run:
         for run, _ in started if rank.number == 0 else ():
-            print("\n".join(plan_lines(run, options.batch_size)))
+            print("\n".join(plan_lines(run)))
         return None
     results = run_evidence(started)
     rows = dict.fromkeys(str(row) for result in results for row in result.quarantined)

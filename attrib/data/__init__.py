@@ -3,7 +3,7 @@
 from attrib.data.images import BadImage, open_photo
 from attrib.data.loading import load
 from attrib.data.samples import EditData, EditRequest, EditSample, Quarantined
-from attrib.data.scenes.scene import sample_image
+from attrib.data.scenes import sample_image
 
 __all__ = [
     "BadImage",

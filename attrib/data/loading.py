@@ -132,8 +132,8 @@ def load(
 
 def scenes_source(name: str, split: str | None, seed: int, limit: int | None = None) -> SplitSource:
     """One split of the embedded scenes, or its first rows, with the digest of the whole split."""
+    from attrib.data.scenes import open_image
     from attrib.data.scenes.edits import DIGESTS, digest_of, edit_rows
-    from attrib.data.scenes.scene import open_image
 
     if split is None or split not in SCENE_SPLITS:
         what = f"has no split {split!r}; choose from" if split else "needs a split: one of"

@@ -1,16 +1,52 @@
-"""Memory of a suffix: how many perturbed copies run at once."""
+"""Memory of passes: how many samples, and how many perturbed copies of a suffix, run at once."""
 
 import math
 from collections.abc import Sequence
 
 from attrib.forward.suffix import Suffix
 from attrib.memory import available_bytes
+from attrib.model.batch import Batch
+from attrib.model.devices import execution_device
+from attrib.model.last_logits import kept_positions
+from attrib.model.precision import widened
 from attrib.model.vlm import VLM
 
 # Positions per pass: enough to keep a device busy.
 POSITIONS = {"cpu": 2048, "other": 32768}
 STREAMS = 3  # per position besides a module's own activations: the stream, its norm, the sum
+CPU_SAMPLES = 16  # larger batches leave the caches: 8 to 32 samples are fastest
 SHARE = 0.5  # of the free memory, for copies; the rest is for logits and for what is fragmented
+
+
+def samples_at_once(vlm: VLM, batch: Batch) -> int:
+    """Number of samples like those of `batch` per pass: what is efficient and fits in memory.
+
+    Memory is that which is free now on the fullest device. A CPU has enough work with a few
+    samples; other devices take as many as fill `POSITIONS`.
+    """
+    cpu, num_pos = vlm.device.type == "cpu", batch["text"].shape[1]
+    free = min(available_bytes(execution_device(layer)) for layer in vlm.layers)
+    fit = min(
+        POSITIONS["cpu" if cpu else "other"] // num_pos, int(SHARE * free) // _each(vlm, batch)
+    )
+    return max(1, min(fit, CPU_SAMPLES) if cpu else fit)
+
+
+def _each(vlm: VLM, batch: Batch) -> int:
+    """Bytes that a sample's pass needs at most in any analysis.
+
+    Every layer's output and its copy in a suffix, every layer's keys and values, the activations of
+    one layer, and the logits.
+    """
+    num_pos, config = batch["text"].shape[1], vlm.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    d_head = getattr(config, "head_dim", None) or vlm.d_model // config.num_attention_heads
+    kept = vlm.num_layers * (2 * vlm.d_model + 2 * heads * d_head)
+    one_layer = STREAMS * vlm.d_model + layer_width(vlm)
+    last = batch["last"].int().argmax(1)
+    logits = kept_positions(vlm.model, last, num_pos) * vlm.components.head.out_features
+    item = vlm.dtype.itemsize
+    return num_pos * (kept + one_layer) * item + logits * widened(vlm.dtype).itemsize
 
 
 def copies_at_once(suffix: Suffix, max_copies: int | None) -> int:

@@ -25,8 +25,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.environment import WEIGHTS, embedded_names
 from attrib.errors import SetupError
+from attrib.files import WEIGHTS, embedded_names
 from attrib.model.components import refuse_encoder_decoder
 from attrib.model.placement import DeviceMap, Placement
 from attrib.vocabulary import Dtype

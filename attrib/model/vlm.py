@@ -218,15 +218,15 @@ class VLM:
         return cache(self, batch, positions, attention=attention)
 
     def to_bridge(self) -> Any:
-        """Return a weight-sharing `TransformerBridge`; see `attrib.bridges.bridge`."""
-        from attrib.bridges.bridge import to_bridge
+        """Return a weight-sharing `TransformerBridge`; see `attrib.bridges.adapters`."""
+        from attrib.bridges.adapters import to_bridge
 
         return to_bridge(self)
 
     @staticmethod
     def from_bridge(bridge: Any) -> "VLM":
-        """Wrap the model of a `TransformerBridge`; see `attrib.bridges.bridge`."""
-        from attrib.bridges.bridge import from_bridge
+        """Wrap the model of a `TransformerBridge`; see `attrib.bridges.adapters`."""
+        from attrib.bridges.adapters import from_bridge
 
         return from_bridge(bridge)
 

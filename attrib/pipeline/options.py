@@ -122,8 +122,11 @@ class MeasureOptions(Options):
 
     free = frozenset({"batch_size"})
 
-    batch_size: int = option(
-        8, "Samples per pass; at most 16. Changes numbers in half precision.", ge=1
+    batch_size: int | None = option(
+        None,
+        "Samples per pass. Changes numbers in half precision.",
+        shown="what is efficient and fits in memory",
+        ge=1,
     )
     seed: int = option(0, "Seed of noise and of bootstrap intervals.")
 

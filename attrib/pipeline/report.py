@@ -58,7 +58,7 @@ def report(
     rule: RuleName = "consensus",
     number: int = 1,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     pictures: int = 4,
     pointing: int = 64,
     grid: str | Path | None = None,
@@ -72,7 +72,7 @@ def report(
         rule: the rule that chooses.
         number: layers per modality, best first.
         seed: of noise and bootstrap draws.
-        batch_size: samples per pass.
+        batch_size: samples per pass; by default what is efficient and fits in memory.
         pictures: number of samples with heatmaps.
         pointing: number of questions of the pointing game, which needs the data scenes-vqa.
         grid: file of scores of editors trained on a grid of layers.

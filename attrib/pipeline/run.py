@@ -97,6 +97,7 @@ def start(
         free=NON_IDENTIFYING | free,
         rank=Rank.from_environment() if rank is None else rank,
         invocation=invocation,
+        batch_size=analysis.options.batch_size,
     )
 
 
@@ -108,7 +109,7 @@ def execute(run: Run, analysis: Analysis) -> Result | None:
             be written.
     """
     try:
-        outcome = run.execute(analysis.measure(run.data), batch_size=analysis.options.batch_size)
+        outcome = run.execute(analysis.measure(run.data))
     except OSError as error:
         why = error.strerror or error
         raise SetupError(f"{run.out} cannot be written: {why}; give another --out") from error

@@ -62,7 +62,7 @@ def select(
     rule: RuleName = "consensus",
     number: int = 1,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> LayerReport:
     """Run the analyses that the rules need, and select the layers to edit.
 
@@ -74,7 +74,7 @@ def select(
         rule: the rule that chooses.
         number: layers per modality, best first.
         seed: of noise and bootstrap draws.
-        batch_size: samples per pass.
+        batch_size: samples per pass; by default what is efficient and fits in memory.
 
     Raises:
         AttribError: No layer can be selected.

@@ -85,7 +85,11 @@ class Sensitivity(Analysis[SweepOptions]):
     def announce(self) -> str:
         """The defaults in force, as they could be typed."""
         values = self.options.model_dump(exclude=self.options.model_fields_set)
-        absent = {"layers": "all layers", "exclude_last": "last token perturbed too"}
+        absent = {
+            "batch_size": "as many samples per pass as fit",
+            "layers": "all layers",
+            "exclude_last": "last token perturbed too",
+        }
         typed = [
             f"--{name.replace('_', '-')} {values[name]}"
             if values[name] or name == "seed"
@@ -106,10 +110,12 @@ class Sensitivity(Analysis[SweepOptions]):
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Perturbed copies, work, memory and time of the whole sweep, judged by its first batch."""
         from attrib.analyses.cost_plan import sweep_cost
+        from attrib.runs import samples_per_pass
 
         arguments = self.options.arguments()
         visual = self.options.modality == "visual"
-        batch = _first_batch(vlm, data, self.options.batch_size, visual=visual)
+        size = self.options.batch_size or samples_per_pass(vlm, data)
+        batch = _first_batch(vlm, data, size, visual=visual)
         cost = sweep_cost(vlm, batch, **arguments)
         rounds, seconds = len(data) / batch.size, _seconds_per_pass(vlm, batch)
         forwards = cost.forwards * rounds + cost.test

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.data import EditData, EditRequest, EditSample, Quarantined, load
-from attrib.environment import sha256
 from attrib.errors import AttribError
+from attrib.files import sha256
 from attrib.pipeline.options import NAMED_SPLITS, AnalysisOptions, ModelOptions, Options
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attrib.analyses.heatmaps import PUBLISHED_CODE, Perturbation
-from attrib.environment import sha256
-from attrib.files import write_text
+from attrib.files import sha256, write_text
 from attrib.plots.selection import NAMES
 from attrib.report.confidence import caveats, confidence_blocks, verdict
 from attrib.report.evidence import evidence_blocks, score_figures

@@ -1,6 +1,7 @@
 """The manifest of a run's folder: how its numbers are made, and whether a run may continue it."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ NON_IDENTIFYING = frozenset(
         "invocation",
         "examples",
         "quarantined",
+        "rows_per_shard",
         "model.name",
         "model.device",
         "data.rows_quarantined",
@@ -101,8 +103,29 @@ def diff(
 
 def write(out: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the manifest atomically."""
-    text = json.dumps({"layout": LAYOUT, **manifest}, indent=2, allow_nan=False)
-    return write_text(out / MANIFEST, text + "\n")
+    return write_text(out / MANIFEST, _text(manifest))
+
+
+def _text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps({"layout": LAYOUT, **manifest}, indent=2, allow_nan=False) + "\n"
+
+
+def write_first(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest unless there is one; the one in the folder.
+
+    Of several processes that start at once, all get that of the first.
+    """
+    if not stored(out):
+        mine = write_text(out / f"{MANIFEST}.{os.getpid()}", _text(manifest))
+        try:
+            os.link(mine, out / MANIFEST)  # fails if there is one, unlike a renaming
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            write(out, manifest)
+        finally:
+            mine.unlink()
+    return stored(out)
 
 
 def stored(out: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attrib.data import EditData
-from attrib.environment import versions, weights_digest
+from attrib.files import versions, weights_digest
 from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
 

@@ -10,7 +10,8 @@ interruptions.
 
 import json
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import pandas as pd
 
 from attrib.data import EditData, Quarantined
 from attrib.errors import SetupError
+from attrib.forward.suffix_memory import samples_at_once
 from attrib.model.precision import is_half
 from attrib.model.vlm import VLM
 from attrib.runs import manifest as manifests
+from attrib.runs import shards as shard_files
 from attrib.runs.collect import Collector, Worker
 from attrib.runs.collected import Measure, empty_message, file_of, should_retry
 from attrib.runs.distributed import TIMEOUT_SECONDS, Rank, wait_for
@@ -29,6 +32,7 @@ from attrib.runs.provenance import provenance_of
 from attrib.runs.shards import Shard, ShardResult, ShardStore, merge, split
 
 SINGLE = Rank()
+PROBED = 4  # samples that are encoded to judge the length of all
 logger = getLogger("attrib")
 
 
@@ -60,6 +64,8 @@ class Run:
         shards: all shards of the data.
         manifest: how the numbers are made.
         rank: this process among those that share the run.
+        batch_size: samples per pass.
+        undecided: whether another process that starts now may fix the batch size.
         store: the committed shards.
     """
 
@@ -69,6 +75,8 @@ class Run:
     shards: list[Shard]
     manifest: dict[str, Any]
     rank: Rank = SINGLE
+    batch_size: int = 8
+    undecided: bool = False
     store: ShardStore = field(init=False)
 
     def __post_init__(self):
@@ -78,12 +86,12 @@ class Run:
         """The shards that exist, judged by file name."""
         return [shard for shard in self.shards if self.store.has(shard)]
 
-    def execute(self, measure: Measure, *, batch_size: int = 8) -> Outcome | None:
+    def execute(self, measure: Measure, *, batch_size: int | None = None) -> Outcome | None:
         """Measure the missing shards.
 
         Args:
             measure: maps a batch and its samples to tables by name.
-            batch_size: samples per pass; a pass ends where its shard does.
+            batch_size: samples per pass, if not those of the run; a pass ends where its shard does.
 
         Returns:
             The outcome over all shards; None in every process but the first.
@@ -95,7 +103,9 @@ class Run:
         """
         if not self.shards:
             raise SetupError(empty_message(self.data.quarantined))
-        collector = Collector(self.vlm, measure, batch_size)
+        if self.undecided:
+            return self._decided().execute(measure, batch_size=batch_size)
+        collector = Collector(self.vlm, measure, batch_size or self.batch_size)
         started = bool(self.committed())
         if not started:
             manifests.write(self.out, self.manifest)
@@ -104,6 +114,14 @@ class Run:
         worker = Worker(collector, self.store, file_of(self.data), what, started)
         worker.measure(self._missing())
         return None if self.rank.number else self._finish(worker)
+
+    def _decided(self) -> "Run":
+        """The run with the batch size of the process that wrote the manifest first."""
+        made = manifests.write_first(self.out, self.manifest)
+        size, rows = made["options"]["batch_size"], made["rows_per_shard"]
+        made = {**self.manifest, "options": made["options"], "rows_per_shard": rows}
+        shards = split(self.data, rows)
+        return replace(self, manifest=made, shards=shards, batch_size=size, undecided=False)
 
     def _missing(self) -> list[Shard]:
         """This process's shards that are to be measured.
@@ -163,6 +181,7 @@ def prepare(
     free: Set[str] = manifests.NON_IDENTIFYING,
     rank: Rank = SINGLE,
     invocation: str = "",
+    batch_size: int | None = 8,
 ) -> Run:
     """Check that a run may start or continue in a folder. Writes nothing.
 
@@ -176,6 +195,8 @@ def prepare(
         free: entries of the manifest in which a resumption may differ.
         rank: this process among those that share the run.
         invocation: the command line, for the manifest.
+        batch_size: samples per pass. None takes that of the run in the folder or, for a new one,
+            what is efficient and fits in memory, and records it as an option.
 
     Raises:
         SetupError: The folder is not a run's, or of a run with other settings.
@@ -186,7 +207,26 @@ def prepare(
     head = {"command": name, "invocation": invocation}
     made = {**head, **provenance_of(vlm, data, options, seed)}
     made = json.loads(json.dumps(made, allow_nan=False))
+    stored = manifests.stored(out)
+    undecided = batch_size is None and not stored and rank.world > 1
+    size = batch_size or stored.get("options", {}).get("batch_size") or samples_per_pass(vlm, data)
+    if batch_size is None:
+        made["options"]["batch_size"] = size
+    # A pass fits into a shard; a run goes on with the shards that it has.
+    smallest, started = shard_files.ROWS, any((out / "parts").glob("*.parquet"))
+    rows = stored.get("rows_per_shard", smallest) if started else max(smallest, size)
+    made["rows_per_shard"] = rows
     if is_half(vlm.dtype):  # rounding depends on what shares a batch: sizes must not mix
         free = free - {"options.batch_size"}
     manifests.refuse_other(out, made, free)
-    return Run(vlm, data, out, split(data), made, rank)
+    return Run(vlm, data, out, split(data, rows), made, rank, size, undecided)
+
+
+def samples_per_pass(vlm: VLM, data: EditData) -> int:
+    """What is efficient and fits in memory, for the longest of a few samples."""
+    sizes = []
+    for sample in list(data)[:: max(1, len(data) // PROBED)][:PROBED]:
+        with suppress(Exception):  # the run quarantines it
+            batch = vlm.encode([sample.request.image], [sample.request.prompt])
+            sizes.append(samples_at_once(vlm, batch))
+    return min(sizes, default=1)

@@ -25,7 +25,7 @@ from attrib.data import EditSample, Quarantined
 from attrib.files import atomic_write
 from attrib.runs.collected import MEMORY, NOT_FINITE, Collected, require_unique
 
-ROWS = 16  # per shard: an interruption costs little, and a pass can still be full
+ROWS = 16  # per shard at least: an interruption costs little; more where a pass takes more
 ROWS_TABLE = "rows"
 ROWS_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("example", "status", "file", "row", "field", "reason")]
@@ -38,7 +38,7 @@ logger = getLogger("attrib")
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The usable samples among `ROWS` neighbouring rows.
+    """The usable samples among neighbouring rows.
 
     Attributes:
         index: position among the slices of the rows.
@@ -55,8 +55,8 @@ class Shard:
         return f"{self.index:06d}-{hashlib.sha256(ids.encode()).hexdigest()[:8]}"
 
 
-def split(samples: Sequence[EditSample]) -> list[Shard]:
-    """The shards of a dataset, in order.
+def split(samples: Sequence[EditSample], rows_per_shard: int | None = None) -> list[Shard]:
+    """The shards of a dataset, of `rows_per_shard` rows each (default `ROWS`), in order.
 
     Rows are cut by their number where samples have one: a row that becomes unusable, or usable,
     changes its own shard only.
@@ -69,7 +69,8 @@ def split(samples: Sequence[EditSample]) -> list[Shard]:
     numbers = [row for row in rows if isinstance(row, int)]
     if len(numbers) < len(rows) or numbers != sorted(numbers):
         numbers = list(range(len(samples)))
-    slices = groupby(zip(numbers, samples, strict=True), key=lambda pair: pair[0] // ROWS)
+    size = rows_per_shard or ROWS
+    slices = groupby(zip(numbers, samples, strict=True), key=lambda pair: pair[0] // size)
     return [Shard(index, tuple(sample for _, sample in pairs)) for index, pairs in slices]
 
 

@@ -28,8 +28,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from attrib.data.scenes.scene import GRID, IMAGE_SIZE
-from attrib.zoo.training.tokenizer import IMAGE_TOKEN, build_tokenizer
+from attrib.data.scenes import GRID, IMAGE_SIZE
+from attrib.zoo.tokenizer import IMAGE_TOKEN, build_tokenizer
 
 Backbone = LlavaForConditionalGeneration | Blip2ForConditionalGeneration
 

@@ -29,7 +29,7 @@ class EditSignal:
     @property
     def num_bytes(self) -> int:
         """Bytes of both tensors."""
-        return sum(t.numel() * t.element_size() for t in (self.states, self.last))
+        return sum(t.nbytes for t in (self.states, self.last))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,8 +16,34 @@ from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate, MemoryEntry, Site, select_signals
 
 
+class GatedEdit:
+    """Encoded edits behind a gate, or one edit without: what edits of several editors share."""
+
+    needs: ClassVar[str]  # what several edits need, for the message
+    memories: Sequence[MemoryEntry]
+    gate: Gate | None
+
+    def __post_init__(self):
+        if self.gate is None and len(self.memories) != 1:
+            raise AttribError(f"{len(self.memories)} edits together need {self.needs}")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the encoded edits; networks are shared by any number of them."""
+        return sum(memory.num_bytes for memory in self.memories)
+
+    @contextmanager
+    def routed(self, vlm: VLM) -> Iterator["Router"]:
+        """Let the gate decide in passes inside; return its decisions."""
+        router = Router(vlm, self.memories, self.gate)
+        with ExitStack() as stack:
+            for layer in () if self.gate is None else self.gate.layers:
+                stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
+            yield router
+
+
 @dataclass(frozen=True, eq=False)
-class HiddenEdit:
+class HiddenEdit(GatedEdit):
     """Edits applied by adapters: the gate picks the nearest edit for each input, or none.
 
     Attributes:
@@ -25,29 +52,18 @@ class HiddenEdit:
         gate: Decides which edit applies; None applies the only edit to every input.
     """
 
+    needs: ClassVar[str] = (
+        "a gate that picks one per input; edit with a gate, or apply one edit at a time"
+    )
+
     sites: Sequence[Site]
     memories: Sequence[MemoryEntry]
     gate: Gate | None = None
 
-    def __post_init__(self):
-        if self.gate is None and len(self.memories) != 1:
-            raise AttribError(
-                f"{len(self.memories)} edits together need a gate that picks one per input; "
-                "edit with a gate, or apply one edit at a time"
-            )
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the encoded edits; the adapters are shared by any number of them."""
-        return sum(memory.num_bytes for memory in self.memories)
-
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """Apply the edits to passes of `vlm.logits` and `vlm.generate`."""
-        router = Router(vlm, self.memories, self.gate)
-        with ExitStack() as stack:
-            for layer in () if self.gate is None else self.gate.layers:
-                stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
+        with self.routed(vlm) as router, ExitStack() as stack:
             for site in self.sites:
                 fn = router.intervention(site)
                 stack.enter_context(write(vlm, site.layer, fn, at=router.positions(site)))
@@ -84,12 +100,7 @@ class Router:
 
         def capture(h: Tensor) -> None:
             assert self.gate is not None
-            batch = self.vlm.active_batch
-            if batch is None:
-                raise AttribError(
-                    "a gated edit needs the positions of images and prompts: run the model by "
-                    "vlm.logits(batch) or vlm.generate(batch)"
-                )
+            batch = active_batch(self.vlm, "a gated edit")
             if h.shape[1] != batch["last"].shape[1]:
                 return  # a later step of generation
             self._hidden[layer] = h.detach()
@@ -104,7 +115,7 @@ class Router:
 
         def at(batch: Batch) -> Bool[Tensor, "batch pos"]:
             span = site.positions(batch.spans)
-            return span & (self._edit_index(batch.size) >= 0).to(span.device)[:, None]
+            return span & (self.edit_index(batch.size) >= 0).to(span.device)[:, None]
 
         return at
 
@@ -113,7 +124,7 @@ class Router:
 
         @torch.no_grad()
         def apply(h: Tensor) -> Tensor:
-            chosen = self._edit_index(len(h))
+            chosen = self.edit_index(len(h))
             rows = (chosen >= 0).nonzero()[:, 0].to(h.device)
             if not len(rows):
                 return h
@@ -122,7 +133,8 @@ class Router:
 
         return apply
 
-    def _edit_index(self, num: int) -> Int[Tensor, " batch"]:
+    def edit_index(self, num: int) -> Int[Tensor, " batch"]:
+        """Index of the edit that applies to each of `num` examples, -1 for none."""
         if self.gate is None:
             return torch.zeros(num, dtype=torch.long)
         assert self.chosen is not None, "the gate reads a layer after the first write"
@@ -133,3 +145,13 @@ class Router:
         queries = gate.states(self._hidden, batch)
         best, nearest = gate.scores(queries, [memory.gate for memory in self.memories]).max(1)
         return torch.where(best >= gate.threshold, nearest, -1)
+
+
+def active_batch(vlm: VLM, what: str) -> Batch:
+    """The batch of the current pass; raise AttribError, naming `what` needs it, outside of one."""
+    if vlm.active_batch is None:
+        raise AttribError(
+            f"{what} needs the positions of images and prompts: run the model by "
+            "vlm.logits(batch) or vlm.generate(batch)"
+        )
+    return vlm.active_batch

@@ -47,7 +47,7 @@ class MemoryEntry:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        gate = sum(t.numel() * t.element_size() for t in self.gate.values())
+        gate = sum(t.nbytes for t in self.gate.values())
         return gate + sum(signal.num_bytes for signal in self.signals.values())
 
 

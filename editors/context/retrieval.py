@@ -160,7 +160,7 @@ class NearestText:
     @property
     def num_bytes(self) -> int:
         """Bytes of the keys."""
-        return self.keys.numel() * self.keys.element_size()
+        return self.keys.nbytes
 
     def __call__(self, vlm: VLM, batch: Batch, starts: PromptStarts) -> list[int]:
         """The index of each example's text; targets are not read."""

@@ -134,7 +134,7 @@ class TableRun:
             options={**self.options, "data": job.data, "protocols": list(self.protocols)},
             rank=Rank.from_environment(),
         )
-        outcome = run.execute(scoring, batch_size=1)
+        outcome = run.execute(scoring)
         if outcome is not None:  # another process writes the scores
             save_scores([run], [outcome], run.out)
 

@@ -89,7 +89,7 @@ def prepare_evaluation(
     rank: Rank | None = None,
     invocation: str = "",
 ) -> Run:
-    """Prepare a resumable evaluation; `execute(scoring, batch_size=1)` runs it.
+    """Prepare a resumable evaluation; `execute(scoring)` runs it.
 
     Args:
         scoring: The measurement.
@@ -119,6 +119,7 @@ def prepare_evaluation(
         free=NON_IDENTIFYING | {f"options.{name}" for name in free},
         rank=rank or Rank(),
         invocation=invocation,
+        batch_size=1,
     )
 
 

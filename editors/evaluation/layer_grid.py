@@ -145,9 +145,9 @@ def grid(
         gates = {} if gate == NO_GATE else {gate: _opened(vlm, samples, test, gate, Path(out))}
         layers = sorted({layer for cell in missing for layer in cell.all_layers})
         inputs = inputs or GridInputs.of(vlm, samples, test, layers)
-        trainer = _CellTrainer(editor, vlm, config, inputs, gates)
         for done, cell in enumerate(missing):
-            record = trainer.score(cell, Path(out) / cell.name, identity)
+            folder = Path(out) / cell.name
+            record = _score(cell, editor, vlm, config, inputs, gates, folder, identity)
             avg = record["scores"][gate]["avg"]
             log(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
     records = [json.loads((folder / CELL).read_text()) for folder in folders]
@@ -159,34 +159,26 @@ def grid(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _CellTrainer:
-    """Trains and scores cells."""
-
-    editor: type[AdapterEditor]
-    vlm: VLM
-    config: AdapterConfig
-    inputs: GridInputs
-    gates: Mapping[str, Opened]
-
-    def score(self, cell: Cell, out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """Train one cell, unless it is trained, and write its scores."""
-        config = self.config.changed(seed=cell.seed)
-        sites = config.build(self.vlm, cell.layers, cell.seed)
-        few, _ = self.inputs.test.split(NUM_VALIDATION)
-        objective = self.editor.objective(
-            self.vlm, config, sites, self.inputs.data, few, self.inputs.samples
-        )
-        state = Trainer(objective, config, out, identity, lambda _line: None).train()
-        scores = cell_scores(objective, self.inputs.test, self.gates)
-        record = {
-            "identity": identity,
-            "cell": asdict(cell),
-            "scores": scores,
-            "seconds": state.seconds,
-        }
-        write_text(out / CELL, json.dumps(record, indent=1))
-        return record
+def _score(
+    cell: Cell,
+    editor: type[AdapterEditor],
+    vlm: VLM,
+    config: AdapterConfig,
+    inputs: GridInputs,
+    gates: Mapping[str, Opened],
+    out: Path,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """Train one cell, unless it is trained, and write its scores."""
+    config, (few, _) = config.changed(seed=cell.seed), inputs.test.split(NUM_VALIDATION)
+    sites = config.build(vlm, cell.layers, cell.seed)
+    objective = editor.objective(vlm, config, sites, inputs.data, few, inputs.samples)
+    state = Trainer(objective, config, out, identity, lambda _line: None).train()
+    scores = cell_scores(objective, inputs.test, gates)
+    about = {"identity": identity, "cell": asdict(cell)}
+    record = {**about, "scores": scores, "seconds": state.seconds}
+    write_text(out / CELL, json.dumps(record, indent=1))
+    return record
 
 
 def _opened(

@@ -152,7 +152,12 @@ class EncodedProbes:
         if "generate" not in self.protocols:
             return answers
         # All batches generate as many tokens as the longest needs, whatever is in which batch.
-        longest = max(map(_num_new_tokens, self.probes, answers))
+        longest = max(
+            len(answer.gold) + SPARE
+            if probe.metric in GOLD
+            else min(len(answer.gold) + SPARE, LONGEST_LOCALITY)
+            for probe, answer in zip(self.probes, answers, strict=True)
+        )
         prompts = [without_target(vlm, batch) for batch in self.batches]
         texts = [text for batch in prompts for text in vlm.generate(batch, longest)]
         return [replace(one, text=text) for one, text in zip(answers, texts, strict=True)]
@@ -169,11 +174,6 @@ class EncodedProbes:
             target = probes[row].request.target
             answers.append(Answer(target, labels[where].cpu().int(), forced, best))
         return answers
-
-
-def _num_new_tokens(probe: Probe, answer: Answer) -> int:
-    wanted = len(answer.gold) + SPARE
-    return wanted if probe.metric in GOLD else min(wanted, LONGEST_LOCALITY)
 
 
 def best_tokens(logits: Float[Tensor, "pos d_vocab"], ranks: int) -> Int[Tensor, "pos ranks"]:

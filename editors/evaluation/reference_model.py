@@ -1,8 +1,9 @@
 """The unedited model as reference: its answers, and the bits that an edit must leave unchanged."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,12 @@ class Checksum:
             model: The model.
             include: Selects tensors by name; all by default.
         """
-        modules = dict(_modules(model))
-        tensors = {name: digest(value) for name, value in _tensors(model) if include(name)}
-        return cls(modules | tensors)
+        modules = {
+            f"module {name or 'model'}": (type(m).__qualname__, m.training, _num_hooks(m))
+            for name, m in model.named_modules()
+        }
+        named = chain(each_weight(model), model.named_buffers())
+        return cls(modules | {name: digest(value) for name, value in named if include(name)})
 
     def changes(self, now: "Checksum") -> list[str]:
         """Return the names of what changed, was added or was removed."""
@@ -88,17 +92,6 @@ def weighted_sum(bits: Tensor) -> int:
         weights = ((place ^ (place >> 29)) * MIXING) | 1
         total += (part * weights).sum()
     return int(total) % 2**64
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from each_weight(model)
-    yield from model.named_buffers()
-
-
-def _modules(model: nn.Module) -> Iterator[tuple[str, object]]:
-    for name, module in model.named_modules():
-        kind = type(module).__qualname__
-        yield f"module {name or 'model'}", (kind, module.training, _num_hooks(module))
 
 
 def _num_hooks(module: nn.Module) -> int:

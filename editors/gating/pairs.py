@@ -68,7 +68,14 @@ def sample_pairs(data: InputStates, generator: torch.Generator) -> Pairs:
     """
     edits = _edits(data, generator)
     own = [_Pair(i, edits[r.row], r.relation in COVERED, "own") for i, r in enumerate(data.inputs)]
-    found = [*own, *_others(data, edits, generator), *_texts(data), *_hidden(data, own)]
+    drawn = torch.randint(len(data.inputs), (len(edits), OTHERS), generator=generator).tolist()
+    others = [
+        _Pair(i, edit, False, "other")
+        for row, (edit, some) in enumerate(zip(edits, drawn, strict=True))
+        for i in some
+        if data.inputs[i].row != row
+    ]
+    found = [*own, *others, *_texts(data), *_hidden(data, own)]
     query, edit, covered, kinds = zip(*found, strict=True)
     return Pairs(
         torch.tensor(query),
@@ -88,16 +95,6 @@ def _edits(data: InputStates, generator: torch.Generator) -> list[int]:
     return [
         some[0] if first < 0.5 else some[int(which * len(some))]
         for some, (first, which) in zip(covered.values(), draws, strict=True)
-    ]
-
-
-def _others(data: InputStates, edits: Sequence[int], generator: torch.Generator) -> list[_Pair]:
-    drawn = torch.randint(len(data.inputs), (len(edits), OTHERS), generator=generator).tolist()
-    return [
-        _Pair(i, edit, False, "other")
-        for row, (edit, some) in enumerate(zip(edits, drawn, strict=True))
-        for i in some
-        if data.inputs[i].row != row
     ]
 
 

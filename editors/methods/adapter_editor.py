@@ -29,7 +29,7 @@ from editors.methods.adapter_objective import (
     trained_roles,
 )
 from editors.training.config import EditorConfig
-from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
+from editors.training.dataset import CachedDataset, StreamedDataset
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
 
@@ -66,21 +66,13 @@ class AdapterEditor(TrainableEditor):
         by_modality = getattr(job.layers, "layers", job.layers) or {}
         layers = {m: list(some) for m, some in by_modality.items() if m in cls.modalities}
         sites = config.build(vlm, layers, config.seed)
-        train, held_out = job.split
         written = [site.layer for site in sites]
-        data, validation = cached_or_streamed(
-            vlm,
-            train,
-            held_out,
-            first=[min(written)],
-            signals=signal_layers(config.signal, written),
-            roles=cls.needed_roles(config, sites),
-            keep=job.keep,
-        )
-        objective = cls.objective(vlm, config, sites, data, validation, train)
+        signals, roles = signal_layers(config.signal, written), cls.needed_roles(config, sites)
+        data, validation = job.inputs([min(written)], signals, roles)
+        objective = cls.objective(vlm, config, sites, data, validation, job.split[0])
         trained = job.fit(objective, adapters={"layers": layers, **config.settings()})
         with torch.enable_grad():
-            fitted = fit_gate(gate, vlm, train, min(written))
+            fitted = fit_gate(gate, vlm, job.split[0], min(written))
         return cls(vlm, config, layers, sites, fitted, trained=trained)
 
     @classmethod

@@ -93,7 +93,11 @@ class AdapterObjective(EditObjective):
         self.module = adapters_of(self.sites)
         self.first = min(site.layer for site in self.sites)
         if self.config.own_units:
-            self._fit_units()
+            edits = self.data.sample_edits()
+            for site in self.sites:
+                site.adapter.units.fit(torch.cat([edit.hidden[site.layer] for edit in edits]))
+                states = [self._signal(site, edit).states for edit in edits]
+                site.adapter.units_edit.fit(torch.cat(states))
 
     @property
     def roles(self) -> list[str]:
@@ -124,13 +128,6 @@ class AdapterObjective(EditObjective):
 
     def _signal(self, site: Site, edit: PrefixStates) -> EditSignal:
         return self.config.signal_at(site.layer, edit.hidden, edit.last)
-
-    def _fit_units(self) -> None:
-        edits = self.data.sample_edits()
-        for site in self.sites:
-            site.adapter.units.fit(torch.cat([edit.hidden[site.layer] for edit in edits]))
-            states = [self._signal(site, edit).states for edit in edits]
-            site.adapter.units_edit.fit(torch.cat(states))
 
 
 def adapters_of(sites: Sequence[Site]) -> nn.ModuleDict:

@@ -89,6 +89,7 @@ class FineTuning(TrainableEditor):
 
     is_trained: ClassVar[bool] = False
     sequential: ClassVar[bool] = True
+    recorded: ClassVar[tuple[str, ...]] = ("layers",)
 
     layers: Sequence[int] = ()
 
@@ -133,9 +134,6 @@ class FineTuning(TrainableEditor):
             f"{len(edits)} edits of {self.name} set the same weights; make and apply one inside "
             "the other: inside first.applied(vlm), second = editor.edit(vlm, request)"
         )
-
-    def _record(self) -> dict[str, Any]:
-        return {"layers": list(self.layers), "settings": self.config.settings()}
 
     @classmethod
     def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from editors.base import Edit, WeightEdit, encode_requests
 from editors.io import save_tensors
 from editors.methods.objective import EditObjective
 from editors.training.config import TrainingConfig
-from editors.training.dataset import CachedDataset, PrefixRows, cached_or_streamed
+from editors.training.dataset import CachedDataset, PrefixRows
 from editors.training.editor import TrainableEditor
 from editors.training.prefix import collate
 from editors.training.run import TrainingJob
@@ -66,6 +66,8 @@ class HypernetworkEditor(TrainableEditor):
         net: The network.
     """
 
+    recorded: ClassVar[tuple[str, ...]] = ("layers",)
+
     layers: Sequence[int]
     net: nn.Module
 
@@ -73,20 +75,11 @@ class HypernetworkEditor(TrainableEditor):
     def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
         vlm, config = job.vlm, job.config
         layers = last_layers(vlm, job.layers, NUM_LAYERS)
-        train, held_out = job.split
         net = cls._build(vlm, layers, config, config.seed)
         first = min(layers) - 1
-        data, validation = cached_or_streamed(
-            vlm,
-            train,
-            held_out,
-            first=[first],
-            signals=[first],
-            roles=list(dict.fromkeys(["request", *config.roles])),
-            keep=job.keep,
-        )
+        data, validation = job.inputs([first])
         matrices = matrices_of(vlm, layers, config.matrices)
-        conditions = cls._conditions(vlm, config, [*train, *held_out])
+        conditions = cls._conditions(vlm, config, [*job.split[0], *job.split[1]])
         kind = cls.objective_class(config)
         objective = kind(vlm, data, validation, config, net, matrices, first, conditions)
         trained = job.fit(objective, layers=layers, settings=config.settings())
@@ -137,9 +130,6 @@ class HypernetworkEditor(TrainableEditor):
     def merge(self, edits: Sequence[Edit]) -> WeightEdit:
         """Several edits as one: the sum of their updates."""
         return sum_of_edits(self.vlm, edits)
-
-    def _record(self) -> dict[str, Any]:
-        return {"layers": list(self.layers), "settings": self.config.settings()}
 
     def _save_tensors(self, path: Path) -> None:
         save_tensors(path / NETWORK, self.net.state_dict())

@@ -125,6 +125,7 @@ class LTE(TrainableEditor):
 
     name: ClassVar[str] = "lte"
     config_class: ClassVar[type[EditorConfig]] = LTEConfig
+    recorded: ClassVar[tuple[str, ...]] = ("layers", "threshold")
 
     layers: Sequence[int]
     change: LowRank | AllLayers
@@ -171,13 +172,6 @@ class LTE(TrainableEditor):
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors, to which its edits belong."""
         return self.change.state_dict()
-
-    def _record(self) -> dict[str, Any]:
-        return {
-            "layers": list(self.layers),
-            "settings": self.config.settings(),
-            "threshold": self.threshold,
-        }
 
     def _save_tensors(self, path: Path) -> None:
         save_tensors(path / CHANGE, self.tensors)

@@ -55,7 +55,8 @@ class LowRank(nn.Module):
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """Apply the additions inside the context; the model's own weights do not change."""
-        places = [(vlm.layers[int(layer)], path) for layer, path in map(_place, self._wrapped)]
+        keys = [key.split("/") for key in self._wrapped]  # of `qkv_projections`
+        places = [(vlm.layers[int(layer)], ".".join(path)) for layer, *path in keys]
         own = [layer.get_submodule(path) for layer, path in places]
         try:
             for (layer, path), wrapped in zip(places, self._wrapped.values(), strict=True):
@@ -121,12 +122,6 @@ def _peft_layers(
         one.lora_A.float()
         one.lora_B.float()
     return made
-
-
-def _place(key: str) -> tuple[str, str]:
-    """Layer and path of a linear layer, from its key in `qkv_projections`."""
-    layer, _, path = key.partition("/")
-    return layer, path.replace("/", ".")
 
 
 def qkv_projections(vlm: VLM, layers: Sequence[int]) -> dict[str, nn.Linear]:

@@ -27,7 +27,6 @@ from editors.methods.serac_edit import PROMPT, TARGET, ScopeGate, SERACEdit
 from editors.methods.serac_networks import Counterfactual, Networks, Scope
 from editors.methods.serac_objective import SERACConfig, SERACObjective
 from editors.training.config import EditorConfig
-from editors.training.dataset import cached_or_streamed
 from editors.training.editor import TrainableEditor
 from editors.training.run import TrainingJob
 
@@ -62,17 +61,8 @@ class SERAC(TrainableEditor):
     @classmethod
     def objective(cls, job: TrainingJob, nets: Networks) -> SERACObjective:
         """The loss of the networks on a job's data."""
-        vlm, config = job.vlm, job.config
-        layer = scope_layer(vlm, config)
-        data, validation = cached_or_streamed(
-            vlm,
-            *job.split,
-            first=[EMBED, layer],
-            signals=[EMBED, layer],
-            roles=list(dict.fromkeys(["request", *config.roles])),
-            keep=job.keep,
-        )
-        return SERACObjective(vlm, data, validation, config, nets, layer)
+        layer = scope_layer(job.vlm, job.config)
+        return SERACObjective(job.vlm, *job.inputs([EMBED, layer]), job.config, nets, layer)
 
     def with_gate(self, gate: Gate | None) -> "SERAC":
         """The same counterfactual model behind another gate, or behind none."""

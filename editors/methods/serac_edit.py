@@ -1,7 +1,7 @@
 """SERAC's edits: the scope gate, and the counterfactual model in place of the last layer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from attrib.forward.hooks import on_input, on_output
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import pad_states
-from editors.adapters.router import Router
+from editors.adapters.router import GatedEdit, Router, active_batch
 from editors.adapters.sites import Gate, MemoryEntry
 from editors.gating.features import COVERED
 from editors.gating.threshold import calibrate, gate_scores
@@ -91,7 +91,7 @@ def prompt_vectors(net: Scope, examples: Sequence[Example]) -> Float[Tensor, "ba
 
 
 @dataclass(frozen=True, eq=False)
-class SERACEdit:
+class SERACEdit(GatedEdit):
     """Encoded edits, and the counterfactual model that answers the inputs in their scope.
 
     Attributes:
@@ -100,21 +100,13 @@ class SERACEdit:
         gate: Picks the edit that applies to an input; None applies the only edit to every input.
     """
 
+    needs: ClassVar[str] = (
+        "the scope classifier, which picks one per input; apply one edit at a time"
+    )
+
     answer: Counterfactual
     memories: Sequence[MemoryEntry]
     gate: Gate | None = None
-
-    def __post_init__(self):
-        if self.gate is None and len(self.memories) != 1:
-            raise AttribError(
-                f"{len(self.memories)} edits together need the scope classifier, which picks one "
-                "per input; apply one edit at a time"
-            )
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the encoded edits."""
-        return sum(memory.num_bytes for memory in self.memories)
 
     def __repr__(self) -> str:
         gate = "no gate" if self.gate is None else "the scope gate"
@@ -123,13 +115,12 @@ class SERACEdit:
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:
         """Apply the edits to passes of `vlm.logits` and `vlm.generate`."""
-        router, inputs = Router(vlm, self.memories, self.gate), InputEmbeddings(vlm)
-        with ExitStack() as stack:
-            stack.enter_context(on_input(vlm.layers[0], inputs.capture))
-            for layer in () if self.gate is None else self.gate.layers:
-                stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
-            replace_states = self._replacement(router, inputs)
-            stack.enter_context(on_output(vlm.layers[vlm.num_layers - 1], replace_states))
+        inputs, last = InputEmbeddings(vlm), vlm.layers[vlm.num_layers - 1]
+        with (
+            on_input(vlm.layers[0], inputs.capture),
+            self.routed(vlm) as router,
+            on_output(last, self._replacement(router, inputs)),
+        ):
             yield
 
     def _replacement(
@@ -139,9 +130,7 @@ class SERACEdit:
 
         @torch.no_grad()
         def replace_states(h: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
-            chosen = torch.zeros(len(h), dtype=torch.long) if self.gate is None else router.chosen
-            assert chosen is not None, "the classifier reads a layer that was not run"
-            chosen = chosen.cpu()
+            chosen = router.edit_index(len(h)).cpu()
             rows = (chosen >= 0).nonzero()[:, 0]
             if not len(rows):
                 return None
@@ -167,7 +156,7 @@ class InputEmbeddings:
     def capture(self, h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Append the stream that enters layer 0."""
         del args, kwargs
-        batch = self._batch()
+        batch = active_batch(self.vlm, "an edit of serac")
         if len(h) != batch.size:
             raise AttribError(
                 f"an edit of serac answers one continuation per prompt, not {len(h)} for "
@@ -181,18 +170,10 @@ class InputEmbeddings:
         self, rows: Int[Tensor, " row"]
     ) -> tuple[Float[Tensor, "row pos d_model"], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
         """Embeddings of some examples, positions (see `Counterfactual`), and which are real."""
-        batch, states = self._batch(), torch.cat(self.states, 1)[rows]
+        batch = active_batch(self.vlm, "an edit of serac")
+        states = torch.cat(self.states, 1)[rows]
         last = batch["last"].int().argmax(1).to(rows.device)[rows]
         positions = torch.arange(states.shape[1], device=rows.device) - last[:, None]
         real = batch.inputs["attention_mask"].bool().to(rows.device)[rows]
         later = real.new_ones(len(rows), states.shape[1] - real.shape[1])
         return states, positions, torch.cat([real, later], 1)
-
-    def _batch(self) -> Batch:
-        batch = self.vlm.active_batch
-        if batch is None:
-            raise AttribError(
-                "an edit of serac needs the positions of images and prompts: run the model by "
-                "vlm.logits(batch) or vlm.generate(batch)"
-            )
-        return batch

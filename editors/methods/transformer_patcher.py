@@ -52,6 +52,7 @@ class TransformerPatcher(TrainableEditor):
     name: ClassVar[str] = "tp"
     is_trained: ClassVar[bool] = False
     config_class: ClassVar[type[EditorConfig]] = TransformerPatcherConfig
+    recorded: ClassVar[tuple[str, ...]] = ("layer",)
 
     layer: int
     memories: Float[Tensor, "memory d_model"]
@@ -83,9 +84,6 @@ class TransformerPatcher(TrainableEditor):
     def merge(self, edits: Sequence[Edit]) -> NeuronEdit:
         """Several edits as one: all their neurons."""
         return joined([edit for edit in edits if isinstance(edit, NeuronEdit)])
-
-    def _record(self) -> dict[str, Any]:
-        return {"layer": self.layer, "settings": self.config.settings()}
 
     def _save_tensors(self, path: Path) -> None:
         save_tensors(path / MEMORIES, {"memories": self.memories})

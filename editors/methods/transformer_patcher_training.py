@@ -17,6 +17,7 @@ from editors.weights.components import MLP
 from editors.weights.neurons import Neurons, patched, unit_input
 from editors.weights.passes import PartialForward, labels_of, partial_forward, target_loss
 
+MemoryLoss = Callable[[Neurons, Float[Tensor, " neuron"], int], Float[Tensor, ""]]
 PATIENCE = 3  # checks without progress before the learning rate is halved
 LINE = 32  # memories per step of the "liveedit" variant, about as many as a line of text has
 
@@ -162,40 +163,20 @@ def train_neurons(
     Raises:
         AttribError: The loss is not finite.
     """
-    original = config.variant == "original"
-    at = request.x[request.wrong if original else slice(None)][: config.max_neurons]
-    patch = TrainablePatch(network, at, config)
-    if len(at):
-        _train(
-            vlm, network, request, patch, at, memory_loss(config, memories.to(at.device)), config
-        )
-    return Neurons(**{name: t.detach() for name, t in patch.neurons.tensors.items()})
-
-
-MemoryLoss = Callable[[Neurons, Float[Tensor, " neuron"], int], Float[Tensor, ""]]
-
-
-def _train(
-    vlm: VLM,
-    network: MLP,
-    request: PatchedRequest,
-    patch: TrainablePatch,
-    at: Float[Tensor, "neuron d_model"],
-    memory_loss: MemoryLoss,
-    c: TransformerPatcherConfig,
-) -> None:
-    optimizer = torch.optim.Adam(
-        patch.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay
-    )
+    original, c = config.variant == "original", config
+    at = request.x[request.wrong if original else slice(None)][: c.max_neurons]
+    patch = TrainablePatch(network, at, c)
+    memory_loss_of, parameters = memory_loss(c, memories.to(at.device)), list(patch.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=c.learning_rate, weight_decay=c.weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=PATIENCE)
-    for step in range(c.steps):
+    for step in range(c.steps if len(at) else 0):
         neurons = patch.neurons
         with patched(network, neurons):
             logits = vlm.unembed(request.run())
         own = neurons.pre_activations(at).diagonal()
         edit_loss = target_loss(logits, request.labels)
         activation = _worst(-own, c.top_activation)
-        memory = memory_loss(neurons, own, step)
+        memory = memory_loss_of(neurons, own, step)
         loss = edit_loss + c.activation_weight * activation + c.memory_weight * memory
         if not bool(loss.isfinite()):
             raise AttribError(f"tp: the loss is {loss.item()}; a smaller learning_rate would help")
@@ -203,14 +184,14 @@ def _train(
             plateau.step(loss.item())
             right = bool((logits.argmax(-1) == request.labels).all())
             # An exponential is at most 1 where its margin holds; the memory loss has two of them.
-            if c.variant == "original" and right and activation <= 1 and memory <= 2:
+            if original and right and activation <= 1 and memory <= 2:
                 break
         optimizer.zero_grad()
-        parameters = list(patch.parameters())
         for value, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             value.grad = grad
         nn.utils.clip_grad_norm_(parameters, c.clip)
         optimizer.step()
+    return Neurons(**{name: t.detach() for name, t in patch.neurons.tensors.items()})
 
 
 def memory_loss(

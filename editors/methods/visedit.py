@@ -65,19 +65,15 @@ def target_heat(
         for request in requests_of(sample, role)
         if request.source is not None
     ]
+    later = range(layer + 1, vlm.num_layers - 1) or [vlm.num_layers - 1]  # not the last, if others
     found: list[Heat] = [{} for _ in samples]
     for start in progress(range(0, len(inputs), batch_size), "heatmaps of the edits"):
         some = inputs[start : start + batch_size]
         batch = encode_requests(vlm, [request for _, _, request in some], targets=False)
-        maps = heatmaps(vlm, batch, _later_layers(vlm, layer), **how).mean(1)
+        maps = heatmaps(vlm, batch, later, **how).mean(1)
         for (i, role, _), values in zip(some, maps, strict=True):
             found[i].setdefault(role, []).append(values[values.isfinite()])
     return found
-
-
-def _later_layers(vlm: VLM, layer: int) -> list[int]:
-    """The layers after an adapter, without the last one if there are others."""
-    return list(range(layer + 1, vlm.num_layers - 1)) or [vlm.num_layers - 1]
 
 
 def mapper_losses(
@@ -119,19 +115,13 @@ def mapper_losses(
         for queries in (inside, outside)
     )
     target = torch.stack([m[at] for m in maps]).clamp(min=EPSILON)
+    shares = target / target.sum(-1, keepdim=True)
     terms = {
         "mapper_up": -(high.sigmoid() + EPSILON).log().mean(),
         "mapper_down": -(1 - low.sigmoid() + EPSILON).log().mean(),
-        "mapper_attribution": _cross_entropy(target, high),
+        "mapper_attribution": -(shares * high.log_softmax(-1)).sum(-1).mean(),
     }
     return {name: config.influence * terms[name] for name in config.mapper_terms}
-
-
-def _cross_entropy(
-    target: Float[Tensor, "batch token"], scores: Float[Tensor, "batch token"]
-) -> Float[Tensor, ""]:
-    shares = target / target.sum(-1, keepdim=True)
-    return -(shares * scores.log_softmax(-1)).sum(-1).mean()
 
 
 def _visual(query: PrefixStates, layer: int) -> Float[Tensor, "visual d_model"]:

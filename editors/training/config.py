@@ -158,7 +158,11 @@ class TrainingConfig(EditorConfig, LossWeights):
     def items(self, step: int, num: int) -> list[int]:
         """Which of `num` items a step takes; each comes once per epoch."""
         wanted = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [int(self._order(i // num, num)[i % num]) for i in wanted]
+
+        def order(epoch: int) -> np.ndarray:
+            return np.random.default_rng([self.seed, epoch]).permutation(num)
+
+        return [int(order(i // num)[i % num]) for i in wanted]
 
     def make_optimizers(self, parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
         """The optimizers; each parameter is in exactly one.
@@ -187,9 +191,6 @@ class TrainingConfig(EditorConfig, LossWeights):
     def settings(self) -> dict[str, Any]:
         """The options that belong to the editor and not to its training, as JSON."""
         return self.model_dump(exclude=set(TrainingConfig.model_fields) | set(self.loss_options))
-
-    def _order(self, epoch: int, num: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(num)
 
 
 def has_phrases(samples: Sequence[EditSample]) -> bool:

@@ -29,6 +29,7 @@ class TrainableEditor(ABC):
         takes_gate: Whether a gate can decide which inputs an edit applies to.
         writes_no_layer: For editors that take no layers, what they do instead.
         config_class: Its options and presets.
+        recorded: Its attributes (JSON) that are saved beside the options.
         vlm: The model that it was trained for.
         config: Its options.
         trained: Record of its training (JSON).
@@ -40,6 +41,7 @@ class TrainableEditor(ABC):
     takes_gate: ClassVar[bool] = False
     writes_no_layer: ClassVar[str] = ""
     config_class: ClassVar[type[EditorConfig]]
+    recorded: ClassVar[tuple[str, ...]] = ()
 
     vlm: VLM
     config: Any  # of the type `config_class`
@@ -141,7 +143,8 @@ class TrainableEditor(ABC):
 
     def _record(self) -> dict[str, Any]:
         """What `editor.json` holds besides the training's record (JSON)."""
-        return {"settings": self.config.settings()}
+        own = {name: getattr(self, name) for name in self.recorded}
+        return own | {"settings": self.config.settings()}
 
     def _save_tensors(self, path: Path) -> None:
         """Write what was trained; nothing by default."""

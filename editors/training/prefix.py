@@ -59,7 +59,7 @@ class PrefixStates:
     def num_bytes(self) -> int:
         """Bytes of the states."""
         tensors = [*self.hidden.values(), *self.added.values(), self.final]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.nbytes for t in tensors)
 
     @property
     def last(self) -> int:

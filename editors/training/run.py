@@ -13,6 +13,7 @@ from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from attrib.runs.provenance import fingerprint
 from editors.training.config import TrainingConfig
+from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
 from editors.training.trainer import LogMetrics, Objective, Trainer
 
 logger = logging.getLogger("attrib")
@@ -55,6 +56,28 @@ class TrainingJob:
                 "quarantined rows"
             )
         return train, held_out
+
+    def inputs(
+        self,
+        first: Sequence[int],
+        signals: Sequence[int] | None = None,
+        roles: Sequence[str] | None = None,
+    ) -> tuple[CachedDataset | StreamedDataset, CachedDataset]:
+        """The inputs to train on and to validate on; see `cached_or_streamed`.
+
+        Args:
+            first: Layers after which passes will resume.
+            signals: Layers at which the edits' states are needed; by default the same.
+            roles: Which inputs besides the requests; by default those that the loss has a term for.
+        """
+        return cached_or_streamed(
+            self.vlm,
+            *self.split,
+            first=first,
+            signals=first if signals is None else signals,
+            roles=list(dict.fromkeys(["request", *(roles or self.config.roles)])),
+            keep=self.keep,
+        )
 
     def fit(self, objective: Objective, **identity: Any) -> dict[str, Any]:
         """Train an objective to the end, or from where its last checkpoint is.

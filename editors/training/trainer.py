@@ -135,7 +135,8 @@ class Trainer:
             while self.state.step < self.config.steps:
                 self.step()
                 self._validate_and_save_if_due()
-                if self._any_process(interrupted()):
+                flag = torch.tensor(float(interrupted()), device=self.parameters[0].device)
+                if self.group.all_reduce(flag):  # all processes stop after the same step
                     self._save_last()
                     raise KeyboardInterrupt
         self._save_last()
@@ -179,11 +180,6 @@ class Trainer:
             )
         self.log_metrics(step, {"training/loss": total.item()})
         return loss
-
-    def _any_process(self, flag: bool) -> bool:
-        """Whether any process has the flag: all stop after the same step."""
-        flags = torch.tensor(float(flag), device=self.parameters[0].device)
-        return bool(self.group.all_reduce(flags))
 
     def _validate_and_save_if_due(self) -> None:
         step, config = self.state.step, self.config

@@ -70,13 +70,14 @@ def mlp_of(vlm: VLM, layer: int) -> MLP:
     Raises:
         SetupError: The layer has none of a known form (a mixture of experts, fused matrices).
     """
-    block, names = vlm.layers[layer], _weight_names(vlm)
+    block = vlm.layers[layer]
+    names = {id(value): name for name, value in vlm.model.named_parameters()}
     linears = {
         path: Matrix(names[id(module.weight)], module)
         for path, module in _outside_attention(block)
         if isinstance(module, nn.Linear)
     }
-    downs = {path: m for path, m in linears.items() if _leads_back(m, vlm.d_model)}
+    downs = {path: m for path, m in linears.items() if m.shape[0] == vlm.d_model != m.shape[1]}
     path, down = next(iter(downs.items()), ("", None))
     ups = [m for m in linears.values() if down and m.shape == down.shape[::-1]]
     holder = block.get_submodule(path.rpartition(".")[0])
@@ -122,11 +123,6 @@ def _outside_attention(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _leads_back(matrix: Matrix, d_model: int) -> bool:
-    d_out, d_in = matrix.shape
-    return d_out == d_model != d_in
-
-
 @torch.no_grad()
 def _gate_first(
     holder: nn.Module, activation: nn.Module, ups: list[Matrix], d_model: int
@@ -141,10 +137,6 @@ def _gate_first(
     ):
         holder(torch.ones(1, 1, d_model, **place))
     return (ups[0], ups[1]) if seen["act"] is seen["first"] else (ups[1], ups[0])
-
-
-def _weight_names(vlm: VLM) -> dict[int, str]:
-    return {id(value): name for name, value in vlm.model.named_parameters()}
 
 
 def visual_parameters(vlm: VLM, part: Part) -> dict[str, nn.Parameter]:
@@ -189,7 +181,7 @@ def _in_front(vlm: VLM, module: nn.Module, path: str) -> Iterator[tuple[str, nn.
         holds_decoder = any(part is vlm.components.decoder for part in child.modules())
         if holds_decoder and _has(child, CONVOLUTIONS):
             yield from _in_front(vlm, child, f"{here}.")
-        elif not holds_decoder and child is not vlm.components.head and _any_parameter(child):
+        elif not holds_decoder and child is not vlm.components.head and [*child.parameters()]:
             yield here, child
 
 
@@ -205,7 +197,3 @@ def _mergers(vlm: VLM, path: str, tower: nn.Module) -> Iterator[tuple[str, nn.Mo
 
 def _has(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return any(isinstance(part, kinds) for part in module.modules())
-
-
-def _any_parameter(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None

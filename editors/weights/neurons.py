@@ -65,7 +65,7 @@ class NeuronEdit:
     @property
     def num_bytes(self) -> int:
         """Bytes of the neurons."""
-        return sum(t.numel() * t.element_size() for t in self.neurons.tensors.values())
+        return sum(t.nbytes for t in self.neurons.tensors.values())
 
     def __repr__(self) -> str:
         num = len(self.neurons.values)

@@ -6,7 +6,7 @@ can be added to the layer's output, a different one for each row of a batch, wit
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -137,7 +137,7 @@ def token_gradients(
     probes: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for matrix in matrices:
-            stack.enter_context(on_input(matrix.module, _capture(inputs, matrix.name)))
+            stack.enter_context(_captured(matrix, inputs))
             stack.enter_context(on_output(matrix.module, _probe(probes, matrix.name)))
         logits = vlm.unembed(run())
     has_label = labels != IGNORE_INDEX
@@ -164,7 +164,7 @@ def apply_updates(
     inputs: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for matrix in matrices:
-            stack.enter_context(on_input(matrix.module, _capture(inputs, matrix.name)))
+            stack.enter_context(_captured(matrix, inputs))
             add = _add_update(inputs, matrix.name, updates[matrix.name])
             stack.enter_context(on_output(matrix.module, add))
         yield
@@ -193,14 +193,8 @@ def sum_of_edits(vlm: VLM, edits: Sequence[Edit]) -> WeightEdit:
         return WeightEdit({name: value.to(weights[name].dtype) for name, value in total.items()})
 
 
-def _capture(
-    into: dict[str, Tensor], name: str
-) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
-    def capture(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del args, kwargs
-        into[name] = x
-
-    return capture
+def _captured(matrix: Matrix, into: dict[str, Tensor]) -> AbstractContextManager[Any]:
+    return on_input(matrix.module, lambda x, _args, _kwargs: into.update({matrix.name: x}))
 
 
 def _probe(into: dict[str, Tensor], name: str) -> Callable[[Tensor], Tensor]:

@@ -4,8 +4,7 @@ import logging
 
 import pytest
 
-from attrib.environment import sha256, versions, weights_digest
-from attrib.files import atomic_write, write_text
+from attrib.files import atomic_write, sha256, versions, weights_digest, write_text
 from attrib.progress import progress
 
 

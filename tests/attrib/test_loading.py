@@ -10,7 +10,7 @@ from conftest import FAMILIES, examples, picture, tiny_vlm
 from torch.testing import assert_close
 
 import attrib
-from attrib import environment
+from attrib import files
 from attrib.errors import SetupError
 from attrib.model import checkpoint as loading
 
@@ -110,7 +110,7 @@ def test_the_official_configurations_load_through_the_same_door(name, tmp_path):
 
 def test_embedded_names_are_folders_of_the_package(folders, monkeypatch, tmp_path):
     (tmp_path / "tiny-llava").symlink_to(folders("llava"))
-    for module in (environment, loading):
+    for module in (files, loading):
         monkeypatch.setattr(module, "WEIGHTS", tmp_path)
     assert loading.embedded_names() == ["tiny-llava"]
     assert attrib.load("tiny-llava", verify=False).name == "tiny-llava"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import attrib
-from benchmarks import full_size
+from benchmarks import float32_linear, full_size
 from benchmarks.official import SHAPES, TINY, official
 from benchmarks.random_checkpoint import weight_shapes, write_checkpoint
 from benchmarks.steps import Steps
@@ -58,6 +58,23 @@ def test_every_step_runs_and_is_not_run_again(tmp_path, monkeypatch):
     assert rows["sweep"]["layers"] == [0, 1, 2, 3] and rows["check"]["machine"]["cores"]
     monkeypatch.setattr(full_size.FullSize, "run", lambda *_: pytest.fail("ran again"))
     assert run() == (0, text)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_in_float32_are_rounded_once_and_differentiable(dtype, monkeypatch):
+    monkeypatch.setattr(float32_linear, "ROWS", 3)  # several pieces, the last one smaller
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 5, generator=generator).to(dtype).requires_grad_()
+    layer = torch.nn.Linear(5, 7, dtype=dtype).requires_grad_(False)
+    wide = (x.float() @ layer.weight.float().T).to(dtype) + layer.bias
+    with float32_linear.float32_linear():
+        out = layer(x)
+    (gradient,) = torch.autograd.grad(out.float().square().sum(), x)
+    expected = ((2 * out.float()).to(dtype).float() @ layer.weight.float()).to(dtype)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, wide)
+    torch.testing.assert_close(gradient, expected)
+    assert torch.nn.functional.linear is float32_linear._linear
 
 
 def test_a_failed_step_is_listed_and_tried_again(tmp_path):

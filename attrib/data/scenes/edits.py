@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from attrib.data.scenes import COLORS, SHAPES, Scene, image_name, make_scene, scene_seeds
 from attrib.data.scenes.questions import (
     CAPTION_PROMPT,
     CAPTION_REPHRASES,
@@ -25,7 +26,6 @@ from attrib.data.scenes.questions import (
     caption,
     sample_question,
 )
-from attrib.data.scenes.scene import COLORS, SHAPES, Scene, image_name, make_scene, scene_seeds
 from attrib.data.scenes.vocabulary import EVERYDAY, facts
 
 Task = Literal["vqa", "captions"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attrib.data.easyedit import FILES, Task, image_names
+from attrib.data.scenes import open_image
 from attrib.data.scenes.edits import edit_rows
-from attrib.data.scenes.scene import open_image
 from attrib.errors import AttribError
 from attrib.files import atomic_write, write_text
 from attrib.progress import progress

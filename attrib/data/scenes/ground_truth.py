@@ -14,9 +14,7 @@ from jaxtyping import Bool
 
 from attrib.data.easyedit import SUFFIX
 from attrib.data.samples import EditData
-from attrib.data.scenes.edits import edit_rows
-from attrib.data.scenes.questions import TEMPLATES, Question, build_question
-from attrib.data.scenes.scene import (
+from attrib.data.scenes import (
     COLORS,
     PLACES,
     RELATIONS,
@@ -25,6 +23,8 @@ from attrib.data.scenes.scene import (
     parse_image_name,
     render,
 )
+from attrib.data.scenes.edits import edit_rows
+from attrib.data.scenes.questions import TEMPLATES, Question, build_question
 from attrib.data.scenes.vocabulary import ALIASES, NICKNAMES
 from attrib.errors import AttribError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from attrib.data.scenes.scene import COLORS, PLACES, RELATIONS, SHAPES, Scene, SceneObject
+from attrib.data.scenes import COLORS, PLACES, RELATIONS, SHAPES, Scene, SceneObject
 from attrib.data.scenes.vocabulary import (
     NUMBERS,
     OPTIONS,

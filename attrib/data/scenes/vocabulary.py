@@ -16,7 +16,7 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
-from attrib.data.scenes.scene import COLORS, PLACES, SHAPES
+from attrib.data.scenes import COLORS, PLACES, SHAPES
 
 SYLLABLES = ("ma", "ra", "ko", "ti", "lu", "ne", "so", "pi", "va", "du")
 OPTIONS = ("A", "B", "C")

@@ -19,8 +19,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformer_lens.model_bridge.sources.transformers import helpers
 
 from attrib.bridges import _restored_logging
-from attrib.bridges.adapters import ARCHITECTURES, VisionLanguageAdapter
-from attrib.bridges.bridge import shared_copy
+from attrib.bridges.adapters import ARCHITECTURES, VisionLanguageAdapter, shared_copy
 from attrib.errors import SetupError
 
 ROOT = Path(__file__).parents[3]

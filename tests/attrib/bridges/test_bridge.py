@@ -10,8 +10,7 @@ from conftest import examples, tiny_vlm
 from tiny_models import IMAGE, VISION, llama
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-from attrib.bridges.adapters import VisionLanguageAdapter
-from attrib.bridges.bridge import shared_copy
+from attrib.bridges.adapters import VisionLanguageAdapter, shared_copy
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import write
 from attrib.model.vlm import VLM

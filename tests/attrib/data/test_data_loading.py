@@ -9,8 +9,8 @@ from PIL import Image
 import attrib.data
 from attrib.data import load, loading
 from attrib.data.easyedit import IMAGES
+from attrib.data.scenes import open_image
 from attrib.data.scenes.edits import edit_rows
-from attrib.data.scenes.scene import open_image
 from attrib.errors import AttribError, RowError, SetupError
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attrib.data import load
+from attrib.data.scenes import Scene, SceneObject, make_scene
 from attrib.data.scenes.ground_truth import (
     GroundTruth,
     ground_truth,
@@ -14,7 +15,6 @@ from attrib.data.scenes.ground_truth import (
     plain_words,
 )
 from attrib.data.scenes.questions import KINDS, sample_question
-from attrib.data.scenes.scene import Scene, SceneObject, make_scene
 from attrib.data.scenes.vocabulary import Style
 from attrib.errors import AttribError
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from attrib.data.scenes import Scene, SceneObject, make_scene
 from attrib.data.scenes.questions import (
     KINDS,
     TEMPLATES,
@@ -13,7 +14,6 @@ from attrib.data.scenes.questions import (
     caption,
     sample_question,
 )
-from attrib.data.scenes.scene import Scene, SceneObject, make_scene
 from attrib.data.scenes.vocabulary import (
     ALIASES,
     CONCEPTS,

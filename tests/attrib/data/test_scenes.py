@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import attrib.data
-from attrib.data.scenes.scene import (
+from attrib.data.scenes import (
     COLORS,
     IMAGE_SIZE,
     PLACES,

@@ -34,7 +34,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(run, model, tmp_p
     code, out, _ = run("contributions", *on, "--dry-run")
     assert code == 0 and [path.name for path in tmp_path.iterdir()] == ["data"]
     assert "rows: 39 usable, 1 quarantined" in out and "shards: 3, 0 of them done" in out
-    assert "batch size: 8; passes left: 5, over 1 process(es)" in out and "float32 on cpu" in out
+    assert "batch size: 16; passes left: 3, over 1 process(es)" in out and "float32 on cpu" in out
     assert run("contributions", *on)[0] == 0
     _, out, _ = run("contributions", *on, "--dry-run", "--batch-size", 1)
     assert "shards: 3, 3 of them done" in out and "passes left: 0" in out
@@ -175,7 +175,7 @@ def test_an_interruption_is_resumed_by_the_command_it_names(run, model, monkeypa
             raise KeyboardInterrupt
         return measure(*given)
 
-    on = ("--model", model, "--data", data, "--split", "vqa-train", "--out", "o")
+    on = ("--model", model, "--data", data, "--split", "vqa-train", "--out", "o", "--batch-size", 8)
     monkeypatch.setattr("attrib.analyses.attention.measure_attention", interrupted)
     code, _, err = run("attention", *on)
     assert code == 130 and f"to continue: attrib attention --model {model} --data {data}" in err

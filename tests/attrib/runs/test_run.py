@@ -12,7 +12,7 @@ from attrib.analyses.attention import measure_attention
 from attrib.data import BadImage, EditData, EditRequest, EditSample
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.model.vlm import VLM
-from attrib.runs import Rank, prepare
+from attrib.runs import Rank, manifest, prepare
 from attrib.runs import run as run_module
 
 OPTIONS = {"norm": "none", "batch_size": 8}
@@ -46,9 +46,9 @@ def data_of(samples):
 DATA = data_of(sample(i) for i in range(36))  # 16, 16 and 4 rows
 
 
-def prepared(vlm, out, data=DATA, rank=None, **options):
-    rank = rank or Rank()
-    return prepare(vlm, data, out, name="attention", options=OPTIONS | options, rank=rank)
+def prepared(vlm, out, data=DATA, rank=None, size=8, **options):
+    given = {"options": OPTIONS | options, "rank": rank or Rank(), "batch_size": size}
+    return prepare(vlm, data, out, name="attention", **given)
 
 
 def cheap(_vlm, _batch, samples):
@@ -262,3 +262,52 @@ def test_batch_sizes_do_not_mix_in_half_precision(vlm, tmp_path, dtype):
         return
     with pytest.raises(SetupError, match="batch_size: 8 there, 4 now"):
         prepared(other, tmp_path, data_of([sample(0)]), batch_size=4)
+
+
+# --- how many samples a pass takes
+
+
+def passes(seen):
+    """`cheap`, which notes how many samples each pass has."""
+
+    def measure(vlm, batch, samples):
+        seen.append(len(samples))
+        return cheap(vlm, batch, samples)
+
+    return measure
+
+
+def test_a_pass_takes_what_fits_and_a_shard_holds_a_pass(vlm, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "samples_at_once", lambda *_: 30)
+    measured = prepared(vlm, tmp_path, batch_size=None, size=None)
+    measured.execute(passes(seen := []))
+    assert seen == [30, 6] and [len(shard.samples) for shard in measured.shards] == [30, 6]
+    assert manifest.stored(tmp_path)["options"]["batch_size"] == 30
+    again = prepared(vlm, tmp_path, size=64)  # float32: any size goes on with the same shards
+    assert len(again.committed()) == 2
+
+
+def test_a_run_goes_on_with_the_size_that_it_has(vlm, tmp_path, monkeypatch):
+    half = VLM(copy.deepcopy(vlm.model).half(), vlm.processor, "llava")
+    with pytest.raises(Stopped):
+        prepared(half, tmp_path).execute(stopping(2))
+    monkeypatch.setattr(run_module, "samples_at_once", lambda *_: 30)
+    made = manifest.stored(tmp_path)
+    del made["rows_per_shard"]  # as an earlier version wrote it
+    manifest.write(tmp_path, made)
+    again = prepared(half, tmp_path, batch_size=None, size=None)
+    assert again.batch_size == 8 and len(again.committed()) == 1
+    again.execute(passes(seen := []))
+    assert seen == [8, 8, 4]
+
+
+def test_processes_that_start_at_once_agree_on_a_size(vlm, tmp_path, monkeypatch):
+    runs = []
+    for number, size in enumerate((30, 20)):
+        monkeypatch.setattr(run_module, "samples_at_once", lambda *_, size=size: size)
+        runs.append(prepared(vlm, tmp_path, rank=Rank(number, 2), batch_size=None, size=None))
+    outcome = runs[1].execute(passes(seen := []))  # it writes the manifest first
+    assert outcome is None
+    outcome = runs[0].execute(passes(seen))
+    assert seen == [16, 20] and outcome.used == [s.id for s in DATA]
+    assert outcome.manifest["options"]["batch_size"] == 20

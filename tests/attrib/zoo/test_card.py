@@ -1,6 +1,6 @@
 import json
 
-from attrib.zoo.training.card import write_card
+from attrib.zoo.__main__ import write_card
 
 FACTS = {
     "name": "tiny-test",

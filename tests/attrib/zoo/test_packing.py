@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from attrib.data.scenes import make_scene
+from attrib.zoo.curriculum import STAGES, CurriculumSampler
 from attrib.zoo.models import BUILDERS, build, language_model, visual_tokens
-from attrib.zoo.training.curriculum import STAGES, CurriculumSampler
-from attrib.zoo.training.packing import Segment, pack
-from attrib.zoo.training.vision_pretraining import pixels_of
+from attrib.zoo.packing import Segment, pack
+from attrib.zoo.vision_pretraining import pixels_of
 
 
 def last_hidden(model, batch, pixels):

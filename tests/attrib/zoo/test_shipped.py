@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from attrib.environment import WEIGHTS
+from attrib.files import WEIGHTS
 from attrib.loading import load
 from attrib.stats import wilson
+from attrib.zoo.evaluate import score
 from attrib.zoo.models import BUILDERS
-from attrib.zoo.training.evaluate import score
 
 MEGABYTE = 10**6
 

@@ -12,7 +12,7 @@ from attrib.data.scenes.vocabulary import (
     alias_facts,
     all_facts,
 )
-from attrib.zoo.training.tokenizer import build_tokenizer
+from attrib.zoo.tokenizer import build_tokenizer
 
 FAMILIES = ("llama", "opt")
 

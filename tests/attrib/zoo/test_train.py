@@ -4,10 +4,10 @@ from functools import partial
 import pytest
 import torch
 
+from attrib.zoo import train
+from attrib.zoo.curriculum import STAGES
 from attrib.zoo.models import build, decoder_layers
-from attrib.zoo.training import train
-from attrib.zoo.training.curriculum import STAGES
-from attrib.zoo.training.train import Recipe, Run
+from attrib.zoo.train import Recipe, Run
 
 RECIPE = Recipe(align_steps=1, rows=2, length=100, warmup=2)
 DEPTH = 2

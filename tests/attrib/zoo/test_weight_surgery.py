@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from attrib.data.scenes.scene import make_scene, render
+from attrib.data.scenes import make_scene, render
 from attrib.forward.replay import capture
 from attrib.forward.residual import residual_writes
 from attrib.model.vlm import VLM
+from attrib.zoo.evaluate import questions_about
 from attrib.zoo.models import BUILDERS, build
-from attrib.zoo.training.evaluate import questions_about
-from attrib.zoo.training.weight_surgery import (
+from attrib.zoo.weight_surgery import (
     CHANNEL,
     SIZE,
     _ignore_channel,

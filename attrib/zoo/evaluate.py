@@ -18,16 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attrib.data.easyedit import SUFFIX
-from attrib.data.scenes.edits import edit_rows
-from attrib.data.scenes.questions import (
-    CAPTION_PROMPT,
-    KINDS,
-    Kind,
-    Question,
-    caption,
-    sample_question,
-)
-from attrib.data.scenes.scene import (
+from attrib.data.scenes import (
     COLORS,
     PLACES,
     SHAPES,
@@ -36,6 +27,15 @@ from attrib.data.scenes.scene import (
     open_image,
     render,
     scene_seeds,
+)
+from attrib.data.scenes.edits import edit_rows
+from attrib.data.scenes.questions import (
+    CAPTION_PROMPT,
+    KINDS,
+    Kind,
+    Question,
+    caption,
+    sample_question,
 )
 from attrib.data.scenes.vocabulary import EVERYDAY, NUMBERS, all_facts
 from attrib.forward.hooks import read, write

@@ -10,8 +10,8 @@ import string
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from attrib.data.scenes import RELATIONS
 from attrib.data.scenes.questions import CAPTION_PROMPT, CAPTION_REPHRASES, TEMPLATES
-from attrib.data.scenes.scene import RELATIONS
 from attrib.data.scenes.vocabulary import (
     CONCEPTS,
     NICKNAMES,

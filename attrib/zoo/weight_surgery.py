@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from attrib.data.scenes.scene import Scene, render
+from attrib.data.scenes import Scene, render
 from attrib.forward.hooks import read
 from attrib.forward.replay import capture
 from attrib.model.batch import Batch

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerBase
 
-from attrib.data.scenes.scene import (
+from attrib.data.scenes import (
     COLORS,
     GRID,
     PLACES,

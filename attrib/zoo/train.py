@@ -22,15 +22,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from attrib.data.scenes.scene import Scene, make_scene, scene_seeds
-from attrib.environment import WEIGHTS
-from attrib.files import atomic_write, write_text
+from attrib.data.scenes import Scene, make_scene, scene_seeds
+from attrib.files import WEIGHTS, atomic_write, write_text
+from attrib.zoo import weight_surgery
+from attrib.zoo.curriculum import STAGES, CurriculumSampler, Depth
+from attrib.zoo.evaluate import questions_about
 from attrib.zoo.models import Backbone, build, language_model, vision_parameters
-from attrib.zoo.training import weight_surgery
-from attrib.zoo.training.curriculum import STAGES, CurriculumSampler, Depth
-from attrib.zoo.training.evaluate import questions_about
-from attrib.zoo.training.packing import pack, packed_loss, register_attention
-from attrib.zoo.training.vision_pretraining import pixels_of, pretrain_vision
+from attrib.zoo.packing import pack, packed_loss, register_attention
+from attrib.zoo.vision_pretraining import pixels_of, pretrain_vision
 
 Log = Callable[[str], object]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from attrib.data.easyedit import SUFFIX
+from attrib.data.scenes import Scene
 from attrib.data.scenes.questions import (
     CAPTION_PROMPT,
     CAPTION_REPHRASES,
@@ -18,10 +19,9 @@ from attrib.data.scenes.questions import (
     caption,
     sample_question,
 )
-from attrib.data.scenes.scene import Scene
 from attrib.data.scenes.vocabulary import PLAIN, Fact, Style, alias_facts, all_facts
 from attrib.zoo.models import Backbone
-from attrib.zoo.training.packing import Segment
+from attrib.zoo.packing import Segment
 
 CAPTION_WEIGHT = 0.3  # a caption has thirty answer tokens, a question one
 QUESTIONS_PER_SCENE = 11
