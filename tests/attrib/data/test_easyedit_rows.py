@@ -169,7 +169,8 @@ def test_a_refused_image_names_file_row_and_field():
 
 
 def test_a_field_may_name_several_images_in_order():
-    fields = row(1, image=["a.png", "b.png"], m_loc=["c.png"], hard=[hard(image=["d.png", "e.png"])])
+    near = hard(image=["d.png", "e.png"])
+    fields = row(1, image=["a.png", "b.png"], m_loc=["c.png"], hard=[near])
     assert image_names(fields) == [
         ("image[0]", "a.png"),
         ("image[1]", "b.png"),
