@@ -90,10 +90,12 @@ def open_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 def as_source(image: GivenImage | Sequence[GivenImage] | None) -> Sources:
     """Where an image comes from, or several in a list; a path is opened by `open_photo`."""
-    if isinstance(image, list | tuple):
+    if isinstance(image, str | Path):
+        return partial(open_photo, image)
+    if isinstance(image, Sequence):
         several: Any = tuple(as_source(one) for one in image)
         return several if len(several) > 1 else next(iter(several), None)
-    return partial(open_photo, image) if isinstance(image, str | Path) else image
+    return image
 
 
 def open_sources(source: Sources) -> list[Image.Image]:

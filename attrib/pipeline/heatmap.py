@@ -1,5 +1,6 @@
 """Heatmaps, and their faithfulness: options of the noise, figures and summaries."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -121,17 +122,15 @@ class Heatmap(Analysis[HeatmapOptions]):
     def _pictures(self, result: "Result") -> Plots:
         if "grids" not in result.tables:
             return {}
-        grids = result.tables["grids"].frame
         samples = {sample.id: sample for sample in result.samples}
-        every = list(dict.fromkeys(map(str, grids["example"])))
-        examples = [e for e in every if e in samples][: self.options.pictures]
+        counts = Counter(map(str, result.tables["grids"].frame["example"]))  # of images
+        examples = [e for e in counts if e in samples][: self.options.pictures]
         figures = {}
         for number, example in enumerate(examples):
-            suffix = "" if len(every) == 1 else f"-{number}"
-            images = int((grids["example"] == example).sum())
-            for i in range(images):
+            suffix = "" if len(counts) == 1 else f"-{number}"
+            for i in range(counts[example]):
                 drawn = partial(_draw, result, samples[example], i)
-                one = suffix if images == 1 else f"{suffix}-image-{i}"
+                one = suffix if counts[example] == 1 else f"{suffix}-image-{i}"
                 kinds = ("picture", "queries") if "picture" in result.tables else ("heatmap",)
                 figures |= {f"{kind}{one}": partial(drawn, kind) for kind in kinds}
         return figures
