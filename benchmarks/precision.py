@@ -24,7 +24,7 @@ from jaxtyping import Float
 import attrib
 from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.patching import patching_difference
-from attrib.analyses.patching_pairs import partner_image
+from attrib.analyses.prompts import partner_image
 from attrib.analyses.visual_tokens import gradient_times_input
 from attrib.data import EditSample
 from attrib.files import write_text

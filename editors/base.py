@@ -1,7 +1,7 @@
-"""Interfaces of edits and editors, edits of weights, and the encoding of edit requests."""
+"""Interfaces of edits and editors, edits of weights, several edits at once, encoded requests."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from attrib.model.batch import Batch
 from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 
-__all__ = ["Edit", "Editor", "WeightEdit", "encode_requests"]
+__all__ = ["Edit", "Editor", "SequentialEdit", "WeightEdit", "edit_all", "encode_requests"]
 
 
 @runtime_checkable
@@ -99,6 +99,49 @@ class WeightEdit:
 
     def __repr__(self) -> str:
         return f"WeightEdit({len(self.weights)} parameters, {self.num_bytes:,} bytes)"
+
+
+@dataclass(frozen=True, eq=False)
+class SequentialEdit:
+    """Edits that were made one after the other, each on the edited model, applied in that order."""
+
+    edits: Sequence[Edit]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes stored for all of them."""
+        return sum(edit.num_bytes for edit in self.edits)
+
+    @contextmanager
+    def applied(self, vlm: VLM) -> Iterator[None]:
+        """Apply all of them."""
+        with ExitStack() as stack:
+            for edit in self.edits:
+                stack.enter_context(edit.applied(vlm))
+            yield
+
+
+def edit_all(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
+    """Return the edits of several samples as one, in their order.
+
+    An editor whose edits set the same weights (`sequential`) makes each edit with the earlier ones
+    applied. Any other editor edits the original model for each sample, and the edits are merged:
+    batch editing.
+
+    Raises:
+        AttribError: The editor supports one edit at a time only.
+    """
+    if getattr(editor, "sequential", False):
+        edits: list[Edit] = []
+        with ExitStack() as stack:
+            for sample in samples:
+                edits.append(editor.edit(vlm, sample.request))
+                stack.enter_context(edits[-1].applied(vlm))
+        return SequentialEdit(edits)
+    merge = getattr(editor, "merge", None)
+    if merge is None:
+        raise AttribError(f"{editor.name} keeps one edit at a time: it has no `merge`")
+    return merge([editor.edit(vlm, sample.request) for sample in samples])
 
 
 def encode_requests(

@@ -33,7 +33,7 @@ from attrib.analyses.direct_logits import (
     last_writes,
     module_writes,
 )
-from attrib.analyses.first_tokens import after_space
+from attrib.analyses.prompts import after_space
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows

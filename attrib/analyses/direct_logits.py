@@ -15,7 +15,6 @@ from attrib.model.targets import without_blank
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
-CONVERTED = 2**24  # elements of the output embedding at a time: 64 MiB
 Key = Literal["argmax", "gold"] | Int[Tensor, " batch"]
 
 

@@ -19,8 +19,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from attrib.analyses.first_tokens import after_space, encode_others
-from attrib.analyses.patching_pairs import check_pairs, partner_image, span_positions
+from attrib.analyses import prompts
 from attrib.data import EditSample
 from attrib.forward.hooks import gather_positions, position_index, read
 from attrib.forward.replay import Captured, capture, forward_from
@@ -151,7 +150,7 @@ def clean_runs(vlm: VLM, batch: Batch, other: Batch) -> CleanRuns:
     Raises:
         AttribError: The two batches do not have the same tokens at the same places.
     """
-    check_pairs(batch, other)
+    prompts.check_pairs(batch, other)
     with capture(vlm) as captured, read(vlm) as own:
         vlm.last_logits(batch)
     with read(vlm) as theirs:
@@ -183,7 +182,7 @@ def patched_logits(
     vlm: VLM, batch: Batch, runs: CleanRuns, span: PatchSpan
 ) -> Iterator[Float[Tensor, "batch d_vocab"]]:
     """Logits after the prompt, with the other's states at `span` patched into layer 0, 1, ..."""
-    at = span_positions(batch, span)[..., None]
+    at = prompts.span_positions(batch, span)[..., None]
     for layer in range(vlm.num_layers):
         own, other = runs.own[layer], runs.other[layer]
         hidden = torch.where(at.to(own.device), other, own)
@@ -228,9 +227,9 @@ def measure_patching(
         AttribError: A sample has no image, no partner, or one with other visual tokens.
     """
     if skip_blank:
-        batch = after_space(vlm, batch, samples, [s.request.target for s in samples])
-    pictures, partners = zip(*(partner_image(s, other, fit) for s in samples), strict=True)
-    others = encode_others(vlm, batch, samples, pictures)
+        batch = prompts.after_space(vlm, batch, samples, [s.request.target for s in samples])
+    pictures, partners = zip(*(prompts.partner_image(s, other, fit) for s in samples), strict=True)
+    others = prompts.encode_others(vlm, batch, samples, pictures)
     runs = clean_runs(vlm, batch, others)
     parts = [patching_of(vlm, batch, runs, span) for span in spans]
     values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()

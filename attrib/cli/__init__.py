@@ -22,7 +22,7 @@ ANALYSIS, LAYERS, EDITING, SETUP = "Analyses", "Layers", "Editing", "Models and 
 COMMANDS = {
     "demo": (
         ANALYSIS,
-        "attrib.cli.demo",
+        "attrib.cli.report",
         "First report on an embedded model; needs no network, GPU or account.",
     ),
     **{name: (ANALYSIS, "attrib.cli.analyse", text) for name, (_, text) in ANALYSES.items()},

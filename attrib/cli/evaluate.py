@@ -107,9 +107,8 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     from attrib.runs import Rank, refuse_foreign
     from editors import load_editor
     from editors.evaluation.evaluate import prepare_evaluation
-    from editors.evaluation.multi_edit import Groups
     from editors.evaluation.reference_model import ReferenceModel
-    from editors.evaluation.scoring import Scoring
+    from editors.evaluation.scoring import Groups, Scoring
 
     rank = Rank.from_environment()
     numbers = [int(n) for n in (options.sequential or "1").split(",")]

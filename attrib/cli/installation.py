@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from attrib.cli.command import ExitCode
-from attrib.files import embedded_names, versions
+from attrib.files import WEIGHTS, atomic_write, embedded_names, versions
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 2  # bfloat16
@@ -36,8 +36,6 @@ def list_models() -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
-
-    from attrib.files import WEIGHTS, embedded_names
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("model", "family", "layers", "params", *SCORES):
@@ -143,7 +141,6 @@ def sample(
 ) -> None:
     """Write a sample image that the embedded models can answer questions about."""
     from attrib.data import sample_image
-    from attrib.files import atomic_write
 
     with atomic_write(out) as file:
         sample_image().save(file, format="PNG")

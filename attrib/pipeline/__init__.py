@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 # Name -> class and help text: the first line of the class's docstring (a test compares them).
 ANALYSES: dict[str, tuple[str, str]] = {
     "contributions": (
-        "attrib.pipeline.contributions.Contributions",
+        "attrib.pipeline.observations.Contributions",
         "Contribution of each layer's attention and MLP to the key token (VisEdit, Figs. 1, 5, 6).",
     ),
     "attention": (
-        "attrib.pipeline.contributions.Attention",
+        "attrib.pipeline.observations.Attention",
         "Attention of the last prompt token to words and image, per layer (DualEdit, Fig. 1).",
     ),
     "heatmap": (
@@ -39,7 +39,7 @@ ANALYSES: dict[str, tuple[str, str]] = {
         "At which layers the answer follows the states of another image.",
     ),
     "gate": (
-        "attrib.pipeline.gate.Gate",
+        "attrib.pipeline.observations.Gate",
         "Can a gate tell an edit from other inputs? Similarity per layer (DualEdit, Fig. 4).",
     ),
 }

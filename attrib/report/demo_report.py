@@ -34,7 +34,7 @@ from attrib.report.summaries import (
 )
 from attrib.results import Result
 from attrib.runs.collect import collect
-from attrib.runs.provenance import provenance_of
+from attrib.runs.manifest import provenance_of
 
 CARDS = 8
 SIZE = (4.4, 3.1)  # inches, so that text is legible on a telephone
@@ -114,8 +114,12 @@ def study(
         commands: that reproduce the report.
     """
     # In scenes, `pred` is the correct answer, and the target is the answer after an edit.
-    truth = _pred if data.name in SCENES else _target
-    measure = partial(measure_demo, norm="none", truth=truth)
+    in_scenes = data.name in SCENES
+    measure = partial(
+        measure_demo,
+        norm="none",
+        truth=lambda sample: sample.meta["pred"] if in_scenes else sample.request.target,
+    )
     done = collect(vlm, data, measure, batch_size=batch_size, what="report")
     made = provenance_of(vlm, data, options or {}, seed, done)
     results = {name: Result(name, table, made) for name, table in done.tables.items()}
@@ -201,14 +205,6 @@ def _card(sample: EditSample, answer: Any) -> Card:
     png = small_png(images[0]) if images else None
     right = bool(answer["value"])
     return Card(png, sample.request.prompt, answer["truth"], answer["answer"], right, _kind(sample))
-
-
-def _pred(sample: EditSample) -> str:
-    return sample.meta["pred"]
-
-
-def _target(sample: EditSample) -> str:
-    return sample.request.target
 
 
 def _kind(sample: EditSample) -> str:

@@ -28,7 +28,7 @@ from attrib.runs import shards as shard_files
 from attrib.runs.collect import Collector, Worker
 from attrib.runs.collected import Measure, empty_message, file_of, should_retry
 from attrib.runs.distributed import TIMEOUT_SECONDS, Rank, wait_for
-from attrib.runs.provenance import provenance_of
+from attrib.runs.manifest import provenance_of
 from attrib.runs.shards import Shard, ShardResult, ShardStore, merge, split
 
 SINGLE = Rank()

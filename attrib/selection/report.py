@@ -12,7 +12,7 @@ from attrib.data import EditData
 from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.results import Result
-from attrib.runs.provenance import provenance_of
+from attrib.runs.manifest import provenance_of
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM

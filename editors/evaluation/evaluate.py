@@ -18,10 +18,9 @@ from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
 from attrib.runs.collect import collect
-from attrib.runs.provenance import provenance_of
-from editors.evaluation.multi_edit import Groups
+from attrib.runs.manifest import provenance_of
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
-from editors.evaluation.scoring import SCORES, MakesEdits, Scoring
+from editors.evaluation.scoring import SCORES, Groups, MakesEdits, Scoring
 from editors.evaluation.tables import save_tables
 from editors.io import files_digest
 

@@ -18,7 +18,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.model.vlm import VLM
-from attrib.runs.provenance import fingerprint
+from attrib.runs.manifest import fingerprint
 from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
 from editors.evaluation.layer_grid_scores import Opened, cell_scores, opened

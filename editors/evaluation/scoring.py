@@ -1,20 +1,23 @@
-"""Scores of one sample's edit: a row per metric and protocol, and rows of costs."""
+"""Scores of one sample's edit: a row per metric and protocol, and rows of costs.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+With groups, a sample is scored while the edits of its group are applied too.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import torch
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import AttribError
+from attrib.errors import AttribError, RowError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.runs.collected import Tables
-from editors.base import Edit
-from editors.evaluation.multi_edit import Groups, timed
+from editors.base import Edit, edit_all
 from editors.evaluation.protocols import Answer, EncodedProbes, Probe, judge
 from editors.evaluation.reference_model import ReferenceModel
 from editors.gating.gates import UNGATED
@@ -27,6 +30,7 @@ FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
 SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
 METRICS = (*FIVE, "avg", *SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality")
 COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value")
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -38,6 +42,35 @@ class MakesEdits(Protocol):
     def edit(self, vlm: VLM, request: EditRequest) -> Edit:
         """Return the edit that installs a request."""
         ...
+
+
+@dataclass(eq=False)
+class Groups:
+    """Samples in groups of `size`, in their order; the edit of the current group is cached.
+
+    The last group may be smaller, as may one with unusable samples.
+    """
+
+    samples: Sequence[EditSample]
+    size: int
+    _of: dict[str, int] = field(init=False, repr=False)
+    _current: int | None = field(default=None, init=False, repr=False)
+    _edit: tuple[Edit, int, float] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise AttribError(f"edits at once: expected 1 or more, got {self.size}")
+        self._of = {sample.id: i // self.size for i, sample in enumerate(self.samples)}
+
+    def edit(self, vlm: VLM, editor: Any, sample: EditSample) -> tuple[Edit, int, float]:
+        """Return the merged edit of a sample's group, its size, and milliseconds per edit."""
+        number = self._of[sample.id]
+        if self._edit is None or self._current != number:
+            group = self.samples[number * self.size : (number + 1) * self.size]
+            usable = [one for one in group if _is_usable(one)]
+            edit, ms = timed(vlm, lambda: edit_all(vlm, editor, usable))
+            self._current, self._edit = number, (edit, len(usable), ms / len(usable))
+        return self._edit
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,3 +204,25 @@ def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     if same_image:
         found["same_image"] = float(np.mean(same_image))
     return found
+
+
+def timed(vlm: VLM, run: Callable[[], T]) -> tuple[T, float]:
+    """Return what `run` returns, and the milliseconds until the model's device finished it."""
+    start = _now(vlm)
+    result = run()
+    return result, 1000 * (_now(vlm) - start)
+
+
+def _now(vlm: VLM) -> float:
+    if vlm.device.type == "cuda":
+        torch.cuda.synchronize(vlm.device)
+    return time.perf_counter()
+
+
+def _is_usable(sample: EditSample) -> bool:
+    """Whether a request has an image and a target; other samples are quarantined elsewhere."""
+    try:
+        _ = sample.request.image
+    except RowError:
+        return False
+    return bool(sample.request.target.strip())

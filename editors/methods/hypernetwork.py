@@ -41,6 +41,7 @@ NETWORK = "net.safetensors"
 NUM_LAYERS = 3  # the last ones, as published for both
 
 Conditions = Mapping[str, Tensor]  # token ids that the network reads, by sample
+Shapes = Mapping[str, tuple[int, int]]  # outputs and inputs of each matrix
 
 
 class HypernetworkConfig(TrainingConfig):
@@ -98,8 +99,8 @@ class HypernetworkEditor(TrainableEditor):
 
     @classmethod
     @abstractmethod
-    def _network(cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: Any) -> nn.Module:
-        """The untrained network, for matrices of these shapes (outputs, inputs)."""
+    def _network(cls, vlm: VLM, shapes: Shapes, config: Any) -> nn.Module:
+        """The untrained network, for matrices of these shapes."""
 
     @classmethod
     def _conditions(cls, vlm: VLM, config: Any, samples: Sequence[EditSample]) -> Conditions:

@@ -27,6 +27,7 @@ from editors.methods.hypernetwork import (
     HypernetworkConfig,
     HypernetworkEditor,
     HypernetworkObjective,
+    Shapes,
 )
 from editors.training.config import SMALL_MODEL, EditorConfig
 from editors.training.losses import LossWeights, answer_losses
@@ -98,9 +99,7 @@ class KE(HypernetworkEditor):
     config_class: ClassVar[type[EditorConfig]] = KEConfig
 
     @classmethod
-    def _network(
-        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: KEConfig
-    ) -> nn.Module:
+    def _network(cls, vlm: VLM, shapes: Shapes, config: KEConfig) -> nn.Module:
         table: Any = vlm.model.get_input_embeddings()
         with loaded(table):
             return KENetwork(shapes, table.weight.detach(), config)
@@ -173,7 +172,7 @@ class KENetwork(nn.Module):
 
     def __init__(
         self,
-        shapes: Mapping[str, tuple[int, int]],
+        shapes: Shapes,
         embedding: Float[Tensor, "d_vocab d_model"],
         config: KEConfig,
     ):

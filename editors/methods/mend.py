@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.model.vlm import VLM
-from editors.methods.hypernetwork import HypernetworkConfig, HypernetworkEditor
+from editors.methods.hypernetwork import HypernetworkConfig, HypernetworkEditor, Shapes
 from editors.training.config import SMALL_MODEL, EditorConfig
 from editors.weights.passes import LowRankUpdate, TokenGradients
 
@@ -79,9 +79,7 @@ class MEND(HypernetworkEditor):
     config_class: ClassVar[type[EditorConfig]] = MENDConfig
 
     @classmethod
-    def _network(
-        cls, vlm: VLM, shapes: Mapping[str, tuple[int, int]], config: MENDConfig
-    ) -> nn.Module:
+    def _network(cls, vlm: VLM, shapes: Shapes, config: MENDConfig) -> nn.Module:
         del vlm
         return MENDNetwork(shapes, config)
 
@@ -97,7 +95,7 @@ class MENDNetwork(nn.Module):
         config: The options.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], config: MENDConfig):
+    def __init__(self, shapes: Shapes, config: MENDConfig):
         super().__init__()
         self.shapes, self.config = dict(shapes), config
         by_shape: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """SERAC: edits kept beside the model, and a small model that answers the inputs in their scope.
 
-`editors.methods.serac_networks` has the networks and their sources. The model's weights do not
-change: an input out of scope passes it bit for bit.
+`editors.methods.serac_networks` has the options, the networks and their sources. The model's
+weights do not change: an input out of scope passes it bit for bit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,28 +9,120 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.forward.hooks import read
 from attrib.forward.replay import capture
-from attrib.model.devices import execution_device
+from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal
 from editors.adapters.sites import Gate, MemoryEntry
 from editors.base import Edit, encode_requests
+from editors.gating.features import COVERED
 from editors.io import save_tensors
-from editors.methods.serac_edit import PROMPT, TARGET, ScopeGate, SERACEdit
-from editors.methods.serac_networks import Counterfactual, Networks, Scope
-from editors.methods.serac_objective import SERACConfig, SERACObjective
+from editors.methods.objective import EditObjective
+from editors.methods.serac_edit import PROMPT, TARGET, ScopeGate, SERACEdit, prompt_vectors
+from editors.methods.serac_networks import (
+    Counterfactual,
+    Networks,
+    SERACConfig,
+    networks,
+    pad_with_positions,
+)
 from editors.training.config import EditorConfig
+from editors.training.dataset import CachedDataset, PrefixRows, StreamedDataset
 from editors.training.editor import TrainableEditor
+from editors.training.losses import ROLES
+from editors.training.prefix import PrefixStates
 from editors.training.run import TrainingJob
 
 NETWORKS = "nets.safetensors"
+SCOPE = "scope"  # the classifier's term of the loss
+
+
+@dataclass(eq=False)
+class SERACObjective(EditObjective):
+    """The loss of both networks (LiveEdit's form, with the direction of KL corrected).
+
+    Answers: cross-entropy for the request and its generality, KL(unedited || counterfactual) for
+    locality. Scope: each input is classified as one of the batch's edits, or as none.
+
+    Attributes:
+        nets: The counterfactual model and the classifier.
+        layer: The layer whose states the classifier reads.
+    """
+
+    nets: Networks
+    layer: int
+
+    def __post_init__(self):
+        self.module = self.nets
+        if self.config.own_units:
+            self._fit_units()
+
+    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+        """The weighted terms of the loss on some edits."""
+        scope, _ = self.scope_loss(self.data, items)
+        return {**super().losses(items, rng), SCOPE: self.config.scope_weight * scope}
+
+    def validation(self) -> dict[str, float]:
+        """The loss and accuracies of answers, and the accuracy of the classifier."""
+        metrics = super().validation()
+        found = [self.scope_loss(self.held_out, items) for items in self.held_out_batches()]
+        loss = float(np.mean([loss.item() for loss, _ in found]))
+        accuracy = float(np.mean([share for _, share in found]))
+        return {
+            **metrics,
+            "loss": metrics["loss"] + self.config.scope_weight * loss,
+            SCOPE: accuracy,
+        }
+
+    def edits(self, data: CachedDataset, items: Sequence[int]) -> list[PrefixStates]:
+        """The edits' own states."""
+        return [data.edits[item] for item in items]
+
+    def logits(
+        self, rows: PrefixRows, edits: Sequence[PrefixStates]
+    ) -> Float[Tensor, "token d_vocab"]:
+        """Logits of the counterfactual model at the answer tokens, row by row."""
+        own = [edits[i] for i in rows.edit_of.tolist()]
+        states = self.nets.answer(*_embeddings(own), *_embeddings(rows.inputs))
+        labels = nn.utils.rnn.pad_sequence([q.labels for q in rows.inputs], True, IGNORE_INDEX)
+        dtype = rows.inputs[0].final.dtype
+        return self.vlm.unembed(states[labels != IGNORE_INDEX].to(dtype))
+
+    def scope_loss(
+        self, data: CachedDataset | StreamedDataset, items: Sequence[int]
+    ) -> tuple[Tensor, float]:
+        """Cross-entropy of the classifier's choice of edit, and its accuracy."""
+        data, items = data.load(items)
+        rows, scope = data.rows(items, self.roles), self.nets.scope
+        edits, queries = (
+            prompt_vectors(scope, [(q.hidden[self.layer], q.spans) for q in some])
+            for some in (self.edits(data, items), rows.inputs)
+        )
+        scores = scope.scores(queries, edits)
+        scores = torch.cat([scores, scope.none.expand(len(scores), 1)], 1)
+        covered = torch.tensor([ROLES[role] in COVERED for role in rows.role_of.tolist()])
+        wanted = torch.where(covered, rows.edit_of, len(items)).to(scores.device)
+        accuracy = (scores.argmax(1) == wanted).float().mean().item()
+        return nn.functional.cross_entropy(scores, wanted), accuracy
+
+    def _fit_units(self) -> None:
+        answer, scope, edits = self.nets.answer, self.nets.scope, self.data.sample_edits()
+        answer.units.fit(torch.cat([q.hidden[EMBED] for q in edits]))
+        answer.units_out.fit(torch.cat([q.final for q in edits]))
+        words = [q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits]
+        scope.units.fit(torch.cat(words))
+        images = [q.hidden[self.layer][q.spans["visual"]] for q in edits]
+        if means := [image.float().mean(0) for image in images if len(image)]:
+            scope.units_image.fit(torch.stack(means))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,20 +224,5 @@ def scope_layer(vlm: VLM, config: SERACConfig) -> int:
     return vlm.num_layers // 2 if layer is None else layer
 
 
-def networks(vlm: VLM, config: SERACConfig, seed: int) -> Networks:
-    """Both untrained networks, on the device of the model's last layer.
-
-    Raises:
-        AttribError: The number of heads does not divide a width.
-    """
-    heads = config.num_heads
-    for width in (config.width, config.scope_width):
-        if width % (2 * heads):
-            raise AttribError(
-                f"a width of {width} for {heads} heads: expected a multiple of {2 * heads}"
-            )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        answer = Counterfactual(vlm.d_model, config.width, config.num_layers, heads)
-        scope = Scope(vlm.d_model, config.scope_width, config.scope_num_layers, heads)
-    return Networks(answer, scope).to(execution_device(vlm.layers[vlm.num_layers - 1]))
+def _embeddings(inputs: Sequence[PrefixStates]) -> tuple[Tensor, Tensor, Tensor]:
+    return pad_with_positions([q.hidden[EMBED] for q in inputs], [q.last for q in inputs])

@@ -1,4 +1,4 @@
-"""SERAC's two networks: the scope classifier, and the counterfactual model that answers in scope.
+"""SERAC's options and two networks: the scope classifier, and the model that answers in scope.
 
 Source: Mitchell et al. 2022 ("Memory-Based Model Editing at Scale") in the form of LiveEdit's code:
 both read the model's own states, so that an edit's image is part of it, and the answer leaves
@@ -7,17 +7,67 @@ without pre-training, of a size that is an option.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from attrib.errors import AttribError
+from attrib.model.devices import execution_device
+from attrib.model.vlm import VLM
 from editors.adapters.adapter import ChannelStandardizer
 from editors.adapters.edit_signal import pad_states
+from editors.training.config import SMALL_MODEL, TrainingConfig
 
 EDIT_PROMPT, EDIT_TARGET, QUERY = range(3)  # kinds of positions
 LONGEST_WAVE = 10_000.0  # in positions (Vaswani et al. 2017)
+
+
+class SERACConfig(TrainingConfig):
+    """Options of SERAC: the sizes of its networks, and what the classifier reads.
+
+    Attributes:
+        width: Width of the counterfactual model (published: 768, OPT-125m's).
+        num_layers: Its layers (12).
+        num_heads: Its attention heads (12), and the classifier's.
+        scope_width: Width of the classifier (768, BERT's).
+        scope_num_layers: Its layers (12).
+        scope_layer: The layer of the model whose states it reads; None for the middle one.
+        scope_weight: Weight of its term of the loss.
+        own_units: Whether both networks see every channel standardised over the training edits,
+            and answers are made in these units (not published): single channels of large models
+            hide the others.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},  # sizes and rate; unlike published, the networks are not pre-trained
+        "embedded": {
+            **SMALL_MODEL,
+            "steps": 800,
+            "learning_rate": 5e-3,  # at 2e-2 no phrase is copied after 400 steps: LOG.md
+            "clip": 1.0,
+            # Unrelated inputs are the classifier's task. Learning them costs the small model the
+            # rest: it would have to be a second vision-language model (LOG.md).
+            "locality": 0.01,
+            "width": 128,
+            "num_layers": 3,
+            "num_heads": 4,
+            "scope_width": 128,
+            "scope_num_layers": 2,
+            "own_units": True,
+        },
+    }
+
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    scope_width: int = 768
+    scope_num_layers: int = 12
+    scope_layer: int | None = None
+    scope_weight: float = 1.0
+    own_units: bool = False
 
 
 class Counterfactual(nn.Module):
@@ -122,6 +172,25 @@ class Networks(nn.Module):
     def __init__(self, answer: Counterfactual, scope: Scope):
         super().__init__()
         self.answer, self.scope = answer, scope
+
+
+def networks(vlm: VLM, config: SERACConfig, seed: int) -> Networks:
+    """Both untrained networks, on the device of the model's last layer.
+
+    Raises:
+        AttribError: The number of heads does not divide a width.
+    """
+    heads = config.num_heads
+    for width in (config.width, config.scope_width):
+        if width % (2 * heads):
+            raise AttribError(
+                f"a width of {width} for {heads} heads: expected a multiple of {2 * heads}"
+            )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        answer = Counterfactual(vlm.d_model, config.width, config.num_layers, heads)
+        scope = Scope(vlm.d_model, config.scope_width, config.scope_num_layers, heads)
+    return Networks(answer, scope).to(execution_device(vlm.layers[vlm.num_layers - 1]))
 
 
 class Projection(nn.Module):

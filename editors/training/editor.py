@@ -9,10 +9,10 @@ from typing import Any, ClassVar, TypeVar
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
+from attrib.runs.distributed import ProcessGroup
 from editors.gating.gates import NO_GATE
 from editors.io import read_record, write_record
 from editors.training.config import EditorConfig
-from editors.training.process_group import ProcessGroup
 from editors.training.run import TrainingJob
 
 Made = TypeVar("Made", bound="TrainableEditor")

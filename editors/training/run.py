@@ -11,7 +11,7 @@ from typing import Any
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from attrib.runs.provenance import fingerprint
+from attrib.runs.manifest import fingerprint
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
 from editors.training.trainer import LogMetrics, Objective, Trainer

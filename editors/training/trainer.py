@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
+from attrib.runs.distributed import ProcessGroup
 from attrib.runs.manifest import diff
 from editors.io import load_checkpoint, read_checkpoint_record, save_checkpoint, save_tensors
 from editors.training.config import TrainingConfig, current_names
 from editors.training.losses import mean_accuracy
-from editors.training.process_group import ProcessGroup
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 LogMetrics = Callable[[int, Mapping[str, float]], None]

@@ -14,7 +14,7 @@ from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import gather_positions, write
 from attrib.model.precision import log_normalizer, main_dtype, token_directions
 from attrib.model.vlm import VLM
-from attrib.runs.provenance import provenance_of
+from attrib.runs.manifest import provenance_of
 from benchmarks.precision import ANALYSES, curves, deviation
 
 DTYPES = ("float32", "float16", "bfloat16")

@@ -16,7 +16,7 @@ from attrib.cli.analyse import command_options
 from attrib.cli.outputs import default_folder
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.pipeline.gate import Gate, GateOptions
+from attrib.pipeline.observations import Gate, GateOptions
 from attrib.report.summaries import gate_auc_table, summarize_gate
 from attrib.results import Result
 

@@ -17,9 +17,8 @@ from attrib.analyses.patching import (
     patching_difference,
     patching_of,
     patching_parts,
-    span_positions,
 )
-from attrib.analyses.patching_pairs import SPANS
+from attrib.analyses.prompts import SPANS, span_positions
 from attrib.errors import AttribError
 from attrib.forward.hooks import read, write
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from attrib import cli, plots
 from attrib.analyses.patching import STATISTICS, measure_patching, patching_parts
-from attrib.analyses.patching_pairs import partner
+from attrib.analyses.prompts import partner
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.pipeline.patching import Patching, PatchingOptions

@@ -10,7 +10,7 @@ from attrib.analyses.attention import measure_attention
 from attrib.cli.analyse import analyse
 from attrib.cli.outputs import default_folder, refuse_unwritable
 from attrib.errors import SetupError
-from attrib.pipeline.contributions import Attention
+from attrib.pipeline.observations import Attention
 from attrib.pipeline.options import AnalysisOptions
 from attrib.results import Result
 

@@ -14,7 +14,7 @@ from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from attrib.runs.collect import collect
-from attrib.runs.provenance import fingerprint, provenance_of
+from attrib.runs.manifest import fingerprint, provenance_of
 
 IMAGE = picture()
 

@@ -6,11 +6,10 @@ from conftest import tiny_vlm
 from planted_editors import Nothing, Says, sample
 
 from attrib.errors import AttribError, RowError
-from editors.base import WeightEdit
+from editors.base import SequentialEdit, WeightEdit, edit_all
 from editors.evaluation.evaluate import evaluate
-from editors.evaluation.multi_edit import Groups, SequentialEdit, edit_all
 from editors.evaluation.reference_model import ReferenceModel
-from editors.evaluation.scoring import COST
+from editors.evaluation.scoring import COST, Groups
 
 WORDS = ("red", "gold", "big")
 

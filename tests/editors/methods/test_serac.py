@@ -17,8 +17,7 @@ from editors.evaluation.evaluate import evaluate
 from editors.evaluation.reference_model import Checksum
 from editors.methods.serac import SERAC, networks
 from editors.methods.serac_edit import VECTOR, ScopeGate, SERACEdit
-from editors.methods.serac_networks import Scope
-from editors.methods.serac_objective import SERACConfig
+from editors.methods.serac_networks import Scope, SERACConfig
 from editors.training.losses import ROLES
 from editors.training.run import TrainingJob
 

@@ -14,13 +14,13 @@ from tiny_edits import samples
 
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
+from attrib.runs.distributed import ProcessGroup
 from editors import VisEdit
 from editors.adapters.edit_signal import EMBED
 from editors.io import digest_of
 from editors.methods.adapter_editor import ADAPTERS
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.training.dataset import cache_dataset
-from editors.training.process_group import ProcessGroup
 
 QUICK = {"steps": 2, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
          "validate_every": 2, "save_every": 2, "warmup": 0, "preset": "embedded",
