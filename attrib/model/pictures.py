@@ -25,13 +25,13 @@ Pictures = Sequence[Sequence[Image.Image]]  # the pictures of each prompt
 Size = tuple[int, int]
 
 
-def check_list(name: str, given: Any) -> None:
+def check_list(name: str, given: Any, needed: str = "__len__") -> None:
     """Refuse a single image or text where `encode` expects a list with one entry per prompt.
 
     Raises:
         AttribError: The message names the argument.
     """
-    if isinstance(given, str | Image.Image) or not hasattr(given, "__len__"):
+    if isinstance(given, str | Image.Image) or not hasattr(given, needed):
         kind = "a text" if isinstance(given, str) else f"a {type(given).__name__}"
         example = "encode([image], [prompt])"
         raise AttribError(
@@ -46,7 +46,7 @@ def picture_lists(images: GivenImages) -> list[list[Image.Image]]:
         AttribError: One is no image, or cannot be used; the message names it as `image 0`, or as
             `image 0[1]` if it is the second picture of its prompt.
     """
-    check_list("images", images)
+    check_list("images", images, "__iter__")
     return [
         [_upright(one, f"image {row}[{k}]") for k, one in enumerate(given)]
         if isinstance(given, list | tuple)
@@ -139,7 +139,11 @@ class PictureFinder:
         same = self.placeholder.auto_inserts or len(set(sizes)) == 1
         if same and sizes and total % len(sizes) == 0:
             return [total // len(sizes)] * len(sizes)
-        return self._counts(sizes) if len(sizes) > 1 else [total] * len(sizes)
+        if len(sizes) < 2:
+            return [total] * len(sizes)
+        together = self._counts(sizes)
+        # Tokenizers that read the separator as plain text count the pictures as one.
+        return together if len(together) == len(sizes) else [sum(self._counts((s,))) for s in sizes]
 
     @cached_property
     def _counts(self) -> Any:
@@ -154,10 +158,9 @@ class PictureFinder:
         """
         tokenizer = self.processor.tokenizer
         separator = tokenizer.eos_token or tokenizer.pad_token
-        text = separator.join([self.placeholder.marker] * len(sizes))
-        images = [Image.new("RGB", size, "grey") for size in sizes]
+        text = separator.join([self.placeholder.marker] * len(sizes)) + separator
         counts = [0]
-        for token in self._ids(images, f"{text}{separator}x"):
+        for token in self._ids([Image.new("RGB", size, "grey") for size in sizes], text):
             if token == tokenizer.convert_tokens_to_ids(separator):
                 counts.append(0)
             counts[-1] += token == self.placeholder.image_token_id
