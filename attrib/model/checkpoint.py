@@ -28,10 +28,10 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from attrib.errors import SetupError
 from attrib.files import WEIGHTS, embedded_names
 from attrib.model.components import refuse_encoder_decoder
+from attrib.model.image_placeholder import quiet
 from attrib.model.placement import DeviceMap, Placement
+from attrib.model.weight_files import check_files, check_weights, damaged_file
 from attrib.vocabulary import Dtype
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_checkpoint(
@@ -61,29 +61,28 @@ def read_checkpoint(
     if HF_HUB_OFFLINE:
         options["local_files_only"] = True
     if is_folder:
-        _refuse_pickle(Path(source), name)
+        check_files(Path(source), name)
     config = _config(source, name, options)
     processor = _processor(source, name, config, options)
     if dtype == "auto" and placement.on_cpu:
         dtype = "float32"
     try:
         auto: Any = AutoModelForImageTextToText
-        model, report = placement.load(
-            auto.from_pretrained,
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with quiet():  # its report of a line per weight: one line of ours follows
+            model, report = placement.load(
+                auto.from_pretrained,
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise SetupError(f"{name}: cannot read its weights: {_first_line(error)}") from error
-    if complete and (missing := sorted(report["missing_keys"])):
-        raise SetupError(
-            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} "
-            "among them; download it again, or load it as it is with verify=False"
-        )
+        where = damaged_file(Path(source))
+        raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
+    check_weights(name, report, complete)
     return model.eval().requires_grad_(False), processor
 
 
@@ -105,27 +104,17 @@ def _source(name: str) -> str:
     )
 
 
-def _refuse_pickle(folder: Path, name: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        raise SetupError(
-            f"{name}: {pickles[0]} is a pickle, which can run code when read; convert it where you "
-            "trust it, with from_pretrained(...).save_pretrained(folder)"
-        )
-    raise SetupError(f"{name}: the folder has no *.safetensors; give one made by save_pretrained")
-
-
 def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source, **options)
-    except OSError as error:
-        hint = (
-            "it is not in the local cache and HF_HUB_OFFLINE is set"
-            if HF_HUB_OFFLINE
-            else _first_line(error)
-        )
+        if not isinstance(raw, dict):
+            raise TypeError(f"but a {type(raw).__name__}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        hint = _first_line(error)
+        if Path(source).is_dir():
+            hint = f"it is not a JSON object ({hint})"
+        elif HF_HUB_OFFLINE:
+            hint = "it is not in the local cache and HF_HUB_OFFLINE is set"
         raise SetupError(f"{name}: cannot read its config.json: {hint}") from error
     model_type = raw.get("model_type")
     if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
@@ -166,7 +155,7 @@ def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[s
         processor.image_processor = AutoImageProcessor.from_pretrained(
             source, backend="pil", **options
         )
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # of any class: tokenizers raises Exception itself
         raise SetupError(f"{name}: cannot load its processor: {_first_line(error)}") from error
     return processor
 

@@ -5,7 +5,7 @@
     logits = vlm.logits(batch)
 
 Works for every decoder-only image-text-to-text model of transformers, whose components are found by
-structure (`attrib.model.components`). `vlm.model` and `vlm.processor` are never modified.
+structure (`attrib.model.components`). The model and the processor given are never modified.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
 from attrib.model.last_logits import gather_last, logits_to_keep
 from attrib.model.pictures import GivenImages, PictureFinder
+from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths
 from attrib.model.targets import answer_ids
@@ -40,7 +41,8 @@ class VLM:
 
     Attributes:
         model: The Hugging Face model.
-        processor: The Hugging Face processor; without one, `batch` is the only way to make inputs.
+        processor: The Hugging Face processor, with the settings that the model's config requires;
+            without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
         verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
     """
@@ -56,6 +58,7 @@ class VLM:
         if not self.name:
             object.__setattr__(self, "name", self.model.name_or_path or type(self.model).__name__)
         _ = self.components  # refuse unsupported models now
+        object.__setattr__(self, "processor", completed(self.processor, self.model))
 
     def __repr__(self) -> str:
         return describe(self)
@@ -122,13 +125,13 @@ class VLM:
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
-        with pushed(self._active, run.batch):
+        with running(self._active, run.batch, self.processor):
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
-        with pushed(self._active, run.batch):
+        with running(self._active, run.batch, self.processor):
             keep = logits_to_keep(self.model, run.batch)
             logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
         return gather_last(logits, run.batch)
@@ -181,7 +184,7 @@ class VLM:
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
-        """Generate a continuation of each prompt, greedily by default.
+        """Continue each prompt, greedily by default; the new texts, without space around them.
 
         Of the checkpoint's generation config only the special tokens are used. Right padding moves
         to the left and grows by one column, so that an open `write` for the original positions
@@ -191,9 +194,6 @@ class VLM:
             batch: Prompts without targets; padded on the left for use under a `write`.
             max_new_tokens: Maximum number of new tokens.
             settings: Further arguments of the Hugging Face `generate`.
-
-        Returns:
-            The new text only, without special tokens and surrounding space.
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
