@@ -11,7 +11,7 @@ from typer import Option
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
 from attrib.errors import AttribError, SetupError
-from attrib.pipeline.options import AnalysisOptions, ModelOptions, as_list, option
+from attrib.pipeline.options import AnalysisOptions, ModelOptions, Photos, option
 from attrib.pipeline.source import load_model, load_samples
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class EditOptions(ModelOptions):
     """Options of `attrib edit`."""
 
     editor: Path | None = option(None, "Folder of an editor that `attrib train` wrote.")
-    image: list[Path] | None = option(
+    image: Photos = option(
         None, "The photo; again for another one in the prompt, none to edit text alone."
     )
     prompt: str | None = option(None, "The question about it.")
@@ -178,8 +178,6 @@ class EditOptions(ModelOptions):
     max_new_tokens: int = option(16, "Longest answer, in tokens.", ge=1)
     save: Path | None = option(None, "Save the edit to this file (.safetensors).")
     load: Path | None = option(None, "Load a saved edit instead of making one.")
-
-    _one_image = field_validator("image", mode="before")(as_list)
 
 
 def edit(options: EditOptions) -> int:
@@ -219,7 +217,7 @@ def _questions(options: EditOptions) -> Iterator[Question]:
     asked = [
         ("request", options.image, options.prompt),
         ("rephrase", options.image, options.rephrase),
-        ("unrelated", as_list(options.unrelated_image), options.unrelated),
+        ("unrelated", options.unrelated_image and [options.unrelated_image], options.unrelated),
     ]
     for name, paths, prompt in asked:
         if prompt is not None:

@@ -135,10 +135,10 @@ def _shape(picture: Picture) -> str:
     return f"{picture.grid.rows}x{picture.grid.cols}" if picture.grid else "none"
 
 
-def visual_token_ids(config: Any) -> list[int]:
-    """Return the ids of visual tokens in a model's config: of images and of videos."""
-    ids = (getattr(config, f"{kind}_token_id", None) for kind in ("image", "video"))
-    return [i for i in ids if isinstance(i, int)]
+def visual_token_ids(image_token_id: int, config: Any) -> list[int]:
+    """Return the ids of visual tokens: of images, and of videos if the model's config has one."""
+    video = getattr(config, "video_token_id", None)
+    return [image_token_id, video] if isinstance(video, int) else [image_token_id]
 
 
 def token_spans(

@@ -234,7 +234,7 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        visual = visual_token_ids(self.model.config)
+        visual = visual_token_ids(self.components.image_token_id, self.model.config)
         return token_spans(inputs, visual, source.bos_token_id, target_lengths)
 
     @cached_property

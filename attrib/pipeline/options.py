@@ -8,10 +8,11 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,6 +24,9 @@ from attrib.vocabulary import DEFAULT_MODEL, Dtype
 
 OF_DATA = frozenset({"data", "split", "image_root", "limit", "answer_prefix"})
 NAMED_SPLITS = {"scenes-vqa": "test", "scenes-captions": "test"}
+# A single path, as a YAML file may have it, is a list of one.
+_as_list = BeforeValidator(lambda given: [given] if isinstance(given, str | Path) else given)
+Photos = Annotated[list[Path] | None, _as_list]
 PANEL = "Analysis"  # heading in --help of the options that one analysis has
 
 
@@ -49,11 +53,6 @@ def option(
     """
     extra = {"panel": panel, "shown": shown, "flags": list(flags), "alias": alias}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
-
-
-def as_list(given: Any) -> Any:
-    """A list of paths from a single one, as YAML files may have it."""
-    return [given] if isinstance(given, str | Path) else given
 
 
 class Options(BaseModel):
@@ -164,7 +163,7 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
         alias="lead",
         ge=0,
     )
-    image: list[Path] | None = option(
+    image: Photos = option(
         None, "A photo instead of data; again for another one in the prompt.", panel="One photo"
     )
     prompt: str | None = option(None, "The question about it.", panel="One photo")
@@ -178,8 +177,6 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
         shown="runs/COMMAND-MODEL-DATA-HASH",
     )
     dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
-
-    _one_image = field_validator("image", mode="before")(as_list)
 
     @model_validator(mode="after")
     def _one_source(self) -> "AnalysisOptions":
