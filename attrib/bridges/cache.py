@@ -19,6 +19,7 @@ from attrib.forward.hooks import gather_positions, position_index
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
 from attrib.model.components import freeze_norm, probe_norm
+from attrib.model.devices import loaded, loaded_weight
 from attrib.model.vlm import VLM
 
 
@@ -134,14 +135,15 @@ class CachedModel:
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The output embedding, a view."""
-        return self.unembed.weight.T
+        """The output embedding: a view, or a copy where it is offloaded."""
+        return loaded_weight(self.unembed).T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """The bias of the output embedding, zeros if there is none."""
-        weight, bias = self.unembed.weight, self.unembed.bias
-        return weight.new_zeros(len(weight)) if bias is None else bias
+        with loaded(self.unembed):
+            weight, bias = self.unembed.weight, self.unembed.bias
+            return weight.new_zeros(len(weight)) if bias is None else bias
 
     def final_scale(
         self, h: Float[Tensor, "batch query d_model"]
@@ -155,7 +157,7 @@ class CachedModel:
         """Directions of tokens in the residual stream, before the final norm's division."""
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        weight = self.unembed.weight
+        weight = loaded_weight(self.unembed)
         rows = weight[torch.as_tensor(tokens, device=weight.device)].float()
         return rows * self._norm_weight.to(rows.device)
 
@@ -200,7 +202,7 @@ class Heads:
             if isinstance(module, nn.Linear) and module.in_features == z[0].numel():
                 out = module(z.flatten(1))
                 if out.shape == write.shape and (out - write).float().norm() <= allowed:
-                    return module.weight.T.unflatten(0, z.shape[1:])
+                    return loaded_weight(module).T.unflatten(0, z.shape[1:])
         raise AttribError(
             f"layer {self._index}: attention's write to the residual stream is not a linear map of "
             "its heads, so there are no head results to stack"

@@ -17,7 +17,6 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -27,10 +26,12 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from attrib.errors import SetupError
 from attrib.files import WEIGHTS, embedded_names
+from attrib.model.adapter_folder import CONFIG as ADAPTER
+from attrib.model.adapter_folder import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
 from attrib.model.image_placeholder import quiet
 from attrib.model.placement import DeviceMap, Placement
-from attrib.model.weight_files import check_files, check_weights, damaged_file
+from attrib.model.weight_files import check_files, check_quantisation, check_weights, damaged_file
 from attrib.vocabulary import Dtype
 
 
@@ -42,7 +43,7 @@ def read_checkpoint(
     trust_remote_code: bool,
     complete: bool = True,
     device_map: DeviceMap = None,
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[Any, Any]:
     """Return the model, in evaluation mode and frozen, and its processor.
 
     Raises:
@@ -60,6 +61,11 @@ def read_checkpoint(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if HF_HUB_OFFLINE:
         options["local_files_only"] = True
+    if _has_no_model(source, options) and (folder := adapter_folder(source, options)):
+        base, revision = base_of(folder, name)
+        where = device, dtype, revision, trust_remote_code, complete, device_map
+        model, processor = read_checkpoint(base, *where)
+        return with_adapter(model, folder, name, complete), processor
     if is_folder:
         check_files(Path(source), name)
     config = _config(source, name, options)
@@ -79,7 +85,7 @@ def read_checkpoint(
                 ignore_mismatched_sizes=True,
                 **options,
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         where = damaged_file(Path(source))
         raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
     check_weights(name, report, complete)
@@ -91,7 +97,7 @@ def _source(name: str) -> str:
         return str(WEIGHTS / name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in ("config.json", ADAPTER)):
             raise SetupError(
                 f"{name}: the folder has no config.json; give one made by save_pretrained"
             )
@@ -102,6 +108,14 @@ def _source(name: str) -> str:
         f"unknown model {name!r}: give an embedded name ({', '.join(embedded_names()) or 'none'}), "
         "a folder that exists, or a Hugging Face id like llava-hf/llava-1.5-7b-hf"
     )
+
+
+def _has_no_model(source: str, options: dict[str, Any]) -> bool:
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source, **options)
+    except OSError:
+        return True
+    return "model_type" not in raw  # transformers reads an adapter's config in its place
 
 
 def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig:
@@ -130,6 +144,7 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "auto_map" not in raw:
         raise SetupError(f"{name}: {model_type} is not an image-text-to-text model of transformers")
     refuse_encoder_decoder(config, name)
+    check_quantisation(raw, name)
     return config
 
 

@@ -2,15 +2,31 @@
 
 import json
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from attrib.errors import SetupError, describe
 
 logger = logging.getLogger("attrib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Packages by method of quantisation: the name to import, and the one to install.
+QUANTISERS: dict[str, dict[str, str]] = {
+    "aqlm": {"aqlm": "aqlm"},
+    "auto-round": {"auto_round": "auto-round"},
+    "awq": {"gptqmodel": "gptqmodel"},
+    "bitsandbytes": {"bitsandbytes": "bitsandbytes"},
+    "compressed-tensors": {"compressed_tensors": "compressed-tensors"},
+    "gptq": {"optimum": "optimum", "gptqmodel": "gptqmodel"},
+    "hqq": {"hqq": "hqq"},
+    "quanto": {"optimum.quanto": "optimum-quanto"},
+    "quark": {"quark": "amd-quark"},
+    "torchao": {"torchao": "torchao"},
+    "vptq": {"vptq": "vptq"},
+}
 
 
 def check_files(folder: Path, name: str) -> None:
@@ -29,6 +45,39 @@ def check_files(folder: Path, name: str) -> None:
             "trust it, with from_pretrained(...).save_pretrained(folder)"
         )
     raise SetupError(f"{name}: the folder has no *.safetensors; give one made by save_pretrained")
+
+
+def check_quantisation(raw: dict[str, Any], name: str) -> None:
+    """Refuse a config whose quantisation cannot be read here.
+
+    Raises:
+        SetupError: The message names the method, and the package to install.
+    """
+    parts = (raw, *(part for part in raw.values() if isinstance(part, dict)))
+    for how in (part["quantization_config"] for part in parts if part.get("quantization_config")):
+        old = how.get("load_in_4bit") or how.get("load_in_8bit")
+        method = how.get("quant_method") or ("bitsandbytes" if old else None)
+        known = {*QUANTISERS, *AUTO_QUANTIZER_MAPPING}
+        if method not in known:
+            raise SetupError(
+                f"{name}: its weights are quantised by the method {method!r}, unknown to this "
+                f"version of transformers; known are {', '.join(sorted(known))}"
+            )
+        if method.startswith("bitsandbytes"):  # a line for each call of each layer
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        modules = QUANTISERS.get(method, {})
+        if missing := [pip for module, pip in modules.items() if not _is_installed(module)]:
+            raise SetupError(
+                f"{name}: its weights are quantised by {method}, which needs the package "
+                f"{missing[0]}; pip install {' '.join(missing)}"
+            )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # what it is a part of
+        return False
 
 
 def check_weights(name: str, report: dict[str, Any], complete: bool) -> None:
