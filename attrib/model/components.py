@@ -73,7 +73,7 @@ def find_components(model: PreTrainedModel) -> Components:
         raise SetupError(
             f"{name}: {len(norms)} candidates for the final norm of the decoder, expected 1"
         )
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     linear_of(head, f"{name}: the output embedding")
     image_token_id = getattr(model.config, "image_token_id", None)
     if not isinstance(image_token_id, int):
