@@ -107,7 +107,7 @@ def _maps(
 
     With a Q-Former, the heat of queries is distributed over patches.
     """
-    from attrib.analyses.heatmap_tables import measure_heatmaps
+    from attrib.analyses.heatmaps import measure_heatmaps
 
     tables = collect_tables(vlm, data, partial(measure_heatmaps, how=how, layers=layers))
     cells = tables.get("picture", tables["heatmap"])

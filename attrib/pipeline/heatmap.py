@@ -99,8 +99,8 @@ class Heatmap(Analysis[HeatmapOptions]):
         return self.options.announce(self.name)
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
-        """See `attrib.analyses.heatmap_tables.measure_heatmaps`."""
-        from attrib.analyses.heatmap_tables import measure_heatmaps
+        """See `attrib.analyses.heatmaps.measure_heatmaps`."""
+        from attrib.analyses.heatmaps import measure_heatmaps
 
         del samples
         how, layers = self.options.perturbation(), self.options.layer_list()

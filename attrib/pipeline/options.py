@@ -182,9 +182,8 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
     def _one_source(self) -> "AnalysisOptions":
         if (self.image or self.target) and not self.prompt:
             raise ValueError("--image and --target need a --prompt, such as 'The animal is a'")
-        if "prompt" in self.refused:  # the command says why
-            return self
-        if self.prompt and (of_data := OF_DATA & self.model_fields_set):
+        of_data = OF_DATA & self.model_fields_set
+        if self.prompt and of_data and "prompt" not in self.refused:  # the command says why
             names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(of_data))
             raise ValueError(f"--prompt asks about one photo: leave out {names}, or --prompt")
         return self

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.data import EditData, EditRequest, EditSample, Quarantined, load
-from attrib.errors import AttribError
+from attrib.errors import AttribError, SetupError
 from attrib.files import sha256
 from attrib.pipeline.options import NAMED_SPLITS, AnalysisOptions, ModelOptions, Options
 
 if TYPE_CHECKING:
+    from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
 
 MIN_ANSWERS = 10  # fewer do not show what answers share
@@ -120,6 +121,29 @@ def add_answer_prefix(data: EditData, words: int) -> EditData:
             short.append(Quarantined(*place, "target", why))
     provenance = {**data.provenance, "answer_prefix": words}
     return EditData(data.name, data.split, samples, [*data.quarantined, *short], provenance)
+
+
+def first_batch(vlm: "VLM", data: "EditData", size: int, *, visual: bool) -> "Batch":
+    """The first samples that can be encoded; only those with an image if `visual`.
+
+    Raises:
+        SetupError: No sample can be.
+    """
+    images, prompts = [], []
+    for sample in data:
+        try:
+            image = sample.request.image
+            if image is not None or not visual:
+                vlm.encode([image], [sample.request.prompt])
+                images.append(image)
+                prompts.append(sample.request.prompt)
+        except AttribError:
+            continue  # the run quarantines it
+        if len(prompts) == size:
+            break
+    if not prompts:
+        raise SetupError("no sample of the data can be used; run without --dry-run for the reasons")
+    return vlm.encode(images, prompts)
 
 
 def as_data(samples: Sequence[EditSample]) -> EditData:

@@ -8,8 +8,7 @@ import torch
 from conftest import picture, tiny_vlm
 
 import attrib
-from attrib.analyses.heatmap_tables import measure_heatmaps
-from attrib.analyses.heatmaps import Perturbation, heatmaps
+from attrib.analyses.heatmaps import Perturbation, heatmaps, measure_heatmaps
 from attrib.analyses.pointing_game import measure_faithfulness
 from attrib.analyses.qformer import queries_to_patches
 from attrib.data import EditRequest, EditSample, load

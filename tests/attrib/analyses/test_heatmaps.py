@@ -13,7 +13,6 @@ from attrib.analyses.direct_logits import last_writes
 from attrib.analyses.heatmaps import (
     PUBLISHED_CODE,
     Perturbation,
-    half_cosine_distance,
     heatmap_pass,
     heatmaps,
     stack_maps,
@@ -24,6 +23,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import write
 from attrib.forward.noise import base_noise
 from attrib.forward.residual import residual_writes
+from attrib.metrics import half_cosine_distance
 from attrib.model.vlm import VLM
 
 
