@@ -78,14 +78,21 @@ def attention(
     """Attention of the last prompt token in each layer.
 
     `quantity` is the attention that a token of each kind receives on average, or the share that
-    all tokens of a kind receive together; the shares of a layer sum to 1.
+    all tokens of a kind receive together; the shares of a layer sum to 1. Each image has a curve of
+    its own where prompts have several.
     """
     table = result.mean(["layer", "statistic"])
+    name = "visual_mean" if quantity == "token" else "visual_sum"
+    several = sorted(s for s in set(map(str, table["statistic"])) if s.startswith(f"{name}["))
+    images = [
+        Series(f"image {i + 1}", {"statistic": statistic}, GREY, f"${i + 1}$", ":")
+        for i, statistic in enumerate(several)
+    ]
     if quantity == "token":
-        ax = draw_series(table, PER_TOKEN, ax, title or "Attention per token")
+        ax = draw_series(table, [*PER_TOKEN, *images], ax, title or "Attention per token")
         ax.set_ylim(bottom=0)
     else:
-        ax = draw_series(table, SHARES, ax, title or "Share of the attention")
+        ax = draw_series(table, [*SHARES, *images], ax, title or "Share of the attention")
         ax.set_ylim(0, 1)
     return ax
 
