@@ -6,6 +6,7 @@ import pytest
 from conftest import picture, save_tiny
 
 from attrib.cli.grid import pairs_in
+from editors.training.run import alone_in
 
 TRAIN = ("--preset", "embedded", "--steps", 3, "--batch-size", 2,
          "--set", "d_adapter=16", "--set", "num_heads=2", "--set", "validate_every=3")  # fmt: skip
@@ -60,6 +61,9 @@ def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tm
 
 def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
     command = ("train", *given(there), *TRAIN, "--layers", "text:1", "--gate", "none", "--out", "e")
+    with alone_in(tmp_path / "e"):
+        code, _, err = run(*command)
+    assert code == 3 and "e: another process is training in this folder; wait for it" in err
     assert run(*command)[0] == 0
     first = (tmp_path / "e" / "adapters.safetensors").read_bytes()
     code, out, _ = run(*command)
