@@ -12,6 +12,7 @@ The result is RGB and the same on every machine (`attrib.data.pixels`). No file 
 Images of a request are opened when they are accessed: it keeps the sources.
 """
 
+import mimetypes
 import re
 import stat
 import threading
@@ -165,7 +166,7 @@ def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[Imag
                 f"{max_pixels}; make it smaller, or raise max_pixels if you trust it",
             ) from error
         except UnidentifiedImageError as error:
-            raise BadImage(name, f"not an image ({_start_of_file(start)})") from error
+            raise BadImage(name, _no_image(name, start)) from error
         except DAMAGE as error:
             raise BadImage(name, f"its header is damaged ({error})") from error
         with image:
@@ -212,8 +213,10 @@ def _refuse_url(name: str) -> None:
         raise BadImage(name, "a URL; nothing is downloaded here: fetch the file and give its path")
 
 
-def _start_of_file(start: bytes) -> str:
-    """The first bytes of a file that is not an image, up to the first blank or bracket."""
+def _no_image(name: str, start: bytes) -> str:
+    """Why a file is no image: its first bytes, up to the first blank or bracket."""
+    if (mimetypes.guess_type(name)[0] or "").startswith("video/"):
+        return "a video; save its frames as images and give these, in order"
     text = start.decode("ascii", errors="backslashreplace")
     word = re.split(r"[\s>]", text.lstrip())[0]
-    return f"starts with {word!r}; expected one of {', '.join(FORMATS)}"
+    return f"not an image (starts with {word!r}; expected one of {', '.join(FORMATS)})"
