@@ -57,6 +57,9 @@ def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tm
     code, again, err = run("edit", *asked, "--rephrase", "Which?", "--load", "one")
     assert code == 0, err
     assert again.splitlines()[:9] == out.splitlines()[:9]
+    for flag, text in {"--target": " ", "--rephrase": "<image>", "--unrelated": ""}.items():
+        code, _, err = run("edit", *asked, "--target", "red", flag, text)
+        assert code == 2 and f"attrib: {flag}: " in err and err.count("\n") == 1, err
 
 
 def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
