@@ -40,7 +40,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
 from attrib.model.batch import Batch
-from attrib.model.precision import log_normalizer, normalized, token_directions
+from attrib.model.precision import normalized
 from attrib.model.targets import answer_ids
 from attrib.model.vlm import VLM
 from attrib.results import tidy
@@ -105,16 +105,16 @@ def contributions_of(
         return Contributions(shares, shares, torch.ones_like(shares), key)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
-    head, modules = vlm.components.head, module_writes(writes).float()
+    modules = module_writes(writes).float()
     has_norm = norm == "final"  # the paper's r W_V has neither norm nor bias
     if has_norm:
         modules = normalized(vlm.components.norm, modules)
-    direction, bias = (x.float().to(modules.device) for x in token_directions(head, key))
+    direction, bias = (x.float().to(modules.device) for x in vlm.unembedding.directions(key))
     v = (modules * direction[:, None, None]).sum(-1)
     if has_norm:
         v = v + bias[:, None, None]
     # Layer by layer: a vocabulary is wide.
-    sums = [log_normalizer(head, one, bias=has_norm) for one in modules.unbind(1)]
+    sums = [vlm.unembedding.log_normalizer(one, bias=has_norm) for one in modules.unbind(1)]
     p = (v - torch.stack(sums, 1)).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
     return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)

@@ -112,7 +112,7 @@ def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[
     vlm, first = clean.vlm, clean.hidden[0]
     d_vocab, item = clean.logits.shape[-1], first.element_size()
     positions = clean.real.numel()
-    kept = kept_positions(vlm.model, clean.last, clean.real.shape[1])
+    kept = kept_positions(vlm.model, vlm.components.decoder, clean.last, clean.real.shape[1])
     unembedded = len(clean.last) * kept
     one_layer = positions * (STREAMS * vlm.d_model + layer_width(vlm))
     outputs = vlm.num_layers * first.numel()

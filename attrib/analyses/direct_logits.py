@@ -10,7 +10,6 @@ from torch import Tensor
 from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
-from attrib.model.precision import token_directions
 from attrib.model.targets import without_blank
 from attrib.model.vlm import VLM
 
@@ -52,7 +51,7 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
     frozen = vlm.freeze_norm(writes.final)
-    rows = token_directions(vlm.components.head, key)
+    rows = vlm.unembedding.directions(key)
     direction, bias = (row.float().to(frozen.gain.device) for row in rows)
 
     def share(write: Tensor) -> Tensor:

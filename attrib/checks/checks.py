@@ -11,7 +11,7 @@ from attrib.checks.inputs import CheckFailed, CheckInputs, all_readings
 from attrib.forward.hooks import gather_positions, read, write
 from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
-from attrib.model.precision import ONE_STEP, WHOLE_PASS, token_directions
+from attrib.model.precision import ONE_STEP, WHOLE_PASS
 from attrib.vocabulary import Span
 
 
@@ -65,7 +65,7 @@ def frozen_contributions_add_up_to_the_logit(inputs: CheckInputs) -> str:
     normed = frozen(writes.embed) + shares.sum(1) + frozen.constant
     logits = inputs.plain[inputs.batch["last"]].float()
     key = logits.argmax(-1)
-    direction, bias = token_directions(inputs.vlm.components.head, key)
+    direction, bias = inputs.vlm.unembedding.directions(key)
     ours = (normed * direction).sum(-1) + bias
     return inputs.compare([(ours, logits.gather(-1, key[:, None])[:, 0])], "logits")
 

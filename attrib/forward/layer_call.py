@@ -22,6 +22,15 @@ from attrib.forward.replay import Call
 
 # Axes of the example and of the position, from the end: rotary tables may have one more in front.
 AXES = {"attention_mask": (-4, -2), "position_ids": (-2, -1), "position_embeddings": (-3, -2)}
+# Masks of padding, which linear attention and state-space layers get, have the example first.
+PADDING_MASK = (-2, -1)
+
+
+def axes(name: str, value: Tensor) -> tuple[int, int]:
+    """Axes of the example and of the position in an argument of a layer, from the end."""
+    if name == "attention_mask" and value.ndim == 2:
+        return PADDING_MASK
+    return AXES.get(name, (-value.ndim, -value.ndim + 1))
 
 
 def is_known(call: Call) -> bool:
@@ -80,10 +89,11 @@ def select_rows(call: Call, rows: Int[Tensor, " copy"], batch: int) -> Call:
     """The call for copies of the examples `rows` of a batch."""
 
     def select(name: str, value: Tensor) -> Tensor:
-        axis = AXES[name][0] if name in AXES else 0
+        axis, _ = axes(name, value)
         # Layers broadcast a single row over all examples themselves.
         single = batch == 1 and name in AXES
-        if not value.ndim or value.shape[axis] != batch or single:
+        shared = not value.ndim or value.ndim < -axis or value.shape[axis] != batch
+        if shared or single:
             return value
         return value.index_select(axis, rows.to(value.device))
 

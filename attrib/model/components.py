@@ -6,6 +6,7 @@ that stands for one visual feature.
 """
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,10 @@ def find_components(model: PreTrainedModel) -> Components:
     """
     name = type(model).__name__
     refuse_encoder_decoder(model.config, name)
-    decoder, layers = _find_decoder(model)
+    _refuse_canvas(model)
     d_model = model.config.get_text_config().hidden_size
+    decoder, layers = _find_decoder(model, d_model)
+    _refuse_cross_attention(decoder, name)
     norms = [
         child
         for child in decoder.children()
@@ -63,9 +66,7 @@ def find_components(model: PreTrainedModel) -> Components:
         raise SetupError(
             f"{name}: {len(norms)} candidates for the final norm of the decoder, expected 1"
         )
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise SetupError(f"{name} has no linear output embedding; load a model that generates text")
+    head = _find_head(model, d_model)
     image_token_id = getattr(model.config, "image_token_id", None)
     if not isinstance(image_token_id, int):
         raise SetupError(
@@ -98,14 +99,72 @@ def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-def _find_decoder(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+def _refuse_canvas(model: PreTrainedModel) -> None:
+    if "decoder_input_ids" in inspect.signature(type(model).forward).parameters:
+        raise SetupError(
+            f"{type(model).__name__} writes into a second sequence (decoder_input_ids), as "
+            "encoder-decoders and diffusion decoders do; models that continue their prompt token "
+            "by token are supported"
+        )
+
+
+def _refuse_cross_attention(decoder: nn.Module, name: str) -> None:
+    for path, module in decoder.named_modules():
+        if re.search(r"cross_?att", f"{path.rpartition('.')[2]} {type(module).__name__}", re.I):
+            raise SetupError(
+                f"{name} reads pictures by cross-attention ({path}), not as tokens of its prompt; "
+                "models whose decoder reads visual tokens are supported"
+            )
+
+
+def _find_decoder(model: PreTrainedModel, d_model: int) -> tuple[nn.Module, nn.ModuleList]:
     module: Any = model
     while not isinstance(layers := getattr(module, "layers", None), nn.ModuleList):
         inner = module.get_decoder() if hasattr(module, "get_decoder") else module
         if inner is module or inner is None:
-            raise SetupError(f"{type(model).__name__}: no stack of decoder layers found")
+            return _find_stack(module, d_model, type(model).__name__)
         module = inner
     return module, layers
+
+
+def _find_stack(root: nn.Module, d_model: int, name: str) -> tuple[nn.Module, nn.ModuleList]:
+    """The longest stack of layers below `root` whose norms have the width of the stream.
+
+    One beside an embedding of tokens comes first: a vision tower may be as wide.
+    """
+    stacks = [
+        (_embeds_tokens(parent, d_model), len(child), parent, child)
+        for parent in root.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) and _has_width(child, d_model)
+    ]
+    if not stacks:
+        raise SetupError(
+            f"{name}: no stack of decoder layers of width {d_model} found in {type(root).__name__}"
+        )
+    _, _, decoder, layers = max(stacks, key=lambda found: found[:2])
+    return decoder, layers
+
+
+def _has_width(layers: nn.ModuleList, d_model: int) -> bool:
+    return all(any(w.shape == (d_model,) for w in layer.parameters()) for layer in layers)
+
+
+def _embeds_tokens(module: nn.Module, d_model: int) -> bool:
+    children = module.children()
+    return any(isinstance(c, nn.Embedding) and c.embedding_dim == d_model for c in children)
+
+
+def _find_head(model: PreTrainedModel, d_model: int) -> nn.Linear:
+    """The output embedding: as the model names it, or the linear map from stream to vocabulary."""
+    if isinstance(head := model.get_output_embeddings(), nn.Linear):
+        return head
+    shape = (model.config.get_text_config().vocab_size, d_model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and (module.out_features, module.in_features) == shape:
+            return module
+    name = type(model).__name__
+    raise SetupError(f"{name} has no linear output embedding; load a model that generates text")
 
 
 def _patch_size(model: PreTrainedModel) -> int | None:

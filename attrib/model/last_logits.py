@@ -4,16 +4,16 @@ import inspect
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attrib.model.batch import Batch
 
 
-def logits_to_keep(model: PreTrainedModel, batch: Batch) -> dict[str, int]:
+def logits_to_keep(model: PreTrainedModel, decoder: nn.Module, batch: Batch) -> dict[str, int]:
     """Arguments of a forward pass that unembeds the last prompt tokens and few other positions."""
     num_pos = batch["last"].shape[1]
-    kept = kept_positions(model, batch["last"].int().argmax(1), num_pos)
+    kept = kept_positions(model, decoder, batch["last"].int().argmax(1), num_pos)
     # A number, not a tensor: some models hand it down to their layers.
     return {} if kept == num_pos else {"logits_to_keep": kept}
 
@@ -27,10 +27,17 @@ def gather_last(
     return logits[row, last - num_pos + logits.shape[1]]
 
 
-def kept_positions(model: PreTrainedModel, last: Int[Tensor, " batch"], num_pos: int) -> int:
+def kept_positions(
+    model: PreTrainedModel, decoder: nn.Module, last: Int[Tensor, " batch"], num_pos: int
+) -> int:
     """How many positions, counted from the end, a model unembeds to have those of `last`.
 
-    Most models of transformers can leave out the others. The BLIP family cannot.
+    Most models of transformers can leave out the others. The BLIP family cannot. A decoder that is
+    told too (Gemma 4) leaves them out of its last layers, whose states analyses need.
     """
-    can = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-    return num_pos - int(last.min()) if can else num_pos
+    told = [_takes_it(one) for one in (model, decoder)]
+    return num_pos - int(last.min()) if told[0] and not told[1] else num_pos
+
+
+def _takes_it(module: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(type(module).forward).parameters

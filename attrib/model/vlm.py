@@ -23,12 +23,14 @@ from transformers import PreTrainedModel
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
 from attrib.model.batch import Batch, Grid, token_spans
-from attrib.model.components import Components, FrozenNorm, describe, find_components, freeze_norm
+from attrib.model.components import Components, FrozenNorm, describe, find_components
 from attrib.model.devices import execution_device, loaded
 from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
 from attrib.model.last_logits import gather_last, logits_to_keep
+from attrib.model.logits import Unembedding
 from attrib.model.patch_grid import grid_finder
+from attrib.model.probe import examine
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
 from attrib.model.targets import answer_ids
@@ -56,7 +58,7 @@ class VLM:
     def __post_init__(self):
         if not self.name:
             object.__setattr__(self, "name", self.model.name_or_path or type(self.model).__name__)
-        _ = self.components  # refuse unsupported models now
+        _ = self.unembedding  # refuse unsupported models now
 
     def __repr__(self) -> str:
         return describe(self)
@@ -108,17 +110,23 @@ class VLM:
         """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
         return self._active[-1] if self._active else None
 
+    @cached_property
+    def unembedding(self) -> Unembedding:
+        """Final norm, output embedding, and what the model does to its logits."""
+        parts = self.components
+        return Unembedding(parts.norm, parts.head, examine(self.model, parts))
+
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
-        """Logits of a hidden state, on its device: final norm, then output embedding."""
-        return self.components.head(self.components.norm(h)).to(h.device)
+        """The model's logits for a last layer's output, on its device."""
+        return self.unembedding(h)
 
     def unembed_float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """`unembed` in float32 or wider, whatever the model runs in."""
-        return precision.unembed(self.components.norm, self.components.head, h)
+        return self.unembedding.float32(h)
 
     def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
         """Return the final norm as a linear map with its statistics at `h`."""
-        return freeze_norm(self.components.norm, h)
+        return self.unembedding.freeze_norm(h)
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
@@ -130,7 +138,7 @@ class VLM:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
         with pushed(self._active, run.batch):
-            keep = logits_to_keep(self.model, run.batch)
+            keep = logits_to_keep(self.model, self.components.decoder, run.batch)
             logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
         return gather_last(logits, run.batch)
 

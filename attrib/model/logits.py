@@ -1,0 +1,117 @@
+"""From the last layer's output to the model's logits, whatever the model does to its head's output.
+
+    logits = cap(factor * head(norm(h))),   cap(x) = c tanh(x / c)
+
+Some models scale their logits, soft-cap them, or mask tokens that they never generate. What they
+do is found once, by structure (`attrib.model.probe`). A logit is linear in the normed state up to
+the cap: decompositions are of the logit before the cap.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from attrib.model import precision
+from attrib.model.components import FrozenNorm, freeze_norm
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Multiplication by a number, or division by it: the two round differently."""
+
+    value: float = 1.0
+    divides: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.value == 1:
+            return x
+        return x / self.value if self.divides else x * self.value
+
+    @property
+    def size(self) -> float:
+        """What it multiplies by."""
+        return 1 / self.value if self.divides else self.value
+
+
+@dataclass(frozen=True, eq=False)
+class LogitMap:
+    """What a model does before and after its output embedding.
+
+    Attributes:
+        before: Factor of the normed state.
+        after: Factor of the head's output.
+        cap: Largest size of a logit, approached as c tanh(x / c); None without a soft-cap.
+        masked: Tokens whose logit is always `fill`; None if there are none.
+        fill: The logit of masked tokens.
+    """
+
+    before: Factor = Factor()
+    after: Factor = Factor()
+    cap: float | None = None
+    masked: Bool[Tensor, " d_vocab"] | None = None
+    fill: float = -torch.inf
+
+    @property
+    def factor(self) -> float:
+        """How much larger the logit before the cap is than the head's output for the plain norm."""
+        return self.before.size * self.after.size
+
+    def __call__(self, outputs: Float[Tensor, "*rest d_vocab"]) -> Float[Tensor, "*rest d_vocab"]:
+        """The model's logits for outputs of its head."""
+        logits = self.capped(self.after(outputs))
+        if self.masked is None:
+            return logits
+        return logits.masked_fill(self.masked.to(logits.device), self.fill)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits after the soft-cap."""
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+@dataclass(frozen=True, eq=False)
+class Unembedding:
+    """Final norm, output embedding, and what the model does to its logits.
+
+    Attributes:
+        norm: The norm after the last layer.
+        head: The output embedding.
+        map: What happens before and after the head.
+    """
+
+    norm: nn.Module
+    head: nn.Linear
+    map: LogitMap
+
+    def __call__(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
+        """The model's logits for a last layer's output, on its device."""
+        return self.map(self.head(self.map.before(self.norm(h)))).to(h.device)
+
+    def float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
+        """The logits in float32 or wider, whatever the model runs in."""
+        return self.map(precision.unembed(self.norm, self.head, h, self.map.before))
+
+    def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
+        """The final norm as a linear map with its statistics at `h`."""
+        return freeze_norm(self.norm, h)
+
+    def directions(
+        self, tokens: Int[Tensor, "*rest"]
+    ) -> tuple[Float[Tensor, "*rest d_model"], Float[Tensor, "*rest"]]:
+        """What a normed state is multiplied with for the logit of a token before the cap, and bias.
+
+        In float32 or wider.
+        """
+        rows, bias = precision.token_directions(self.head, tokens)
+        return rows * self.map.factor, bias * self.map.after.size
+
+    def log_normalizer(
+        self, normed: Float[Tensor, "*rest d_model"], *, bias: bool = True
+    ) -> Float[Tensor, "*rest"]:
+        """Logarithm of the sum of exp(logit before the cap) over the vocabulary.
+
+        Masked tokens count: nothing is known about them but that they are never generated.
+        """
+        scaled = self.map.before.size * normed
+        return precision.log_normalizer(self.head, scaled, bias=bias, scale=self.map.after.size)
