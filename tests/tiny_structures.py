@@ -4,7 +4,6 @@
 """
 
 import torch
-import transformers as tr
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -84,6 +83,9 @@ KINDS = {
     "lfm2_vl": ("lfm2_vl", {"layer_types": ["conv", "conv", "conv", "full_attention"]}, {}, {}),
     "minicpmv4_6": ("minicpmv4_6", LINEAR, {}, {}),
     "mistral_large4": ("mistral_large4", LATENT, {}, {}),
+    "mistral_large4_shared": (
+        "mistral_large4", LATENT | {"indexer_types": ["full", "shared"] * 2}, {}, {}
+    ),
     "dots3_note": ("dots3_note", LATENT, {}, {}),
     "nemotron_h_omni": (
         "nemotron_h_omni",

@@ -50,7 +50,7 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
-    frozen = vlm.freeze_norm(writes.final)
+    frozen = vlm.unembedding.freeze_norm(writes.final)
     rows = vlm.unembedding.directions(key)
     direction, bias = (row.float().to(frozen.gain.device) for row in rows)
 

@@ -119,7 +119,7 @@ class CachedModel:
 
     def __init__(self, vlm: VLM, cached: dict[str, Tensor]):
         self.ln_final, self.unembed = vlm.components.norm, vlm.components.head
-        self._vlm = vlm
+        self._vlm, self._map = vlm, vlm.unembedding.map
         like = torch.empty(vlm.d_model)
         self._norm_weight, _, centred = probe_norm(self.ln_final, like)
         self.cfg = _config(vlm, centred)
@@ -134,14 +134,17 @@ class CachedModel:
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The output embedding, a view."""
-        return self.unembed.weight.T
+        """The output embedding, times the factor of the model's logits if there is one."""
+        return self._scaled(self.unembed.weight).T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """The bias of the output embedding, zeros if there is none."""
         weight, bias = self.unembed.weight, self.unembed.bias
-        return weight.new_zeros(len(weight)) if bias is None else bias
+        return weight.new_zeros(len(weight)) if bias is None else self._map.after(bias)
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        return weight if self._map.factor == 1 else weight * self._map.factor
 
     def final_scale(
         self, h: Float[Tensor, "batch query d_model"]
@@ -156,7 +159,7 @@ class CachedModel:
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
         weight = self.unembed.weight
-        rows = weight[torch.as_tensor(tokens, device=weight.device)].float()
+        rows = self._scaled(weight[torch.as_tensor(tokens, device=weight.device)].float())
         return rows * self._norm_weight.to(rows.device)
 
     def to_single_token(self, text: str) -> int:

@@ -26,6 +26,8 @@ CHECKS: tuple[Check, ...] = (
     checks.hooks_are_gone_after_an_error,
     checks.attention_rows_are_the_models,
     checks.resume_is_bit_equal,
+    checks.replayed_changes_equal_written_ones,
+    checks.suffixes_equal_whole_passes,
     checks.one_example_equals_a_batch,
     checks.padding_side_does_not_matter,
     generation.first_generated_token_is_the_argmax,
@@ -83,6 +85,7 @@ def check(vlm: VLM, selected: Sequence[Check] = CHECKS) -> CheckReport:
         selected: Which checks to run; all by default.
     """
     inputs, results = CheckInputs(vlm), []
+    first: dict[str, str] = {}
     for one in selected:
         try:
             passed, detail = True, one(inputs)
@@ -90,7 +93,11 @@ def check(vlm: VLM, selected: Sequence[Check] = CHECKS) -> CheckReport:
             ours = isinstance(error, CheckFailed | AttribError)
             kind = "" if ours else f"{type(error).__name__}: "
             passed, detail = False, kind + " ".join(str(error).split())
-        results.append(CheckResult(one.__name__.replace("_", " "), passed, detail))
+        name = one.__name__.replace("_", " ")
+        # An error of the shared inputs meets every check: it is told once.
+        if not passed and first.setdefault(detail, name) != name:
+            detail = f"the same as {first[detail]!r}"
+        results.append(CheckResult(name, passed, detail))
     return CheckReport(vlm.name, tuple(results))
 
 

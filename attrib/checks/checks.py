@@ -58,15 +58,15 @@ def residual_writes_add_up(inputs: CheckInputs) -> str:
 
 
 def frozen_contributions_add_up_to_the_logit(inputs: CheckInputs) -> str:
-    """Contributions under the frozen final norm sum to the top logit."""
+    """Contributions under the frozen final norm sum to the top logit, before a soft-cap."""
     writes = inputs.hooked.writes["last"]
-    frozen = inputs.vlm.freeze_norm(writes.final)
+    frozen = inputs.vlm.unembedding.freeze_norm(writes.final)
     shares = frozen(writes.attn) + frozen(writes.mlp) + frozen(writes.between_layers)
     normed = frozen(writes.embed) + shares.sum(1) + frozen.constant
     logits = inputs.plain[inputs.batch["last"]].float()
     key = logits.argmax(-1)
     direction, bias = inputs.vlm.unembedding.directions(key)
-    ours = (normed * direction).sum(-1) + bias
+    ours = inputs.vlm.unembedding.map.capped((normed * direction).sum(-1) + bias)
     return inputs.compare([(ours, logits.gather(-1, key[:, None])[:, 0])], "logits")
 
 
@@ -101,7 +101,7 @@ def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
         modules: list[Any] = list(vlm.model.modules())
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
         names = {m.config._attn_implementation for m in modules if hasattr(m, "config")}
-        return hooks, names
+        return hooks, {f"{name}: {AttentionInterface().get(name)}" for name in names}
 
     before = entered = state()
     with (
@@ -151,6 +151,62 @@ def resume_is_bit_equal(inputs: CheckInputs) -> str:
         if not torch.equal(replay, logits):
             raise CheckFailed(f"replaying after layer {layer} gives other logits")
     return f"after each of {vlm.num_layers} layers and the embedding"
+
+
+def replayed_changes_equal_written_ones(inputs: CheckInputs) -> str:
+    """Replaying the later layers on changed states, as patching does, equals writing the change."""
+    clean = _clean_pass(inputs)
+    at, layers = inputs.batch["text"], range(inputs.vlm.num_layers)
+    changed = {i: _changed(inputs, clean, i) for i in layers}
+    pairs = (
+        (
+            logits_from(inputs.vlm, clean.captured, i, changed[i])[inputs.real],
+            _written(inputs, i, changed[i], at)[inputs.real],
+        )
+        for i in layers
+    )
+    return inputs.compare(pairs, "logits", WHOLE_PASS)
+
+
+def suffixes_equal_whole_passes(inputs: CheckInputs) -> str:
+    """Running only what noise reaches, as `sensitivity` does, equals a whole pass with hooks."""
+    clean = _clean_pass(inputs)
+    at, size, layers = inputs.batch["text"], inputs.batch.size, range(inputs.vlm.num_layers)
+    changed = {i: _changed(inputs, clean, i) for i in layers}
+    suffix = build_suffix(clean, int(at.any(0).int().argmax()))
+    copies = [i for i in layers for _ in range(size)]
+    rows = torch.arange(size, device=at.device).repeat(len(layers))
+
+    def perturbed(part: slice) -> Tensor:
+        h = changed[copies[part.start]]
+        return h[rows[part].to(h.device), suffix.start :]
+
+    ours = inputs.vlm.unembed(suffix.run(copies, rows, perturbed))
+    last = inputs.batch["last"]
+    pairs = (
+        (ours[i * size : (i + 1) * size], _written(inputs, i, changed[i], at)[last]) for i in layers
+    )
+    return inputs.compare(pairs, "logits", WHOLE_PASS)
+
+
+def _clean_pass(inputs: CheckInputs) -> CleanPass:
+    with capture(inputs.vlm) as captured:
+        logits = inputs.vlm.logits(inputs.batch)[inputs.batch["last"]]
+    last = inputs.batch["last"].int().argmax(1)
+    return CleanPass(inputs.vlm, captured, inputs.hidden, logits, last, inputs.real)
+
+
+def _changed(inputs: CheckInputs, clean: CleanPass, layer: int) -> Tensor:
+    """A layer's output with noise of its own size on the text."""
+    batch, h = inputs.batch, clean.hidden[layer]
+    given = {"unit": "std", "exclude_last": False, "seed": 0, "draw": 0}
+    noise = draw_noise(batch, "text", inputs.vlm.d_model, 0, **given).to(h.device)
+    return torch.where(noise.at[..., None], (h + noise.scaled(h)).to(h.dtype), h)
+
+
+def _written(inputs: CheckInputs, layer: int, changed: Tensor, at: Tensor) -> Tensor:
+    with write(inputs.vlm, layer, lambda _h: changed, at):
+        return inputs.vlm.logits(inputs.batch)
 
 
 def one_example_equals_a_batch(inputs: CheckInputs) -> str:

@@ -92,10 +92,10 @@ class AttentionCall:
         return (grouped @ self.v.float()).reshape(batch, heads, -1)
 
 
-# The function behind "sdpa" finds the one to call by the module's id. transformers shares the name in
-# the configuration and the function behind it among all threads, while this table belongs to one:
-# a pass in another thread falls back to sdpa. The name stays, since models look at it: some apply a
-# sparse mask of their own for "eager" and "sdpa" only.
+# The function behind "sdpa" finds the one to call by the module's id. All threads share the name in
+# the configuration and the function behind it, while this table belongs to one thread: a pass in
+# another falls back to sdpa. The name stays, since models look at it: some apply a sparse mask of
+# their own for "eager" and "sdpa" only.
 _FUNCTIONS: ContextVar[Mapping[int, AttentionFn] | None] = ContextVar("functions", default=None)
 NAME = "sdpa"
 _open = 0  # contexts in which the function behind the name is ours

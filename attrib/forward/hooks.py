@@ -134,11 +134,16 @@ def on_input(
 
 
 @contextmanager
-def on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `fn` on the output of `module`; a returned tensor replaces it."""
+def on_output(
+    module: nn.Module, fn: Callable[[Any], Tensor | None], *, whole: bool = False
+) -> Iterator[None]:
+    """Call `fn` on the hidden states that `module` returns; a returned tensor replaces them.
+
+    With `whole`, `fn` gets all that the module returns.
+    """
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        new = fn(first_tensor(output))
+        new = fn(output if whole else first_tensor(output))
         return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
 
     handle = module.register_forward_hook(hook)

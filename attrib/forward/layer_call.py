@@ -7,7 +7,7 @@ to `past_key_values.update` and attend to its result, so any object with this me
 the cache.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from attrib.forward.hooks import StopForward, first_tensor
-from attrib.forward.replay import Call
+from attrib.forward.replay import Call, map_tensors
 
 # Axes of the example and of the position, from the end: rotary tables may have one more in front.
 AXES = {"attention_mask": (-4, -2), "position_ids": (-2, -1), "position_embeddings": (-3, -2)}
@@ -39,7 +39,8 @@ def is_known(call: Call) -> bool:
     mask = kwargs.get("attention_mask")
     plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
     others = [value for name, value in kwargs.items() if name not in AXES]
-    return plain and not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, others)))
+    leaves = tree_leaves((args, others))
+    return plain and not any(isinstance(leaf, Tensor | MutableMapping) for leaf in leaves)
 
 
 def signature(call: Call) -> tuple[Any, ...]:
@@ -98,8 +99,8 @@ def select_rows(call: Call, rows: Int[Tensor, " copy"], batch: int) -> Call:
         return value.index_select(axis, rows.to(value.device))
 
     args, kwargs = call
-    selected = {n: tree_map_only(Tensor, partial(select, n), v) for n, v in kwargs.items()}
-    return tree_map_only(Tensor, partial(select, ""), args), selected
+    selected = {name: map_tensors(partial(select, name), v) for name, v in kwargs.items()}
+    return map_tensors(partial(select, ""), args), selected
 
 
 def _with_mask(call: Call, num_pos: int, like: Tensor) -> Call:

@@ -44,7 +44,10 @@ def _each(vlm: VLM, batch: Batch) -> int:
     kept = vlm.num_layers * (2 * vlm.d_model + 2 * heads * d_head)
     one_layer = STREAMS * vlm.d_model + layer_width(vlm)
     last = batch["last"].int().argmax(1)
-    logits = kept_positions(vlm.model, vlm.components.decoder, last, num_pos) * vlm.components.head.out_features
+    logits = (
+        kept_positions(vlm.model, vlm.components.decoder, last, num_pos)
+        * vlm.components.head.out_features
+    )
     item = vlm.dtype.itemsize
     return num_pos * (kept + one_layer) * item + logits * widened(vlm.dtype).itemsize
 

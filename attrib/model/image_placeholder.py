@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from transformers.utils import logging
 
-from attrib.errors import SetupError
+from attrib.errors import SetupError, describe
 
 # Added tokens around images and their parts, such as "<|vision_start|>" or "[IMG_BREAK]".
 STANDS_FOR_IMAGE = re.compile(r"(?i)[<\[].*(image|img|video|vision|audio|row_\d).*[>\]]$")
@@ -55,13 +55,21 @@ def find_placeholder(processor: Any, image_token_id: int) -> ImagePlaceholder:
     reserved |= set(filter(STANDS_FOR_IMAGE.match, processor.tokenizer.get_added_vocab()))
     marker = _template_marker(processor)
     # Without a template: no marker, for processors that insert automatically; else LLaVA's.
+    why = ""
     for candidate in [marker] if marker else ["", f"{getattr(processor, 'image_token', token)}\n"]:
-        types = _target_types(processor, candidate, image_token_id)
+        try:
+            types = _target_types(processor, candidate, image_token_id)
+        except Exception as error:  # of any class: also if images and markers do not match
+            why = f" ({describe(error)})"
+            continue
         if types is not None:
             return ImagePlaceholder(candidate, image_token_id, tuple(sorted(reserved)), types)
+    if image_token_id >= len(processor.tokenizer):
+        why = f": its tokenizer has {len(processor.tokenizer)} tokens"
     raise SetupError(
-        f"{type(processor).__name__} inserts no image token (id {image_token_id}, {token!r}) "
-        "into prompts; it belongs to another model, or lacks a setting such as num_query_tokens"
+        f"{type(processor).__name__} inserts no image token (id {image_token_id}, {token!r}) into "
+        f"prompts{why}; give the processor of this model, with its image token and its settings "
+        "such as num_query_tokens or patch_size"
     )
 
 
@@ -94,11 +102,8 @@ def blank_image() -> Image.Image:
 
 
 def _target_types(processor: Any, marker: str, image_token_id: int) -> dict[str, int] | None:
-    try:
-        with quiet():
-            out = processor(images=[[blank_image()]], text=[f"{marker}x"], return_tensors="pt")
-    except ValueError:  # raised if images and markers do not match
-        return None
+    with quiet():
+        out = processor(images=[[blank_image()]], text=[f"{marker}x"], return_tensors="pt")
     visual = out["input_ids"] == image_token_id
     if not visual.any():
         return None

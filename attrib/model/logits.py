@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from attrib.model import precision
-from attrib.model.components import FrozenNorm, freeze_norm
+from attrib.model.components import Components, FrozenNorm, freeze_norm
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Factor:
     divides: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return `x` times the factor."""
         if self.value == 1:
             return x
         return x / self.value if self.divides else x * self.value
@@ -75,26 +76,24 @@ class Unembedding:
     """Final norm, output embedding, and what the model does to its logits.
 
     Attributes:
-        norm: The norm after the last layer.
-        head: The output embedding.
+        parts: The components of the model, with the norm after the last layer and the head.
         map: What happens before and after the head.
     """
 
-    norm: nn.Module
-    head: nn.Linear
+    parts: Components
     map: LogitMap
 
     def __call__(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """The model's logits for a last layer's output, on its device."""
-        return self.map(self.head(self.map.before(self.norm(h)))).to(h.device)
+        return self.map(self.parts.head(self.map.before(self.parts.norm(h)))).to(h.device)
 
     def float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """The logits in float32 or wider, whatever the model runs in."""
-        return self.map(precision.unembed(self.norm, self.head, h, self.map.before))
+        return self.map(precision.unembed(self.parts.norm, self.parts.head, h, self.map.before))
 
     def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
         """The final norm as a linear map with its statistics at `h`."""
-        return freeze_norm(self.norm, h)
+        return freeze_norm(self.parts.norm, h)
 
     def directions(
         self, tokens: Int[Tensor, "*rest"]
@@ -103,7 +102,7 @@ class Unembedding:
 
         In float32 or wider.
         """
-        rows, bias = precision.token_directions(self.head, tokens)
+        rows, bias = precision.token_directions(self.parts.head, tokens)
         return rows * self.map.factor, bias * self.map.after.size
 
     def log_normalizer(
@@ -114,4 +113,6 @@ class Unembedding:
         Masked tokens count: nothing is known about them but that they are never generated.
         """
         scaled = self.map.before.size * normed
-        return precision.log_normalizer(self.head, scaled, bias=bias, scale=self.map.after.size)
+        return precision.log_normalizer(
+            self.parts.head, scaled, bias=bias, scale=self.map.after.size
+        )

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from attrib.errors import SetupError
 from attrib.model.components import Components
 from attrib.model.devices import execution_device, wide
-from attrib.model.logits import Factor, LogitMap
+from attrib.model.logits import Factor, LogitMap, Unembedding
 
 NUM_POS = 6
 SIZES = (-2.0, 3.0)  # exponents of 10: of the planted values at the first position and the last
@@ -44,8 +44,8 @@ class Probe:
     logits: Tensor | None = None
 
 
-def examine(model: PreTrainedModel, parts: Components) -> LogitMap:
-    """Run a new model on a few tokens and return what it does to its logits.
+def examine(model: PreTrainedModel, parts: Components) -> Unembedding:
+    """Run a new model on a few tokens and return how it makes its logits.
 
     Nothing is found out about a model that cannot run without a picture.
 
@@ -54,10 +54,10 @@ def examine(model: PreTrainedModel, parts: Components) -> LogitMap:
     """
     name = type(model).__name__
     if parts.needs_pixels:
-        return LogitMap()
+        return Unembedding(parts, LogitMap())
     seen = probe(model, parts, text_inputs(model, parts))
     check_stream(seen, parts, name)
-    return fit_logits(seen, parts, model.config, name)
+    return Unembedding(parts, fit_logits(seen, parts, model.config, name))
 
 
 def plain_tokens(config: PreTrainedConfig, vocabulary: int) -> list[int]:

@@ -5,7 +5,7 @@
     logits = vlm.logits(batch)
 
 Works for every decoder-only image-text-to-text model of transformers, whose components are found by
-structure (`attrib.model.components`). `vlm.model` and `vlm.processor` are never modified.
+structure (`attrib.model.components`). The model and the processor given are never modified.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
 from attrib.model.batch import Batch, Grid, token_spans
-from attrib.model.components import Components, FrozenNorm, describe, find_components
+from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
 from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
@@ -31,6 +31,7 @@ from attrib.model.last_logits import gather_last, logits_to_keep
 from attrib.model.logits import Unembedding
 from attrib.model.patch_grid import grid_finder
 from attrib.model.probe import examine
+from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
 from attrib.model.targets import answer_ids
@@ -43,7 +44,8 @@ class VLM:
 
     Attributes:
         model: The Hugging Face model.
-        processor: The Hugging Face processor; without one, `batch` is the only way to make inputs.
+        processor: The Hugging Face processor, with the settings that the model's config requires;
+            without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
         verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
     """
@@ -56,9 +58,10 @@ class VLM:
     verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        if not self.name:
-            object.__setattr__(self, "name", self.model.name_or_path or type(self.model).__name__)
         _ = self.unembedding  # refuse unsupported models now
+        named = self.name or self.model.name_or_path or type(self.model).__name__
+        object.__setattr__(self, "name", named)
+        object.__setattr__(self, "processor", completed(self.processor, self.model))
 
     def __repr__(self) -> str:
         return describe(self)
@@ -88,7 +91,7 @@ class VLM:
     @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
-        return len(self.layers)
+        return len(self.components.layers)
 
     @property
     def d_model(self) -> int:
@@ -112,9 +115,8 @@ class VLM:
 
     @cached_property
     def unembedding(self) -> Unembedding:
-        """Final norm, output embedding, and what the model does to its logits."""
-        parts = self.components
-        return Unembedding(parts.norm, parts.head, examine(self.model, parts))
+        """Final norm, output embedding and what happens to the logits (`attrib.model.logits`)."""
+        return examine(self.model, self.components)
 
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """The model's logits for a last layer's output, on its device."""
@@ -124,20 +126,16 @@ class VLM:
         """`unembed` in float32 or wider, whatever the model runs in."""
         return self.unembedding.float32(h)
 
-    def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-        """Return the final norm as a linear map with its statistics at `h`."""
-        return self.unembedding.freeze_norm(h)
-
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
-        with pushed(self._active, run.batch):
+        with running(self._active, run.batch, self.processor):
             return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
-        with pushed(self._active, run.batch):
+        with running(self._active, run.batch, self.processor):
             keep = logits_to_keep(self.model, self.components.decoder, run.batch)
             logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
         return gather_last(logits, run.batch)
@@ -189,27 +187,23 @@ class VLM:
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
-        """Generate a continuation of each prompt, greedily by default.
+        """Continue each prompt, greedily by default; the new texts, without space around them.
 
         Of the checkpoint's generation config only the special tokens are used. Right padding moves
-        to the left and grows by one column, so that an open `write` for the original positions
-        raises an error instead of writing to others.
+        to the left and grows by one column, so that an open `write` for other positions raises.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
             max_new_tokens: Maximum number of new tokens.
             settings: Further arguments of the Hugging Face `generate`.
-
-        Returns:
-            The new text only, without special tokens and surrounding space.
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        rewritten = apply_rewriters(self._rewriters, batch).batch
-        inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
-        limits = self.tokenizer, self.pad_id, max_new_tokens
+        batch = apply_rewriters(self._rewriters, batch).batch
+        inputs = encoding.pad_left(batch.inputs, self.pad_id)
+        given = inputs, self.tokenizer, self.pad_id, max_new_tokens, settings
         with loaded(self.model), pushed(self._active, self.batch(inputs)):
-            out = generated_ids(self.model, inputs, *limits, settings)
+            out = generated_ids(self.model, *given)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
     def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:
@@ -242,8 +236,8 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        special = self.components.image_token_id, source.bos_token_id
-        return token_spans(inputs, *special, target_lengths)
+        image_id = self.components.image_token_id
+        return token_spans(inputs, image_id, source.bos_token_id, target_lengths)
 
     @cached_property
     def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:

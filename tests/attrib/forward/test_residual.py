@@ -51,7 +51,7 @@ def test_a_layer_with_another_wiring_is_named(vlm, batch):
 
     handle = vlm.layers[3].register_forward_hook(third)
     with (
-        pytest.raises(AttribError, match=r"layer 3: no two of its submodules \['.*self_attn"),
+        pytest.raises(AttribError, match=r"layer 3: no one to 3 of its submodules \['.*self_attn"),
         residual_writes(vlm, batch["last"]),
     ):
         vlm.logits(batch)

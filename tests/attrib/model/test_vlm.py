@@ -369,7 +369,7 @@ def test_models_without_the_components_are_refused():
 def test_a_frozen_norm_is_linear_and_equals_the_norm_where_it_was_frozen(name):
     vlm = tiny_vlm(name)
     h = torch.randn(3, 64) * 5 + 1
-    frozen = vlm.freeze_norm(h)
+    frozen = vlm.unembedding.freeze_norm(h)
     parts = torch.randn(3, 7, 64)
     parts[:, -1] = h - parts[:, :-1].sum(1)
     shares = frozen(parts)
