@@ -52,7 +52,7 @@ KINDS = {
     "gemma4_unified": ("gemma4_unified", GEMMA4, {}, {}),
     "granite4_vision": (
         "granite4_vision", MULTIPLIERS, {"model_type": "clip_vision_model", "hidden_size": 64},
-        {"deepstack_layer_map": [], "use_image_newline_parameter": False},
+        {"deepstack_layer_map": [], "downsample_rate": "1/2"},
     ),
     "hyperclovax_vision_v2": ("hyperclovax_vision_v2", MULTIPLIERS, {}, {}),
     "cohere_compass": (
@@ -86,7 +86,7 @@ KINDS = {
     "mistral_large4_shared": (
         "mistral_large4", LATENT | {"indexer_types": ["full", "shared"] * 2}, {}, {}
     ),
-    "dots3_note": ("dots3_note", LATENT, {}, {}),
+    "dots3_note": ("dots3_note", LATENT, {"per_layer_config": {}}, {}),
     "nemotron_h_omni": (
         "nemotron_h_omni",
         {
@@ -95,7 +95,7 @@ KINDS = {
             "chunk_size": 8, "n_routed_experts": 4, "moe_intermediate_size": 32,
             "moe_shared_expert_intermediate_size": 32,
         },
-        {},
+        {"video_temporal_patch_size": 2},
         {},
     ),
 }  # fmt: skip
@@ -136,3 +136,33 @@ def jittered(model):
             if key.endswith("scalar"):
                 buffer.add_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model.eval().requires_grad_(False)
+
+
+REFUSED = {
+    "gemma3n": {
+        "text_config": {
+            "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8,
+        },
+    },
+    "mllama": {"text_config": {"cross_attention_layers": [1, 3], "rope_parameters": None}},
+    "idefics": {},
+    "blip": {},
+    "diffusion_gemma": {},
+}  # fmt: skip
+
+
+def build_refused(kind):
+    """A model of a kind that is refused: most before a weight is looked at."""
+    config_class = CONFIG_MAPPING[kind]
+    given = {"num_hidden_layers": 2, "vocab_size": VOCAB} if kind == "idefics" else {}
+    if text := REFUSED[kind].get("text_config"):
+        model_type = config_class().get_text_config().model_type
+        given = {"text_config": {"model_type": model_type} | TEXT | text}
+    config = config_class(**given)
+    model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if kind == "gemma3n":
+        return model_class(config)
+    with torch.device("meta"):
+        return model_class(config)

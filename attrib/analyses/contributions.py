@@ -13,6 +13,9 @@ keep the sign outside. That program also applies the final norm before W_U (`nor
 write is normalised separately, so small outputs weigh as much as large ones, and logits do not add
 up over layers. With the norm's statistics frozen at the true last state they do (`norm="frozen"`,
 direct logit attribution).
+
+A logit here is the one before a soft-cap, where a model has one (Gemma 4): the capped logit is not
+linear in the hidden state. The result names the cap.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,12 +64,14 @@ class Contributions:
         logit: v, the key token's logit from the module's output alone.
         probability: p, its probability; 1 for `norm="frozen"`, which has no softmax.
         key: The key token of each example.
+        cap: The model's soft-cap, which no logit here has passed; None without one.
     """
 
     value: Float[Tensor, "batch layer module"]
     logit: Float[Tensor, "batch layer module"]
     probability: Float[Tensor, "batch layer module"]
     key: Int[Tensor, " batch"]
+    cap: float | None = None
 
 
 @torch.no_grad()
@@ -100,9 +105,10 @@ def contributions_of(
     vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"], norm: Norm
 ) -> Contributions:
     """Contributions of captured writes, without a forward pass."""
+    cap = vlm.unembedding.map.cap
     if norm == "frozen":
         shares = direct_logits_of(vlm, writes, key).modules
-        return Contributions(shares, shares, torch.ones_like(shares), key)
+        return Contributions(shares, shares, torch.ones_like(shares), key, cap)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
     modules = module_writes(writes).float()
@@ -117,7 +123,7 @@ def contributions_of(
     sums = [vlm.unembedding.log_normalizer(one, bias=has_norm) for one in modules.unbind(1)]
     p = (v - torch.stack(sums, 1)).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
-    return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)
+    return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key, cap)
 
 
 def measure_contributions(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from attrib.checks import checks, generation
+from attrib.checks import checks, generation, replays
 from attrib.checks.inputs import FAILURES, CheckFailed, CheckInputs
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
@@ -26,8 +26,8 @@ CHECKS: tuple[Check, ...] = (
     checks.hooks_are_gone_after_an_error,
     checks.attention_rows_are_the_models,
     checks.resume_is_bit_equal,
-    checks.replayed_changes_equal_written_ones,
-    checks.suffixes_equal_whole_passes,
+    replays.replayed_changes_equal_written_ones,
+    replays.suffixes_equal_whole_passes,
     checks.one_example_equals_a_batch,
     checks.padding_side_does_not_matter,
     generation.first_generated_token_is_the_argmax,

@@ -21,6 +21,8 @@ from attrib.model.components import Components
 from attrib.model.devices import execution_device, wide
 from attrib.model.logits import Factor, LogitMap, Unembedding
 
+# Errors that an unknown model may raise.
+FAILURES = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError)
 NUM_POS = 6
 SIZES = (-2.0, 3.0)  # exponents of 10: of the planted values at the first position and the last
 # Relative to the values; a wrong form is off by more.
@@ -55,7 +57,11 @@ def examine(model: PreTrainedModel, parts: Components) -> Unembedding:
     name = type(model).__name__
     if parts.needs_pixels:
         return Unembedding(parts, LogitMap())
-    seen = probe(model, parts, text_inputs(model, parts))
+    try:
+        seen = probe(model, parts, text_inputs(model, parts))
+    except FAILURES as error:
+        told = " ".join(str(error).split())
+        raise SetupError(f"{name} does not run on a few tokens of text: {told}") from error
     check_stream(seen, parts, name)
     return Unembedding(parts, fit_logits(seen, parts, model.config, name))
 

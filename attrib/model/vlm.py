@@ -4,8 +4,7 @@
     batch = vlm.encode([image, None], ["What is this?", "nq question: who wrote Emma?"])
     logits = vlm.logits(batch)
 
-Works for every decoder-only image-text-to-text model of transformers, whose components are found by
-structure (`attrib.model.components`). The model and the processor given are never modified.
+Components are found by structure (`attrib.model.components`); nothing given is ever modified.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ class VLM:
         processor: The Hugging Face processor, with the settings that the model's config requires;
             without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
-        verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
+        verified_suffixes: By kind of layer calls: does suffix replay agree?
     """
 
     model: PreTrainedModel
@@ -91,7 +90,7 @@ class VLM:
     @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
-        return len(self.components.layers)
+        return len(self.layers)
 
     @property
     def d_model(self) -> int:
@@ -168,8 +167,14 @@ class VLM:
         Raises:
             AttribError: A row cannot be used; the message says which and why.
         """
-        images = upright_images(images)
-        given = (self._placeholder, images, prompts, targets, template, answers)
+        given = (
+            self._placeholder,
+            images := upright_images(images),
+            prompts,
+            targets,
+            template,
+            answers,
+        )
         rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
         check_lengths(rows, tensors, self.model.config)
         if all(image is None for image in images) and not self.components.needs_pixels:
@@ -236,8 +241,8 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        image_id = self.components.image_token_id
-        return token_spans(inputs, image_id, source.bos_token_id, target_lengths)
+        special = self.components.image_token_id, source.bos_token_id
+        return token_spans(inputs, *special, target_lengths)
 
     @cached_property
     def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:

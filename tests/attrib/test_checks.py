@@ -7,12 +7,13 @@ import torch
 from conftest import tiny_vlm
 
 import attrib
-from attrib.checks import CHECKS, QUICK, check, checks, inputs, verify
+from attrib.checks import CHECKS, QUICK, check, checks, inputs, replays, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import on_input, read, write
 from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
+from attrib.forward.suffix import Suffix
 from attrib.model import encoding
 from attrib.model import vlm as wrapper
 from attrib.model.batch import Grid
@@ -32,7 +33,7 @@ def test_a_report_is_a_table_of_what_was_measured():
     assert len(frame) == len(CHECKS) and report.passed and frame["passed"].all()
     assert frame["check"][1] == "hooked logits equal plain ones"
     assert frame["detail"][1].startswith("logits differ by ")
-    assert repr(report) == "llava: 15 of 15 checks passed"
+    assert repr(report) == "llava: 17 of 17 checks passed"
     assert "<td>hooked logits equal plain ones</td>" in report._repr_html_()
 
 
@@ -129,6 +130,12 @@ BREAKS = {
     ),
     "resume is bit equal": lambda p: p.setattr(
         checks, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
+    ),
+    "replayed changes equal written ones": lambda p: p.setattr(
+        replays, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.01)
+    ),
+    "suffixes equal whole passes": lambda p: p.setattr(
+        Suffix, "_entering", lambda _s, h, _i, _rows: h
     ),
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,
