@@ -27,9 +27,8 @@ from attrib.model.devices import execution_device, loaded
 from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
 from attrib.model.last_logits import gather_last, logits_to_keep
-from attrib.model.logits import Unembedding
 from attrib.model.patch_grid import grid_finder
-from attrib.model.probe import examine
+from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
@@ -167,14 +166,8 @@ class VLM:
         Raises:
             AttribError: A row cannot be used; the message says which and why.
         """
-        given = (
-            self._placeholder,
-            images := upright_images(images),
-            prompts,
-            targets,
-            template,
-            answers,
-        )
+        images = upright_images(images)
+        given = (self._placeholder, images, prompts, targets, template, answers)
         rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
         check_lengths(rows, tensors, self.model.config)
         if all(image is None for image in images) and not self.components.needs_pixels:
