@@ -5,21 +5,21 @@ factor, a soft-cap and masked tokens, whatever its class calls them.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attrib.errors import SetupError
 from attrib.model.components import Components
 from attrib.model.devices import execution_device, wide
 from attrib.model.logits import Factor, LogitMap, Unembedding
+from attrib.model.module_hooks import on_input, on_output
 
 # Errors that an unknown model may raise.
 FAILURES = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError)
@@ -93,21 +93,18 @@ def probe(model: PreTrainedModel, parts: Components, inputs: dict[str, Any]) -> 
     """Run the model once, with planted outputs of its head."""
     seen = Probe()
 
-    def keep_state(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.states.append(output[0] if isinstance(output, tuple) else output)
+    def keep_input(h: Tensor, _args: Any, _kwargs: Any) -> None:
+        seen.head_input = h
 
-    def keep_input(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.head_input = args[0]
-
-    def plant(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    def plant(output: Tensor) -> Tensor:
         seen.planted = _planted(output)
         return seen.planted.clone()  # the model may change it in place
 
     with ExitStack() as stack:
         for layer in parts.layers:
-            stack.enter_context(_removed(layer.register_forward_hook(keep_state)))
-        stack.enter_context(_removed(parts.head.register_forward_pre_hook(keep_input)))
-        stack.enter_context(_removed(parts.head.register_forward_hook(plant)))
+            stack.enter_context(on_output(layer, seen.states.append))
+        stack.enter_context(on_input(parts.head, keep_input))
+        stack.enter_context(on_output(parts.head, plant))
         seen.logits = model(**inputs, use_cache=False).logits
     return seen
 
@@ -120,14 +117,6 @@ def _planted(output: Tensor) -> Tensor:
     values = signed * (0.5 + torch.rand(num_pos, d_vocab, generator=generator))
     sizes = torch.logspace(*SIZES, num_pos)[:, None]
     return (values * sizes).expand(output.shape).to(output)
-
-
-@contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def check_stream(seen: Probe, parts: Components, name: str) -> None:
