@@ -18,7 +18,7 @@ from attrib.forward.attention import AttentionCall, capture_attention
 from attrib.forward.hooks import gather_positions, position_index
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
-from attrib.model.components import freeze_norm, probe_norm
+from attrib.model.logits import freeze_norm, probe_norm
 from attrib.model.vlm import VLM
 
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from attrib.errors import AttribError
 from attrib.forward.hooks import first_tensor, on_input, on_output
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import eager
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # other positional arguments, keyword arguments
 
@@ -146,6 +147,7 @@ def logits_from(
     return vlm.unembed(forward_from(vlm, captured, layer, hidden))
 
 
+@eager()
 def forward_from(
     vlm: VLM, captured: Captured, layer: int, hidden: Float[Tensor, "copies pos d_model"]
 ) -> Float[Tensor, "copies pos d_model"]:

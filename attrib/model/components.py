@@ -10,13 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from attrib.errors import AttribError, SetupError
-from attrib.model.devices import execution_device, float_copy
+from attrib.errors import SetupError
+from attrib.model.wrapped import linear_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +25,7 @@ class Components:
         decoder: The module that calls the layers.
         layers: The decoder layers, in order.
         norm: The norm after the last layer.
-        head: The output embedding, from normed hidden state to logits.
+        output_embedding: From normed hidden state to logits; maybe in a wrapper of peft.
         image_token_id: The input id of a visual token.
         d_model: Width of the residual stream.
         patch_size: Side of the vision tower's patches, in pixels of the processed image. None for
@@ -38,11 +36,20 @@ class Components:
     decoder: nn.Module
     layers: nn.ModuleList
     norm: nn.Module
-    head: nn.Linear
+    output_embedding: nn.Module
     image_token_id: int
     d_model: int
     patch_size: int | None
     needs_pixels: bool
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output embedding in use, which can change with the active adapter.
+
+        Raises:
+            SetupError: An adapter adds to its output.
+        """
+        return linear_of(self.output_embedding, "the output embedding")
 
 
 def find_components(model: PreTrainedModel) -> Components:
@@ -67,6 +74,7 @@ def find_components(model: PreTrainedModel) -> Components:
             f"{name}: {len(norms)} candidates for the final norm of the decoder, expected 1"
         )
     head = _find_head(model, d_model)
+    linear_of(head, f"{name}: the output embedding")
     image_token_id = getattr(model.config, "image_token_id", None)
     if not isinstance(image_token_id, int):
         raise SetupError(
@@ -155,9 +163,9 @@ def _embeds_tokens(module: nn.Module, d_model: int) -> bool:
     return any(isinstance(c, nn.Embedding) and c.embedding_dim == d_model for c in children)
 
 
-def _find_head(model: PreTrainedModel, d_model: int) -> nn.Linear:
+def _find_head(model: PreTrainedModel, d_model: int) -> nn.Module:
     """The output embedding: as the model names it, or the linear map from stream to vocabulary."""
-    if isinstance(head := model.get_output_embeddings(), nn.Linear):
+    if (head := model.get_output_embeddings()) is not None:
         return head
     shape = (model.config.get_text_config().vocab_size, d_model)
     for module in model.modules():
@@ -178,73 +186,3 @@ def _patch_size(model: PreTrainedModel) -> int | None:
 def _needs_pixels(model: PreTrainedModel) -> bool:
     pixels = inspect.signature(type(model).forward).parameters.get("pixel_values")
     return pixels is not None and pixels.default is pixels.empty
-
-
-@dataclass(frozen=True, eq=False)
-class FrozenNorm:
-    """The final norm with fixed statistics: a linear map of writes to the residual stream.
-
-    If `h` is the sum of writes, `norm(h) == sum(frozen(write)) + frozen.constant`. The constant is
-    the bias of a LayerNorm, which belongs to no write.
-
-    Attributes:
-        gain: Weight of the norm divided by the scale of each example.
-        constant: Bias of the norm; zeros for an RMSNorm.
-        centred: Whether the norm subtracts the mean over d_model.
-    """
-
-    gain: Float[Tensor, "batch d_model"]
-    constant: Float[Tensor, " d_model"]
-    centred: bool
-
-    def __call__(
-        self, write: Float[Tensor, "batch *between d_model"]
-    ) -> Float[Tensor, "batch *between d_model"]:
-        """Return the share of `write` in the normed state, in float32, on the norm's device."""
-        write = write.float().to(self.gain.device)
-        if self.centred:
-            write = write - write.mean(-1, keepdim=True)
-        return write * self.gain.reshape(len(write), *[1] * (write.ndim - 2), -1)
-
-
-def freeze_norm(norm: nn.Module, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-    """Return `norm` as a linear map with its statistics at `h`, in float32.
-
-    Raises:
-        AttribError: The norm is neither an RMSNorm nor a LayerNorm.
-    """
-    h = h.float().to(execution_device(norm))
-    weight, bias, centred = probe_norm(norm, h[0])
-    normed = float_copy(norm)(h)
-    direction = (h - h.mean(-1, keepdim=True) if centred else h) * weight
-    size = direction.square().sum(-1, keepdim=True)
-    inverse_scale = ((normed - bias) * direction).sum(-1, keepdim=True) / size
-    frozen = FrozenNorm(weight * inverse_scale, bias, centred)
-    slack = 1e-4 * float(normed.abs().max())
-    if not torch.allclose(frozen(h) + bias, normed, rtol=1e-4, atol=slack):
-        raise AttribError(
-            f"{type(norm).__name__} is neither an RMSNorm nor a LayerNorm; use norm='none'"
-        )
-    return frozen
-
-
-@torch.no_grad()
-def probe_norm(
-    norm: nn.Module, like: Float[Tensor, " d_model"]
-) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"], bool]:
-    """Return weight and bias of a norm, and whether it subtracts the mean, in float32.
-
-    They are read from the outputs for probe vectors, so RMSNorm, LayerNorm and norms that store
-    `weight - 1` need no list of classes.
-
-    Args:
-        norm: The norm.
-        like: A vector whose size the probes take.
-    """
-    sign = torch.ones_like(like, dtype=torch.float32, device=execution_device(norm))
-    sign[1::2] = -1  # mean 0 and root mean square 1, so norm(sign) is weight * sign + bias
-    big = 1e3  # makes the epsilon of the norm negligible
-    probes = torch.stack([sign, -sign, sign + 0.5]) * big
-    plus, minus, shifted = float_copy(norm)(probes)
-    centred = torch.allclose(shifted, plus, rtol=1e-3, atol=1e-3)
-    return (plus - minus) / 2 * sign, (plus + minus) / 2, centred

@@ -5,6 +5,7 @@ would then not be what the logits say, so only its special tokens are used.
 """
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import GenerationConfig
 
 from attrib.errors import AttribError
 from attrib.model.image_placeholder import quiet
+
+logger = logging.getLogger("attrib")
 
 
 def generated_ids(
@@ -49,6 +52,7 @@ def generated_ids(
     named = ", ".join(["max_new_tokens", *settings])
     try:
         rest = config.update(**rest)
+        _stop_at_last_position(config, model, inputs["attention_mask"])
         if config.stop_strings:
             rest = {"tokenizer": tokenizer} | rest
         with quiet(), _only_special_tokens(model, tokenizer, pad_id):
@@ -59,6 +63,26 @@ def generated_ids(
         told = " ".join(str(error).split())
         raise AttribError(f"generate with {named}: {told}") from error
     return out if isinstance(out, Tensor) else out.sequences
+
+
+def _stop_at_last_position(config: GenerationConfig, model: Any, mask: Tensor) -> None:
+    """Lower the number of new tokens to what the decoder has positions for; the log says so."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return
+    longest, width = int(mask.sum(1).max()), mask.shape[1]
+    room = max(limit - longest + 1, 1)  # the last token is not read: it needs no position
+    wanted = config.max_new_tokens or (config.max_length or 0) - width
+    if wanted <= room:
+        return
+    if config.max_new_tokens:
+        config.max_new_tokens = room
+    else:
+        config.max_length = width + room
+    logger.warning(
+        f"generation stops after {room} new tokens, not {wanted}: the decoder has {limit} "
+        f"positions, and the longest prompt takes {longest}"
+    )
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from attrib.errors import AttribError
 from attrib.model import precision
-from attrib.model.components import Components, FrozenNorm, freeze_norm
+from attrib.model.components import Components
+from attrib.model.devices import execution_device, float_copy
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,76 @@ class LogitMap:
     def capped(self, logits: Tensor) -> Tensor:
         """Logits after the soft-cap."""
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenNorm:
+    """The final norm with fixed statistics: a linear map of writes to the residual stream.
+
+    If `h` is the sum of writes, `norm(h) == sum(frozen(write)) + frozen.constant`. The constant is
+    the bias of a LayerNorm, which belongs to no write.
+
+    Attributes:
+        gain: Weight of the norm divided by the scale of each example.
+        constant: Bias of the norm; zeros for an RMSNorm.
+        centred: Whether the norm subtracts the mean over d_model.
+    """
+
+    gain: Float[Tensor, "batch d_model"]
+    constant: Float[Tensor, " d_model"]
+    centred: bool
+
+    def __call__(
+        self, write: Float[Tensor, "batch *between d_model"]
+    ) -> Float[Tensor, "batch *between d_model"]:
+        """Return the share of `write` in the normed state, in float32, on the norm's device."""
+        write = write.float().to(self.gain.device)
+        if self.centred:
+            write = write - write.mean(-1, keepdim=True)
+        return write * self.gain.reshape(len(write), *[1] * (write.ndim - 2), -1)
+
+
+def freeze_norm(norm: nn.Module, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
+    """Return `norm` as a linear map with its statistics at `h`, in float32.
+
+    Raises:
+        AttribError: The norm is neither an RMSNorm nor a LayerNorm.
+    """
+    h = h.float().to(execution_device(norm))
+    weight, bias, centred = probe_norm(norm, h[0])
+    normed = float_copy(norm)(h)
+    direction = (h - h.mean(-1, keepdim=True) if centred else h) * weight
+    size = direction.square().sum(-1, keepdim=True)
+    inverse_scale = ((normed - bias) * direction).sum(-1, keepdim=True) / size
+    frozen = FrozenNorm(weight * inverse_scale, bias, centred)
+    slack = 1e-4 * float(normed.abs().max())
+    if not torch.allclose(frozen(h) + bias, normed, rtol=1e-4, atol=slack):
+        raise AttribError(
+            f"{type(norm).__name__} is neither an RMSNorm nor a LayerNorm; use norm='none'"
+        )
+    return frozen
+
+
+@torch.no_grad()
+def probe_norm(
+    norm: nn.Module, like: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"], bool]:
+    """Return weight and bias of a norm, and whether it subtracts the mean, in float32.
+
+    They are read from the outputs for probe vectors, so RMSNorm, LayerNorm and norms that store
+    `weight - 1` need no list of classes.
+
+    Args:
+        norm: The norm.
+        like: A vector whose size the probes take.
+    """
+    sign = torch.ones_like(like, dtype=torch.float32, device=execution_device(norm))
+    sign[1::2] = -1  # mean 0 and root mean square 1, so norm(sign) is weight * sign + bias
+    big = 1e3  # makes the epsilon of the norm negligible
+    probes = torch.stack([sign, -sign, sign + 0.5]) * big
+    plus, minus, shifted = float_copy(norm)(probes)
+    centred = torch.allclose(shifted, plus, rtol=1e-3, atol=1e-3)
+    return (plus - minus) / 2 * sign, (plus + minus) / 2, centred
 
 
 @dataclass(frozen=True, eq=False)

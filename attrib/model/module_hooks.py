@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attrib.model.wrapped import eager
+
 
 class StopForward(Exception):
     """Raised inside a forward pass to end it early with a value."""
@@ -33,7 +35,8 @@ def on_input(
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        yield
+        with eager():
+            yield
     finally:
         handle.remove()
 
@@ -53,7 +56,8 @@ def on_output(
 
     handle = module.register_forward_hook(hook)
     try:
-        yield
+        with eager():
+            yield
     finally:
         handle.remove()
 

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
@@ -33,6 +32,7 @@ from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
 from attrib.model.targets import answer_ids
+from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
 
 
@@ -41,14 +41,14 @@ class VLM:
     """A Hugging Face vision-language model and its processor.
 
     Attributes:
-        model: The Hugging Face model.
+        model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
         processor: The Hugging Face processor, with the settings that the model's config requires;
             without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
         verified_suffixes: By kind of layer calls: does suffix replay agree?
     """
 
-    model: PreTrainedModel
+    model: Any
     processor: Any = None
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
@@ -56,10 +56,10 @@ class VLM:
     verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
+        vars(self).update(model=unwrapped(self.model))
+        name = self.name or self.model.name_or_path or type(self.model).__name__
+        vars(self).update(name=name, processor=completed(self.processor, self.model))
         _ = self.unembedding  # refuse unsupported models now
-        named = self.name or self.model.name_or_path or type(self.model).__name__
-        object.__setattr__(self, "name", named)
-        object.__setattr__(self, "processor", completed(self.processor, self.model))
 
     def __repr__(self) -> str:
         return describe(self)
@@ -188,7 +188,7 @@ class VLM:
         """Continue each prompt, greedily by default; the new texts, without space around them.
 
         Of the checkpoint's generation config only the special tokens are used. Right padding moves
-        to the left and grows by one column, so that an open `write` for other positions raises.
+        to the left and grows by one column: an open `write` for the old positions is an error.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
@@ -197,11 +197,11 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        batch = apply_rewriters(self._rewriters, batch).batch
-        inputs = encoding.pad_left(batch.inputs, self.pad_id)
-        given = inputs, self.tokenizer, self.pad_id, max_new_tokens, settings
-        with loaded(self.model), pushed(self._active, self.batch(inputs)):
-            out = generated_ids(self.model, *given)
+        rewritten = apply_rewriters(self._rewriters, batch).batch
+        inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
+        limits = self.tokenizer, self.pad_id, max_new_tokens
+        with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
+            out = generated_ids(self.model, inputs, *limits, settings)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
     def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:

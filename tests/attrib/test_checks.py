@@ -17,8 +17,8 @@ from attrib.forward.suffix import Suffix
 from attrib.model import encoding
 from attrib.model import vlm as wrapper
 from attrib.model.batch import Grid
-from attrib.model.components import FrozenNorm
 from attrib.model.generation import generated_ids
+from attrib.model.logits import FrozenNorm
 from attrib.model.vlm import VLM
 
 

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import write
 from attrib.forward.replay import capture
-from attrib.model.components import find_components, freeze_norm
+from attrib.model.components import find_components
+from attrib.model.logits import freeze_norm
 from attrib.model.patch_grid import find_grid
 from attrib.model.targets import target_ids
 from attrib.model.vlm import VLM
@@ -358,7 +359,7 @@ def test_models_without_the_components_are_refused():
     with pytest.raises(SetupError, match="encoder-decoder"):
         find_components(t5)
     model = copy.deepcopy(tiny_vlm("llava").model)
-    with pytest.raises(SetupError, match="no linear output embedding"):
+    with pytest.raises(SetupError, match="the output embedding is not linear"):
         find_components(model.model)
     model.config.image_token_id = None
     with pytest.raises(SetupError, match="image_token_id is None"):
