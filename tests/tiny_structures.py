@@ -86,7 +86,12 @@ KINDS = {
     "mistral_large4_shared": (
         "mistral_large4", LATENT | {"indexer_types": ["full", "shared"] * 2}, {}, {}
     ),
-    "dots3_note": ("dots3_note", LATENT, {"per_layer_config": {}}, {}),
+    "dots3_note": (
+        "dots3_note",
+        LATENT,
+        {"per_layer_config": {}, "adapter_in_dim": 48, "adapter_out_dim": 64},
+        {},
+    ),
     "nemotron_h_omni": (
         "nemotron_h_omni",
         {
@@ -149,7 +154,7 @@ REFUSED = {
     "mllama": {"text_config": {"cross_attention_layers": [1, 3], "rope_parameters": None}},
     "idefics": {},
     "blip": {},
-    "diffusion_gemma": {},
+    "diffusion_gemma": {"text_config": EXPERTS},
 }  # fmt: skip
 
 
@@ -157,12 +162,18 @@ def build_refused(kind):
     """A model of a kind that is refused: most before a weight is looked at."""
     config_class = CONFIG_MAPPING[kind]
     given = {"num_hidden_layers": 2, "vocab_size": VOCAB} if kind == "idefics" else {}
-    if text := REFUSED[kind].get("text_config"):
+    if (text := REFUSED[kind].get("text_config")) is not None:
         model_type = config_class().get_text_config().model_type
         given = {"text_config": {"model_type": model_type} | TEXT | text}
     config = config_class(**given)
     model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    if kind == "gemma3n":
-        return model_class(config)
-    with torch.device("meta"):
-        return model_class(config)
+    if kind != "gemma3n":
+        with torch.device("meta"):
+            return model_class(config)
+    config.vision_config = tr.SiglipVisionConfig(
+        **{k: v for k, v in VISION.items() if k in tr.SiglipVisionConfig().to_dict()}
+    )
+    for name, value in {"vocab_size": 8, "vocab_offset": VOCAB, "rms_norm_eps": 1e-6}.items():
+        setattr(config.vision_config, name, value)
+    config.audio_config.conf_num_hidden_layers = 1
+    return model_class(config)

@@ -91,7 +91,8 @@ class ResidualWrites:
 
     def _later(self, layer: int) -> float:
         """What the layers after `layer` multiply the stream with."""
-        return math.prod(scale for i, scale in self.scales.items() if i > layer)
+        later = (scale for i, scale in self.scales.items() if i > layer)
+        return math.prod(later, start=1.0)
 
     def _rescaled(self, writes: Tensor) -> Tensor:
         later = [self._later(layer) for layer in sorted(self.steps)]

@@ -60,9 +60,9 @@ def find_components(model: PreTrainedModel) -> Components:
     """
     name = type(model).__name__
     refuse_encoder_decoder(model.config, name)
-    _refuse_canvas(model)
     d_model = model.config.get_text_config().hidden_size
     decoder, layers = _find_decoder(model, d_model)
+    _refuse_second_sequence(model, decoder)
     _refuse_cross_attention(decoder, name)
     norms = [
         child
@@ -107,13 +107,15 @@ def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-def _refuse_canvas(model: PreTrainedModel) -> None:
-    if "decoder_input_ids" in inspect.signature(type(model).forward).parameters:
-        raise SetupError(
-            f"{type(model).__name__} writes into a second sequence (decoder_input_ids), as "
-            "encoder-decoders and diffusion decoders do; models that continue their prompt token "
-            "by token are supported"
-        )
+def _refuse_second_sequence(model: PreTrainedModel, decoder: nn.Module) -> None:
+    for module in model.modules():
+        inner = module is not model and any(part is decoder for part in module.modules())
+        if inner and "decoder_input_ids" in inspect.signature(type(module).forward).parameters:
+            raise SetupError(
+                f"{type(model).__name__} writes into a second sequence (decoder_input_ids), as "
+                "encoder-decoders and diffusion decoders do; models that continue their prompt "
+                "token by token are supported"
+            )
 
 
 def _refuse_cross_attention(decoder: nn.Module, name: str) -> None:
