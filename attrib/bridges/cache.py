@@ -86,9 +86,13 @@ def _queries(
 
 def _residual_stream(writes: ResidualWrites) -> dict[str, Tensor]:
     found = {"hook_embed": writes.steps[0][0]}
-    for layer, (before, attn, mlp, after) in sorted(writes.steps.items()):
+    for layer, (before, *written, after) in sorted(writes.steps.items()):
+        # What modules write before the layer scales the stream, as `hook_resid_mid` is.
+        attn, mlp, other = (write / writes.scales[layer] for write in written)
         values = {"resid_pre": before, "attn_out": attn, "resid_mid": before + attn, "mlp_out": mlp}
         values["resid_post"] = after
+        if other.any():
+            values["other_out"] = other
         if layer + 1 in writes.steps and not torch.equal(writes.steps[layer + 1][0], after):
             values["between"] = writes.steps[layer + 1][0] - after
         found |= {f"blocks.{layer}.hook_{name}": value for name, value in values.items()}

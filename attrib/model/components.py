@@ -165,7 +165,7 @@ def _embeds_tokens(module: nn.Module, d_model: int) -> bool:
     return any(isinstance(c, nn.Embedding) and c.embedding_dim == d_model for c in children)
 
 
-def _find_head(model: PreTrainedModel, d_model: int) -> nn.Module:
+def _find_head(model: PreTrainedModel, d_model: int) -> Any:
     """The output embedding: as the model names it, or the linear map from stream to vocabulary."""
     if (head := model.get_output_embeddings()) is not None:
         return head
@@ -173,8 +173,7 @@ def _find_head(model: PreTrainedModel, d_model: int) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Linear) and (module.out_features, module.in_features) == shape:
             return module
-    name = type(model).__name__
-    raise SetupError(f"{name} has no linear output embedding; load a model that generates text")
+    return None
 
 
 def _patch_size(model: PreTrainedModel) -> int | None:
