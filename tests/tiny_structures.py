@@ -4,6 +4,7 @@
 """
 
 import torch
+import transformers as tr
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -33,6 +34,11 @@ LATENT = {
     "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "index_topk": 6, "index_head_dim": 16, "index_n_heads": 2, "num_key_value_heads": 4,
     "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+AUDIO = {
+    "model_type": "dots3_note_audio", "hidden_size": 32, "intermediate_size": 32,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "adapter_input_size": 32,
+    "adapter_out_dim": 64, "downsample_hidden_size": 8,
 }  # fmt: skip
 MULTIPLIERS = {
     "residual_multiplier": 0.22, "logits_scaling": 8.0, "embedding_multiplier": 3.0,
@@ -90,7 +96,7 @@ KINDS = {
         "dots3_note",
         LATENT,
         {"per_layer_config": {}, "adapter_in_dim": 48, "adapter_out_dim": 64},
-        {},
+        {"audio_config": AUDIO},
     ),
     "nemotron_h_omni": (
         "nemotron_h_omni",
