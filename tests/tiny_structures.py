@@ -36,7 +36,7 @@ LATENT = {
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
 AUDIO = {
-    "model_type": "dots3_note_audio", "hidden_size": 32, "intermediate_size": 32,
+    "model_type": "dots3_note_audio_encoder", "hidden_size": 32, "intermediate_size": 32,
     "num_hidden_layers": 1, "num_attention_heads": 2, "adapter_input_size": 32,
     "adapter_out_dim": 64, "downsample_hidden_size": 8,
 }  # fmt: skip

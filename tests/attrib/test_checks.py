@@ -48,8 +48,9 @@ def test_checks_share_their_passes():
         assert check(vlm, QUICK).passed
         assert sum(seen) == 3 * size  # plain, inside all contexts, written
         seen.clear()
-        # Besides: a replay and its last layer, padded on the right, three that generate.
-        assert check(vlm).passed and sum(seen) < 9 * size
+        # Besides: a replay and its last layer, padded on the right, three that generate, a replay and
+        # a suffix (verified once) on changed states with the pass of each.
+        assert check(vlm).passed and sum(seen) < 14 * size
 
 
 # What goes wrong, and the check that fails. `p` patches an attribute for the test.
