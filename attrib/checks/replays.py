@@ -10,7 +10,6 @@ from attrib.forward.replay import CleanPass, logits_from
 from attrib.forward.suffix import build_suffix
 from attrib.model.precision import WHOLE_PASS
 
-
 LAYER = 0  # whose output is changed: all others run on the change
 
 

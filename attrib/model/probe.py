@@ -199,6 +199,8 @@ def _fit_outputs(
 def _fit_factor(x: Tensor, y: Tensor, known: set[float]) -> Factor | None:
     """The factor from `x` to `y`, or None if there is none."""
     a, b = wide(x), wide(y)
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return Factor()  # damaged weights: checks name them better
     slope = float((a * b).sum() / (a * a).sum())
     if not math.isfinite(slope) or slope <= 0:
         return None

@@ -48,8 +48,8 @@ def test_checks_share_their_passes():
         assert check(vlm, QUICK).passed
         assert sum(seen) == 3 * size  # plain, inside all contexts, written
         seen.clear()
-        # Besides: a replay and its last layer, padded on the right, three that generate, a replay and
-        # a suffix (verified once) on changed states with the pass of each.
+        # Besides: a replay and its last layer, padded on the right, three that generate; a replay
+        # and a suffix, verified once, on changed states, with the pass of each.
         assert check(vlm).passed and sum(seen) < 14 * size
 
 
