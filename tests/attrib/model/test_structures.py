@@ -3,9 +3,12 @@
 By brute force: the model's own hidden states and logits, and one pass with hooks per layer.
 """
 
+import copy
+
 import pytest
 import tiny_structures
 import torch
+from conftest import tiny_vlm
 from torch.testing import assert_close
 
 from attrib.analyses.direct_logits import direct_logits
@@ -97,6 +100,41 @@ def test_what_a_model_does_to_its_logits_is_found():
     text = muse.model.config.text_config
     assert muse.unembedding.map.factor == text.output_multiplier
     assert muse.unembedding.map.cap == text.final_logit_softcapping
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda x: x, (1.0, None, 0)),
+        (lambda x: x * 0.3, (0.3, None, 0)),
+        (lambda x: 7 * torch.tanh(x / 70), (0.1, 7.0, 0)),
+        (lambda x: x.index_fill(-1, torch.tensor([3, 5]), -1e30), (1.0, None, 2)),
+        (lambda x: x**3, None),
+        (lambda x: x + 1, None),
+        (lambda x: x.log_softmax(-1), None),
+    ],
+)
+def test_planted_changes_of_the_logits_are_found_or_refused(change, found):
+    model = copy.deepcopy(tiny_vlm("llava").model)
+    forward = model.forward
+
+    def changed(**inputs):
+        out = forward(**inputs)
+        out.logits = change(out.logits)
+        return out
+
+    model.forward = changed
+    if found is None:
+        with pytest.raises(SetupError, match="its logits are neither"):
+            VLM(model)
+        return
+    vlm = VLM(model)
+    known = vlm.unembedding.map
+    masked = 0 if known.masked is None else int(known.masked.sum())
+    assert (known.factor, known.cap, masked) == (pytest.approx(found[0], rel=1e-4), *found[1:])
+    with torch.no_grad(), read(vlm) as hidden:
+        logits = vlm.logits(padded(vlm))
+    assert_close(vlm.unembed(hidden[3]), logits, rtol=1e-3, atol=1e-3)
 
 
 def test_layers_that_do_not_attend_have_no_rows():
