@@ -1,5 +1,6 @@
 """Interfaces of edits and editors, edits of weights, several edits at once, encoded requests."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from attrib.model.batch import Batch
 from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 
-__all__ = ["Edit", "Editor", "SequentialEdit", "WeightEdit", "edit_all", "encode_requests"]
+__all__ = [
+    "Edit", "Editor", "SequentialEdit", "WeightEdit", "edit_all", "encodable", "encode_requests",
+]  # fmt: skip
+
+logger = logging.getLogger("attrib")
 
 
 @runtime_checkable
@@ -158,3 +163,18 @@ def encode_requests(
         [request.target for request in requests] if targets else None,
         padding_side=padding_side,
     )
+
+
+def encodable(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
+    """The samples whose texts the model can read; the others are set aside by name."""
+    usable = []
+    for sample in samples:
+        texts = {(r.prompt, r.target) for r in sample.requests if r.prompt.strip(" ")}
+        try:
+            for prompt, target in texts:
+                vlm.encode([None], [prompt], [target])
+        except AttribError as error:
+            logger.warning("%s is set aside: %s", sample.id, error)
+        else:
+            usable.append(sample)
+    return usable

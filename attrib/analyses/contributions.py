@@ -232,8 +232,8 @@ def _table(
     )
     rows_each = vlm.num_layers * len(MODULES)
     table = table.assign(
-        logit=parts.logit.double().cpu().numpy().ravel(),
-        probability=parts.probability.double().cpu().numpy().ravel(),
+        logit=parts.logit.cpu().double().numpy().ravel(),
+        probability=parts.probability.cpu().double().numpy().ravel(),
         key=np.repeat(vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist()), rows_each),
     )
     return table.loc[np.repeat((tokens != NO_TOKEN).cpu().numpy(), rows_each)]

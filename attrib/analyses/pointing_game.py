@@ -188,7 +188,7 @@ def _maps(
         found = {name: project(values, attention[-1], batch) for name, values in found.items()}
     answers = [vlm.answer_token(truths[sample.id].answer) for sample in samples]
     right = [a == b for a, b in zip(predicted, answers, strict=True)]
-    return {name: values.double().cpu().numpy() for name, values in found.items()}, right
+    return {name: values.cpu().double().numpy() for name, values in found.items()}, right
 
 
 def _mean_map(maps: Float[np.ndarray, "layer cell"]) -> Float[np.ndarray, "one cell"]:

@@ -35,19 +35,6 @@ def after_space(
     return vlm.encode(images, prompts, answers=answers).named([s.id for s in samples])
 
 
-def encode_others(
-    vlm: VLM, batch: Batch, samples: Sequence[EditSample], images: Sequence[Image.Image]
-) -> Batch:
-    """The prompts of `batch` with other images, ended by the same blank tokens, if any."""
-    rows = zip(batch.inputs["input_ids"], batch["last"], strict=True)
-    ends = [vlm.tokenizer.decode(ids[last].tolist()) for ids, last in rows]
-    answers = [
-        "" if end.strip() else sample.request.target
-        for end, sample in zip(ends, samples, strict=True)
-    ]
-    return vlm.encode(list(images), [s.request.prompt for s in samples], answers=answers)
-
-
 def check_pairs(batch: Batch, other: Batch) -> None:
     """Refuse two batches whose tokens differ, naming the first row that does.
 

@@ -18,6 +18,7 @@ from attrib.forward.attention import AttentionCall, capture_attention
 from attrib.forward.hooks import gather_positions, position_index
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
+from attrib.model.devices import loaded, loaded_weight
 from attrib.model.logits import freeze_norm, probe_norm
 from attrib.model.vlm import VLM
 
@@ -138,14 +139,18 @@ class CachedModel:
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The output embedding, times the factor of the model's logits if there is one."""
-        return self._scaled(self.unembed.weight).T
+        """The output embedding times the factor of the model's logits, if there is one.
+
+        A view without a factor, and a copy where it is offloaded.
+        """
+        return self._scaled(loaded_weight(self.unembed)).T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """The bias of the output embedding, zeros if there is none."""
-        weight, bias = self.unembed.weight, self.unembed.bias
-        return weight.new_zeros(len(weight)) if bias is None else self._map.after(bias)
+        with loaded(self.unembed):
+            weight, bias = self.unembed.weight, self.unembed.bias
+            return weight.new_zeros(len(weight)) if bias is None else self._map.after(bias)
 
     def _scaled(self, weight: Tensor) -> Tensor:
         return weight if self._map.factor == 1 else weight * self._map.factor
@@ -162,7 +167,7 @@ class CachedModel:
         """Directions of tokens in the residual stream, before the final norm's division."""
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        weight = self.unembed.weight
+        weight = loaded_weight(self.unembed)
         rows = self._scaled(weight[torch.as_tensor(tokens, device=weight.device)].float())
         return rows * self._norm_weight.to(rows.device)
 
@@ -207,7 +212,7 @@ class Heads:
             if isinstance(module, nn.Linear) and module.in_features == z[0].numel():
                 out = module(z.flatten(1))
                 if out.shape == write.shape and (out - write).float().norm() <= allowed:
-                    return module.weight.T.unflatten(0, z.shape[1:])
+                    return loaded_weight(module).T.unflatten(0, z.shape[1:])
         raise AttribError(
             f"layer {self._index}: attention's write to the residual stream is not a linear map of "
             "its heads, so there are no head results to stack"

@@ -98,6 +98,11 @@ def with_adapter(model: Any, folder: Path, name: str, complete: bool) -> Any:
     Raises:
         SetupError: peft is not installed, or the adapter does not fit the model.
     """
+    if any(weight.is_meta for weight in model.parameters()):
+        raise SetupError(
+            f"{name}: an adapter cannot be put into a model that is offloaded; load it without, or "
+            "save the merged model, with merge_and_unload().save_pretrained(folder)"
+        )
     try:
         from peft import PeftModel
     except ImportError as error:

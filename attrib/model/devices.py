@@ -40,6 +40,13 @@ def loaded(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
+def loaded_weight(module: nn.Module) -> Tensor:
+    """The weight of a module, with its values even where it is offloaded."""
+    with loaded(module):
+        weight: Any = module.weight
+        return weight
+
+
 @contextmanager
 def loaded_weights(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, nn.Parameter]]:
     """The parameters called `names`, by name; their modules stay `loaded` inside the context."""

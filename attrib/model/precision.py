@@ -125,6 +125,7 @@ def log_normalizer(
 def _chunks(head: nn.Linear, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The output embedding in `dtype`, some rows at a time; a whole copy may not fit."""
     rows = max(1, CHUNK // head.weight.shape[1])
-    biases = [None] * len(head.weight) if head.bias is None else head.bias.split(rows)
-    for weight, bias in zip(head.weight.split(rows), biases, strict=False):
-        yield weight.to(dtype), None if bias is None else bias.to(dtype)
+    for start in range(0, len(head.weight), rows):
+        some = slice(start, start + rows)
+        bias = None if head.bias is None else head.bias[some].to(dtype)
+        yield head.weight[some].to(dtype), bias

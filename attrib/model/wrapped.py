@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
 
 from attrib.errors import SetupError
 
@@ -75,12 +76,12 @@ def _inside(model: Any) -> nn.Module | None:
         return model._orig_mod
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
-    if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "peft_config"):
         return None
     active = model.active_adapter
     for name in [active] if isinstance(active, str) else active:
         refuse_kind(model.peft_config[name].to_dict(), f"{type(model).__name__}: adapter {name!r}")
-    return model.get_base_model()
+    return model._modules.get("base_model", model._modules.get("model"))
 
 
 def refuse_kind(config: dict[str, Any], what: str) -> None:
@@ -203,7 +204,8 @@ def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that hold a tensor, which is a packed one of another package or plain."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    names, _ = tensor.__tensor_flatten__()
+    packed: Any = tensor
+    names, _ = packed.__tensor_flatten__()
     return [part for name in names for part in plain_parts(getattr(tensor, name))]
 
 
@@ -212,7 +214,7 @@ def adapters_of(model: nn.Module) -> dict[str, Any]:
     found = {}
     for path, module in model.named_modules():
         layer: Any = module
-        if is_adapted(layer) or hasattr(layer, "original_module"):
+        if hasattr(layer, "merged_adapters") and hasattr(layer, "active_adapters"):
             state = (list(layer.active_adapters), layer.disable_adapters, layer.merged_adapters)
             scale = getattr(layer, "scaling", None)
             found[path] = [*state, dict(scale) if isinstance(scale, dict) else str(scale)]

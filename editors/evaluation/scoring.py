@@ -3,6 +3,7 @@
 With groups, a sample is scored while the edits of its group are applied too.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +30,19 @@ COST = "cost"  # the protocol in rows of costs
 FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
 SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
 METRICS = (*FIVE, "avg", *SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality")
-COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value")
+COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value", "item")
 T = TypeVar("T")
+
+
+def item_of(sample: EditSample, metric: str) -> str:
+    """What a score is about: samples with one item are not independent.
+
+    Data files repeat their text questions, so T-Loc's item is the question with its answer; all
+    other scores are about the sample.
+    """
+    if metric != "t_loc":
+        return sample.id
+    return json.dumps([[one.prompt, one.target] for one in sample.text_locality])
 
 
 @runtime_checkable
@@ -131,12 +143,15 @@ class Scoring:
         kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
         names = (self.label, self.gate)
         rows = [
-            (sample.id, *editor, kind, protocol, metric, value)
+            (sample.id, *editor, kind, protocol, metric, value, item_of(sample, metric))
             for editor, answers in (((UNEDITED, UNEDITED_GATE), before), (names, after))
             for protocol in self.protocols
             for metric, value in scores_of(protocol, probes.probes, before, answers).items()
         ]
-        rows += [(sample.id, *names, kind, COST, metric, cost) for metric, cost in costs.items()]
+        rows += [
+            (sample.id, *names, kind, COST, metric, cost, sample.id)
+            for metric, cost in costs.items()
+        ]
         return {SCORES: pd.DataFrame(rows, columns=list(COLUMNS))}
 
     def described(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from attrib.runs.manifest import fingerprint
+from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
 from editors.training.trainer import LogMetrics, Objective, Trainer
@@ -135,21 +136,6 @@ def validation_split(
         return list(samples), list(validation)
     num = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(samples))))
     return list(samples)[:-num], list(samples)[-num:]
-
-
-def encodable(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
-    """The samples whose texts the model can read; the others are set aside by name."""
-    usable = []
-    for sample in samples:
-        texts = {(r.prompt, r.target) for r in sample.requests if r.prompt.strip(" ")}
-        try:
-            for prompt, target in texts:
-                vlm.encode([None], [prompt], [target])
-        except AttribError as error:
-            logger.warning("%s is set aside: %s", sample.id, error)
-        else:
-            usable.append(sample)
-    return usable
 
 
 @contextmanager

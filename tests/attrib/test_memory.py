@@ -8,8 +8,12 @@ import torch
 from conftest import picture, tiny_vlm
 from logical_devices import logical_devices, split
 
+import attrib
+from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.sensitivity import clean_pass
+from attrib.analyses.visual_tokens import gradient_times_input
 from attrib.forward import suffix_memory
+from attrib.forward.hooks import on_input
 from attrib.forward.suffix import build_suffix
 from attrib.memory import free_memory, is_out_of_memory
 
@@ -100,3 +104,39 @@ def test_a_cpu_runs_few_samples_at_once_and_other_devices_many(free_bytes):
         assert suffix_memory.samples_at_once(vlm, batch) == many > 1000
         free_bytes(0)
         assert suffix_memory.samples_at_once(vlm, batch) == 1
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "heatmaps"])
+def test_noise_is_uploaded_once_for_all_layers_and_sizes(name):
+    vlm = split(tiny_vlm("llava"), "xpu:0", "xpu:0")
+
+    def uploads(**options):
+        with logical_devices() as mode:
+            batch = vlm.encode([picture(), picture(seed=1)], ["What is red?", "What is blue?"])
+            mode.uploads.clear()
+            getattr(attrib, name)(vlm, batch, **options)
+            return [shape for shape in mode.uploads if shape[-1:] == (vlm.d_model,)]
+
+    more = {"sigmas": (0.5, 1.0, 2.0)} if name == "sensitivity" else {}
+    few = {"sigmas": (0.5,)} if name == "sensitivity" else {}
+    uploads(layers=[0], **few)  # verifies the suffix of a sweep, on noise of its own
+    one, all_layers = uploads(layers=[0], **few), uploads(**more)
+    assert len(one) == 1 and all_layers == one
+    assert uploads(draws=2, **more) == 2 * one  # and once for each draw
+
+
+def test_only_the_logits_that_an_analysis_reads_are_made():
+    vlm = tiny_vlm("llava")
+    asked = [f"What is {'very ' * 12}red?", "What is blue?"]
+    batch, other = (vlm.encode([picture(seed=i), picture(seed=i + 1)], asked) for i in (0, 2))
+    rows = []
+    with on_input(vlm.components.head, lambda h, *_: rows.append(h[..., 0].numel())):
+        for analyse in (
+            attrib.attention, attrib.heatmaps, attrib.contributions, attrib.sensitivity,
+            direct_logits, gradient_times_input, lambda *given: attrib.patching(*given, other),
+        ):  # fmt: skip
+            analyse(vlm, batch)
+            assert rows and max(rows) <= max(64, batch.size) < batch["text"].numel()
+            rows.clear()
+        vlm.logits(batch)
+    assert rows == [batch["text"].numel()]

@@ -92,6 +92,7 @@ def test_the_real_repeats_and_copies_are_as_published(real):
         "(image, src) groups": 2,
         "(image, src) groups with different alt": 0,
         "loc repeated": 0,
+        "(loc, loc_ans) repeated": 0,
         "(m_loc, m_loc_q) repeated": 1300,
         "(m_loc, m_loc_q) repeated with the same m_loc_a": 583,
         "(m_loc, m_loc_q) period": 5045,

@@ -7,6 +7,7 @@ from planted_editors import (
     FIVE,
     HARD_TYPES,
     HEAD,
+    Copies,
     Fails,
     Leaks,
     Nothing,
@@ -17,6 +18,7 @@ from planted_editors import (
 )
 
 from attrib.errors import AttribError, SetupError
+from attrib.model.batch import IGNORE_INDEX
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.reference_model import Checksum, NotRestored, ReferenceModel
 from editors.evaluation.scoring import COLUMNS, COST
@@ -84,14 +86,27 @@ def test_generating_shows_an_answer_that_goes_on_as_another_word(vlm, reference)
     assert rel("paper")["s1"] == 1 and 0 < rel("paper")["s3"] < 1
 
 
-def test_an_answer_written_into_hidden_states_is_found(vlm, reference):
-    spaced = sample(0, " R")  # its first token is the space; the second is read where none writes
-    result = evaluate(vlm, Writes(), [spaced], ("paper", "exact"), reference=reference)
-    assert values(result, "unedited", "paper")["rel"] == 0
-    assert values(result, "writes", "paper")["rel"] == 0.5
+@pytest.mark.parametrize("target", [" R", " Red"])
+def test_an_answer_written_into_hidden_states_is_found(vlm, reference, target):
+    """Its first token is written at the prompt's end; the others are read where none is written."""
+    result = evaluate(vlm, Writes(), [sample(0, target)], ("paper", "exact"), reference=reference)
+    tokens = vlm.encode([None], ["What?"], [target]).labels
+    right, before = (values(result, who, "paper")["rel"] for who in ("writes", "unedited"))
+    assert right == before + 1 / int((tokens != IGNORE_INDEX).sum()) < 1
     assert values(result, "writes", "exact")["rel"] == 0
     for protocol in ("paper", "exact"):
         assert values(result, "writes", protocol)["t_loc"] < 1
+
+
+def test_an_answer_that_is_read_from_the_input_is_right_under_teacher_forcing_alone(vlm, reference):
+    asked = [sample(0), sample(1, "blue")]
+    result = evaluate(vlm, Copies(), asked, PROTOCOLS, reference=reference)
+    for metric in ("rel", "t_gen", "v_gen"):
+        for protocol in ("paper", "exact"):
+            assert values(result, "unedited", protocol)[metric] < 1
+            assert values(result, "copies", protocol)[metric] == 1
+        assert values(result, "copies", "generate")[metric] == 0
+        assert values(result, "unedited", "generate")[metric] == 0
 
 
 def test_the_model_is_what_it_was_bit_for_bit(vlm, reference):

@@ -3,7 +3,7 @@
 from conftest import tiny_vlm
 
 from attrib.data import EditRequest, EditSample
-from editors.training.run import encodable
+from editors.base import encodable
 
 
 def row(name, target, prompt="What is it?"):
