@@ -4,6 +4,7 @@ The head's output is replaced by planted values of many sizes. What the model ma
 factor, a soft-cap and masked tokens, whatever its class calls them.
 """
 
+import logging
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ from attrib.model.devices import execution_device, wide
 from attrib.model.logits import Factor, LogitMap, Unembedding
 from attrib.model.module_hooks import on_input, on_output
 
+logger = logging.getLogger("attrib")
 # Errors that an unknown model may raise.
 FAILURES = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError)
 NUM_POS = 6
-SIZES = (-2.0, 3.0)  # exponents of 10: of the planted values at the first position and the last
+SMALLEST, LARGEST = -2.0, 3.0  # exponents of 10: of planted values at the first and last position
+LARGEST_HALF = 2.5  # float16 overflows at 65,504, and factors come after
 # Relative to the values; a wrong form is off by more.
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
@@ -49,7 +52,7 @@ class Probe:
 def examine(model: PreTrainedModel, parts: Components) -> Unembedding:
     """Run a new model on a few tokens and return how it makes its logits.
 
-    Nothing is found out about a model that cannot run without a picture.
+    A model that cannot run without a picture is taken for a plain one.
 
     Raises:
         SetupError: It has several residual streams, or logits of another form.
@@ -61,7 +64,11 @@ def examine(model: PreTrainedModel, parts: Components) -> Unembedding:
         seen = probe(model, parts, text_inputs(model, parts))
     except FAILURES as error:
         told = " ".join(str(error).split())
-        raise SetupError(f"{name} does not run on a few tokens of text: {told}") from error
+        logger.warning(
+            "%s does not run on text alone (%s), so its logits are unchecked: run attrib.check",
+            name, told,
+        )  # fmt: skip
+        return Unembedding(parts, LogitMap())
     check_stream(seen, parts, name)
     return Unembedding(parts, fit_logits(seen, parts, model.config, name))
 
@@ -71,8 +78,8 @@ def plain_tokens(config: PreTrainedConfig, vocabulary: int) -> list[int]:
     named: set[int] = set()
 
     def collect(value: Any) -> None:
-        if isinstance(value, dict):
-            for one in value.values():
+        if isinstance(value, dict | list | tuple):
+            for one in value.values() if isinstance(value, dict) else value:
                 collect(one)
         elif isinstance(value, int):
             named.add(value)
@@ -115,7 +122,8 @@ def _planted(output: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     signed = torch.randint(0, 2, (num_pos, d_vocab), generator=generator) * 2 - 1
     values = signed * (0.5 + torch.rand(num_pos, d_vocab, generator=generator))
-    sizes = torch.logspace(*SIZES, num_pos)[:, None]
+    largest = LARGEST_HALF if output.dtype == torch.float16 else LARGEST
+    sizes = torch.logspace(SMALLEST, largest, num_pos)[:, None]
     return (values * sizes).expand(output.shape).to(output)
 
 
@@ -153,7 +161,9 @@ def fit_logits(seen: Probe, parts: Components, config: PreTrainedConfig, name: s
     known = _numbers(config.get_text_config()) | _numbers(config)
     with torch.no_grad():
         normed = parts.norm(seen.states[-1]).to(seen.head_input.device)
-    before = _fit_factor(normed[..., -seen.head_input.shape[-2] :, :], seen.head_input, known)
+    # Checks name damaged weights better.
+    damaged = not (normed.isfinite().all() and seen.head_input.isfinite().all())
+    before = Factor() if damaged else _fit_factor(normed, seen.head_input, known)
     if before is None:
         raise SetupError(
             f"{name}: what enters its output embedding is not the final norm of the last layer's "
@@ -189,6 +199,8 @@ def _fit_outputs(
         return LogitMap(before, linear, None, mask, fill)
     cap = float(y.abs().max())
     slope = float((wide(y[0]) / wide(x[0])).median())
+    if not (math.isfinite(cap) and cap > 0 and slope > 0):
+        return None
     caps = [*_near(known, cap), _rounded(cap)]
     maps = [LogitMap(before, f, c, mask, fill) for c, f in product(caps, _factors(known, slope))]
     chosen = min(maps, key=lambda one: _error(one.capped(one.after(x)), y))
@@ -199,8 +211,6 @@ def _fit_outputs(
 def _fit_factor(x: Tensor, y: Tensor, known: set[float]) -> Factor | None:
     """The factor from `x` to `y`, or None if there is none."""
     a, b = wide(x), wide(y)
-    if not (a.isfinite().all() and b.isfinite().all()):
-        return Factor()  # damaged weights: checks name them better
     slope = float((a * b).sum() / (a * a).sum())
     if not math.isfinite(slope) or slope <= 0:
         return None
@@ -212,7 +222,8 @@ def _factors(known: set[float], size: float) -> list[Factor]:
     """Candidates for a factor of about this size, the simplest first."""
     candidates = [Factor(value) for value in _near({1.0} | known, size)]
     candidates += [Factor(value, divides=True) for value in _near(known, 1 / size)]
-    return [*candidates, Factor(_rounded(size))]
+    rounded = Factor(_rounded(size)), Factor(_rounded(1 / size), divides=True)
+    return [*candidates, *rounded]
 
 
 def _near(known: set[float], value: float) -> list[float]:
