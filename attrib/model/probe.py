@@ -210,6 +210,8 @@ def _fit_outputs(
 
 def _fit_factor(x: Tensor, y: Tensor, known: set[float]) -> Factor | None:
     """The factor from `x` to `y`, or None if there is none."""
+    if x.shape != y.shape:
+        return None
     a, b = wide(x), wide(y)
     slope = float((a * b).sum() / (a * a).sum())
     if not math.isfinite(slope) or slope <= 0:
