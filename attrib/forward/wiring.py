@@ -65,18 +65,24 @@ def find_wiring(before: Tensor, after: Tensor, outputs: Mapping[str, Tensor], la
             f"layer {layer}: its output is not finite: a weight is damaged, or the values overflow "
             "this dtype; try float32"
         )
-    for candidates in (_plain(outputs), _fitted(before, after, outputs)):
+    # A plain layer has two writes, of which one may be as small as rounding.
+    plain, fitted = _plain(outputs), _fitted(before, after, outputs)
+    for candidates, sizes in ((plain, (2, 1, 3)), (fitted, (1, 2, 3))):
         found = [(w, m) for w in candidates if (m := w.miss(before, after, outputs)) is not None]
         if found:
-            # One more output always leaves a little less: it must leave much less.
-            enough = 2 * min(miss for _, miss in found)
-            fewest = min(len(w.names) for w, miss in found if miss <= enough)
-            return min((f for f in found if len(f[0].names) == fewest), key=lambda f: f[1])[0]
+            return _best(found, sizes)
     raise AttribError(
         f"layer {layer}: no one to {MOST} of its submodules {sorted(outputs)} add up to its change "
         "of the residual stream, also with factors; this architecture's wiring (gates, several "
         "streams) is not supported"
     )
+
+
+def _best(found: list[tuple[Wiring, float]], sizes: tuple[int, ...]) -> Wiring:
+    """The wiring of the first of `sizes` that leaves little; one more output always leaves less."""
+    enough = 2 * min(miss for _, miss in found)
+    close = [(sizes.index(len(wiring.names)), miss, wiring) for wiring, miss in found]
+    return min((one for one in close if one[1] <= enough), key=lambda one: one[:2])[2]
 
 
 def _subsets(outputs: Mapping[str, Tensor]) -> Iterator[tuple[str, ...]]:
