@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from attrib.checks.inputs import CheckFailed, CheckInputs, all_readings
-from attrib.forward.hooks import gather_positions, read, write
+from attrib.errors import AttribError
+from attrib.forward.hooks import gather_positions, on_input, read, write
 from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
+from attrib.model.batch import Batch
 from attrib.model.precision import ONE_STEP, WHOLE_PASS, token_directions
+from attrib.model.vlm import VLM
 from attrib.vocabulary import Span
 
 
@@ -186,3 +189,35 @@ def grids_fit_the_visual_tokens(inputs: CheckInputs) -> str:
                 raise CheckFailed(f"{grid} for {count} visual tokens")
     shapes = (grid and f"{grid.rows}x{grid.cols}" for grid in grids)
     return f"{', '.join(map(str, shapes))} for {counts} visual tokens"
+
+
+def each_picture_has_its_own_tokens(inputs: CheckInputs) -> str:
+    """Of two images in a prompt, a change of the second reaches its own tokens and no others."""
+    alone = inputs.batch["visual"].sum(1).tolist()
+    first, second = (image for image in inputs.images if image is not None)
+    pairs = [[first, second], [first, second.rotate(180)]]
+    try:
+        batch, changed = (inputs.vlm.encode([pair], inputs.prompts[:1]) for pair in pairs)
+    except AttribError as error:
+        return f"several are refused: {error}"
+    own, total = batch.picture(1)[0], int(batch["visual"].sum())
+    differs = (_embedded(inputs.vlm, batch) != _embedded(inputs.vlm, changed)).any(-1)
+    moved = differs.reshape(-1, len(own)).any(0).to(own.device)
+    if (moved & ~own).any():
+        raise CheckFailed(f"{int((moved & ~own).sum())} tokens outside the second image change")
+    if 2 * moved.sum() < own.sum():  # all but those that end rows, or show its margin
+        raise CheckFailed(f"{int(moved.sum())} of the second image's {int(own.sum())} change")
+    return f"{int(own.sum())} of {total} are of the second image, {alone[-1]} where it is alone"
+
+
+def _embedded(vlm: VLM, batch: Batch) -> Tensor:
+    """The states that enter the first layer; no layer runs."""
+    found: list[Tensor] = []
+
+    def keep(h: Tensor, *_: object) -> None:
+        found.append(h)
+        raise InterruptedError
+
+    with suppress(InterruptedError), on_input(vlm.layers[0], keep):
+        vlm.last_logits(batch)
+    return found[0]
