@@ -201,12 +201,14 @@ def each_picture_has_its_own_tokens(inputs: CheckInputs) -> str:
     except AttribError as error:
         return f"several are refused: {error}"
     own, total = batch.picture(1)[0], int(batch["visual"].sum())
-    differs = (_embedded(inputs.vlm, batch) != _embedded(inputs.vlm, changed)).any(-1)
-    moved = differs.reshape(-1, len(own)).any(0).to(own.device)
-    if (moved & ~own).any():
-        raise CheckFailed(f"{int((moved & ~own).sum())} tokens outside the second image change")
-    if 2 * moved.sum() < own.sum():  # all but those that end rows, or show its margin
-        raise CheckFailed(f"{int(moved.sum())} of the second image's {int(own.sum())} change")
+    before, after = (_embedded(inputs.vlm, one) for one in (batch, changed))
+    own = own.to(before.device)
+    # Not bit for bit: quantised towers round all images by one scale.
+    others = [(after[..., ~own, :], before[..., ~own, :])]
+    inputs.compare(others, "states outside the second image", WHOLE_PASS)
+    moved = int((after != before).any(-1)[..., own].sum())
+    if 2 * moved < own.sum():  # all but those that end rows, or show its margin
+        raise CheckFailed(f"{moved} of the second image's {int(own.sum())} tokens change")
     return f"{int(own.sum())} of {total} are of the second image, {alone[-1]} where it is alone"
 
 
