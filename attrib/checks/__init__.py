@@ -34,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     generation.generation_does_not_depend_on_the_batch,
     generation.generation_writes_the_prompt_once,
     checks.grids_fit_the_visual_tokens,
+    checks.each_picture_has_its_own_tokens,
 )
 
 
