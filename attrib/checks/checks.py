@@ -12,7 +12,6 @@ from attrib.checks.inputs import FAILURES, CheckFailed, CheckInputs, all_reading
 from attrib.errors import AttribError
 from attrib.forward.hooks import gather_positions, on_input, read, write
 from attrib.forward.layer_call import NoCacheError, keys_values
-from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
 from attrib.model.batch import Batch
 from attrib.model.precision import ONE_STEP, WHOLE_PASS
@@ -150,27 +149,6 @@ def _attends_unseen(inputs: CheckInputs, layers: Sequence[int]) -> bool:
             keys_values(inputs.vlm.layers[i], captured.entering(i, h), captured.calls[i])
             return True
     return False
-
-
-def resume_is_bit_equal(inputs: CheckInputs) -> str:
-    """Replaying the later layers on a pass's own states reproduces its logits bit for bit.
-
-    A replay from the embedding must have the states of the pass after every layer: from there it
-    goes on as one that starts after that layer. The shortest replays are run as well.
-    """
-    vlm, captured, logits = inputs.vlm, inputs.replayable.captured, inputs.replayable.logits[0]
-    states = {-1: captured.embed, **inputs.hidden}
-    with read(vlm) as replayed:
-        whole = logits_from(vlm, captured, -1, states[-1])
-    for layer, hidden in replayed.items():
-        if not torch.equal(hidden, states[layer]):
-            raise CheckFailed(f"replaying layer {layer} gives another output")
-    short = range(max(vlm.num_layers - 2, 0), vlm.num_layers)
-    replays = [(-1, whole)] + [(i, logits_from(vlm, captured, i, states[i])) for i in short]
-    for layer, replay in replays:
-        if not torch.equal(replay, logits):
-            raise CheckFailed(f"replaying after layer {layer} gives other logits")
-    return f"after each of {vlm.num_layers} layers and the embedding"
 
 
 def one_example_equals_a_batch(inputs: CheckInputs) -> str:

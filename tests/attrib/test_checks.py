@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_vlm
 
 import attrib
-from attrib.checks import CHECKS, QUICK, check, checks, inputs, replays, verify
+from attrib.checks import CHECKS, QUICK, check, checks, continued, inputs, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import on_input, read, write
@@ -16,8 +16,8 @@ from attrib.forward.residual import ResidualWrites
 from attrib.forward.suffix import Suffix
 from attrib.model import encoding, pictures
 from attrib.model import vlm as wrapper
+from attrib.model.answers import generated_ids
 from attrib.model.batch import Grid
-from attrib.model.generation import generated_ids
 from attrib.model.logits import FrozenNorm
 from attrib.model.vlm import VLM
 
@@ -130,10 +130,10 @@ BREAKS = {
         AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
     ),
     "resume is bit equal": lambda p: p.setattr(
-        checks, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
+        continued, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
     ),
     "replayed changes equal written ones": lambda p: p.setattr(
-        replays, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.01)
+        continued, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.01)
     ),
     "suffixes equal whole passes": lambda p: p.setattr(
         Suffix, "_entering", lambda _s, h, _i, _rows: h
