@@ -18,12 +18,12 @@ from attrib.analyses.sensitivity import (
     nothing_to_perturb,
 )
 from attrib.errors import AttribError
+from attrib.forward.memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.forward.noise import perturbed_positions
 from attrib.forward.replay import CleanPass
 from attrib.forward.suffix import Suffix, build_suffix, is_sliceable
-from attrib.forward.suffix_memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.model.batch import Batch
-from attrib.model.last_logits import kept_positions
+from attrib.model.logits import kept_positions
 from attrib.model.vlm import VLM
 from attrib.vocabulary import NoiseModality
 
@@ -113,7 +113,7 @@ def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[
     vlm, first = clean.vlm, clean.hidden[0]
     d_vocab, item = clean.logits.shape[-1], first.element_size()
     positions = clean.real.numel()
-    kept = kept_positions(vlm.model, clean.last, clean.real.shape[1])
+    kept = kept_positions(vlm.model, vlm.components.decoder, clean.last, clean.real.shape[1])
     unembedded = len(clean.last) * kept
     one_layer = positions * (STREAMS * vlm.d_model + layer_width(vlm))
     outputs = vlm.num_layers * first.numel()

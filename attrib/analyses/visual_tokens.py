@@ -13,7 +13,7 @@ from attrib.forward.hooks import gather_positions, on_output, position_index, re
 from attrib.forward.noise import base_noise
 from attrib.forward.replay import capture
 from attrib.model.batch import Batch, Grid
-from attrib.model.precision import normalized, token_directions, widened
+from attrib.model.precision import normalized, widened
 from attrib.model.vlm import VLM
 
 
@@ -140,9 +140,10 @@ def _largest_logits(vlm: VLM, h: Float[Tensor, "batch d_model"]) -> Float[Tensor
     """Each example's largest logit, in float32 or wider, differentiable at the cost of one row."""
     with torch.no_grad():
         key = vlm.unembed_float32(h).argmax(-1)
-    direction, bias = token_directions(vlm.components.head, key)
+    direction, bias = vlm.unembedding.directions(key)
     normed = normalized(vlm.components.norm, h)
-    return (normed * direction.to(normed.device)).sum(-1) + bias.to(normed.device)
+    logits = (normed * direction.to(normed.device)).sum(-1) + bias.to(normed.device)
+    return vlm.unembedding.map.capped(logits)
 
 
 @contextmanager

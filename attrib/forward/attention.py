@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import Positions, is_cached_step, position_index
@@ -92,12 +92,14 @@ class AttentionCall:
         return (grouped @ self.v.float()).reshape(batch, heads, -1)
 
 
-# The registered function finds the one to call by the module's id. transformers reads its name from
-# the model's configuration, which all threads share, while this table belongs to one thread: a
-# pass in another thread falls back to sdpa. Only one thread at a time may override a model, because
-# leaving a context restores the name for all of them.
+# The function behind "sdpa" finds the one to call by the module's id. All threads share the name in
+# the configuration and the function behind it, while this table belongs to one thread: a pass in
+# another falls back to sdpa. The name stays, since models look at it: some apply a sparse mask of
+# their own for "eager" and "sdpa" only.
 _FUNCTIONS: ContextVar[Mapping[int, AttentionFn] | None] = ContextVar("functions", default=None)
-NAME = "attrib"
+NAME = "sdpa"
+_open = 0  # contexts in which the function behind the name is ours
+_lock = Lock()
 
 
 def sdpa(module: nn.Module, *args: Any, **options: Any) -> Tensor:
@@ -110,29 +112,47 @@ def _attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, N
     return function(module, *args, **options), None
 
 
-# Without a mask function of the same name, transformers would pass no mask at all.
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+@contextmanager
+def _swapped() -> Iterator[None]:
+    """Put our function behind the name for as long as any context is open."""
+    _count(1)
+    try:
+        yield
+    finally:
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _open
+    with _lock:
+        _open += change
+        AttentionInterface.register(NAME, _attention if _open else sdpa_attention_forward)
 
 
 @contextmanager
 def override_attention(
     root: nn.Module, wrap: Callable[[AttentionFn], AttentionFn]
 ) -> Iterator[None]:
-    """Let the modules below `root` attend by `wrap(the function in force)` inside the context."""
+    """Let the modules below `root` attend by `wrap(the function in force)` inside the context.
+
+    A model set to another implementation ("eager", "flash_attention_2") uses sdpa meanwhile.
+    """
     configs = {id(c): c for m in root.modules() if (c := getattr(m, "config", None))}
     before = {key: config._attn_implementation for key, config in configs.items()}
     outer = _FUNCTIONS.get() or {}
     own = {id(m): wrap(outer.get(id(m), sdpa)) for m in root.modules()}
     token = _FUNCTIONS.set({**outer, **own})
     try:
-        for config in configs.values():
-            config._attn_implementation = NAME
-        yield
+        with _swapped():
+            for config in configs.values():
+                if config._attn_implementation != NAME:
+                    config._attn_implementation = NAME
+            yield
     finally:
         _FUNCTIONS.reset(token)
         for key, config in configs.items():
-            config._attn_implementation = before[key]
+            if config._attn_implementation != before[key]:
+                config._attn_implementation = before[key]
 
 
 @contextmanager

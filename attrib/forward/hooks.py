@@ -1,4 +1,4 @@
-"""Read or write the hidden states of decoder layers: the only module that registers hooks.
+"""Read or write the hidden states of decoder layers.
 
 All contexts see the residual stream, nest, and act in the order they were entered: a `read` entered
 after a `write` sees the written states. Hooks are registered on entering a context and removed on
@@ -7,7 +7,6 @@ leaving it, also after an error. Layers are counted from 0; a layer stands for i
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import eager
+from attrib.model.wrapped import StopForward, first_tensor, on_input, on_output
 
+__all__ = ["StopForward", "first_tensor", "on_input", "on_output"]  # for their users here
 Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]
 
 
@@ -104,56 +104,6 @@ def store(into: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
         into[layer] = h
 
     return keep
-
-
-class StopForward(Exception):
-    """Raised inside a forward pass to end it early with a value."""
-
-    def __init__(self, value: Any):
-        super().__init__()
-        self.value = value
-
-
-@contextmanager
-def on_input(
-    module: nn.Module, fn: Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
-) -> Iterator[None]:
-    """Call `fn(hidden states, other arguments, keyword arguments)` before `module` runs."""
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if args:
-            fn(args[0], args[1:], kwargs)
-        else:
-            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            fn(kwargs["hidden_states"], (), rest)
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with eager():
-            yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `fn` on the output of `module`; a returned tensor replaces it."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        new = fn(first_tensor(output))
-        return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
-
-    handle = module.register_forward_hook(hook)
-    try:
-        with eager():
-            yield
-    finally:
-        handle.remove()
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The hidden states of a module's output: alone, or (older transformers) first of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def position_index(positions: Positions) -> Int[Tensor, "batch *several"]:

@@ -1,10 +1,12 @@
 """Writes of every layer to the residual stream, at chosen positions (VisEdit, Eq. 1)."""
 
+import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -19,11 +21,15 @@ from attrib.forward.hooks import (
     on_output,
     position_index,
 )
-from attrib.model.devices import wide
+from attrib.forward.wiring import MOST, Wiring, find_wiring
 from attrib.model.precision import widened
 from attrib.model.vlm import VLM
 
-Step = tuple[Tensor, Tensor, Tensor, Tensor]
+Step = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+# What the submodules of a layer are called that mix positions, in the arguments of their forward.
+MIXING = {"attention_mask", "past_key_values", "cache_params"}
+# Found once: identification takes many times longer than the pass of a layer.
+_WIRINGS: WeakKeyDictionary[nn.Module, Wiring] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,38 +39,48 @@ class ResidualWrites:
     `embed + (attn + mlp + between_layers).sum(1) == final`, up to the model's rounding. All are in
     float32 or wider, whatever the model runs in.
 
+    Where a layer scales the stream, its own and all earlier writes are given as they are after all
+    later layers: what they are in `final`.
+
     Attributes:
-        steps: Per layer (input, attention's write, MLP's write, output).
+        steps: Per layer (input, attention's write, MLP's write, a third one, output).
+        scales: Per layer what it multiplies the stream with.
     """
 
     steps: dict[int, Step]
+    scales: dict[int, float] = field(default_factory=dict)
 
     @property
     def embed(self) -> Float[Tensor, "batch d_model"]:
         """The stream entering layer 0."""
-        return self._column(0)[:, 0]
+        embed = self._column(0)[:, 0]
+        return embed if (scale := self._later(-1)) == 1 else embed * scale
 
     @property
     def attn(self) -> Float[Tensor, "batch layer d_model"]:
-        """Each layer's write by attention."""
-        return self._column(1)
+        """Each layer's write by attention, or by what mixes positions in its place."""
+        return self._rescaled(self._column(1))
 
     @property
     def mlp(self) -> Float[Tensor, "batch layer d_model"]:
         """Each layer's write by its MLP."""
-        return self._column(2)
+        return self._rescaled(self._column(2))
 
     @property
     def between_layers(self) -> Float[Tensor, "batch layer d_model"]:
-        """Writes between a layer and the next (visual features of Qwen3-VL); usually zeros."""
-        between_layers = torch.zeros_like(self.attn)
-        between_layers[:, :-1] = self._column(0)[:, 1:] - self._column(3)[:, :-1]
-        return between_layers
+        """Writes by neither: usually zeros.
+
+        Between a layer and the next (visual features of Qwen3-VL), or after the MLP (Gemma 4's
+        per-layer embeddings).
+        """
+        between_layers = self._column(3)
+        between_layers[:, :-1] += self._column(0)[:, 1:] - self._column(4)[:, :-1]
+        return self._rescaled(between_layers)
 
     @property
     def final(self) -> Float[Tensor, "batch d_model"]:
         """The last layer's output."""
-        return self._column(3)[:, -1]
+        return self._column(4)[:, -1]
 
     def _column(self, i: int) -> Float[Tensor, "batch layer d_model"]:
         if not self.steps:
@@ -73,52 +89,26 @@ class ResidualWrites:
         parts = [self.steps[layer][i].to(device) for layer in sorted(self.steps)]
         return torch.stack([part.to(widened(part.dtype)) for part in parts], 1)
 
+    def _later(self, layer: int) -> float:
+        """What the layers after `layer` multiply the stream with."""
+        later = (scale for i, scale in self.scales.items() if i > layer)
+        return math.prod(later, start=1.0)
 
-def match_sublayers(
-    before: Tensor, after: Tensor, outputs: dict[str, Tensor], layer: int
-) -> tuple[Tensor, Tensor]:
-    """Find the two submodule outputs whose sum is the layer's change of the stream, in order.
-
-    Args:
-        before: The layer's input, "batch d_model".
-        after: Its output.
-        outputs: The output of each submodule, in the order of their calls.
-        layer: Index for the error message.
-
-    Raises:
-        AttribError: No two outputs add up to the change, or the output is not finite.
-    """
-    if not after.isfinite().all():
-        raise AttribError(
-            f"layer {layer}: its output is not finite: a weight is damaged, or the values overflow "
-            "this dtype; try float32"
-        )
-    # A layer rounds the stream twice, each time by at most half an eps of its value. A wrong pair
-    # does not stay within 4 eps of the summands in every element.
-    eps = 4 * torch.finfo(after.dtype).eps
-    delta = wide(after) - wide(before)
-    pairs = []
-    for a, b in combinations(outputs.values(), 2):
-        bound = eps * wide(before.abs() + a.abs() + b.abs() + after.abs())
-        miss = (delta - wide(a) - wide(b)).abs()
-        if (miss <= bound).all():
-            pairs.append((float(miss.sum()), a, b))
-    if not pairs:
-        raise AttribError(
-            f"layer {layer}: no two of its submodules {sorted(outputs)} add up to its change "
-            "of the residual stream; this architecture's wiring is not supported"
-        )
-    _, attn, mlp = min(pairs, key=lambda pair: pair[0])
-    return attn, mlp
+    def _rescaled(self, writes: Tensor) -> Tensor:
+        later = [self._later(layer) for layer in sorted(self.steps)]
+        if all(scale == 1 for scale in later):
+            return writes
+        shape = (-1, *[1] * (writes.ndim - 2))
+        return writes * torch.tensor(later, dtype=writes.dtype, device=writes.device).view(shape)
 
 
 @contextmanager
 def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
     """Keep the writes of every layer's attention and MLP at one position per example.
 
-    The writing submodules are found numerically: the two whose outputs add up to the layer's change
-    of the stream. This covers pre-norm, sandwich norms and parallel attention without a list of
-    module names.
+    The writing submodules are found numerically (`attrib.forward.wiring`): those whose outputs add
+    up to the layer's change of the stream. This covers pre-norm, sandwich norms, parallel attention
+    and factors without a list of module names.
 
     Args:
         vlm: The model.
@@ -128,19 +118,19 @@ def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
         ResidualWrites, filled by the forward pass inside the context.
 
     Raises:
-        AttribError: No two submodules of a layer account for its output.
+        AttribError: No submodules of a layer account for its output.
     """
     rows = position_index(positions)
     writes = ResidualWrites({})
     with ExitStack() as stack:
         for i, layer in enumerate(vlm.layers):
-            stack.enter_context(_keep_writes(layer, i, rows, writes.steps))
+            stack.enter_context(_keep_writes(layer, i, rows, writes))
         yield writes
 
 
 @contextmanager
 def _keep_writes(
-    layer: nn.Module, index: int, rows: Tensor, steps: dict[int, Step]
+    layer: nn.Module, index: int, rows: Tensor, writes: ResidualWrites
 ) -> Iterator[None]:
     into: list[Tensor] = []
     outputs: dict[str, Tensor] = {}
@@ -161,7 +151,11 @@ def _keep_writes(
         if into:
             after = gather_positions(out, rows)
             before = gather_positions(into[0], rows).to(after.device)
-            steps[index] = (before, *match_sublayers(before, after, outputs, index), after)
+            wiring = _wiring(layer, before, after, outputs, index)
+            columns = _columns(layer, wiring, outputs)
+            zeros = torch.zeros_like(after)
+            writes.steps[index] = (before, *(columns.get(i, zeros) for i in range(MOST)), after)
+            writes.scales[index] = wiring.scale
 
     with ExitStack() as stack:
         stack.enter_context(on_input(layer, enter))
@@ -169,3 +163,22 @@ def _keep_writes(
             stack.enter_context(on_output(child, keeper(name)))
         stack.enter_context(on_output(layer, leave))
         yield
+
+
+def _wiring(
+    layer: nn.Module, before: Tensor, after: Tensor, outputs: dict[str, Tensor], index: int
+) -> Wiring:
+    """The wiring found in an earlier pass if it holds in this one, else that of this one."""
+    known = _WIRINGS.get(layer)
+    if known is None or known.miss(before, after, outputs) is None:
+        known = _WIRINGS[layer] = find_wiring(before, after, outputs, index)
+    return known
+
+
+def _columns(layer: nn.Module, wiring: Wiring, outputs: dict[str, Tensor]) -> dict[int, Tensor]:
+    """The writes by place: 0 for attention, 1 for the MLP, 2 for a third one."""
+    first = 0
+    if len(wiring.names) == 1:  # a layer of either
+        takes = inspect.signature(layer.get_submodule(wiring.names[0]).forward).parameters
+        first = 0 if MIXING & set(takes) else 1
+    return dict(enumerate(wiring.writes(outputs), first))

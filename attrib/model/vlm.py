@@ -4,8 +4,7 @@
     batch = vlm.encode([image, None], ["What is this?", "nq question: who wrote Emma?"])
     logits = vlm.logits(batch)
 
-Works for every decoder-only image-text-to-text model of transformers, whose components are found by
-structure (`attrib.model.components`). The model and the processor given are never modified.
+Components are found by structure (`attrib.model.components`); nothing given is ever modified.
 """
 
 from collections.abc import Sequence
@@ -20,17 +19,17 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
+from attrib.model.answers import answer_ids, generated_ids
 from attrib.model.batch import Batch, token_spans, visual_token_ids
-from attrib.model.components import Components, FrozenNorm, describe, find_components, freeze_norm
+from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
-from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
-from attrib.model.last_logits import gather_last, logits_to_keep
+from attrib.model.logits import gather_last, logits_to_keep
 from attrib.model.pictures import GivenImages, PictureFinder
+from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths
-from attrib.model.targets import answer_ids
 from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
 
@@ -44,7 +43,7 @@ class VLM:
         processor: The Hugging Face processor, with the settings that the model's config requires;
             without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
-        verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
+        verified_suffixes: By kind of layer calls: does suffix replay agree?
     """
 
     model: Any
@@ -55,11 +54,10 @@ class VLM:
     verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "model", unwrapped(self.model))
+        vars(self).update(model=unwrapped(self.model))
         name = self.name or self.model.name_or_path or type(self.model).__name__
-        object.__setattr__(self, "name", name)
-        _ = self.components  # refuse unsupported models now
-        object.__setattr__(self, "processor", completed(self.processor, self.model))
+        vars(self).update(name=name, processor=completed(self.processor, self.model))
+        _ = self.unembedding  # refuse unsupported models now
 
     def __repr__(self) -> str:
         return describe(self)
@@ -111,17 +109,18 @@ class VLM:
         """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
         return self._active[-1] if self._active else None
 
+    @cached_property
+    def unembedding(self) -> Unembedding:
+        """Final norm, output embedding and what happens to the logits (`attrib.model.logits`)."""
+        return examine(self.model, self.components)
+
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
-        """Logits of a hidden state, on its device: final norm, then output embedding."""
-        return self.components.head(self.components.norm(h)).to(h.device)
+        """The model's logits for a last layer's output, on its device."""
+        return self.unembedding(h)
 
     def unembed_float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """`unembed` in float32 or wider, whatever the model runs in."""
-        return precision.unembed(self.components.norm, self.components.head, h)
-
-    def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-        """Return the final norm as a linear map with its statistics at `h`."""
-        return freeze_norm(self.components.norm, h)
+        return self.unembedding.float32(h)
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
@@ -133,7 +132,7 @@ class VLM:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
         with running(self._active, run.batch, self.processor):
-            keep = logits_to_keep(self.model, run.batch)
+            keep = logits_to_keep(self.model, self.components.decoder, run.batch)
             logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
         return gather_last(logits, run.batch)
 

@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import write
 from attrib.forward.replay import capture
-from attrib.model.components import find_components, freeze_norm
+from attrib.model.answers import target_ids
+from attrib.model.components import find_components
+from attrib.model.logits import freeze_norm
 from attrib.model.patch_grid import find_grid
-from attrib.model.targets import target_ids
 from attrib.model.vlm import VLM
 
 IDS = tiny_models.IMAGE, tiny_models.BOS
@@ -374,7 +375,7 @@ def test_models_without_the_components_are_refused():
 def test_a_frozen_norm_is_linear_and_equals_the_norm_where_it_was_frozen(name):
     vlm = tiny_vlm(name)
     h = torch.randn(3, 64) * 5 + 1
-    frozen = vlm.freeze_norm(h)
+    frozen = vlm.unembedding.freeze_norm(h)
     parts = torch.randn(3, 7, 64)
     parts[:, -1] = h - parts[:, :-1].sum(1)
     shares = frozen(parts)
