@@ -46,6 +46,7 @@ class VLM:
             without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
         verified_suffixes: By kind of layer calls: does suffix replay agree?
+        wirings: By layer: how it was last found to write to the stream.
     """
 
     model: Any
@@ -54,6 +55,7 @@ class VLM:
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
     verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
+    wirings: dict[int, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         vars(self).update(model=unwrapped(self.model))
