@@ -21,7 +21,7 @@ from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
 from attrib.files import atomic_write, sha256, versions, write_text
 from attrib.model.vlm import VLM
-from attrib.runs.manifest import fingerprint
+from attrib.model.weight_files import fingerprint
 from editors.adapters.edit_signal import EditSignal
 from editors.adapters.sites import MemoryEntry
 from editors.base import Edit, WeightEdit

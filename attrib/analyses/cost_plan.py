@@ -4,6 +4,7 @@ Compute is that of the decoder layers, which a forward pass runs once on all pos
 compute is proportional to its positions; attention to the keys of earlier positions is not counted.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -127,3 +128,14 @@ def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[
         + noise
         + max(chunk_elements(suffix, at_once, per_layer) * item, divergence),
     )
+
+
+@torch.no_grad()
+def seconds_per_pass(vlm: VLM, batch: Batch) -> float:
+    """Seconds of a forward pass: the faster of two, since the first one warms up."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        vlm.logits(batch)[:, -1, 0].tolist()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -194,11 +194,12 @@ def padding_side_does_not_matter(inputs: CheckInputs) -> str:
 def grids_fit_the_visual_tokens(inputs: CheckInputs) -> str:
     """Every grid has at most as many cells as its image has visual tokens, or there is none."""
     counts = inputs.batch["visual"].sum(1).tolist()
-    for image, grid, count in zip(inputs.images, inputs.batch.grids, counts, strict=True):
+    grids = [own[0].grid if own else None for own in inputs.batch.pictures]
+    for image, grid, count in zip(inputs.images, grids, counts, strict=True):
         if grid is not None:
             left, top, right, bottom = grid.box
             fits = grid.first + grid.rows * grid.cols <= count and left < right and top < bottom
             if image is None or not fits:
                 raise CheckFailed(f"{grid} for {count} visual tokens")
-    grids = (grid and f"{grid.rows}x{grid.cols}" for grid in inputs.batch.grids)
-    return f"{', '.join(map(str, grids))} for {counts} visual tokens"
+    shapes = (grid and f"{grid.rows}x{grid.cols}" for grid in grids)
+    return f"{', '.join(map(str, shapes))} for {counts} visual tokens"

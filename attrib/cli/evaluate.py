@@ -11,7 +11,7 @@ from typer import Option
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
 from attrib.errors import AttribError, SetupError
-from attrib.pipeline.options import AnalysisOptions, ModelOptions, option
+from attrib.pipeline.options import AnalysisOptions, ModelOptions, Photos, option
 from attrib.pipeline.source import load_model, load_samples
 
 if TYPE_CHECKING:
@@ -158,14 +158,16 @@ def _with_gate(editor: "Editor", folder: Path) -> "Editor":
 
 PANEL = "Questions"
 UNRELATED = "nq question: what is the capital of France? The answer is:"
-Question = tuple[str, "Image.Image | None", str]
+Question = tuple[str, "list[Image.Image]", str]
 
 
 class EditOptions(ModelOptions):
     """Options of `attrib edit`."""
 
     editor: Path | None = option(None, "Folder of an editor that `attrib train` wrote.")
-    image: Path | None = option(None, "The photo; none to edit text alone.")
+    image: Photos = option(
+        None, "The photo; again for another one in the prompt, none to edit text alone."
+    )
     prompt: str | None = option(None, "The question about it.")
     target: str | None = option(None, "The new answer.")
     rephrase: str | None = option(
@@ -215,11 +217,11 @@ def _questions(options: EditOptions) -> Iterator[Question]:
     asked = [
         ("request", options.image, options.prompt),
         ("rephrase", options.image, options.rephrase),
-        ("unrelated", options.unrelated_image, options.unrelated),
+        ("unrelated", options.unrelated_image and [options.unrelated_image], options.unrelated),
     ]
-    for name, path, prompt in asked:
+    for name, paths, prompt in asked:
         if prompt is not None:
-            yield name, None if path is None else open_photo(path), prompt
+            yield name, [open_photo(path) for path in paths or ()], prompt
 
 
 def _answers(vlm: "VLM", edit: "Edit", questions: Iterator[Question], longest: int) -> list[str]:

@@ -133,17 +133,8 @@ def _attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, N
     return function(module, *args, **options), None
 
 
-@contextmanager
-def _swapped() -> Iterator[None]:
-    """Put our function behind the name for as long as any context is open."""
-    _count(1)
-    try:
-        yield
-    finally:
-        _count(-1)
-
-
 def _count(change: int) -> None:
+    """Keep our function behind the name for as long as any context is open."""
     global _open
     with _lock:
         _open += change
@@ -164,13 +155,14 @@ def override_attention(
     plain = wrap(sdpa)
     own = {id(m): wrap(outer[id(m)]) if id(m) in outer else plain for m in root.modules()}
     token = _FUNCTIONS.set({**outer, **own})
+    _count(1)
     try:
-        with _swapped():
-            for config in configs.values():
-                if config._attn_implementation != NAME:
-                    config._attn_implementation = NAME
-            yield
+        for config in configs.values():
+            if config._attn_implementation != NAME:
+                config._attn_implementation = NAME
+        yield
     finally:
+        _count(-1)
         _FUNCTIONS.reset(token)
         for key, config in configs.items():
             if config._attn_implementation != before[key]:

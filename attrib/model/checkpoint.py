@@ -29,8 +29,8 @@ from attrib.files import WEIGHTS, embedded_names
 from attrib.model.adapter_folder import CONFIG as ADAPTER
 from attrib.model.adapter_folder import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
+from attrib.model.devices import DeviceMap, Placement
 from attrib.model.image_placeholder import quiet
-from attrib.model.placement import DeviceMap, Placement
 from attrib.model.weight_files import check_files, check_quantisation, check_weights, damaged_file
 from attrib.vocabulary import Dtype
 

@@ -7,7 +7,7 @@
 Components are found by structure (`attrib.model.components`); nothing given is ever modified.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,22 +15,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
-from attrib.model.batch import Batch, Grid, token_spans
+from attrib.model.batch import Batch, token_spans, visual_token_ids
 from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
 from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
 from attrib.model.last_logits import gather_last, logits_to_keep
-from attrib.model.patch_grid import grid_finder
+from attrib.model.pictures import GivenImages, PictureFinder
 from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
-from attrib.model.row_checks import check_lengths, upright_images
+from attrib.model.row_checks import check_lengths
 from attrib.model.targets import answer_ids
 from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
@@ -42,8 +41,7 @@ class VLM:
 
     Attributes:
         model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
-        processor: The Hugging Face processor, with the settings that the model's config requires;
-            without one, `batch` is the only way to make inputs.
+        processor: Its processor, completed from the model's config; without one only `batch` works.
         name: Name of the model in results.
         verified_suffixes: By kind of layer calls: does suffix replay agree?
         wirings: By layer: how it was last found to write to the stream.
@@ -143,11 +141,11 @@ class VLM:
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
-        return Batch(inputs, self._spans(inputs), (None,) * len(inputs["input_ids"]))
+        return Batch(inputs, self._spans(inputs), ((),) * len(inputs["input_ids"]))
 
     def encode(
         self,
-        images: Sequence[Image.Image | None],
+        images: GivenImages,
         prompts: Sequence[str],
         targets: Sequence[str] | None = None,
         *,
@@ -158,7 +156,8 @@ class VLM:
         """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt, upright and RGB (`attrib.data.pixels`); None for no image.
+            images: One per prompt, read as `attrib.data.pixels` says; None for no image. A list for
+                several in one prompt, or the frames of a video: they precede the text in order.
             prompts: The questions, without image markers: these are inserted automatically.
             targets: Text after each prompt, teacher-forced: adds `labels` and a "target" span.
             template: "raw" for the prompt as it is, "chat" for the model's chat template.
@@ -168,18 +167,18 @@ class VLM:
         Raises:
             AttribError: A row cannot be used; the message says which and why.
         """
-        images = upright_images(images)
-        given = (self._placeholder, images, prompts, targets, template, answers)
+        pictures = self._picture_finder.accept(images)
+        given = (self._placeholder, pictures, prompts, targets, template, answers)
         rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
         check_lengths(rows, tensors, self.model.config)
-        if all(image is None for image in images) and not self.components.needs_pixels:
+        if not any(pictures) and not self.components.needs_pixels:
             tensors = {}
         padded = encoding.pad_rows(rows, self.pad_id, padding_side)
         dtype = precision.pixel_dtype(self.model, self.components.decoder)
         inputs = encoding.to_device(padded | tensors, self.device, dtype)
         spans = self._spans(inputs, lengths)
-        grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
-        return Batch(inputs, spans, grids, prompts=tuple(prompts))
+        found = self._picture_finder.find(pictures, spans["visual"])
+        return Batch(inputs, spans, found, prompts=tuple(prompts))
 
     def answer_token(self, text: str) -> int:
         """Id of the first token with content of `text` as the continuation of a prompt."""
@@ -199,8 +198,9 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        rewritten = apply_rewriters(self._rewriters, batch).batch
-        inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
+        inputs = encoding.pad_left(
+            apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
+        )
         limits = self.tokenizer, self.pad_id, max_new_tokens
         with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
             out = generated_ids(self.model, inputs, *limits, settings)
@@ -236,12 +236,12 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        special = self.components.image_token_id, source.bos_token_id
-        return token_spans(inputs, *special, target_lengths)
+        visual = visual_token_ids(self.components.image_token_id, self.model.config)
+        return token_spans(inputs, visual, source.bos_token_id, target_lengths)
 
     @cached_property
-    def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:
-        return grid_finder(self.processor.image_processor, self.components.patch_size)
+    def _picture_finder(self) -> PictureFinder:
+        return PictureFinder(self._padding_processor, self._placeholder, self.components.patch_size)
 
     @cached_property
     def _padding_processor(self) -> Any:

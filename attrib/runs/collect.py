@@ -34,7 +34,7 @@ from attrib.runs.collected import (
 )
 from attrib.runs.shards import Shard, ShardStore
 
-Opened = tuple[EditSample, Image.Image | None]
+Opened = tuple[EditSample, Image.Image | list[Image.Image] | None]
 Pass = tuple[Shard, Sequence[EditSample], bool]  # the last: whether it completes the shard
 logger = logging.getLogger("attrib")
 

@@ -1,5 +1,6 @@
 """The outcome of measuring samples: their tables, and quarantine records of the others."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -103,7 +104,8 @@ def should_retry(sample: EditSample, record: Quarantined) -> bool:
     """Whether a quarantined sample may work now: a repaired image, more memory, a mended bug."""
     if record.field in (MEMORY, BROKE):
         return True
-    if record.field not in IMAGE_FIELDS and not record.field.endswith(".image"):
+    field = re.sub(r"\[\d+\]$", "", record.field)  # of several images
+    if field not in IMAGE_FIELDS and not field.endswith(".image"):
         return False
     return record.reason not in {_image_error(request) for request in sample.requests}
 

@@ -14,7 +14,7 @@ from attrib.forward.hooks import on_input, read, write
 from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
 from attrib.forward.suffix import Suffix
-from attrib.model import encoding
+from attrib.model import encoding, pictures
 from attrib.model import vlm as wrapper
 from attrib.model.batch import Grid
 from attrib.model.generation import generated_ids
@@ -148,7 +148,7 @@ BREAKS = {
     ),
     "generation writes the prompt once": lambda p: p.setattr(inputs, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(
-        wrapper, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
+        pictures, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
     ),
 }
 

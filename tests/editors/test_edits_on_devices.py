@@ -110,8 +110,15 @@ def test_a_gate_decides_as_on_the_whole_model(kind, tmp_path):
             np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["dualedit", "mend", "tp", "lte"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("dualedit", torch.float16),
+        ("mend", torch.bfloat16),
+        ("tp", torch.bfloat16),
+        ("lte", torch.float16),
+    ],
+)
 def test_an_edit_of_an_offloaded_model_in_half_precision(name, dtype, tmp_path):
     whole = tiny_vlm("llava")
     half = VLM(copy.deepcopy(whole.model).to(dtype), whole.processor, whole.name)

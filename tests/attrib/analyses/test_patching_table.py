@@ -14,7 +14,7 @@ from attrib.analyses.patching import STATISTICS, measure_patching, patching_part
 from attrib.analyses.prompts import partner
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.pipeline.patching import Patching, PatchingOptions
+from attrib.pipeline.interventions import Patching, PatchingOptions
 from attrib.report.intervention_summaries import summarize_patching
 from attrib.results import Result, tidy
 from attrib.runs.collect import collect

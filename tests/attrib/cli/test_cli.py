@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import traceback
@@ -273,16 +274,23 @@ def test_a_config_file_works_on_the_command_line(run, model, tmp_path):
     assert manifest["options"]["norm"] == "frozen"
 
 
-def test_an_interruption_leaves_with_130_and_the_command_to_repeat(run, monkeypatch):
-    def interrupted(_options):
-        raise KeyboardInterrupt
+def pressed():
+    raise KeyboardInterrupt  # as Ctrl-C does; a shell's background jobs ignore the signal itself
 
-    monkeypatch.setattr("attrib.pipeline.source.load_model", interrupted)
+
+def terminated():
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(pressed, 130), (terminated, 143)])
+def test_an_interruption_leaves_with_its_code_and_the_command_to_repeat(
+    run, monkeypatch, stop, expected
+):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("attrib.pipeline.source.load_model", lambda _options: stop())
     code, _, err = run("attention", *PHOTO)
-    assert (
-        code == 130
-        and "interrupted; to continue: attrib attention --prompt 'The animal is a'" in err
-    )
+    assert code == expected and signal.getsignal(signal.SIGTERM) is before
+    assert "interrupted; to continue: attrib attention --prompt 'The animal is a'" in err
 
 
 def test_other_options_make_other_folders_and_the_same_make_the_same():

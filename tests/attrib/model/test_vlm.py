@@ -296,21 +296,26 @@ def test_a_cell_of_the_grid_is_what_its_token_sees(name):
         ):
             weight.zero_()
     image = picture(56, 112)
-    batch = vlm.encode([image], ["x"])
-    place = batch.grids[0]
+    for before in ([], [picture(40, 60)]):  # alone, or the second picture of a prompt
+        _expect_cells(vlm, image, before)
+
+
+def _expect_cells(vlm, image, before):
+    place = vlm.encode([[*before, image]], ["x"]).pictures[0][-1].grid
 
     @torch.no_grad()
     def tokens(shown):
-        batch = vlm.encode([shown], ["x"])
+        batch = vlm.encode([[*before, shown]], ["x"])
         with capture(vlm) as captured:
-            vlm.logits(batch)
+            vlm.last_logits(batch)
         cells = slice(place.first, place.first + place.rows * place.cols)
         return captured.embed[0][batch["visual"][0]][cells]
 
     left, top, right, bottom = place.box
     width, height = (right - left) / place.cols, (bottom - top) / place.rows
     clean = tokens(image)
-    for cell in range(place.rows * place.cols):
+    num = place.rows * place.cols
+    for cell in [num - 2, num - 1] if before else range(num):
         x, y = left + width * (cell % place.cols), top + height * (cell // place.cols)
         box = [x + width / 4, y + height / 4, x + 3 * width / 4, y + 3 * height / 4]
         shown = image.copy()

@@ -1,8 +1,10 @@
 """Evaluation: planted editors get the scores that they must get, and the model comes back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import tiny_vlm
+from conftest import picture, tiny_vlm
 from planted_editors import (
     FIVE,
     HARD_TYPES,
@@ -17,6 +19,7 @@ from planted_editors import (
     sample,
 )
 
+from attrib.data import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.model.batch import IGNORE_INDEX
 from editors.evaluation.evaluate import evaluate
@@ -43,7 +46,10 @@ def values(result, editor, protocol):
 
 
 def test_an_editor_that_does_nothing_scores_as_the_unedited_model(vlm, reference):
-    result = evaluate(vlm, Nothing(), [sample(), sample(1)], PROTOCOLS, reference=reference)
+    two = [picture(), picture(seed=1)]  # images in one prompt
+    several = replace(sample(1), request=EditRequest(two, "Which is red?", "the first"))
+    result = evaluate(vlm, Nothing(), [sample(), several], PROTOCOLS, reference=reference)
+    assert result.examples == 2
     for protocol in PROTOCOLS:
         own = values(result, "nothing", protocol)
         assert own == values(result, "unedited", protocol)

@@ -54,14 +54,16 @@ def weights(line):
     return torch.cat([p.detach().flatten() for p in line.module.parameters()])
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "number"), [("adam", signal.SIGINT), ("muon", signal.SIGTERM)]
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer, number):
     config = STEPS.changed(optimizer=optimizer)
     whole, going = run(tmp_path / "whole", config=config)
     going.train()
 
     def stop():
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         return 1.0
 
     _, going = run(tmp_path / "parts", Line({7: stop}), config)
