@@ -160,13 +160,13 @@ class _Watched:
 
 def _fill(vlm: VLM, passes: dict[int, LayerPass], writes: ResidualWrites) -> None:
     """Move the passes of layers into `writes`, by the wirings of earlier passes if these hold."""
-    known = {layer: vlm.wirings[layer] for layer in passes if layer in vlm.wirings}
+    known = {layer: vlm.verified[layer] for layer in passes if layer in vlm.verified}
     for layer in passes.keys() - holding(known, passes):
         seen = passes[layer]
-        vlm.wirings[layer] = find_wiring(seen.before, seen.after, seen.outputs, layer)
+        vlm.verified[layer] = find_wiring(seen.before, seen.after, seen.outputs, layer)
     zeros = torch.empty(0)
     for layer, seen in passes.items():
-        wiring = vlm.wirings[layer]
+        wiring = vlm.verified[layer]
         columns = _columns(vlm.layers[layer], wiring, seen.outputs)
         if zeros.shape != seen.after.shape or zeros.device != seen.after.device:
             zeros = torch.zeros_like(seen.after)

@@ -43,8 +43,7 @@ class VLM:
         model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
         processor: Its processor, completed from the model's config; without one only `batch` works.
         name: Name of the model in results.
-        verified_suffixes: By kind of layer calls: does suffix replay agree?
-        wirings: By layer: how it was last found to write to the stream.
+        verified: What passes verified: suffix replays by kind of layer calls, wirings by layer.
     """
 
     model: Any
@@ -52,8 +51,7 @@ class VLM:
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
-    verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
-    wirings: dict[int, Any] = field(default_factory=dict, init=False)
+    verified: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         vars(self).update(model=unwrapped(self.model))
@@ -173,9 +171,9 @@ class VLM:
         check_lengths(rows, tensors, self.model.config)
         if not any(pictures) and not self.components.needs_pixels:
             tensors = {}
-        padded = encoding.pad_rows(rows, self.pad_id, padding_side)
+        tensors |= encoding.pad_rows(rows, self.pad_id, padding_side)
         dtype = precision.pixel_dtype(self.model, self.components.decoder)
-        inputs = encoding.to_device(padded | tensors, self.device, dtype)
+        inputs = encoding.to_device(tensors, self.device, dtype)
         spans = self._spans(inputs, lengths)
         found = self._picture_finder.find(pictures, spans["visual"])
         return Batch(inputs, spans, found, prompts=tuple(prompts))
