@@ -1,8 +1,17 @@
 """What can go wrong on the user's side, in one line each.
 
 Every message says what was given, where, and what would work, so that a command line can print it
-without a traceback. Mistakes of our own are asserts.
+without a traceback. Mistakes of our own are asserts. Errors of devices that ran out of memory are
+of many classes.
 """
+
+# Messages of devices that raise a plain RuntimeError; compared in lower case.
+SHORT = (
+    "out of memory",  # CUDA, ROCm, XPU, MPS
+    "can't allocate memory",  # a CPU
+    "not enough memory",  # a CPU under Windows
+    "cublas_status_alloc_failed",
+)
 
 
 class AttribError(ValueError):
@@ -30,3 +39,13 @@ class RowError(AttribError):
 def describe(error: BaseException) -> str:
     """Class and message of an error in one line, which is never empty."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on any device."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in told for words in SHORT)

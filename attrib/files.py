@@ -4,6 +4,7 @@ An atomic write leaves a complete file, or none. Imports no torch.
 """
 
 import hashlib
+import json
 import os
 import platform
 import tempfile
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from attrib.errors import SetupError
 
 PACKAGES = (
     "attrib",
@@ -62,6 +65,18 @@ def write_text(path: str | Path, text: str) -> Path:
     with atomic_write(path) as file:
         file.write(text.encode())
     return Path(path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file.
+
+    Raises:
+        SetupError: The file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SetupError(f"{path} is damaged: it is no JSON ({error}); remove it") from error
 
 
 @contextmanager

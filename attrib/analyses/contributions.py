@@ -42,9 +42,9 @@ from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
+from attrib.model.answers import answer_ids
 from attrib.model.batch import Batch
 from attrib.model.precision import normalized
-from attrib.model.targets import answer_ids
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collected import Tables

@@ -18,12 +18,12 @@ from attrib.analyses.sensitivity import (
     nothing_to_perturb,
 )
 from attrib.errors import AttribError
+from attrib.forward.memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.forward.noise import perturbed_positions
 from attrib.forward.replay import CleanPass
 from attrib.forward.suffix import Suffix, build_suffix, is_sliceable
-from attrib.forward.suffix_memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.model.batch import Batch
-from attrib.model.last_logits import kept_positions
+from attrib.model.logits import kept_positions
 from attrib.model.vlm import VLM
 from attrib.vocabulary import NoiseModality
 

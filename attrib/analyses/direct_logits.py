@@ -9,9 +9,9 @@ from torch import Tensor
 
 from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
+from attrib.model.answers import without_blank
 from attrib.model.batch import Batch
 from attrib.model.logits import LogitMap
-from attrib.model.targets import without_blank
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attrib.data import EditSample
 from attrib.errors import AttribError
+from attrib.model.answers import split_blank
 from attrib.model.batch import Batch
-from attrib.model.targets import split_blank
 from attrib.model.vlm import VLM
 from attrib.vocabulary import PatchSpan
 

@@ -143,7 +143,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", ExitCode.CANNOT_START
-    from attrib.memory import is_out_of_memory
+    from attrib.errors import is_out_of_memory
 
     if is_out_of_memory(error):
         what = f"out of memory ({describe(error)})"

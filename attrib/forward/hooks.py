@@ -15,14 +15,8 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
-from attrib.model.module_hooks import (
-    StopForward,
-    first_tensor,
-    on_input,
-    on_modules,
-    on_output,
-)
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import StopForward, first_tensor, on_input, on_modules, on_output
 
 __all__ = ["StopForward", "first_tensor", "on_input", "on_modules", "on_output"]  # for users here
 Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]

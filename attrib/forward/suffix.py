@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.errors import is_out_of_memory
 from attrib.forward import replay
 from attrib.forward.hooks import gather_positions
 from attrib.forward.layer_call import (
@@ -36,7 +37,6 @@ from attrib.forward.layer_call import (
     visible_keys,
 )
 from attrib.forward.replay import Call, Captured, CleanPass, between_layers, forward_from
-from attrib.memory import is_out_of_memory
 from attrib.model.devices import wide
 from attrib.model.precision import WHOLE_PASS
 from attrib.model.vlm import VLM

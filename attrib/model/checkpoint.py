@@ -26,8 +26,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from attrib.errors import SetupError
 from attrib.files import WEIGHTS, embedded_names
-from attrib.model.adapter_folder import CONFIG as ADAPTER
-from attrib.model.adapter_folder import adapter_folder, base_of, with_adapter
+from attrib.model.adapters import CONFIG as ADAPTER
+from attrib.model.adapters import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
 from attrib.model.devices import DeviceMap, Placement
 from attrib.model.image_placeholder import quiet

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attrib.errors import SetupError
-from attrib.model.wrapped import linear_of
+from attrib.model.adapters import linear_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from attrib.errors import AttribError
+from attrib.model.answers import split_blank, target_ids, without_end_space
 from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet, render
 from attrib.model.pictures import Pictures
 from attrib.model.row_checks import check_texts, process_rows, render_prompt, tokenize
-from attrib.model.targets import split_blank, target_ids, without_end_space
 from attrib.vocabulary import Template
 
 Row = dict[str, list[int]]

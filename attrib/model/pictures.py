@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from attrib.data.pixels import as_rgb
-from attrib.errors import AttribError, describe
-from attrib.memory import is_out_of_memory
+from attrib.errors import AttribError, describe, is_out_of_memory
 from attrib.model.batch import Picture
 from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet
 from attrib.model.patch_grid import grid_finder

@@ -20,7 +20,7 @@ from attrib.errors import SetupError
 from attrib.model.components import Components
 from attrib.model.devices import execution_device, wide
 from attrib.model.logits import Factor, LogitMap, Unembedding
-from attrib.model.module_hooks import on_input, on_output
+from attrib.model.wrapped import on_input, on_output
 
 logger = logging.getLogger("attrib")
 # Errors that an unknown model may raise.

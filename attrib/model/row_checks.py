@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 from PIL import Image
 from torch import Tensor
 
-from attrib.errors import AttribError, describe
-from attrib.memory import is_out_of_memory
+from attrib.errors import AttribError, describe, is_out_of_memory
+from attrib.model.answers import without_end_space
 from attrib.model.image_placeholder import ImagePlaceholder
 from attrib.model.pictures import Pictures, check_list
-from attrib.model.targets import without_end_space
 
 Made = TypeVar("Made")
 QFORMER_MASK = "qformer_attention_mask"

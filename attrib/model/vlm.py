@@ -19,18 +19,17 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
+from attrib.model.answers import answer_ids, generated_ids
 from attrib.model.batch import Batch, token_spans, visual_token_ids
 from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
-from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
-from attrib.model.last_logits import gather_last, logits_to_keep
+from attrib.model.logits import gather_last, logits_to_keep
 from attrib.model.pictures import GivenImages, PictureFinder
 from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths
-from attrib.model.targets import answer_ids
 from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
 

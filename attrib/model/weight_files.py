@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from attrib.errors import SetupError, describe
+from attrib.model.adapters import adapters_of
 from attrib.model.devices import loaded
-from attrib.model.wrapped import adapters_of, plain_parts
+from attrib.model.wrapped import plain_parts
 
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM

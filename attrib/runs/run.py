@@ -20,7 +20,7 @@ import pandas as pd
 
 from attrib.data import EditData, Quarantined
 from attrib.errors import SetupError
-from attrib.forward.suffix_memory import samples_at_once
+from attrib.forward.memory import samples_at_once
 from attrib.model.precision import is_half
 from attrib.model.vlm import VLM
 from attrib.runs import manifest as manifests

@@ -17,7 +17,7 @@ import torch
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
-from attrib.files import write_text
+from attrib.files import read_json, write_text
 from attrib.model.vlm import VLM
 from attrib.model.weight_files import fingerprint
 from editors.adapters.edit_signal import signal_layers
@@ -155,7 +155,7 @@ def grid(
             record = _score(cell, editor, vlm, config, inputs, gates, folder, identity)
             avg = record["scores"][gate]["avg"]
             log(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
-    records = [json.loads((folder / CELL).read_text()) for folder in folders]
+    records = [read_json(folder / CELL) for folder in folders]
     return pd.DataFrame(
         {**asdict(cell), "gate": name, "metric": metric, "value": value}
         for cell, record in zip(wanted, records, strict=True)
@@ -206,7 +206,7 @@ def _opened(
         assert gate is not None
         save_gate(folder, gate)
         write_text(made_of, json.dumps(origin, indent=1))
-    elif json.loads(made_of.read_text()) != json.loads(json.dumps(origin)):
+    elif read_json(made_of) != json.loads(json.dumps(origin)):
         raise AttribError(f"{folder} is of another model or of other edits; choose another --out")
     return opened(vlm, test, load_gate(folder))
 
@@ -234,7 +234,7 @@ def _is_done(folder: Path, identity: dict[str, Any], gate: str) -> bool:
     path = folder / CELL
     if not path.exists():
         return False
-    record = json.loads(path.read_text())
+    record = read_json(path)
     if record["identity"] != identity:
         raise AttribError(
             f"{folder} was trained with other settings, data or model; choose another --out"

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from safetensors import SafetensorError
+
 from attrib.data.samples import EditSample
-from attrib.errors import AttribError, SetupError
+from attrib.errors import AttribError, SetupError, describe
 from attrib.model.vlm import VLM
 from attrib.runs.distributed import ProcessGroup
 from editors.gating.gates import NO_GATE
@@ -140,8 +142,16 @@ class TrainableEditor(ABC):
             return cls._load(vlm, record, path)
         except AttribError:
             raise
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise SetupError(f"{path}: incomplete, or of another version: {error}") from error
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            why = describe(error)
+            raise SetupError(f"{path}: damaged, or of another version: {why}") from error
 
     def _record(self) -> dict[str, Any]:
         """What `editor.json` holds besides the training's record (JSON)."""

@@ -70,6 +70,13 @@ def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
     assert code == 0
     assert "trained 3 steps" in out
     assert (tmp_path / "e" / "adapters.safetensors").read_bytes() == first
+    (tmp_path / "e" / "adapters.safetensors").write_bytes(first[:-9])
+    evaluated = ("evaluate", *given(there), "--editor", "e")
+    code, _, err = run(*evaluated)
+    assert code == 3 and "attrib: e: damaged, or of another version: SafetensorError" in err
+    (tmp_path / "e" / "editor.json").write_text("{")
+    code, _, err = run(*evaluated)
+    assert code == 3 and "editor.json: not the record of an editor" in err
 
 
 @pytest.mark.parametrize(("editor", "flags", "said"), [

@@ -12,7 +12,7 @@ from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.gating import gate_states
 from attrib.analyses.visual_tokens import gradient_times_input
 from attrib.data import EditRequest, EditSample
-from attrib.forward import suffix_memory
+from attrib.forward import memory
 from attrib.model.devices import each_weight
 
 PROMPTS = ["What is red?", "How very very red?"]
@@ -81,7 +81,7 @@ def test_an_offloaded_model_has_the_numbers_of_a_whole_one(expected, how, tmp_pa
 
 def test_a_split_model_has_the_numbers_of_a_whole_one(expected, monkeypatch):
     name, values = expected
-    monkeypatch.setattr(suffix_memory, "available_bytes", lambda _device: 2**30)
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 2**30)
     kind = "mps" if name == "llava" else "xpu"  # the former has no float64
     vlm = split(tiny_vlm(name), f"{kind}:0", f"{kind}:1")
     with logical_devices() as mode:

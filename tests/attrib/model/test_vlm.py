@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import write
 from attrib.forward.replay import capture
+from attrib.model.answers import target_ids
 from attrib.model.components import find_components
 from attrib.model.logits import freeze_norm
 from attrib.model.patch_grid import find_grid
-from attrib.model.targets import target_ids
 from attrib.model.vlm import VLM
 
 IDS = tiny_models.IMAGE, tiny_models.BOS
