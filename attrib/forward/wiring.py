@@ -99,7 +99,7 @@ def _holding(
     left, size = after, after.abs()
     for factors, summand in zip(columns, summands, strict=True):
         shape = (-1, *[1] * (after.ndim - 1))
-        part = summand * torch.tensor(factors, dtype=after.dtype).to(device).view(shape)
+        part = summand * after.new_tensor(factors).view(shape)
         left, size = left - part, size + part.abs()
     eps = torch.finfo(passes[layers[0]].after.dtype).eps
     holds = (left.abs() <= SLACK * eps * size).flatten(1).all(1).tolist()
