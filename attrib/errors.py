@@ -26,14 +26,16 @@ class RowError(AttribError):
     """One row of a dataset cannot be used; the others can.
 
     Attributes:
-        file: The dataset file the row stands in.
+        file: The dataset file the row stands in; "" where only the sample is known.
         row: The row's index or id in that file.
         field: The field that is wrong.
+        reason: What is wrong with it.
     """
 
-    def __init__(self, message: str, *, file: str, row: int | str, field: str):
-        super().__init__(f"{file}: row {row}: {field}: {message}")
-        self.file, self.row, self.field = file, row, field
+    def __init__(self, message: str, *, file: str = "", row: int | str | None = None, field: str):
+        place = f"{file}: row {row}: " if file else ""
+        super().__init__(f"{place}{field}: {message}")
+        self.file, self.row, self.field, self.reason = file, row, field, message
 
 
 def describe(error: BaseException) -> str:

@@ -111,6 +111,16 @@ def refuse_other_options(chosen: BaseModel) -> None:
             raise AttribError(f"--{name.replace('_', '-')}: {why}")
 
 
+@contextmanager
+def naming_option(name: str) -> Iterator[None]:
+    """Name an option in errors about the single text that it gives."""
+    try:
+        yield
+    except AttribError as error:
+        why = str(error).removeprefix("prompt 0 ").removeprefix("target 0 ")
+        raise AttribError(f"--{name}: {why}") from error
+
+
 def next_command(command: str, options: Any, *more: str) -> str:
     """A command line that can be pasted: on the model of `options`, with further arguments."""
     fields, on = type(options).model_fields, ["--model", options.model]

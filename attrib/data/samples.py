@@ -142,8 +142,7 @@ class Quarantined:
     @classmethod
     def from_error(cls, error: RowError) -> "Quarantined":
         """The record of a row that raised `error`."""
-        bare = cls(error.file, error.row, error.field, "")
-        return replace(bare, reason=str(error).removeprefix(str(bare)))
+        return cls(error.file, error.row, error.field, error.reason)
 
     def __str__(self) -> str:
         return f"{self.file}: row {self.row}: {self.field}: {self.reason}"

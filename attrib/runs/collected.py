@@ -54,10 +54,12 @@ class Collected:
 
     def quarantine(self, sample: EditSample, where: str, why: str | Exception) -> None:
         """Record that a sample cannot be used; a RowError names its own file, row and field."""
-        if isinstance(why, RowError):
+        if isinstance(why, RowError) and why.file:
             record = Quarantined.from_error(why)
         else:
-            reason = " ".join(str(why).split())
+            row_error = isinstance(why, RowError)
+            where, text = (why.field, why.reason) if row_error else (where, str(why))
+            reason = " ".join(text.split())
             if isinstance(why, Exception) and not (reason and isinstance(why, AttribError)):
                 reason = describe(why)
             record = Quarantined(self.file or sample.id, sample.meta.get("row"), where, reason)

@@ -151,7 +151,9 @@ class TrainableEditor(ABC):
             SafetensorError,
         ) as error:
             why = describe(error)
-            raise SetupError(f"{path}: damaged, or of another version: {why}") from error
+            raise SetupError(
+                f"{path}: incomplete, damaged, or of another version: {why}"
+            ) from error
 
     def _record(self) -> dict[str, Any]:
         """What `editor.json` holds besides the training's record (JSON)."""

@@ -44,6 +44,11 @@ class TrainingJob:
     tensorboard: bool = False
 
     @cached_property
+    def usable(self) -> list[EditSample]:
+        """The samples that the model can read."""
+        return encodable(self.vlm, self.samples)
+
+    @cached_property
     def split(self) -> tuple[list[EditSample], list[EditSample]]:
         """Samples to train on and to validate on.
 

@@ -57,6 +57,9 @@ def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tm
     code, again, err = run("edit", *asked, "--rephrase", "Which?", "--load", "one")
     assert code == 0, err
     assert again.splitlines()[:9] == out.splitlines()[:9]
+    for flag, text in {"--target": " ", "--rephrase": "<image>", "--unrelated": ""}.items():
+        code, _, err = run("edit", *asked, "--target", "red", flag, text)
+        assert code == 2 and f"attrib: {flag}: " in err and err.count("\n") == 1, err
 
 
 def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
@@ -73,7 +76,7 @@ def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
     (tmp_path / "e" / "adapters.safetensors").write_bytes(first[:-9])
     evaluated = ("evaluate", *given(there), "--editor", "e")
     code, _, err = run(*evaluated)
-    assert code == 3 and "attrib: e: damaged, or of another version: SafetensorError" in err
+    assert code == 3 and "attrib: e: incomplete, damaged, or of another version: Saf" in err
     (tmp_path / "e" / "editor.json").write_text("{")
     code, _, err = run(*evaluated)
     assert code == 3 and "editor.json: not the record of an editor" in err
