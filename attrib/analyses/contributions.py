@@ -119,9 +119,7 @@ def contributions_of(
     v = (modules * direction[:, None, None]).sum(-1)
     if has_norm:
         v = v + bias[:, None, None]
-    # Layer by layer: a vocabulary is wide.
-    sums = [vlm.unembedding.log_normalizer(one, bias=has_norm) for one in modules.unbind(1)]
-    p = (v - torch.stack(sums, 1)).exp()
+    p = (v - vlm.unembedding.log_normalizer(modules, bias=has_norm)).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
     return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key, cap)
 

@@ -7,6 +7,7 @@ leaving it, also after an error. Layers are counted from 0; a layer stands for i
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import StopForward, first_tensor, on_input, on_output
+from attrib.model.wrapped import StopForward, first_tensor, on_input, on_modules, on_output
 
-__all__ = ["StopForward", "first_tensor", "on_input", "on_output"]  # for their users here
+__all__ = ["StopForward", "first_tensor", "on_input", "on_modules", "on_output"]  # for users here
 Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]
 
 
@@ -119,22 +120,49 @@ def position_index(positions: Positions) -> Int[Tensor, "batch *several"]:
     return positions.int().argmax(1)
 
 
+class PositionGather:
+    """Gathers the states at one position per example, or at several.
+
+    What depends on the positions alone is computed once per device. A GPU would otherwise be
+    waited for at every module of a pass.
+
+    Attributes:
+        index: The positions as indices, "batch *several".
+    """
+
+    def __init__(self, positions: Positions):
+        self.index = position_index(positions)
+        self._at: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self, h: Shaped[Tensor, "batch pos *width"]
+    ) -> Shaped[Tensor, "batch *several_width"]:
+        """The states at the positions, as a copy."""
+        if h.device not in self._at:
+            example = torch.arange(len(self.index), device=h.device)
+            example = example.reshape(-1, *[1] * (self.index.ndim - 1))
+            self._at[h.device] = example, self.index.to(h.device)
+        # Indexing copies: a view would keep the whole tensor alive.
+        return h[self._at[h.device]]
+
+    def is_cached_step(self, num_pos: int) -> bool:
+        """Whether a pass of `num_pos` positions is a cached step of generation.
+
+        Raises:
+            AttribError: It is not, although some position is beyond its end.
+        """
+        beyond = self._last >= num_pos
+        if beyond and num_pos > 1:
+            raise AttribError(f"position {self._last}: the pass has positions 0 to {num_pos - 1}")
+        return beyond
+
+    @cached_property
+    def _last(self) -> int:
+        return int(self.index.max())
+
+
 def gather_positions(
     h: Shaped[Tensor, "batch pos *width"], index: Int[Tensor, "batch *several"]
 ) -> Shaped[Tensor, "batch *several_width"]:
     """The states at one position per example, or at several, as a copy."""
-    example = torch.arange(len(index), device=h.device).reshape(-1, *[1] * (index.ndim - 1))
-    # Indexing copies: a view would keep the whole tensor alive.
-    return h[example, index.to(h.device)]
-
-
-def is_cached_step(num_pos: int, index: Tensor) -> bool:
-    """Whether a pass of `num_pos` positions is a cached step of generation.
-
-    Raises:
-        AttribError: It is not, although some position in `index` is beyond its end.
-    """
-    beyond = int(index.max()) >= num_pos
-    if beyond and num_pos > 1:
-        raise AttribError(f"position {int(index.max())}: the pass has positions 0 to {num_pos - 1}")
-    return beyond
+    return PositionGather(index)(h)

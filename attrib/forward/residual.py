@@ -2,34 +2,25 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import (
-    Positions,
-    gather_positions,
-    is_cached_step,
-    on_input,
-    on_output,
-    position_index,
-)
-from attrib.forward.wiring import MOST, Wiring, find_wiring
+from attrib.forward.hooks import PositionGather, Positions, on_modules
+from attrib.forward.wiring import MOST, LayerPass, Wiring, find_wiring, holding
 from attrib.model.precision import widened
 from attrib.model.vlm import VLM
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 # What the submodules of a layer are called that mix positions, in the arguments of their forward.
 MIXING = {"attention_mask", "past_key_values", "cache_params"}
-# Found once: identification takes many times longer than the pass of a layer.
-_WIRINGS: WeakKeyDictionary[nn.Module, Wiring] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +77,8 @@ class ResidualWrites:
         if not self.steps:
             raise AttribError("no residual writes yet: run one forward pass inside the context")
         device = self.steps[0][0].device
-        parts = [self.steps[layer][i].to(device) for layer in sorted(self.steps)]
-        return torch.stack([part.to(widened(part.dtype)) for part in parts], 1)
+        column = torch.stack([self.steps[layer][i].to(device) for layer in sorted(self.steps)], 1)
+        return column.to(widened(column.dtype))
 
     def _later(self, layer: int) -> float:
         """What the layers after `layer` multiply the stream with."""
@@ -115,67 +106,77 @@ def residual_writes(vlm: VLM, positions: Positions) -> Iterator[ResidualWrites]:
         positions: One per example, as indices or as a mask, or several as "batch several" indices.
 
     Yields:
-        ResidualWrites, filled by the forward pass inside the context.
+        ResidualWrites, filled when the last layer of the forward pass inside the context is done.
 
     Raises:
         AttribError: No submodules of a layer account for its output.
     """
-    rows = position_index(positions)
-    writes = ResidualWrites({})
-    with ExitStack() as stack:
-        for i, layer in enumerate(vlm.layers):
-            stack.enter_context(_keep_writes(layer, i, rows, writes))
+    gather = PositionGather(positions)
+    writes, passes = ResidualWrites({}), dict[int, LayerPass]()
+
+    watched = [_Watched(layer, i, gather, passes) for i, layer in enumerate(vlm.layers)]
+    inputs = [(layer, one.enter) for layer, one in zip(vlm.layers, watched, strict=True)]
+    outputs = [hook for one in watched for hook in one.outputs_of()]
+    outputs.append((vlm.layers[-1], lambda _: _fill(vlm, passes, writes)))
+    with on_modules(inputs, outputs):
         yield writes
+        _fill(vlm, passes, writes)  # of a pass that was stopped before the last layer
 
 
-@contextmanager
-def _keep_writes(
-    layer: nn.Module, index: int, rows: Tensor, writes: ResidualWrites
-) -> Iterator[None]:
-    into: list[Tensor] = []
-    outputs: dict[str, Tensor] = {}
+@dataclass(eq=False)
+class _Watched:
+    """A layer whose passes are kept, except for cached steps of generation."""
 
-    def enter(h: Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        into[:] = [] if is_cached_step(h.shape[1], rows) else [h]
-        outputs.clear()
+    layer: nn.Module
+    index: int
+    gather: PositionGather
+    passes: dict[int, LayerPass]
+    into: Tensor | None = None
+    seen: dict[str, Tensor] = field(default_factory=dict)
 
-    def keeper(name: str) -> Callable[[Tensor], None]:
-        def keep(output: Tensor) -> None:
-            # OPT's fc2 returns "batch*pos d_model".
-            if into and isinstance(output, Tensor) and output.numel() == into[0].numel():
-                outputs[name] = gather_positions(output.reshape(into[0].shape), rows)
+    def outputs_of(self) -> Iterator[tuple[nn.Module, Callable[[Tensor], None]]]:
+        """What to call at the outputs of the layer's submodules and at its own."""
+        for name, child in self.layer.named_children():
+            yield child, partial(self.keep, name)
+        yield self.layer, self.leave
 
-        return keep
+    def enter(self, h: Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        self.into = None if self.gather.is_cached_step(h.shape[1]) else h
+        self.seen = {}
 
-    def leave(out: Tensor) -> None:
-        if into:
-            after = gather_positions(out, rows)
-            before = gather_positions(into[0], rows).to(after.device)
-            wiring = _wiring(layer, before, after, outputs, index)
-            columns = _columns(layer, wiring, outputs)
-            zeros = torch.zeros_like(after)
-            writes.steps[index] = (before, *(columns.get(i, zeros) for i in range(MOST)), after)
-            writes.scales[index] = wiring.scale
+    def keep(self, name: str, output: Tensor) -> None:
+        # OPT's fc2 returns "batch*pos d_model".
+        h = self.into
+        if h is not None and isinstance(output, Tensor) and output.numel() == h.numel():
+            self.seen[name] = self.gather(output.reshape(h.shape))
 
-    with ExitStack() as stack:
-        stack.enter_context(on_input(layer, enter))
-        for name, child in layer.named_children():
-            stack.enter_context(on_output(child, keeper(name)))
-        stack.enter_context(on_output(layer, leave))
-        yield
+    def leave(self, out: Tensor) -> None:
+        if self.into is not None:
+            after = self.gather(out)
+            before = self.gather(self.into).to(after.device)
+            self.passes[self.index] = LayerPass(before, self.seen, after)
+            self.into = None
 
 
-def _wiring(
-    layer: nn.Module, before: Tensor, after: Tensor, outputs: dict[str, Tensor], index: int
-) -> Wiring:
-    """The wiring found in an earlier pass if it holds in this one, else that of this one."""
-    known = _WIRINGS.get(layer)
-    if known is None or known.miss(before, after, outputs) is None:
-        known = _WIRINGS[layer] = find_wiring(before, after, outputs, index)
-    return known
+def _fill(vlm: VLM, passes: dict[int, LayerPass], writes: ResidualWrites) -> None:
+    """Move the passes of layers into `writes`, by the wirings of earlier passes if these hold."""
+    known = {layer: vlm.verified[layer] for layer in passes if layer in vlm.verified}
+    for layer in passes.keys() - holding(known, passes):
+        seen = passes[layer]
+        vlm.verified[layer] = find_wiring(seen.before, seen.after, seen.outputs, layer)
+    zeros = torch.empty(0)
+    for layer, seen in passes.items():
+        wiring = vlm.verified[layer]
+        columns = _columns(vlm.layers[layer], wiring, seen.outputs)
+        if zeros.shape != seen.after.shape or zeros.device != seen.after.device:
+            zeros = torch.zeros_like(seen.after)
+        written = (columns.get(i, zeros) for i in range(MOST))
+        writes.steps[layer] = (seen.before, *written, seen.after)
+        writes.scales[layer] = wiring.scale
+    passes.clear()
 
 
-def _columns(layer: nn.Module, wiring: Wiring, outputs: dict[str, Tensor]) -> dict[int, Tensor]:
+def _columns(layer: nn.Module, wiring: Wiring, outputs: Mapping[str, Tensor]) -> dict[int, Tensor]:
     """The writes by place: 0 for attention, 1 for the MLP, 2 for a third one."""
     first = 0
     if len(wiring.names) == 1:  # a layer of either

@@ -163,7 +163,7 @@ def build_suffix(clean: CleanPass, first: int) -> Suffix:
     config = getattr(clean.vlm.components.decoder, "config", None)
     attention = getattr(config, "_attn_implementation", None)
     kind = (start > 0, attention, tuple(map(signature, clean.captured.calls.values())))
-    verified = clean.vlm.verified_suffixes
+    verified = clean.vlm.verified
     if kind not in verified:
         if not clean.logits.isfinite().all():
             return _whole(clean)  # nothing to compare

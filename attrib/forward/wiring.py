@@ -7,9 +7,11 @@ what is added to it (Granite's residual multiplier), add per-layer embeddings, o
 Factors are found by least squares over positions and channels; what they leave must be rounding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +48,62 @@ class Wiring:
         left = (wide(after) - torch.stack(parts).sum(0)).abs()
         bound = SLACK * torch.finfo(after.dtype).eps * summands
         return float(left.sum()) if bool((left <= bound).all()) else None
+
+
+@dataclass(frozen=True)
+class LayerPass:
+    """What a layer did in one pass, at the chosen positions.
+
+    Attributes:
+        before: Its input, "batch d_model" or "batch several d_model".
+        outputs: The output of each submodule, in the order of their calls.
+        after: Its output.
+    """
+
+    before: Tensor
+    outputs: Mapping[str, Tensor]
+    after: Tensor
+
+
+@torch.no_grad()
+def holding(wirings: Mapping[int, Wiring], passes: Mapping[int, LayerPass]) -> set[int]:
+    """The layers whose wiring accounts for their pass, all layers in one comparison.
+
+    A comparison of each layer would wait for the GPU as often, and cost more than the pass.
+    """
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for layer, wiring in wirings.items():
+        after, outputs = passes[layer].after, passes[layer].outputs
+        if all(name in outputs for name in wiring.names):
+            alike[len(wiring.names), after.shape, after.dtype].append(layer)
+    return {layer for layers in alike.values() for layer in _holding(layers, wirings, passes)}
+
+
+def _holding(
+    layers: list[int], wirings: Mapping[int, Wiring], passes: Mapping[int, LayerPass]
+) -> Iterator[int]:
+    device = passes[layers[0]].after.device
+    each = [wirings[layer] for layer in layers]
+
+    def stacked(tensors: Iterable[Tensor]) -> Tensor:
+        return wide(torch.stack([tensor.to(device) for tensor in tensors]))
+
+    after = stacked(passes[layer].after for layer in layers)
+    columns = [[1.0 * w.scale for w in each], *zip(*(w.factors for w in each), strict=True)]
+    names = zip(*(w.names for w in each), strict=True)
+    summands = [stacked(passes[layer].before for layer in layers)]
+    summands += [
+        stacked(passes[layer].outputs[name] for layer, name in zip(layers, of, strict=True))
+        for of in names
+    ]
+    left, size = after, after.abs()
+    for factors, summand in zip(columns, summands, strict=True):
+        shape = (-1, *[1] * (after.ndim - 1))
+        part = summand * after.new_tensor(factors).view(shape)
+        left, size = left - part, size + part.abs()
+    eps = torch.finfo(passes[layers[0]].after.dtype).eps
+    holds = (left.abs() <= SLACK * eps * size).flatten(1).all(1).tolist()
+    return (layer for layer, one in zip(layers, holds, strict=True) if one)
 
 
 def find_wiring(before: Tensor, after: Tensor, outputs: Mapping[str, Tensor], layer: int) -> Wiring:

@@ -58,11 +58,14 @@ def read_checkpoint(
         raise SetupError(
             f"{name}: code from a repository runs only with a pinned --revision, a commit you read"
         )
+    if revision is not None and is_folder:
+        raise SetupError(f"{name}: a folder has no revisions; leave revision {revision!r} out")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if HF_HUB_OFFLINE:
         options["local_files_only"] = True
     if _has_no_model(source, options) and (folder := adapter_folder(source, options)):
         base, revision = base_of(folder, name)
+        revision = None if Path(base).is_dir() else revision
         where = device, dtype, revision, trust_remote_code, complete, device_map
         model, processor = read_checkpoint(base, *where)
         return with_adapter(model, folder, name, complete), processor

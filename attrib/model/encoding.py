@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from attrib.errors import AttribError
 from attrib.model.answers import split_blank, target_ids, without_end_space
-from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet, render
+from attrib.model.image_placeholder import ImagePlaceholder, quiet, render
 from attrib.model.pictures import Pictures
 from attrib.model.row_checks import check_texts, process_rows, render_prompt, tokenize
 from attrib.vocabulary import Template
@@ -88,9 +88,7 @@ def prompt_rows(
     """
     # A processor that inserts image tokens also adds other text (PaliGemma's newline), so rows
     # without an image are processed with a blank one, whose tokens are removed again.
-    shown = {
-        i: own or [blank_image()] for i, own in enumerate(images) if own or placeholder.auto_inserts
-    }
+    shown = {i: own for i, own in enumerate(images) if own or placeholder.auto_inserts}
     rows: dict[int, Row] = {}
     tensors: dict[str, Tensor] = {}
     if shown:

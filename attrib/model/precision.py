@@ -117,14 +117,19 @@ def log_normalizer(
         here = normed.to(head.weight.device)
         parts = [
             (scale * linear(here, weight, offset if bias else None)).logsumexp(-1)
-            for weight, offset in _chunks(head, here.dtype)
+            for weight, offset in _chunks(head, here.dtype, here[..., 0].numel())
         ]
         return torch.stack(parts).logsumexp(0).to(normed.device)
 
 
-def _chunks(head: nn.Linear, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The output embedding in `dtype`, some rows at a time; a whole copy may not fit."""
-    rows = max(1, CHUNK // head.weight.shape[1])
+def _chunks(
+    head: nn.Linear, dtype: torch.dtype, states: int = 1
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The output embedding in `dtype`, some rows at a time, as many as `states` outputs allow.
+
+    A whole copy, or logits of the whole vocabulary, may not fit.
+    """
+    rows = max(1, CHUNK // max(head.weight.shape[1], states))
     for start in range(0, len(head.weight), rows):
         some = slice(start, start + rows)
         bias = None if head.bias is None else head.bias[some].to(dtype)

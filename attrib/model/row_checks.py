@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attrib.errors import AttribError, describe, is_out_of_memory
 from attrib.model.answers import without_end_space
-from attrib.model.image_placeholder import ImagePlaceholder
+from attrib.model.image_placeholder import ImagePlaceholder, blank_image
 from attrib.model.pictures import Pictures, check_list
 
 Made = TypeVar("Made")
@@ -79,18 +79,21 @@ def process_rows(
 ) -> Made:
     """Return `process(images, texts)`; its errors, of whatever class, name the row at fault.
 
+    Rows without an image are given a blank one.
+
     Raises:
         AttribError: The processor refuses a row, or these rows together.
     """
     together = f"prompts {rows[0]} to {rows[-1]}: the processor"
-    lists = [list(own) for own in images]
+    lists = [list(own) or [blank_image()] for own in images]
     try:
         return _naming(lambda: process(lists, list(texts)), together)
     except AttribError:
-        for row, own, text in zip(rows, lists, texts, strict=True):
+        for row, given, own, text in zip(rows, images, lists, texts, strict=True):
             sizes = ", ".join(f"{image.width} x {image.height}" for image in own)
             what = "image" if len(own) == 1 else "images of prompt"
-            where = f"{what} {row} ({sizes}) with its prompt: the processor"
+            where = f"{what} {row} ({sizes}) with its prompt" if given else f"prompt {row}"
+            where = f"{where}: the processor"
             _naming(lambda own=own, text=text: process([own], [text]), where)
         raise
 
@@ -112,6 +115,11 @@ def _naming(make: Callable[[], Made], what: str) -> Made:
 def _check_text(placeholder: ImagePlaceholder, text: str, where: str) -> None:
     if not isinstance(text, str):
         raise AttribError(f"{where} is a {type(text).__name__}; expected text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"holds half a Unicode character at position {error.start}"
+        raise AttribError(f"{where} {what}; remove it") from error
     for reserved in placeholder.reserved:
         if reserved in text:
             raise AttribError(

@@ -40,10 +40,9 @@ class VLM:
 
     Attributes:
         model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
-        processor: The Hugging Face processor, with the settings that the model's config requires;
-            without one, `batch` is the only way to make inputs.
+        processor: Its processor, completed from the model's config; without one only `batch` works.
         name: Name of the model in results.
-        verified_suffixes: By kind of layer calls: does suffix replay agree?
+        verified: What passes verified: suffix replays by kind of layer calls, wirings by layer.
     """
 
     model: Any
@@ -51,7 +50,7 @@ class VLM:
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
-    verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
+    verified: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         vars(self).update(model=unwrapped(self.model))
@@ -171,9 +170,9 @@ class VLM:
         check_lengths(rows, tensors, self.model.config)
         if not any(pictures) and not self.components.needs_pixels:
             tensors = {}
-        padded = encoding.pad_rows(rows, self.pad_id, padding_side)
+        tensors |= encoding.pad_rows(rows, self.pad_id, padding_side)
         dtype = precision.pixel_dtype(self.model, self.components.decoder)
-        inputs = encoding.to_device(padded | tensors, self.device, dtype)
+        inputs = encoding.to_device(tensors, self.device, dtype)
         spans = self._spans(inputs, lengths)
         found = self._picture_finder.find(pictures, spans["visual"])
         return Batch(inputs, spans, found, prompts=tuple(prompts))
@@ -196,8 +195,9 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        rewritten = apply_rewriters(self._rewriters, batch).batch
-        inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
+        inputs = encoding.pad_left(
+            apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
+        )
         limits = self.tokenizer, self.pad_id, max_new_tokens
         with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
             out = generated_ids(self.model, inputs, *limits, settings)

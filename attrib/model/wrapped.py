@@ -17,9 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from attrib.errors import SetupError
+
+InputFn = Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
+OutputFn = Callable[[Any], Tensor | None]
 
 # What runs outside the model within, or needs inputs that no prompt has.
 REFUSED = {"XLORA": "mixes its adapters", "POLY": "needs the ids of tasks"}
@@ -147,11 +151,42 @@ class StopForward(Exception):
 
 
 @contextmanager
-def on_input(
-    module: nn.Module, fn: Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
+def on_modules(
+    inputs: Iterable[tuple[nn.Module, InputFn]], outputs: Iterable[tuple[nn.Module, OutputFn]]
 ) -> Iterator[None]:
-    """Call `fn(hidden states, other arguments, keyword arguments)` before `module` runs."""
+    """`on_input` and `on_output` of many modules: one context costs less than one each."""
+    handles = [_before(module, fn) for module, fn in inputs]
+    handles += [_after(module, fn, whole=False) for module, fn in outputs]
+    try:
+        with eager():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
+
+@contextmanager
+def on_input(module: nn.Module, fn: InputFn) -> Iterator[None]:
+    """Call `fn(hidden states, other arguments, keyword arguments)` before `module` runs."""
+    with on_modules([(module, fn)], []):
+        yield
+
+
+@contextmanager
+def on_output(module: nn.Module, fn: OutputFn, *, whole: bool = False) -> Iterator[None]:
+    """Call `fn` on the hidden states that `module` returns; a returned tensor replaces them.
+
+    With `whole`, `fn` gets all that the module returns.
+    """
+    handle = _after(module, fn, whole)
+    try:
+        with eager():
+            yield
+    finally:
+        handle.remove()
+
+
+def _before(module: nn.Module, fn: InputFn) -> RemovableHandle:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             fn(args[0], args[1:], kwargs)
@@ -159,33 +194,15 @@ def on_input(
             rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
             fn(kwargs["hidden_states"], (), rest)
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with eager():
-            yield
-    finally:
-        handle.remove()
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-@contextmanager
-def on_output(
-    module: nn.Module, fn: Callable[[Any], Tensor | None], *, whole: bool = False
-) -> Iterator[None]:
-    """Call `fn` on the hidden states that `module` returns; a returned tensor replaces them.
-
-    With `whole`, `fn` gets all that the module returns.
-    """
-
+def _after(module: nn.Module, fn: OutputFn, whole: bool) -> RemovableHandle:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         new = fn(output if whole else first_tensor(output))
         return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
 
-    handle = module.register_forward_hook(hook)
-    try:
-        with eager():
-            yield
-    finally:
-        handle.remove()
+    return module.register_forward_hook(hook)
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -34,30 +34,30 @@ class NoiseOptions(MeasureOptions):
         None,
         "Standard deviation of the noise on a token. Much noise needs many draws: try 0.1.",
         panel=PANEL,
-        shown="3, or 0.7",
+        shown="3; published-code: 0.7",
         ge=0,
     )
     unit: Unit | None = option(
         None,
         "std: noise counts standard deviations of the visual states; abs: it is absolute.",
         panel=PANEL,
-        shown="std, or abs",
+        shown="std; published-code: abs",
     )
     radius: int | None = option(
         None,
         "Perturb the neighbours within this many rows and columns as well.",
         panel=PANEL,
-        shown="0, or 3",
+        shown="0; published-code: 3",
         ge=0,
     )
     draws: int | None = option(
-        None, "Draws of noise to average over.", panel=PANEL, shown="1, or 10", ge=1
+        None, "Draws of noise to average over.", panel=PANEL, shown="1; published-code: 10", ge=1
     )
     site: NoiseSite | None = option(
         None,
         "Add the noise to the layer's input (block) or after its norm (attention).",
         panel=PANEL,
-        shown="block, or attention",
+        shown="block; published-code: attention",
     )
 
     def perturbation(self) -> "Perturbation":

@@ -63,6 +63,12 @@ class SweepOptions(LayerOptions):
         # One spelling for the same numbers: the value identifies the run.
         return ",".join(map(repr, parse_sigmas(given, SIGMAS)))
 
+    @model_validator(mode="after")
+    def _last_is_text(self) -> "SweepOptions":
+        if self.exclude_last and self.modality == "visual":
+            raise ValueError("--exclude-last: the last prompt token is text; leave it out")
+        return self
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of `attrib.sensitivity`, except seed and unit."""
         return {

@@ -167,7 +167,7 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
         None, "A photo instead of data; again for another one in the prompt.", panel="One photo"
     )
     prompt: str | None = option(None, "The question about it.", panel="One photo")
-    target: str | None = option(None, "Its correct answer, for --key gold.", panel="One photo")
+    target: str | None = option(None, "Its correct answer.", panel="One photo")
     max_failures: int | None = option(
         None, "Exit with 1 if more rows than this are quarantined.", shown="no limit", ge=0
     )

@@ -136,6 +136,11 @@ def test_help_shows_what_a_command_has_and_nothing_else(command):
         (("grid", "--layers", "text:1"), "--layers: grid trains at each layer; give --text"),
         (("grid", "--seed", "1"), "--seed: grid trains with several seeds"),
         (("grid", "--tensorboard"), "--tensorboard: grid writes no curves"),
+        (("select", "--from", "x", "--model", "m", "--dry-run"), "leave out --dry-run, --model"),
+        (("report", "--from", "x", "--pointing", "3"), "computes nothing; leave out --pointing"),
+        (("contributions", "--prompt", "x", "--target", "y"), "--target is read with --key gold"),
+        (("sweep", "--modality", "visual", "--exclude-last"), "the last prompt token is text"),
+        (("data", "check", "x", "--pixels", "header"), "--pixels: images are checked with --im"),
         (("edit", "--editor", "e", "--prompt", "x", "--load", "l", "--target", "y"), "of --load"),
     ],
 )
@@ -328,6 +333,10 @@ def test_models_list_and_check(run, model):
     assert run("models", "list")[0] == 0
     code, out, _ = run("models", "check", model)
     assert code == 0 and "checks pass" in out and "BROKEN" not in out
+    code, _, err = run("models", "check", model, "--device", "cpu", "--device-map", "auto")
+    assert code == 3 and "device 'cpu' and a device_map are given: give one of them" in err
+    code, _, err = run("models", "check", model, "--revision", "abc")
+    assert code == 3 and "a folder has no revisions; leave revision 'abc' out" in err
 
 
 def test_models_assemble_names_the_part_that_is_missing(run, tmp_path):
