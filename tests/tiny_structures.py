@@ -163,6 +163,9 @@ REFUSED = {
     "idefics": {},
     "blip": {},
     "diffusion_gemma": {"text_config": EXPERTS},
+    "mistral4": {},
+    "kosmos-2": {},
+    "pi0": {},
 }  # fmt: skip
 
 

@@ -60,7 +60,8 @@ def find_components(model: PreTrainedModel) -> Components:
     """
     name = type(model).__name__
     refuse_encoder_decoder(model.config, name)
-    d_model = model.config.get_text_config().hidden_size
+    _refuse_text_only(model, name)
+    d_model = _width(model.config, name)
     decoder, layers = _find_decoder(model, d_model)
     _refuse_second_sequence(model, decoder)
     _refuse_cross_attention(decoder, name)
@@ -70,16 +71,18 @@ def find_components(model: PreTrainedModel) -> Components:
         if (weights := list(child.parameters())) and all(w.shape == (d_model,) for w in weights)
     ]
     if len(norms) != 1:
+        parts = ", ".join(key for key, _ in decoder.named_children())
         raise SetupError(
-            f"{name}: {len(norms)} candidates for the final norm of the decoder, expected 1"
+            f"{name}: {len(norms)} of the parts of its decoder ({parts}) are a norm of width "
+            f"{d_model}, expected one, which its output embedding reads"
         )
     head = _find_head(model, d_model)
     linear_of(head, f"{name}: the output embedding")
     image_token_id = getattr(model.config, "image_token_id", None)
     if not isinstance(image_token_id, int):
         raise SetupError(
-            f"{name}: config.image_token_id is {image_token_id!r}, expected the id of the token "
-            "that stands for a visual feature"
+            f"{name}: its config has no image_token_id, the token that stands for a visual "
+            "feature; models that mark the places of pictures by a token are supported"
         )
     vision = _patch_size(model), _needs_pixels(model)
     return Components(decoder, layers, norms[0], head, image_token_id, d_model, *vision)
@@ -105,6 +108,23 @@ def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
         raise SetupError(
             f"{name} is an encoder-decoder; models with one decoder stack are supported"
         )
+
+
+def _refuse_text_only(model: PreTrainedModel, name: str) -> None:
+    takes = inspect.signature(type(model).forward).parameters
+    if model.config.get_text_config() is model.config and not any("pixel" in key for key in takes):
+        raise SetupError(f"{name} reads text only: its forward takes no pictures")
+
+
+def _width(config: PreTrainedConfig, name: str) -> int:
+    """Width of the residual stream."""
+    d_model = getattr(config.get_text_config(), "hidden_size", None)
+    if not isinstance(d_model, int):
+        raise SetupError(
+            f"{name}: its config has no hidden_size of a text decoder; models that continue text "
+            "are supported"
+        )
+    return d_model
 
 
 def _refuse_second_sequence(model: PreTrainedModel, decoder: nn.Module) -> None:

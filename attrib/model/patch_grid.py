@@ -83,7 +83,9 @@ def _source_coordinates(
     def process(pixels: np.ndarray) -> Tensor:
         image = Image.fromarray(pixels)
         images = [[image] * num_images]
-        out = image_processor(images=images, return_tensors="pt")["pixel_values"]
+        made = image_processor(images=images, return_tensors="pt")
+        # Video-LLaVA has a name for those of images.
+        out = made[next(key for key in made if key.startswith("pixel_values"))]
         flat = out.ndim == 2  # patches, channel by channel
         parts = out.reshape(len(out), 3, -1) if flat else out.reshape(-1, *out.shape[-3:])
         return parts[: len(parts) // num_images, :2].double()  # of the first image

@@ -58,6 +58,7 @@ def provenance_of(
         done: what was collected; adds the counts of used samples and quarantined rows.
     """
     config, folder = vlm.model.config, Path(vlm.model.name_or_path or "none")
+    cap = vlm.unembedding.map.cap  # contributions are of the logit before it
     made = {
         "model": {
             "name": vlm.name,
@@ -68,6 +69,7 @@ def provenance_of(
             "commit": getattr(config, "_commit_hash", None),
             "weights_sha256": weights_digest(folder) if folder.is_dir() else None,
             "fingerprint": fingerprint(vlm),
+            **({} if cap is None else {"soft_cap": cap}),
         },
         "data": {"name": data.name, "split": data.split, **data.provenance},
         "options": dict(options),

@@ -170,6 +170,8 @@ def test_every_check_fails_when_its_promise_is_broken(name, monkeypatch):
         module._forward_hooks.clear()
         module._forward_hooks.update(before)
     assert [result.check for result in report.failed] == [name]
+    is_padding = name == "padding side does not matter"
+    assert ("the model's logits depend on the padding" in report.failed[0].detail) == is_padding
 
 
 def test_every_check_has_been_broken():

@@ -11,14 +11,17 @@ import torch
 from conftest import tiny_vlm
 from torch.testing import assert_close
 
+from attrib.analyses.contributions import contribution_parts
 from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.sensitivity import sensitivity
+from attrib.data import EditData
 from attrib.errors import SetupError
 from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import read, write
 from attrib.forward.noise import draw_noise
 from attrib.forward.residual import residual_writes
 from attrib.model.vlm import VLM
+from attrib.runs.manifest import provenance_of
 
 PAD, BOS = 256, 257
 _built = {}
@@ -68,6 +71,9 @@ def test_contributions_sum_to_the_logit_before_the_cap(vlm):
     assert_close(parts.logit, logits, rtol=1e-4, atol=1e-4)
     with residual_writes(vlm, batch["last"]) as writes:
         vlm.logits(batch)
+    cap = vlm.unembedding.map.cap
+    assert contribution_parts(vlm, batch).cap == parts.cap == cap
+    assert provenance_of(vlm, EditData("none", "none", []), {}, 0)["model"].get("soft_cap") == cap
     total = writes.embed + (writes.attn + writes.mlp + writes.between_layers).sum(1)
     assert_close(total, writes.final, rtol=1e-4, atol=1e-4 * float(writes.final.abs().max()))
 
@@ -153,6 +159,9 @@ def test_layers_that_do_not_attend_have_no_rows():
         ("idefics", "reads pictures by cross-attention"),
         ("blip", "reads pictures by cross-attention"),
         ("diffusion_gemma", "diffusion decoders"),
+        ("mistral4", "reads text only"),
+        ("kosmos-2", "has no image_token_id"),
+        ("pi0", "no hidden_size of a text decoder"),
     ],
 )
 def test_other_readers_are_refused_by_name(name, reason):
