@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
@@ -31,7 +32,13 @@ from attrib.model.adapters import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
 from attrib.model.devices import DeviceMap, Placement
 from attrib.model.image_placeholder import quiet
-from attrib.model.weight_files import check_files, check_quantisation, check_weights, damaged_file
+from attrib.model.weight_files import (
+    check_dtypes,
+    check_files,
+    check_quantisation,
+    check_weights,
+    damaged_file,
+)
 from attrib.vocabulary import Dtype
 
 
@@ -92,6 +99,8 @@ def read_checkpoint(
         where = damaged_file(Path(source))
         raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
     check_weights(name, report, complete)
+    if getattr(config, "quantization_config", None) is None:
+        check_dtypes(_weights_folder(source, options), name)
     return model.eval().requires_grad_(False), processor
 
 
@@ -111,6 +120,12 @@ def _source(name: str) -> str:
         f"unknown model {name!r}: give an embedded name ({', '.join(embedded_names()) or 'none'}), "
         "a folder that exists, or a Hugging Face id like llava-hf/llava-1.5-7b-hf"
     )
+
+
+def _weights_folder(source: str, options: dict[str, Any]) -> Path:
+    """The folder of the weights of a checkpoint that was read: a local one, or in the cache."""
+    where = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    return Path(str(cached_file(source, "config.json", **where))).parent
 
 
 def _has_no_model(source: str, options: dict[str, Any]) -> bool:

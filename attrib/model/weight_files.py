@@ -20,6 +20,7 @@ from attrib.model.wrapped import plain_parts
 if TYPE_CHECKING:
     from attrib.model.vlm import VLM
 
+FLOATS = ("F64", "F32", "F16", "BF16")
 SAMPLED = 256  # elements of each weight in the fingerprint
 logger = logging.getLogger("attrib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -114,6 +115,27 @@ def check_weights(name: str, report: dict[str, Any], complete: bool) -> None:
         logger.warning(f"{name}: {lacking} among them{instead}; these are random")
     elif extra:
         logger.warning(f"{name}: the checkpoint has {other} among them; they are not used")
+
+
+def check_dtypes(folder: Path, name: str) -> None:
+    """Refuse weights of a checkpoint without quantisation that are not floating-point numbers.
+
+    They would be cast silently, without the scales that they need.
+
+    Raises:
+        SetupError: The message names the weight and its file.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for weight in file.keys():  # noqa: SIM118
+                dtype = file.get_slice(weight).get_dtype()
+                is_weight = weight.endswith((".weight", ".bias")) and dtype not in FLOATS
+                if is_weight or dtype.endswith("8") or dtype.startswith("F8"):
+                    raise SetupError(
+                        f"{name}: the weight {weight} in {path.name} has the dtype {dtype}, and "
+                        "config.json has no quantization_config that says how to read it; give "
+                        "the config that belongs to it, or weights in float16, bfloat16 or float32"
+                    )
 
 
 def damaged_file(folder: Path) -> str:

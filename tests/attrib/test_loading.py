@@ -232,6 +232,11 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, capfd):
     short = weights | {name: weights[name][:-1]}
     told = f"the weight {name} has the shape (127, 64), and the model of its config.json (128, 64)"
     assert told in refused(short) and told in refused(short, verify=False)
+    for dtype, told in ((torch.int8, "I8"), (torch.int32, "I32"), (torch.float8_e4m3fn, "F8_E4M3")):
+        packed = refused(weights | {name: weights[name].to(dtype)}, verify=False)
+        assert f"the weight {name} in model.safetensors has the dtype {told}, and" in packed
+    ids = {"model.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    assert attrib.load(written(folder, weights | ids), verify=False)  # of old checkpoints
     assert "REPORT" not in "".join(capfd.readouterr())
     assert attrib.load(written(folder, lacking), verify=False).num_layers == 4
 

@@ -84,12 +84,22 @@ def test_an_edit_is_that_of_the_whole_model(name, where, saved, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dualedit", "mend"])
-def test_training_an_offloaded_model_is_that_of_the_whole_one(name, tmp_path):
-    made, how = [], {**MADE[name], "steps": 1}
-    for vlm in (tiny_vlm("llava"), offloaded(tiny_vlm("llava"), "disk", tmp_path / "weights")):
-        editor = EDITORS[name].train(vlm, samples(4), out=tmp_path / f"run-{len(made)}", **how)
-        made.append(logits(vlm, asked(), editor.edit(vlm, asked())))
-    assert_close(made[1], made[0], rtol=1e-6, atol=1e-6)
+def test_training_is_that_of_the_whole_model(name, tmp_path):
+    whole, how = tiny_vlm("llava"), {**MADE[name], "steps": 1, "gate": "none"}
+
+    def trained(vlm, folder):
+        editor = EDITORS[name].train(vlm, samples(2), out=tmp_path / folder, **how)
+        curve = [row["loss"] for row in editor.trained["curve"]]
+        return logits(vlm, asked(), editor.edit(vlm, asked())).cpu(), curve
+
+    theirs, losses = trained(whole, "whole")
+    assert losses[0] != losses[1]
+    for where in ("disk", "split"):
+        other = split(whole) if where == "split" else offloaded(whole, "disk", tmp_path / "weights")
+        with logical_devices() if where == "split" else nullcontext():
+            found, curve = trained(other, where)
+        assert_close(found, theirs, rtol=1e-6, atol=1e-6)
+        assert curve == pytest.approx(losses, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "learned"])
