@@ -29,7 +29,9 @@ def _first_definition(function: Any) -> bool:
 def _has_shapes(function: Any) -> bool:
     if not isinstance(function, FunctionType):
         return True  # a class: a dataclass's fields may have shapes
-    return any("jaxtyping" in repr(one) for one in function.__annotations__.values())
+    named = [repr(one) for one in function.__annotations__.values()]
+    # Quotes: a name that only type checkers import, which beartype alone would look for.
+    return any("jaxtyping" in one or "'" in one for one in named)
 
 
 def _jaxtyped(*args: Any, **settings: Any) -> Any:
