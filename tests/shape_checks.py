@@ -6,6 +6,7 @@ Here only the first definition of each is decorated, and so checked. A function 
 name no shape needs the check of types alone, which costs a tenth of a check of shapes.
 """
 
+import re
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any
@@ -27,9 +28,12 @@ def _first_definition(function: Any) -> bool:
 
 
 def _has_shapes(function: Any) -> bool:
-    if not isinstance(function, FunctionType):
-        return True  # a class: a dataclass's fields may have shapes
-    return any("jaxtyping" in repr(one) for one in function.__annotations__.values())
+    if not isinstance(function, FunctionType) or "<locals>" in function.__qualname__:
+        return True  # a dataclass's fields may have shapes
+    # Names in quotes may be unknown at run time, which jaxtyping allows and beartype does not.
+    return any(
+        re.search(r"jaxtyping|['\"]", repr(one)) for one in function.__annotations__.values()
+    )
 
 
 def _jaxtyped(*args: Any, **settings: Any) -> Any:
