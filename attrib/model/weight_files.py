@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,10 +15,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from attrib.errors import SetupError, describe
 from attrib.model.adapters import adapters_of
 from attrib.model.devices import loaded
+from attrib.model.vlm import VLM
 from attrib.model.wrapped import plain_parts
-
-if TYPE_CHECKING:
-    from attrib.model.vlm import VLM
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 SAMPLED = 256  # elements of each weight in the fingerprint
@@ -177,7 +175,7 @@ def _check_index(folder: Path, name: str) -> None:
         )
 
 
-def fingerprint(vlm: "VLM") -> str:
+def fingerprint(vlm: VLM) -> str:
     """SHA-256 of the model's config and of evenly spaced elements of each weight.
 
     Distinguishes models that share a name or a folder, edited ones too, at a cost independent of
@@ -206,7 +204,7 @@ def _sample(tensor: torch.Tensor) -> bytes:
     return b"".join(part.view(torch.uint8).numpy().tobytes() for part in some)
 
 
-def _settings(vlm: "VLM") -> str:
+def _settings(vlm: VLM) -> str:
     """The model's config as text, without its path and the version that read it.
 
     The class and the dtype are those in use: loading and saving write them into the config.
