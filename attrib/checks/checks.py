@@ -154,12 +154,9 @@ def attention_rows_are_the_models(inputs: CheckInputs) -> str:
 
 def _error_of_heads(ours: Tensor, out: Tensor) -> float:
     """The largest root mean square of a head's error, relative to that of its output."""
-    smallest = torch.finfo(out.dtype).tiny  # below it a dtype rounds by a fixed amount
-
-    def size(x: Tensor) -> Tensor:
-        return x.float().square().mean((0, -1)).sqrt()
-
-    return float((size(ours - out) / size(out).clamp(min=smallest)).max())
+    error, size = (x.float().square().mean((0, -1)).sqrt() for x in (ours - out, out))
+    # Below its smallest normal number a dtype rounds by a fixed amount.
+    return float((error / size.clamp(min=torch.finfo(out.dtype).tiny)).max())
 
 
 def _attends_unseen(inputs: CheckInputs, layers: Sequence[int]) -> bool:
