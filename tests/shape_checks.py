@@ -2,12 +2,11 @@
 
 jaxtyping decorates every function, also those inside other functions. These are defined again at
 each call of the outer function, and decorating them each time took half of the suite's CPU time.
-Here only the first definition of each is decorated, and so checked. A function whose annotations
-name no shape needs the check of types alone, which costs a tenth of a check of shapes.
+Here only the first definition of each is decorated, and so checked.
 """
 
 from collections.abc import Callable
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any
 
 import jaxtyping
@@ -26,25 +25,11 @@ def _first_definition(function: Any) -> bool:
     return True
 
 
-def _has_shapes(function: Any) -> bool:
-    if not isinstance(function, FunctionType):
-        return True  # a class: a dataclass's fields may have shapes
-    named = [repr(one) for one in function.__annotations__.values()]
-    # Quotes: a name that only type checkers import, which beartype alone would look for.
-    return any("jaxtyping" in one or "'" in one for one in named)
-
-
 def _jaxtyped(*args: Any, **settings: Any) -> Any:
     decorator: Callable[[Any], Any] = _decorate(*args, **settings)
     if args:
         return decorator
-
-    def decorate(function: Any) -> Any:
-        if not _first_definition(function):
-            return function
-        return (decorator if _has_shapes(function) else settings["typechecker"])(function)
-
-    return decorate
+    return lambda function: decorator(function) if _first_definition(function) else function
 
 
 jaxtyping.jaxtyped = _jaxtyped

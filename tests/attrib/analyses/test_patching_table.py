@@ -180,6 +180,7 @@ def test_the_plan_counts_passes(tiny):
     assert line == "cost: at most 3.5 forward passes for each of 2 pairs"
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_attrib_patching_writes_a_table_figures_and_a_summary(monkeypatch, capsys, tmp_path):
     model, processor = tiny_models.build("llava")
     for part in (model, processor):

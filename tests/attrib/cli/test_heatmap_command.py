@@ -35,6 +35,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_photo_gets_a_table_and_an_overlay(run, models, photo, tmp_path):
     given = ("heatmap", "--model", models["llava"], "--image", photo, *PROMPT, "--out", "o")
     code, out, err = run(*given, "--layers", "1-2")
@@ -79,6 +80,7 @@ def test_queries_get_bars_and_a_projected_picture(run, models, photo, tmp_path):
     assert "cross-attention" in (tmp_path / "o" / "picture.svg").read_text()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_data_get_a_picture_for_the_first_samples(run, models, tmp_path):
     code, out, _ = run(
         "heatmap", "--model", models["llava"], "--limit", 3, "--pictures", 2, "--out", "o"
@@ -125,6 +127,7 @@ def test_a_radius_is_refused_where_there_is_no_grid(run, models, photo):
     assert code == 2 and "use radius=0" in err
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_faithfulness_writes_its_table_and_three_figures(run, models, tmp_path):
     code, out, _ = run("faithfulness", "--model", models["llava"], "--limit", 8, "--out", "o")
     assert code == 0 and "chance" in out and "gradient" in out

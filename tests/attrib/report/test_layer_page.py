@@ -5,7 +5,9 @@ import hashlib
 import html
 import json
 import re
+import sys
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import planted_layer_report as planted
@@ -24,10 +26,21 @@ from attrib.report.layer_report import layer_page, render_json
 from attrib.report.render import render_html, render_markdown
 from attrib.report.selection_summary import confidence, headline, rationale, summarize_regret
 from attrib.results import Result
+from attrib.selection import select_layers
 
 
 def no_figure(*_given, **_options):
     return "<svg></svg>"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws():
+    """Draws of examples take long; 200 tell the planted layers apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        few = partial(select_layers, resamples=200)
+        # By module: the package has a function of the same name.
+        patch.setattr(sys.modules["attrib.report.layer_study"], "select_layers", few)
+        yield
 
 
 @pytest.fixture(scope="module")
