@@ -10,6 +10,7 @@ time. Here
   outer function, and decorating them each time would take as long as everything else.
 """
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -77,8 +78,13 @@ def _checked_when_called(function: Any, **settings: Any) -> Any:
 def _decorated(function: Any, **settings: Any) -> Any:
     if not _first_definition(function):
         return function
+    if inspect.isclass(function):
+        made = vars(function).get("__init__")
+        if dataclasses.is_dataclass(function) and not hasattr(made, "__wrapped__"):
+            function.__init__ = _checked_when_called(function.__init__, **settings)
+        return function
     if not inspect.isfunction(function):
-        return _decorate(function, **settings)  # the checks of a dataclass's fields
+        return _decorate(function, **settings)
     return _checked_when_called(function, **settings) if function.__annotations__ else function
 
 

@@ -82,8 +82,8 @@ def check_model(
     from attrib.model.vlm import VLM
 
     # Not `load`, which refuses a model at the first check that fails.
-    where = {"device_map": device_map}
-    loaded = read_checkpoint(model, device, dtype, revision, trust_remote_code, **where)
+    options = model, device, dtype, revision, trust_remote_code
+    loaded = read_checkpoint(*options, device_map=device_map)
     report = check(VLM(*loaded, model))
     for result in report.results:
         print(f"{'works ' if result.passed else 'BROKEN'}  {result.check}: {result.detail}")

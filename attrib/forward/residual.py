@@ -170,8 +170,8 @@ def _fill(vlm: VLM, passes: dict[int, LayerPass], writes: ResidualWrites) -> Non
         columns = _columns(vlm.layers[layer], wiring, seen.outputs)
         if zeros.shape != seen.after.shape or zeros.device != seen.after.device:
             zeros = torch.zeros_like(seen.after)
-        written = (columns.get(i, zeros) for i in range(MOST))
-        writes.steps[layer] = (seen.before, *written, seen.after)
+        attn, mlp, other = (columns.get(i, zeros) for i in range(MOST))
+        writes.steps[layer] = (seen.before, attn, mlp, other, seen.after)
         writes.scales[layer] = wiring.scale
     passes.clear()
 
