@@ -15,7 +15,10 @@ import pytest
 import shape_checks  # noqa: F401  before the packages are imported
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
-    os.environ["OMP_NUM_THREADS"] = "1"  # here, and of commands that tests start
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
 ARCHITECTURES = (
     "llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip",
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "idefics3", "smolvlm", "internvl",

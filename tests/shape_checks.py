@@ -62,8 +62,8 @@ def _decorated(function: Any, **settings: Any) -> Any:
     hints = getattr(function, "__annotations__", {}).values()
     if not any(map(_has_shapes, hints)) or not _first_definition(function):
         return function
-    if dataclasses.is_dataclass(function) and inspect.isclass(function):
-        return _decorate(function, **settings)
+    if inspect.isclass(function):
+        return _decorate(function, **settings) if dataclasses.is_dataclass(function) else function
     return _checked_when_called(function, **settings)
 
 
