@@ -130,7 +130,7 @@ class Result:
     @property
     def examples(self) -> int:
         """How many examples the result rests on."""
-        return len(set(self.frame["example"]))
+        return self.frame["example"].nunique(dropna=False)
 
     def where(self, **equal: Any) -> "Result":
         """The rows whose columns equal the given values, with the same provenance."""
@@ -182,17 +182,19 @@ class Result:
 
     def matrix(self, by: Sequence[str]) -> tuple[pd.DataFrame, Float[np.ndarray, "example group"]]:
         """The groups, sorted, and each example's mean value in each of them (NaN: none)."""
-        keys = pd.DataFrame(self.frame, columns=list(by))
-        groups = keys.drop_duplicates().sort_values(list(by), ignore_index=True)
-        column = pd.MultiIndex.from_frame(groups).get_indexer(pd.MultiIndex.from_frame(keys))
+        key = np.zeros(len(self.frame), dtype=np.int64)
+        for name in by:
+            code, labels = pd.factorize(self.frame[name], sort=True, use_na_sentinel=False)
+            key = key * len(labels) + code
+        _, first, column = np.unique(key, return_index=True, return_inverse=True)
         row, examples = pd.factorize(self.frame["example"])
         value = np.asarray(self.frame["value"], dtype=float)
-        there = np.isfinite(value)
-        sums, counts = np.zeros((2, len(examples), len(groups)))
-        np.add.at(sums, (row[there], column[there]), value[there])
-        np.add.at(counts, (row[there], column[there]), 1)
+        there, shape = np.isfinite(value), (len(examples), len(first))
+        cell, size = (row * len(first) + column)[there], shape[0] * shape[1]
+        sums, counts = np.bincount(cell, value[there], size), np.bincount(cell, minlength=size)
+        groups = pd.DataFrame(self.frame, columns=list(by)).iloc[first].reset_index(drop=True)
         with np.errstate(invalid="ignore"):
-            return groups, sums / counts
+            return groups, (sums / counts).reshape(shape)
 
     def save(self, path: str | Path) -> Path:
         """Write a Parquet file, whole or not at all; the provenance is in its schema metadata."""
@@ -244,7 +246,11 @@ def tidy(values: Float[np.ndarray, "example ..."], **axes: Sequence[Any]) -> pd.
         values: the array.
         axes: the name of each axis and its labels, in order; the first is `example`.
     """
-    labels = pd.MultiIndex.from_product([list(a) for a in axes.values()], names=list(axes))
     if values.shape != tuple(len(a) for a in axes.values()):
         raise ValueError(f"axes have {[len(a) for a in axes.values()]} labels for {values.shape}")
-    return labels.to_frame(index=False).assign(value=np.asarray(values, dtype=float).ravel())
+    places = np.indices(values.shape).reshape(values.ndim, -1)
+    columns = {
+        name: pd.Index(list(labels)).take(place)
+        for (name, labels), place in zip(axes.items(), places, strict=True)
+    }
+    return pd.DataFrame(columns).assign(value=np.asarray(values, dtype=float).ravel())

@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-import shape_checks  # noqa: F401  before the packages are imported
+import shape_checks  # before the packages are imported
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
     import torch
@@ -36,6 +36,12 @@ def pytest_collection_finish():
     gc.enable()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # cycles are few: collections took 5 % of the time
+
+
+def pytest_runtest_setup():
+    """Shapes are checked again in each test."""
+    shape_checks.start_test()
 
 
 def tiny_vlm(name):
