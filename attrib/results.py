@@ -38,8 +38,7 @@ class Result:
         analysis: name of the analysis.
         frame: one row per example x layer x ...; columns `example`, `value` and what the
             analysis varies (`layer`, `module`, ...).
-        provenance: everything needed to run it again (model, options, versions, seeds, data), as
-            JSON can hold it.
+        provenance: everything needed to run it again (model, options, versions, data), for JSON.
         tables: the other tables of the run, by name.
         samples: the samples of the run, for figures that show their images; not saved.
         quarantined: records of the rows that could not be used; saved by the run, not with a table.
@@ -189,22 +188,19 @@ class Result:
         _, first, column = np.unique(key, return_index=True, return_inverse=True)
         row, examples = pd.factorize(self.frame["example"])
         value = np.asarray(self.frame["value"], dtype=float)
-        there, shape = np.isfinite(value), (len(examples), len(first))
-        cell, size = (row * len(first) + column)[there], shape[0] * shape[1]
+        there, size = np.isfinite(value), len(examples) * len(first)
+        cell = (row * len(first) + column)[there]
         sums, counts = np.bincount(cell, value[there], size), np.bincount(cell, minlength=size)
         groups = pd.DataFrame(self.frame, columns=list(by)).iloc[first].reset_index(drop=True)
         with np.errstate(invalid="ignore"):
-            return groups, (sums / counts).reshape(shape)
+            return groups, (sums / counts).reshape(len(examples), len(first))
 
     def save(self, path: str | Path) -> Path:
         """Write a Parquet file, whole or not at all; the provenance is in its schema metadata."""
         table = pa.Table.from_pandas(self.frame, preserve_index=False)
-        head = json.dumps(
-            {"analysis": self.analysis, "provenance": self.provenance}, allow_nan=False
-        )
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), METADATA_KEY: head.encode()}
-        )
+        head = {"analysis": self.analysis, "provenance": self.provenance}
+        ours = {METADATA_KEY: json.dumps(head, allow_nan=False).encode()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **ours})
         with atomic_write(path) as file:
             pq.write_table(table, file, compression="zstd")
         return Path(path)
@@ -249,8 +245,6 @@ def tidy(values: Float[np.ndarray, "example ..."], **axes: Sequence[Any]) -> pd.
     if values.shape != tuple(len(a) for a in axes.values()):
         raise ValueError(f"axes have {[len(a) for a in axes.values()]} labels for {values.shape}")
     places = np.indices(values.shape).reshape(values.ndim, -1)
-    columns = {
-        name: pd.Index(list(labels)).take(place)
-        for (name, labels), place in zip(axes.items(), places, strict=True)
-    }
-    return pd.DataFrame(columns).assign(value=np.asarray(values, dtype=float).ravel())
+    columns = [pd.Index([*a]).take(place) for a, place in zip(axes.values(), places, strict=True)]
+    table = pd.DataFrame(dict(zip(axes, columns, strict=True)))
+    return table.assign(value=np.asarray(values, dtype=float).ravel())
