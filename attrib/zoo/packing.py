@@ -31,6 +31,8 @@ class Segment:
         kind: the kind of question, "caption" or "fact".
         sees_image: whether it attends to the image.
         weight: of each answer token in the loss.
+        replayed: number of the text that this is, where a model's distributions are to stay what
+            they were; -1 elsewhere.
     """
 
     ids: list[int]
@@ -38,6 +40,7 @@ class Segment:
     kind: str
     sees_image: bool = True
     weight: float = 1.0
+    replayed: int = -1
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Packed:
         labels: the next token where it is an answer token, else -100.
         weights: of the labels in the loss.
         segments: index in the row of the segment that predicts here, else -1.
+        replayed: number of the replayed text and position in it, or -1 and -1.
     """
 
     ids: Int[Tensor, "row pos"]
@@ -61,6 +65,7 @@ class Packed:
     labels: Int[Tensor, "row pos"]
     weights: Float[Tensor, "row pos"]
     segments: Int[Tensor, "row pos"]
+    replayed: Int[Tensor, "row pos 2"]
 
 
 def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) -> Packed:
@@ -78,7 +83,7 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
     sees = torch.zeros(shape, dtype=torch.bool)
     positions = torch.zeros(shape, dtype=torch.long)
     labels, segments = torch.full(shape, -100), torch.full(shape, -1)
-    weights = torch.zeros(shape)
+    weights, replayed = torch.zeros(shape), torch.full((*shape, 2), -1)
     kinds: list[list[str]] = []
     start = len(prefix)
     ids[:, :start] = torch.tensor(prefix)
@@ -100,9 +105,12 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
             labels[r, predicts] = torch.tensor(segment.ids[segment.num_prompt :])
             weights[r, predicts] = segment.weight
             segments[r, predicts] = len(kinds[-1]) - 1
+            if segment.replayed >= 0:
+                replayed[r, here, 0] = segment.replayed
+                replayed[r, here, 1] = torch.arange(end - at)
             at = end
     mask = _mask(owner, sees)
-    return Packed(ids, positions, mask, kinds, labels, weights, segments)
+    return Packed(ids, positions, mask, kinds, labels, weights, segments, replayed)
 
 
 def _mask(
