@@ -63,11 +63,11 @@ class Adaptation:
     """
 
     seed: int = 0
-    align_steps: int = 600
+    align_steps: int = 200
     steps: int = 3000
     easy_steps: int = 400
-    rows: int = 32
-    length: int = 512
+    rows: int = 64
+    length: int = 480
     texts: int = 2048
     text_length: int = 48
     texts_per_row: int = 2
@@ -120,8 +120,7 @@ class AdaptationRun:
         parts: Any = self.model.model
         self.decoder: Any = parts.language_model
         self.step, self.seconds, self.accuracy = 0, 0.0, dict[str, float]()
-        for name, weight in self.model.named_parameters():
-            weight.requires_grad_(name in trained_weights(self.model))
+        self._freeze()
         self.optimizer = self._optimizer()
 
     def train(self, log: Log = print, save_every: int = 250) -> None:
@@ -145,6 +144,18 @@ class AdaptationRun:
         self._save()
         facts = {"recipe": asdict(self.recipe), "seconds": self.seconds, "accuracy": self.accuracy}
         save_additions(self.model, self.folder / "additions.safetensors", facts)
+
+    def _freeze(self) -> None:
+        """Leave the language model as it is; its matrices are bfloat16 values anyway."""
+        trained = trained_weights(self.model)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(name in trained)
+            if name not in trained and ".layers." in name and weight.ndim == 2 and self._is_gpu:
+                weight.data = weight.data.to(torch.bfloat16)
+
+    @property
+    def _is_gpu(self) -> bool:
+        return torch.device(self.device).type == "cuda"
 
     def _optimizer(self) -> torch.optim.Optimizer:
         trained = trained_weights(self.model)
@@ -180,7 +191,7 @@ class AdaptationRun:
         pad = self.processor.tokenizer.pad_token_id
         data = StepData(self.recipe, sampler, pad, texts.ids)
         left = range(self.step, self.recipe.steps)
-        ahead = {"prefetch_factor": 4, "persistent_workers": True} if self.workers else {}
+        ahead = {"prefetch_factor": 2, "persistent_workers": True} if self.workers else {}
         yield from DataLoader(
             data, batch_size=None, sampler=left, num_workers=self.workers, **ahead
         )
