@@ -46,6 +46,7 @@ def sample_texts(
                 attention_mask=torch.ones_like(first),
                 max_length=length,
                 min_length=length,  # no end of sequence before
+                suppress_tokens=[model.config.image_token_id],
                 do_sample=True,
                 top_k=0,
                 top_p=0.95,

@@ -31,7 +31,7 @@ from attrib.zoo.models import PATCH_SIZE, VISION_WIDTH
 RANK, ALPHA = 12, 24
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BOS = "<|endoftext|>"  # what separates the documents that SmolLM2 was trained on
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN, UNUSED = "<image>", "<reponame>"
 _HALF = [0.5, 0.5, 0.5]
 
 
@@ -63,10 +63,9 @@ def build_smol_llava(language: Path, seed: int) -> tuple[LlavaForConditionalGene
     )
     model = LlavaForConditionalGeneration(config)
     parts: Any = model.model
-    # A new token is never an input of the language model, and its row of zeros is never chosen.
-    rows = plain.get_input_embeddings().weight
-    words = torch.zeros(len(tokenizer), rows.shape[1])
-    words[: len(rows)] = rows.detach()
+    # The new token gets the row of one that no text has, so that it is never generated.
+    rows = plain.get_input_embeddings().weight.detach()
+    words = torch.cat([rows, rows[[tokenizer.convert_tokens_to_ids(UNUSED)]]])
     weights = {**plain.model.state_dict(), "embed_tokens.weight": words}
     parts.language_model.load_state_dict(weights)
     model.tie_weights()
