@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 CROSSING = {"to", "copy_", "cpu", "cuda", "set_", "__set__", "is_", "is_set_to", "module_load",
             "_has_compatible_shallow_copy_type",
             "_pack_padded_sequence", "lstm"}  # fmt: skip
+FOREACH = "_foreach_"  # of optimizers, which group their tensors by the real device
 INDEXING = {"__getitem__", "__setitem__"}  # a CPU index may select from any device
 MOVES = {"to", "cpu"}
 HOST_ONLY = {"numpy", "__array__", "from_numpy", "data_ptr"}
@@ -89,10 +90,11 @@ class LogicalDevices(TorchFunctionMode):
             found = {device_of(args[0])} | (found - {CPU})
         if name == "cpu":
             return CPU
-        if len(found) > 1 and name not in CROSSING:
+        crosses = name in CROSSING or name.startswith(FOREACH)
+        if len(found) > 1 and not crosses:
             shapes = [(tuple(one.shape), str(device_of(one))) for one in tensors]
             raise DeviceMismatch(f"{name} of tensors on several devices: {shapes}")
-        device = device_of(tensors[0]) if name in CROSSING and tensors else None
+        device = device_of(tensors[0]) if crosses and tensors else None
         return device or next(iter(found), CPU)
 
     def _labelled(self, result, device, inputs):

@@ -111,6 +111,16 @@ def refuse_other_options(chosen: BaseModel) -> None:
             raise AttribError(f"--{name.replace('_', '-')}: {why}")
 
 
+@contextmanager
+def naming_option(name: str) -> Iterator[None]:
+    """Name an option in errors about the single text that it gives."""
+    try:
+        yield
+    except AttribError as error:
+        why = str(error).removeprefix("prompt 0 ").removeprefix("target 0 ")
+        raise AttribError(f"--{name}: {why}") from error
+
+
 def next_command(command: str, options: Any, *more: str) -> str:
     """A command line that can be pasted: on the model of `options`, with further arguments."""
     fields, on = type(options).model_fields, ["--model", options.model]
@@ -143,7 +153,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", ExitCode.CANNOT_START
-    from attrib.memory import is_out_of_memory
+    from attrib.errors import is_out_of_memory
 
     if is_out_of_memory(error):
         what = f"out of memory ({describe(error)})"

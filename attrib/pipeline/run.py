@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from attrib.data import EditData, EditSample, Quarantined
     from attrib.model.vlm import VLM
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def run(
@@ -124,6 +125,8 @@ def execute(run: Run, analysis: Analysis) -> Result | None:
 
 def _explain(error: OSError, out: Path) -> str:
     why = error.strerror or error
+    if error.errno in FULL:
+        return f"{out}: {why}; free some, and the same command continues with what is finished"
     if error.errno in UNWRITABLE or not out.exists():
         return f"{out} cannot be written: {why}; give another --out"
     return f"{error.filename or out}: {why}; the same command continues with what is in {out}"

@@ -55,7 +55,8 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
     Returns:
         One row per editor, protocol and metric: editor, gate, protocol, metric, mean, low and high
-        (a 95 % bootstrap interval over edits; for T-Loc over its questions, which edits share),
+        (a 95 % bootstrap interval over edits, of which rows may share one; for T-Loc and M-Loc over
+        their questions, which edits share),
         n (edits), runs, and spread, the standard deviation of the runs' own means (NaN for one
         run).
 
@@ -175,7 +176,8 @@ def _note(scores: pd.DataFrame) -> str:
     n = f"{low}" if low == high else f"{low} to {high}"
     seeds = f"Up to {runs} seeds; ± is the standard deviation of their means."
     return (
-        f"In per cent, with 95 % bootstrap intervals over {n} edits. "
+        f"In per cent, with 95 % bootstrap intervals over {n} edits, for T-Loc and M-Loc over "
+        "their different questions. "
         f"{seeds if runs > 1 else 'One seed.'}"
     )
 

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.errors import SetupError
+from attrib.model.adapters import linears
 from attrib.model.batch import IGNORE_INDEX
 from attrib.model.devices import loaded, loaded_weights
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import linears, refuse_packed
+from attrib.model.wrapped import refuse_packed
 from editors.base import WeightEdit, encode_requests
 from editors.context.prompt_edit import PromptStarts, fact_of, prepend_to_prompts, text_tokens
 from editors.methods.objective import EditObjective

@@ -10,8 +10,9 @@ from typing import Any
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
+from attrib.files import locked
 from attrib.model.vlm import VLM
-from attrib.runs.manifest import fingerprint
+from attrib.model.weight_files import fingerprint
 from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
@@ -41,6 +42,11 @@ class TrainingJob:
     gate: str | None = None
     keep: bool | None = None
     tensorboard: bool = False
+
+    @cached_property
+    def usable(self) -> list[EditSample]:
+        """The samples that the model can read."""
+        return encodable(self.vlm, self.samples)
 
     @cached_property
     def split(self) -> tuple[list[EditSample], list[EditSample]]:
@@ -136,6 +142,22 @@ def validation_split(
         return list(samples), list(validation)
     num = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(samples))))
     return list(samples)[:-num], list(samples)[-num:]
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder of a training or of a grid for this process.
+
+    Raises:
+        SetupError: Another process holds it.
+    """
+    with locked(out / ".training", wait=False) as alone:
+        if not alone:
+            raise SetupError(
+                f"{out}: another process is training in this folder; wait for it, or give another "
+                "--out"
+            )
+        yield
 
 
 @contextmanager

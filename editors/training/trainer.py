@@ -217,7 +217,7 @@ class Trainer:
     def _resume(self) -> None:
         if not (self.out / LAST).exists():
             return
-        record = read_checkpoint_record(self.out / LAST)
+        record = read_checkpoint_record(self.out / LAST, self.out / BEST)
         before = current_names(record["identity"])
         if "weights" in before:  # earlier versions wrote those of the mapper for every editor
             weights = self.identity["weights"]

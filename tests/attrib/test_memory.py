@@ -12,10 +12,11 @@ import attrib
 from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.sensitivity import clean_pass
 from attrib.analyses.visual_tokens import gradient_times_input
-from attrib.forward import suffix_memory
+from attrib.errors import is_out_of_memory
+from attrib.forward import memory
 from attrib.forward.hooks import on_input
+from attrib.forward.memory import free_memory
 from attrib.forward.suffix import build_suffix
-from attrib.memory import free_memory, is_out_of_memory
 
 SHORT = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -69,15 +70,15 @@ def test_what_only_holds_itself_is_given_back():
 @pytest.fixture
 def free_bytes(monkeypatch):
     """Sets the memory that every device seems to have."""
-    return lambda num: monkeypatch.setattr(suffix_memory, "available_bytes", lambda _device: num)
+    return lambda num: monkeypatch.setattr(memory, "available_bytes", lambda _device: num)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "blip2_opt"])
 def test_what_a_pass_of_many_samples_keeps_fits_into_the_free_memory(name, free_bytes, monkeypatch):
     """What a sweep keeps is counted element by element: states, their suffixes, keys and values."""
-    monkeypatch.setattr(suffix_memory, "CPU_SAMPLES", 10**9)
-    monkeypatch.setattr(suffix_memory, "POSITIONS", {"cpu": 10**9})
+    monkeypatch.setattr(memory, "CPU_SAMPLES", 10**9)
+    monkeypatch.setattr(memory, "POSITIONS", {"cpu": 10**9})
     vlm = tiny_vlm(name)
     batch = vlm.encode([picture(), picture(seed=1)], ["What is red?", "What is blue?"])
     clean = clean_pass(vlm, batch)
@@ -89,21 +90,21 @@ def test_what_a_pass_of_many_samples_keeps_fits_into_the_free_memory(name, free_
     counted = []
     for samples in (1, 10, 100):
         free_bytes(samples * each)
-        counted.append(suffix_memory.samples_at_once(vlm, batch))
-        assert counted[-1] * each <= samples * each * suffix_memory.SHARE or counted[-1] == 1
+        counted.append(memory.samples_at_once(vlm, batch))
+        assert counted[-1] * each <= samples * each * memory.SHARE or counted[-1] == 1
     assert counted[-1] >= 10 and counted[-1] >= 9 * counted[1]
 
 
 def test_a_cpu_runs_few_samples_at_once_and_other_devices_many(free_bytes):
     batch = tiny_vlm("llava").encode([picture()], ["What is red?"])
     free_bytes(2**50)
-    assert suffix_memory.samples_at_once(tiny_vlm("llava"), batch) == suffix_memory.CPU_SAMPLES
+    assert memory.samples_at_once(tiny_vlm("llava"), batch) == memory.CPU_SAMPLES
     vlm = split(tiny_vlm("llava"))
     with logical_devices():
-        many = suffix_memory.POSITIONS["other"] // batch["text"].shape[1]
-        assert suffix_memory.samples_at_once(vlm, batch) == many > 1000
+        many = memory.POSITIONS["other"] // batch["text"].shape[1]
+        assert memory.samples_at_once(vlm, batch) == many > 1000
         free_bytes(0)
-        assert suffix_memory.samples_at_once(vlm, batch) == 1
+        assert memory.samples_at_once(vlm, batch) == 1
 
 
 @pytest.mark.parametrize("name", ["sensitivity", "heatmaps"])

@@ -12,7 +12,7 @@ import attrib
 from attrib.analyses import key_value_swap
 from attrib.analyses.key_value_swap import LastQuery
 from attrib.analyses.sensitivity import clean_pass
-from attrib.checks import CHECKS, QUICK, check, checks, generation, inputs, verify
+from attrib.checks import CHECKS, QUICK, check, checks, continued, inputs, verify
 from attrib.forward import attention_replay, layer_call
 from attrib.forward import suffix as suffixes
 from attrib.forward.attention import AttentionCall
@@ -109,10 +109,10 @@ def _other_examples(p):
 
 
 def _one_layer_late(p):
-    p.setattr(checks, "logits_from", lambda vlm, c, i, h: logits_from(vlm, c, max(i, 0), h))
+    p.setattr(continued, "logits_from", lambda vlm, c, i, h: logits_from(vlm, c, max(i, 0), h))
 
 
-GENERATION = (generation.generation_does_not_depend_on_the_batch,)
+GENERATION = (continued.generation_does_not_depend_on_the_batch,)
 NONSENSE = {
     "zero logits": (_always(torch.zeros_like), QUICK),
     "rolled vocabulary": (_always(lambda logits: logits.roll(1, -1)), QUICK),
@@ -122,7 +122,7 @@ NONSENSE = {
     "row of another head": (_other_head, ATTENTION),
     "write one position off": (_one_off, QUICK),
     "residual writes one position off": (_writes_one_off, QUICK),
-    "a replay that leaves out a layer": (_one_layer_late, (checks.resume_is_bit_equal,)),
+    "a replay that leaves out a layer": (_one_layer_late, (continued.resume_is_bit_equal,)),
     "padding that stays on the right": (
         lambda p: p.setattr(encoding, "pad_left", lambda given, _pad_id: given), GENERATION
     ),
@@ -165,9 +165,9 @@ def test_texts_may_part_where_two_tokens_tie_and_nowhere_else(dtype, monkeypatch
         return made._replace(tokens=logits.argmax(-1), logits=logits)
 
     monkeypatch.setattr(inputs, "generated", nearly_tied)
-    monkeypatch.setattr(generation, "generated", nearly_tied)
+    monkeypatch.setattr(continued, "generated", nearly_tied)
     share, given = limit / 8, inputs.CheckInputs(vlm)
-    generation.generation_does_not_depend_on_the_batch(given)
+    continued.generation_does_not_depend_on_the_batch(given)
     assert given.generated_alone[0].tokens[0, 2] != given.generated.tokens[0, 2]
     share = 3 * limit
     assert check(vlm, GENERATION).failed

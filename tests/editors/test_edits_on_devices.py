@@ -40,9 +40,21 @@ MADE = {
 DEVICES = ("mps:0", "mps:1"), ("xpu:0", "xpu:1")
 
 
+@torch.no_grad()
+def answers(vlm, edit=None):
+    """Logits of the request, another one and a text alone, in one batch, on the CPU."""
+    some = (asked(), asked(3), TEXT)
+    batch = vlm.encode(
+        [one.image for one in some], [one.prompt for one in some], [one.target for one in some]
+    )
+    with nullcontext() if edit is None else edit.applied(vlm):
+        found = vlm.logits(batch).cpu()
+    return found[batch.inputs["attention_mask"].cpu().bool()]
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Editors of the whole model by name, and their folders; each is made once."""
+    """By name the folder of an editor of the whole model, and what its edit answers there."""
     made = {}
 
     def editor(name):
@@ -52,55 +64,81 @@ def saved(tmp_path_factory):
                 vlm, samples(4), out=folder / "run", **MADE[name]
             )
             one.save(folder / "editor")
-            made[name] = one, folder / "editor"
+            made[name] = folder / "editor", answers(vlm, one.edit(vlm, asked()))
         return made[name]
 
     return editor
 
 
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    """The model offloaded to files, or split over two devices; each is made once."""
+    made = {}
+
+    def vlm(*where):
+        if where not in made:
+            whole = tiny_vlm("llava")
+            made[where] = (
+                offloaded(whole, "disk", tmp_path_factory.mktemp("weights"))
+                if where == ("disk",)
+                else split(whole, *where)
+            )
+        return made[where]
+
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """What the whole model answers without an edit."""
+    return answers(tiny_vlm("llava"))
+
+
 @pytest.mark.parametrize("where", ["disk", "split"])
 @pytest.mark.parametrize("name", MADE)
-def test_an_edit_is_that_of_the_whole_model(name, where, saved, tmp_path):
-    whole, (editor, folder) = tiny_vlm("llava"), saved(name)
-    edit = editor.edit(whole, asked())
-    vlm = (
-        split(whole, *DEVICES[name == "ke"])
-        if where == "split"
-        else offloaded(whole, "disk", tmp_path)
-    )
+def test_an_edit_is_that_of_the_whole_model(name, where, saved, placed, plain, tmp_path):
+    folder, edited = saved(name)
+    vlm = placed("disk") if where == "disk" else placed(*DEVICES[name == "ke"])
     with logical_devices() if where == "split" else nullcontext():
         loaded = EDITORS[name.split(",")[0]].load(folder, vlm)
         theirs = loaded.edit(vlm, asked())
         saved_edit = save_edit(theirs, tmp_path / "edit.safetensors", vlm, loaded)
-        again = load_edit(saved_edit, vlm, loaded)
-        assert torch.equal(logits(vlm, asked(), again), logits(vlm, asked(), theirs))
-        for request in (asked(), asked(3), TEXT):
-            changed = logits(vlm, request, theirs).cpu()
-            assert_close(changed, logits(whole, request, edit), rtol=1e-6, atol=1e-6)
-            plain = logits(vlm, request).cpu()
-            assert_close(plain, logits(whole, request), rtol=1e-6, atol=1e-6)
+        found = answers(vlm, theirs)
+        assert_close(found, edited, rtol=1e-6, atol=1e-6)
+        assert torch.equal(answers(vlm, load_edit(saved_edit, vlm, loaded)), found)
+        assert_close(answers(vlm), plain, rtol=1e-6, atol=1e-6)
     if name.startswith("ft"):
-        assert not torch.equal(logits(whole, asked(), edit), logits(whole, asked()))
+        assert not torch.equal(edited, plain)
 
 
 @pytest.mark.parametrize("name", ["dualedit", "mend"])
-def test_training_an_offloaded_model_is_that_of_the_whole_one(name, tmp_path):
-    made, how = [], {**MADE[name], "steps": 1}
-    for vlm in (tiny_vlm("llava"), offloaded(tiny_vlm("llava"), "disk", tmp_path / "weights")):
-        editor = EDITORS[name].train(vlm, samples(4), out=tmp_path / f"run-{len(made)}", **how)
-        made.append(logits(vlm, asked(), editor.edit(vlm, asked())))
-    assert_close(made[1], made[0], rtol=1e-6, atol=1e-6)
+def test_training_is_that_of_the_whole_model(name, tmp_path):
+    whole, how = tiny_vlm("llava"), {**MADE[name], "steps": 1, "gate": "none"}
+
+    def trained(vlm, folder):
+        editor = EDITORS[name].train(vlm, samples(2), out=tmp_path / folder, **how)
+        curve = [row["loss"] for row in editor.trained["curve"]]
+        return logits(vlm, asked(), editor.edit(vlm, asked())).cpu(), curve
+
+    theirs, losses = trained(whole, "whole")
+    assert losses[0] != losses[1]
+    for where in ("disk", "split"):
+        other = split(whole) if where == "split" else offloaded(whole, "disk", tmp_path / "weights")
+        with logical_devices() if where == "split" else nullcontext():
+            found, curve = trained(other, where)
+        assert_close(found, theirs, rtol=1e-6, atol=1e-6)
+        assert curve == pytest.approx(losses, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "learned"])
 def test_a_gate_decides_as_on_the_whole_model(kind, tmp_path):
     def decided(vlm):
-        settings = GateTraining(steps=1, batch_size=4, width=8)
+        settings = GateTraining(steps=1, batch_size=2, width=8)
         gate = (
-            fit_cosine_gate(vlm, samples(4), 0) if kind == "cosine"
-            else train_gate(vlm, samples(4), [0, vlm.num_layers - 1], settings)
+            fit_cosine_gate(vlm, samples(2), 0) if kind == "cosine"
+            else train_gate(vlm, samples(2), [0, vlm.num_layers - 1], settings)
         )  # fmt: skip
-        return gate_scores(vlm, samples(4), gate)["value"].to_numpy(), gate.threshold
+        return gate_scores(vlm, samples(2), gate)["value"].to_numpy(), gate.threshold
 
     whole = decided(tiny_vlm("llava"))
     for vlm in (offloaded(tiny_vlm("llava"), "disk", tmp_path), split(tiny_vlm("llava"))):
@@ -122,7 +160,7 @@ def test_a_gate_decides_as_on_the_whole_model(kind, tmp_path):
 def test_an_edit_of_an_offloaded_model_in_half_precision(name, dtype, tmp_path):
     whole = tiny_vlm("llava")
     half = VLM(copy.deepcopy(whole.model).to(dtype), whole.processor, whole.name)
-    editor = EDITORS[name].train(half, samples(4), out=tmp_path / "run", **MADE[name])
+    editor = EDITORS[name].train(half, samples(2), out=tmp_path / "run", **MADE[name])
     editor.save(tmp_path / "editor")
     vlm = offloaded(half, "disk", tmp_path / "weights")
     theirs = EDITORS[name].load(tmp_path / "editor", vlm).edit(vlm, asked())

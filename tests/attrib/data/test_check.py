@@ -224,7 +224,8 @@ def test_overlaps_are_reported_for_every_pair_of_files_of_a_task(tmp_path):
 
 
 def test_missing_and_broken_pictures_are_found_when_a_root_is_given(tmp_path):
-    root = write_folder(tmp_path, vqa_train=[row(0), row(1)])
+    several = row(1, image=["val/0.png", "val/1.png"])
+    root = write_folder(tmp_path, vqa_train=[row(0), several])
     images = root / "images"
     assert check(root).images is None
     report = check(root, images)

@@ -12,7 +12,7 @@ from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.gating import gate_states
 from attrib.analyses.visual_tokens import gradient_times_input
 from attrib.data import EditRequest, EditSample
-from attrib.forward import suffix_memory
+from attrib.forward import memory
 from attrib.model.devices import each_weight
 
 PROMPTS = ["What is red?", "How very very red?"]
@@ -67,10 +67,9 @@ def expected(request):
     return request.param, numbers(tiny_vlm(request.param))
 
 
-@pytest.mark.parametrize("how", ["disk", "cpu"])
-def test_an_offloaded_model_has_the_numbers_of_a_whole_one(expected, how, tmp_path):
+def test_an_offloaded_model_has_the_numbers_of_a_whole_one(expected, tmp_path):
     name, values = expected
-    vlm = offloaded(tiny_vlm(name), how, tmp_path)
+    vlm = offloaded(tiny_vlm(name), "cpu" if name == "blip2_opt" else "disk", tmp_path)
     assert {weight.device.type for weight in vlm.model.parameters()} == {"meta"}
     assert vlm.device == CPU
     same(numbers(vlm), values)
@@ -81,7 +80,7 @@ def test_an_offloaded_model_has_the_numbers_of_a_whole_one(expected, how, tmp_pa
 
 def test_a_split_model_has_the_numbers_of_a_whole_one(expected, monkeypatch):
     name, values = expected
-    monkeypatch.setattr(suffix_memory, "available_bytes", lambda _device: 2**30)
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 2**30)
     kind = "mps" if name == "llava" else "xpu"  # the former has no float64
     vlm = split(tiny_vlm(name), f"{kind}:0", f"{kind}:1")
     with logical_devices() as mode:
@@ -126,9 +125,8 @@ def test_logical_devices_refuse_to_mix():
         assert torch.equal((a + b.to(a)).cpu(), torch.full((2,), 2.0))
 
 
-@pytest.mark.parametrize("name", ["llava", "blip2_opt"])
-def test_an_offloaded_model_generates_the_same(name, tmp_path):
-    whole = tiny_vlm(name)
+def test_an_offloaded_model_generates_the_same(tmp_path):
+    whole = tiny_vlm("blip2_opt")  # with biases
     vlm = offloaded(whole, "disk", tmp_path)
     batch = vlm.encode(*examples(), padding_side="left")
     assert vlm.generate(batch, max_new_tokens=3) == whole.generate(batch, max_new_tokens=3)

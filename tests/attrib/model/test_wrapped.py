@@ -20,10 +20,10 @@ from attrib.forward.hooks import read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
 from attrib.model import weight_files
-from attrib.model.adapter_folder import with_adapter
+from attrib.model.adapters import with_adapter
 from attrib.model.vlm import VLM
+from attrib.model.weight_files import fingerprint
 from attrib.model.wrapped import is_packed
-from attrib.runs.manifest import fingerprint
 from editors.methods.finetune import FTL, FTV
 from editors.methods.lte_objective import AllLayers
 from editors.weights.components import matrices_of, mlp_of

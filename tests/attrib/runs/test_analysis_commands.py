@@ -109,7 +109,8 @@ def test_a_folder_that_cannot_take_results_is_named(run, model, tmp_path, out, t
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(errno.ENOSPC, "No space left"), "o cannot be written: No space left; give"),
+        (OSError(errno.ENOSPC, "No space left"), "o: No space left; free some, and the same"),
+        (OSError(errno.EROFS, "Read-only"), "o cannot be written: Read-only; give another --out"),
         (
             FileNotFoundError(errno.ENOENT, "No such file", "weights.bin"),
             "weights.bin: No such file; the same command continues with what is in o",

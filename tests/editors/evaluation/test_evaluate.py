@@ -1,8 +1,10 @@
 """Evaluation: planted editors get the scores that they must get, and the model comes back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import tiny_vlm
+from conftest import picture, tiny_vlm
 from planted_editors import (
     FIVE,
     HARD_TYPES,
@@ -17,6 +19,7 @@ from planted_editors import (
     sample,
 )
 
+from attrib.data import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.model.batch import IGNORE_INDEX
 from editors.evaluation.evaluate import evaluate
@@ -43,7 +46,10 @@ def values(result, editor, protocol):
 
 
 def test_an_editor_that_does_nothing_scores_as_the_unedited_model(vlm, reference):
-    result = evaluate(vlm, Nothing(), [sample(), sample(1)], PROTOCOLS, reference=reference)
+    two = [picture(), picture(seed=1)]  # images in one prompt
+    several = replace(sample(1), request=EditRequest(two, "Which is red?", "the first"))
+    result = evaluate(vlm, Nothing(), [sample(), several], PROTOCOLS, reference=reference)
+    assert result.examples == 2
     for protocol in PROTOCOLS:
         own = values(result, "nothing", protocol)
         assert own == values(result, "unedited", protocol)
@@ -184,15 +190,16 @@ def test_samples_that_cannot_be_used_are_named_and_the_others_scored(vlm, refere
     lost = sample(1, request=type(sample().request)(tmp_path / "none.png", "What?", "red"))
     empty, refused = sample(2, " "), sample(3, request=type(sample().request)(None, "No", "red"))
     editor = Fails(prompts=("No",))
-    result = evaluate(
-        vlm, editor, [sample(0), lost, empty, refused, sample(4)], ("paper",), reference=reference
-    )
+    marked = sample(5, text_locality=[EditRequest(None, "an <image> there", "yes")])
+    some = [sample(0), lost, empty, refused, sample(4), marked]
+    result = evaluate(vlm, editor, some, ("paper",), reference=reference)
     assert set(result.frame["example"]) == {"s0", "s4"}
     told = result.provenance["quarantined_rows"]
-    assert result.provenance["quarantined"] == len(told) == 3
+    assert result.provenance["quarantined"] == len(told) == 4
     assert "s1: row 1: image" in told[0] and "none.png" in told[0]
     assert "s2: row 2" in told[1] and "empty" in told[1]
     assert "s3: row 3" in told[2] and "no edit of this request" in told[2]
+    assert "s5: row 5: text_locality: prompt contains '<image>'" in told[3]
 
 
 def test_no_sample_at_all_cannot_be_scored(vlm, reference):

@@ -1,8 +1,11 @@
 """Tables of scores: planted results, worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import picture
 from planted_scores import result
 
 from attrib.data import EditRequest, EditSample
@@ -54,15 +57,22 @@ def test_edits_that_share_a_locality_question_are_resampled_together():
     assert interval_of(rng.permutation(own))[0] == 50
 
 
-def test_the_item_of_text_locality_is_its_question_and_answer():
+def test_the_item_of_locality_is_its_question_and_that_of_other_scores_the_edit():
     def sample(name, answer):
         request = EditRequest(None, "What is it?", "a cat")
         local = [EditRequest(None, "nq question: who?", answer)]
         return EditSample(name, request, text_locality=local)
 
+    edited = EditRequest(None, "What is it?", "a dog")
     one, other, third = sample("a", "Emma"), sample("b", "Emma"), sample("c", "Jane")
     assert item_of(one, "t_loc") == item_of(other, "t_loc") != item_of(third, "t_loc")
-    assert item_of(one, "rel") == "a" and item_of(other, "m_loc") == "b"
+    assert item_of(one, "rel") == item_of(other, "avg") == item_of(third, "rel")
+    assert item_of(one, "rel") != item_of(replace(one, request=edited), "rel")
+    near, same, far = (
+        EditSample(name, edited, visual_locality=[EditRequest(picture(seed=n), "Who?", "she")])
+        for name, n in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert item_of(near, "m_loc") == item_of(same, "m_loc") != item_of(far, "m_loc")
 
 
 def test_gates_of_one_editor_are_rows_of_their_own():
