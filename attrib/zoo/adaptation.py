@@ -3,7 +3,7 @@
 1. The projector, and the tower, which knows the scenes already, are aligned to the word embeddings
    of what each visual token shows (`vision_pretraining`).
 2. Packed questions, captions and facts about scenes (`curriculum`) train tower, projector and
-   low-rank additions. Texts that the plain model wrote keep its text answers (`replay_texts`).
+   low-rank additions. Texts that the plain model wrote keep its text answers.
 
 Every step draws its data from (seed, step), so a resumed run equals an uninterrupted one, except
 for the last bits of a GPU's sums.
@@ -26,12 +26,15 @@ from torch.utils.data import DataLoader, Dataset
 from attrib.data.scenes import make_scene, scene_seeds
 from attrib.data.scenes.questions import KINDS
 from attrib.data.scenes.vocabulary import PLAIN, Style
-from attrib.files import atomic_write, write_text
+from attrib.files import ADDITIONS, atomic_write, write_text
 from attrib.zoo.curriculum import CurriculumSampler, Stage
 from attrib.zoo.packing import Packed, Segment, pack, packed_loss
-from attrib.zoo.replay_texts import ReplayTexts, replay_loss, sample_texts
 from attrib.zoo.smol_llava import (
+    ReplayTexts,
     build_smol_llava,
+    freeze_language_model,
+    replay_loss,
+    sample_texts,
     save_additions,
     trained_weights,
     use_additions,
@@ -64,7 +67,7 @@ class Adaptation:
 
     seed: int = 0
     align_steps: int = 200
-    steps: int = 3000
+    steps: int = 750
     easy_steps: int = 400
     rows: int = 64
     length: int = 480
@@ -109,18 +112,19 @@ class StepData(Dataset):
 
 
 class AdaptationRun:
-    """One training run in a folder: `checkpoint.pt`, `progress.json`, `additions.safetensors`."""
+    """One training run in a folder: `checkpoint.pt` and `progress.json`."""
 
     def __init__(
         self, folder: Path, recipe: Adaptation, language: Path, device: str, workers: int = 0
     ):
         self.folder, self.recipe, self.device, self.workers = folder, recipe, device, workers
+        self.kind = torch.device(device).type
         self.model, self.processor = build_smol_llava(language, recipe.seed)
         self.model.to(device)  # pyright: ignore[reportArgumentType]
         parts: Any = self.model.model
         self.decoder: Any = parts.language_model
         self.step, self.seconds, self.accuracy = 0, 0.0, dict[str, float]()
-        self._freeze()
+        freeze_language_model(self.model, compact=self.kind == "cuda")
         self.optimizer = self._optimizer()
 
     def train(self, log: Log = print, save_every: int = 250) -> None:
@@ -142,20 +146,11 @@ class AdaptationRun:
             if self.step % save_every == 0:
                 self._save()
         self._save()
-        facts = {"recipe": asdict(self.recipe), "seconds": self.seconds, "accuracy": self.accuracy}
-        save_additions(self.model, self.folder / "additions.safetensors", facts)
 
-    def _freeze(self) -> None:
-        """Leave the language model as it is; its matrices are bfloat16 values anyway."""
-        trained = trained_weights(self.model)
-        for name, weight in self.model.named_parameters():
-            weight.requires_grad_(name in trained)
-            if name not in trained and ".layers." in name and weight.ndim == 2 and self._is_gpu:
-                weight.data = weight.data.to(torch.bfloat16)
-
-    @property
-    def _is_gpu(self) -> bool:
-        return torch.device(self.device).type == "cuda"
+    def export(self, folder: Path) -> None:
+        """Write what `attrib.load` reads beside SmolLM2: config and additions."""
+        save_additions(self.model, folder / ADDITIONS, self._record())
+        self.model.config.save_pretrained(folder)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         trained = trained_weights(self.model)
@@ -169,21 +164,17 @@ class AdaptationRun:
         r = self.recipe
         use_additions(self.model, False)
         self.model.eval()
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            tokenizer = self.processor.tokenizer
-            texts = sample_texts(
-                self.model, self.decoder, tokenizer, r.texts, r.text_length, r.seed
-            )
+        asked = self.model, self.decoder, self.processor.tokenizer
+        with torch.autocast(self.kind, torch.bfloat16):
+            texts = sample_texts(*asked, r.texts, r.text_length, r.seed)
         use_additions(self.model, True)
         return texts
 
     def _align(self, log: Log) -> None:
         words: Any = self.model.get_input_embeddings()
         norm = words.weight.detach().float().norm(dim=-1).mean().item()
-        tokenizer, r = self.processor.tokenizer, self.recipe
-        for scores in pretrain_vision(
-            self.model, tokenizer, r.align_steps, r.seed, self.device, norm
-        ):
+        r, asked = self.recipe, (self.model, self.processor.tokenizer)
+        for scores in pretrain_vision(*asked, r.align_steps, r.seed, self.device, norm):
             log("vision " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
     def _data(self, texts: ReplayTexts) -> Iterator[tuple[Packed, Tensor]]:
@@ -207,8 +198,8 @@ class AdaptationRun:
             states.append(out.last_hidden_state)
             return out
 
-        loss, right = packed_loss(self.model, decoder, packed, pixels, self.device.split(":")[0])
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+        loss, right = packed_loss(self.model, decoder, packed, pixels, self.kind)
+        with torch.autocast(self.kind, torch.bfloat16):
             head: Any = self.model.get_output_embeddings()
             kept = replay_loss(states[0], packed.replayed.to(self.device), texts, head)
         (loss + self.recipe.replay * kept).backward()
@@ -232,9 +223,11 @@ class AdaptationRun:
         }
         with atomic_write(self.folder / "checkpoint.pt") as file:
             torch.save(state, file)
+        write_text(self.folder / "progress.json", json.dumps(self._record(), indent=1))
+
+    def _record(self) -> dict[str, Any]:
         progress = {"step": self.step, "seconds": self.seconds, "accuracy": self.accuracy}
-        record = {"recipe": asdict(self.recipe), "progress": progress}
-        write_text(self.folder / "progress.json", json.dumps(record, indent=1))
+        return {"recipe": asdict(self.recipe), "progress": progress}
 
     def _resume(self) -> bool:
         file = self.folder / "progress.json"
