@@ -24,9 +24,9 @@ from attrib.errors import SetupError
 from attrib.files import WEIGHTS, language_model_folder, missing_part
 from attrib.model.vlm import VLM
 from attrib.stats import wilson
+from attrib.zoo import BUILDERS, NUM_LAYERS
 from attrib.zoo.adaptation import Adaptation, AdaptationRun
 from attrib.zoo.evaluate import layer_curves, score
-from attrib.zoo.models import BUILDERS, NUM_LAYERS
 from attrib.zoo.train import Recipe, Run, read_progress
 
 SMOL = "smol-llava"

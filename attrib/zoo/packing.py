@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from attrib.zoo.models import Backbone, output_embedding, visual_tokens
+from attrib.zoo import Backbone, output_embedding, visual_tokens
 
 ATTENTION = "attrib_packed"
 _MASKED = -1e4  # far below any score, and finite in bf16

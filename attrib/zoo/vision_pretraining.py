@@ -27,7 +27,7 @@ from attrib.data.scenes import (
     render,
     scene_seeds,
 )
-from attrib.zoo.models import (
+from attrib.zoo import (
     D_MODEL,
     VISION_WIDTH,
     Backbone,

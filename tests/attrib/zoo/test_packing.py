@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attrib.data.scenes import make_scene
+from attrib.zoo import BUILDERS, build, language_model, visual_tokens
 from attrib.zoo.curriculum import STAGES, CurriculumSampler
-from attrib.zoo.models import BUILDERS, build, language_model, visual_tokens
 from attrib.zoo.packing import Segment, pack
 from attrib.zoo.vision_pretraining import pixels_of
 

