@@ -1,0 +1,67 @@
+"""Gemma: norms after sublayers, sliding windows, attention in both directions over the picture."""
+
+import torch
+import transformers as tr
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from attrib.model.checkpoint import without_video_check
+from tests import tiny_models
+from tests.architectures.prompts import ByHand, cut, square, words
+from tests.architectures.small import model_of, small, tower
+from tests.tiny_models import END, START
+
+KINDS = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+NAMES = {"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+
+
+def _shieldgemma2():
+    text = {"layer_types": KINDS}
+    config = small(
+        "shieldgemma2", text_config=text, mm_tokens_per_image=4, boi_token_index=START,
+        eoi_token_index=END,
+    )  # fmt: skip
+    images = tr.Gemma3ImageProcessorPil(size=square(28))
+    return model_of(config), tr.Gemma3Processor(images, words("<s>", **NAMES), image_seq_length=4)
+
+
+def _gemma4():
+    text = {
+        "layer_types": KINDS, "global_head_dim": 16, "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": tiny_models.VOCAB, "final_logit_softcapping": 20.0,
+    }  # fmt: skip
+    vision = tower(tr.Gemma4VisionConfig, patch_size=16, position_embedding_size=64)
+    config = small("gemma4", text_config=text, vision_config=vision)
+    images = tr.Gemma4ImageProcessorPil(max_soft_tokens=70)
+    processor = without_video_check(tr.Gemma4Processor)(
+        feature_extractor=tr.Gemma4AudioFeatureExtractor(), image_processor=images,
+        tokenizer=words("<s>", video="<|video|>", **NAMES), video_processor=BaseVideoProcessor(),
+    )  # fmt: skip
+    return model_of(config), processor
+
+
+def _gemma4_unified():
+    text = {"layer_types": KINDS, "global_head_dim": 16}
+    vision = tower(
+        tr.Gemma4UnifiedVisionConfig, patch_size=7, pooling_kernel_size=2, mm_embed_dim=64,
+        mm_posemb_size=16, output_proj_dims=64,
+    )  # fmt: skip
+    config = small("gemma4_unified", text_config=text, vision_config=vision)
+
+    def inputs(pixels):
+        patches, _ = cut(pixels, 14)
+        places = torch.cartesian_prod(torch.arange(2), torch.arange(2)).flip(-1)
+        flat = patches.flatten(1).unflatten(0, (len(pixels), 4))
+        return {"pixel_values": flat, "image_position_ids": places.repeat(len(pixels), 1, 1)}
+
+    marks = {"before": "<start_of_image>", "after": "<end_of_image>"}
+    return model_of(config), ByHand(28, 4, inputs, types=True, **marks)
+
+
+BUILDERS = {
+    "gemma3": tiny_models.BUILDERS["gemma3"],
+    "shieldgemma2": _shieldgemma2,
+    "paligemma": tiny_models.BUILDERS["paligemma"],
+    "gemma4": _gemma4,
+    "gemma4_unified": _gemma4_unified,
+}
+REMARKS = {"shieldgemma2": "Gemma 3's processor: its own writes the prompt"}

@@ -1,0 +1,35 @@
+"""Every image-text-to-text type of the installed transformers, and how to build a small one."""
+
+from typing import Any
+
+import torch
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as TYPES,
+)
+
+from tests.architectures import (
+    experts,
+    gemma,
+    glm,
+    llava,
+    ocr,
+    other,
+    own_towers,
+    qwen,
+    tiles,
+)
+from tests.architectures.small import jitter
+
+FAMILIES = (llava, qwen, glm, tiles, ocr, gemma, experts, own_towers, other)
+BUILDERS = {name: build for family in FAMILIES for name, build in family.BUILDERS.items()}
+REMARKS = {name: text for family in FAMILIES for name, text in family.REMARKS.items()}
+OUT_OF_SCOPE = other.OUT_OF_SCOPE
+
+__all__ = ["BUILDERS", "OUT_OF_SCOPE", "REMARKS", "TYPES", "build"]
+
+
+def build(name: str) -> tuple[Any, Any]:
+    """A small model of a type with lively weights, and its processor or None."""
+    torch.manual_seed(0)
+    model, processor = BUILDERS[name]()
+    return jitter(model), processor
