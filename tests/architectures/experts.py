@@ -4,6 +4,7 @@ import torch
 
 from tests.architectures.prompts import ByHand, cut
 from tests.architectures.small import model_of, small
+from tests.tiny_models import END, IMAGE, START
 
 SPARSE = ["dense", "sparse", "sparse", "sparse"]
 
@@ -35,7 +36,11 @@ def _aria():
 
 def _kimi_k25():
     vision = {"pos_emb_height": 4, "pos_emb_width": 4, "pos_emb_time": 2}
-    text = {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    text = {
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
     config = small("kimi_k25", vision_config=vision, text_config=text, projection_hidden_size=32)
 
     def inputs(pixels):
@@ -52,9 +57,9 @@ def _molmo2():
     }  # fmt: skip
     vision = {"image_size": [56, 56], "num_position_embeddings": 16}
     config = small(
-        "molmo2", vision_config=vision, adapter_config=adapter, image_patch_id=260,
-        text_config={"additional_vocab_size": 0}, image_start_token_id=262,
-        image_end_token_id=263, low_res_image_start_token_id=264,
+        "molmo2", vision_config=vision, adapter_config=adapter, image_patch_id=IMAGE,
+        text_config={"additional_vocab_size": 0}, image_start_token_id=START,
+        image_end_token_id=END, low_res_image_start_token_id=START,
     )  # fmt: skip
 
     def inputs(pixels):
@@ -130,10 +135,10 @@ def _inkling():
         "logits_mup_width_multiplier": 2.0,
     }  # fmt: skip
     audio = {"n_mel_bins": 8, "mel_vocab_size": 16}
-    vision = {"patch_size": 14, "num_hidden_layers": 2}
+    vision = {"patch_size": 14, "num_hidden_layers": 4}
     config = small(
         "inkling_mm_model", text_config=text, audio_config=audio, vision_config=vision,
-        image_bos_token_id=262, audio_bos_token_id=264, audio_token_id=265,
+        image_bos_token_id=START, audio_bos_token_id=264, audio_token_id=265,
     )  # fmt: skip
 
     def inputs(pixels):

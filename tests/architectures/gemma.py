@@ -13,6 +13,8 @@ from tests.tiny_models import END, START
 KINDS = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 NAMES = {"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
 
+AUDIO = {"audio_token": "<global-img>", "boa_token": "<end_of_utterance>", "eoa_token": "</s>"}
+
 
 def _shieldgemma2():
     text = {"layer_types": KINDS}
@@ -34,7 +36,8 @@ def _gemma4():
     images = tr.Gemma4ImageProcessorPil(max_soft_tokens=70)
     processor = without_video_check(tr.Gemma4Processor)(
         feature_extractor=tr.Gemma4AudioFeatureExtractor(), image_processor=images,
-        tokenizer=words("<s>", video="<|video|>", **NAMES), video_processor=BaseVideoProcessor(),
+        tokenizer=words("<s>", video="<|video|>", **AUDIO, **NAMES),
+        video_processor=BaseVideoProcessor(),
     )  # fmt: skip
     return model_of(config), processor
 

@@ -18,12 +18,11 @@ def _glm(name, processor_class, images, text=None):
 
 def _glm5_next():
     text = {
-        "rope_parameters": None, "qk_rope_head_dim": 0, "qk_nope_head_dim": 16, "hc_mult": 2,
+        "num_key_value_heads": 4, "qk_rope_head_dim": 0, "qk_nope_head_dim": 16, "hc_mult": 2,
         "layer_types": ["linear_attention", "indexed_attention"] * 2, "index_kpool": 4,
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "head_dim": 0,
         "indexer_types": ["full"] * 4, "hc_sinkhorn_iters": 3,
     }  # fmt: skip
-    text.pop("rope_parameters")
     config = small(
         "glm5_next", text_config=text, vision_config={"projection_intermediate_size": 64}
     )

@@ -57,7 +57,7 @@ def kind(name: str, processor: Any) -> str:
     if processor is None or isinstance(processor, ByHand):
         return "none" if processor is None else "by hand"
     ours, theirs = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(name)
-    if theirs and ours != theirs:
+    if ours != theirs:
         return ours
     images = type(processor.image_processor).__name__
     known = IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {}

@@ -6,6 +6,7 @@ from torch import nn
 from tests.architectures.prompts import ByHand, cut, square, words
 from tests.architectures.qwen import HYBRID, INTERLEAVED
 from tests.architectures.small import model_of, small
+from tests.tiny_models import END, IMAGE, START, VIDEO
 
 SAM = {"image_size": 128, "patch_size": 16, "window_size": 4, "global_attn_indexes": [1]}
 START_END = {"before": "<start_of_image>", "after": "<end_of_image>"}
@@ -76,7 +77,7 @@ def _minicpm(name, **joint):
     vision = {"image_size": 64, "patch_size": 16, "insert_layer_id": 0, "num_hidden_layers": 2}
     config = small(
         name, text_config=text, vision_config=vision, insert_layer_id=0, patch_size=16,
-        image_token_id=260, video_token_id=261, **joint,
+        image_token_id=IMAGE, video_token_id=VIDEO, **joint,
     )  # fmt: skip
 
     def inputs(pixels):
@@ -100,7 +101,7 @@ BUILDERS = {
     "minicpm_ocr": lambda: _minicpm("minicpm_ocr"),
     "minicpmv4_6": lambda: _minicpm("minicpmv4_6"),
     "minicpmv4_7": lambda: _minicpm(
-        "minicpmv4_7", image_start_id=262, image_end_id=263, slice_start_id=264, slice_end_id=265,
+        "minicpmv4_7", image_start_id=START, image_end_id=END, slice_start_id=264, slice_end_id=265,
         newline_id=198,
     ),
 }  # fmt: skip

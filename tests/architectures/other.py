@@ -31,7 +31,7 @@ def _kosmos(name):
 
 def _git():
     config = small("git", num_image_with_embedding=None)
-    return tr.GitForCausalLM(config), None
+    return model_of(config), None
 
 
 def _blip():
@@ -133,7 +133,9 @@ def _mistral4():
 
 def _diffusion_gemma():
     vision = tower(tr.Gemma4VisionConfig, patch_size=16, position_embedding_size=64)
-    text = {"global_head_dim": 16, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
+    text = {"global_head_dim": 16, "num_experts": 4, "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}  # fmt: skip
     config = small("diffusion_gemma", text_config=text, vision_config=vision, canvas_length=16)
     return model_of(config), None
 

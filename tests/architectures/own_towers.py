@@ -5,7 +5,7 @@ import transformers as tr
 
 from tests.architectures.prompts import ByHand, cut, patches, patches_pil, words
 from tests.architectures.small import model_of, small
-from tests.tiny_models import IMAGE, QWEN_TEMPLATE, ROPE
+from tests.tiny_models import END, IMAGE, QWEN_TEMPLATE, ROPE, START, VIDEO
 
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 
@@ -20,7 +20,7 @@ def _nemotron():
     vision = {"patch_size": 16, "image_size": 64, "max_img_size": 64}
     config = small(
         "nemotron_h_omni", text_config=text, vision_config=vision, image_token_id=IMAGE,
-        projector_hidden_size=64, vision_hidden_size=32, video_token_id=261, audio_token_id=264,
+        projector_hidden_size=64, vision_hidden_size=32, video_token_id=VIDEO, audio_token_id=264,
     )  # fmt: skip
 
     def inputs(pixels):
@@ -63,7 +63,7 @@ def _hunyuan_vl():
     rope = {"rope_type": "default", "rope_theta": 1e4, "xdrope_section": [2, 2, 2, 2]}
     text = {"rope_parameters": rope, "head_dim": 16}
     config = small(
-        "hunyuan_vl", text_config=text, vision_config=vision, im_start_id=262, im_end_id=263,
+        "hunyuan_vl", text_config=text, vision_config=vision, im_start_id=START, im_end_id=END,
         im_newline_id=264,
     )  # fmt: skip
     images = patches_pil(16, tr.HunYuanVLImageProcessorPil, temporal_patch_size=1)

@@ -5,7 +5,7 @@ import transformers as tr
 from tests import tiny_models
 from tests.architectures.prompts import patches, patches_pil
 from tests.architectures.small import model_of, small
-from tests.tiny_models import ROPE
+from tests.tiny_models import END, ROPE, START
 
 INTERLEAVED = ROPE | {"mrope_interleaved": True}
 HYBRID = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
@@ -33,7 +33,8 @@ def _qwen4_exp():
     text = {
         "rope_parameters": INTERLEAVED, "hc_count": 2, "hc_lowrank": 8, "ple_embed_dim": 64,
         "ngram_vocab_size_base": 64, "split_ngram_parts": 2, "heads_per_ngram": 2,
-        "layer_types": [*HYBRID[:3], "full_attention"],
+        "indexer_n_heads": 2, "indexer_kv_heads": 1,
+        "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2,
     }  # fmt: skip
     config = small("qwen4_exp", text_config=text, vision_config={"patch_size": 16})
     return model_of(config), patches(tr.Qwen3VLProcessor, 16)
@@ -49,7 +50,7 @@ def _omni(name, patch):
         audio["downsample_hidden_size"] = 16
     config = small(
         name, text_config=text, audio_config=audio, vision_config={"patch_size": patch},
-        audio_start_token_id=264,
+        audio_start_token_id=END, vision_start_token_id=START,
     )  # fmt: skip
     return model_of(config), patches(tr.Qwen2VLProcessor, patch)
 
@@ -66,7 +67,7 @@ def _hyperclovax():
 
 
 def _dots3_note():
-    text = {"layer_types": ["indexed_attention", "sliding_attention"] * 2}
+    text = {"num_key_value_heads": 4, "layer_types": ["indexed_attention", "sliding_attention"] * 2}
     audio = {
         "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8,
         "num_attention_heads": 4, "num_key_value_heads": 4, "feature_size": 16,
@@ -96,7 +97,7 @@ def _lfm3_vl():
 
 
 def _cohere_compass():
-    text = {"logit_scale": 0.25, "rope_parameters": INTERLEAVED}
+    text = {"logit_scale": 0.25, "rope_parameters": {"full_attention": INTERLEAVED}}
     config = small("cohere_compass", text_config=text, vision_config={"patch_size": 16})
     names = {
         "image": "<|IMAGE_PAD|>", "video": "<|VIDEO_PAD|>", "start": "<|VISION_START|>",
@@ -139,7 +140,7 @@ def _ernie():
         "rope_parameters": ROPE,
     }  # fmt: skip
     config = small("ernie4_5_vl_moe", text_config=text)
-    images = patches_pil(kind=tr.Ernie4_5_VLMoeImageProcessorPil)
+    images = patches_pil(kind=tr.Ernie4_5_VLMoeImageProcessorPil, temporal_patch_size=1)
     names = {
         "image_start_token": "<start_of_image>", "image_end_token": "<end_of_image>",
         "video_start_token": "<global-img>", "video_end_token": "<end_of_utterance>",

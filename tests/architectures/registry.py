@@ -3,9 +3,6 @@
 from typing import Any
 
 import torch
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as TYPES,
-)
 
 from tests.architectures import (
     experts,
@@ -18,7 +15,7 @@ from tests.architectures import (
     qwen,
     tiles,
 )
-from tests.architectures.small import jitter
+from tests.architectures.small import TYPES, jitter
 
 FAMILIES = (llava, qwen, glm, tiles, ocr, gemma, experts, own_towers, other)
 BUILDERS = {name: build for family in FAMILIES for name, build in family.BUILDERS.items()}

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 import transformers as tr
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as TYPES,
+)
 
 from tests.tiny_models import BOS, END, EOS, IMAGE, PAD, START, TEXT, VIDEO
 
@@ -57,7 +60,11 @@ def _shrunk(config_class: Any, changes: dict[str, Any], sizes: dict[str, Any]) -
         parts[key] = own if given else _shrunk(type(part), dict(own), kind)
     joins = bool(inner) and "num_hidden_layers" not in usual  # and has no layers of its own
     sizes = JOINT if joins else sizes
-    known = {key: value for key, value in (sizes | TOKENS).items() if _has(usual, key)}
+    known = {
+        key: float(value) if isinstance(usual[key], float) else value
+        for key, value in (sizes | TOKENS).items()
+        if _has(usual, key)
+    }
     ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
     known |= {key: value for key, value in ids.items() if key in usual and sizes is DECODER}
     return config_class(**known | parts | changes)
@@ -74,7 +81,7 @@ def _has(usual: dict[str, Any], key: str) -> bool:
 
 def model_of(config: Any) -> Any:
     """The image-text-to-text model of a config, freshly initialised."""
-    return tr.AutoModelForImageTextToText.from_config(config)
+    return getattr(tr, TYPES[config.model_type])(config)
 
 
 @torch.no_grad()

@@ -1,13 +1,12 @@
 """Tiles of a fixed size, or any size: InternVL, Idefics, Cohere, Pixtral and others."""
 
+import torch
 import transformers as tr
 
 from tests import tiny_models
 from tests.architectures.prompts import ByHand, square, words
 from tests.architectures.small import model_of, small
 from tests.tiny_models import IMAGE, PAD
-
-PIXTRAL = {"image": "[IMG]", "fake": "[IMG_BREAK]", "end": "[IMG_END]"}
 
 
 def _got_tiles():
@@ -53,11 +52,12 @@ def _cohere2_vision():
     return model_of(config), tr.Cohere2VisionProcessor(images, words(**names))
 
 
-def _pixtral(**extra):
-    images = tr.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=14 * 2)
-    return tr.PixtralProcessor(
-        images, words("<s>", **PIXTRAL), patch_size=14, spatial_merge_size=2, **extra
-    )
+def _pixtral():
+    def inputs(pixels):
+        sizes = torch.tensor([[56, 56]] * len(pixels))
+        return {"pixel_values": pixels, "image_sizes": sizes}
+
+    return ByHand(56, 4, inputs, after="<end_of_image>")
 
 
 def _mistral3():
@@ -108,13 +108,14 @@ def _idefics2():
 def _granite_docling():
     config = small(
         "granite_docling", text_config={"residual_multiplier": 0.5, "logits_scaling": 2.0},
-        vision_config={
-            "image_size": 56, "scale_factor": 2, "deepstack_visual_indexes": [0],
-            "use_fine_route": False,
-        },
+        vision_config={"image_size": 56, "scale_factor": 2, "deepstack_visual_indexes": [0]},
         pad_token_id=PAD,
     )  # fmt: skip
-    return model_of(config), ByHand(56, 4, lambda pixels: {"pixel_values": pixels[:, None]})
+    images = tr.GraniteDoclingImageProcessorPil(size=square(56), max_patches=4)
+    processor = tr.GraniteDoclingProcessor(
+        images, words("<s>"), image_seq_len=4, chat_template=tiny_models.SMOL_TEMPLATE
+    )
+    return model_of(config), processor
 
 
 def _ovis2():
@@ -130,14 +131,21 @@ def _ovis2():
 
 
 def _granite4_vision():
+    tiles = [[56, 112], [112, 56], [112, 112]]
     config = small(
         "granite4_vision", text_config={"residual_multiplier": 0.5, "logits_scaling": 2.0},
-        vision_config={"image_size": 56}, downsample_rate="1/2", deepstack_layer_map=[[-1, 0]],
-        spatial_target_layers=[2], image_grid_pinpoints=[[56, 112], [112, 56]], image_seq_length=4,
-        qformer_config={"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32,
-                        "encoder_hidden_size": 32, "vocab_size": 50},
+        vision_config={"image_size": 56, "hidden_size": 64}, downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0]], spatial_target_layers=[0, 1, 2, 3], image_seq_length=4,
+        image_grid_pinpoints=tiles, qformer_config={"vocab_size": 50, "num_hidden_layers": 1},
     )  # fmt: skip
-    return model_of(config), None
+    images = tr.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size=square(56), image_grid_pinpoints=tiles
+    )
+    processor = tr.Granite4VisionProcessor(
+        images, words("<s>"), patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, downsample_rate="1/2",
+    )  # fmt: skip
+    return model_of(config), processor
 
 
 BUILDERS = {
