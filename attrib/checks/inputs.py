@@ -22,8 +22,9 @@ from attrib.forward.hooks import gather_positions, on_output, read, write
 from attrib.forward.replay import Captured, capture
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
-from attrib.model.precision import ONE_STEP
+from attrib.model.precision import ONE_STEP, QUANTISED_PASS, WHOLE_PASS
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import is_packed, linears
 from attrib.vocabulary import Span
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
@@ -218,6 +219,11 @@ class CheckInputs:
         each = zip(self.images, self.prompts, strict=True)
         return [generated(self.vlm, self.vlm.encode([image], [text])) for image, text in each]
 
+    @cached_property
+    def is_quantised(self) -> bool:
+        """Whether a linear layer of the decoder has packed weights."""
+        return any(is_packed(one) for _, _, one in linears(self.vlm.components.decoder))
+
     def compare(
         self, pairs: Pairs, what: str, limits: Mapping[torch.dtype, float] = ONE_STEP
     ) -> str:
@@ -225,9 +231,12 @@ class CheckInputs:
 
         Raises:
             CheckFailed: One exceeds the limit of the decoder's dtype, relative to the largest
-                value; for logits also half their largest distance from their mean.
+                value (`QUANTISED_PASS` for a whole pass of a quantised model);
+                for logits also half their largest distance from their mean.
         """
         limit, worst = limits[self.vlm.dtype], 0.0
+        if limits is WHOLE_PASS and self.is_quantised:
+            limit = max(limit, QUANTISED_PASS)
         for a, b in ((a.float(), b.float()) for a, b in pairs):
             allowed = limit * float(b.abs().max())
             if what.startswith("logits") and b.ndim > 1:

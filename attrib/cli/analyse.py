@@ -16,7 +16,6 @@ from attrib.cli.outputs import (
     results_folder,
     write_quarantined,
 )
-from attrib.errors import AttribError
 from attrib.pipeline import find_analysis
 from attrib.pipeline.options import AnalysisOptions, MeasureOptions
 
@@ -37,16 +36,19 @@ def add_to(app: typer.Typer, name: str) -> None:
 def command_options(cls: "type[Analysis]") -> type[AnalysisOptions]:
     """The options of an analysis's command: its own, and those that all analyses share."""
     own: Any = cls.Options
-    if own is MeasureOptions:
-        return AnalysisOptions
-    return create_model(own.__name__, __base__=(own, AnalysisOptions), __doc__=own.__doc__)
+    bases = AnalysisOptions if own is MeasureOptions else (own, AnalysisOptions)
+    made: Any = create_model(own.__name__, __base__=bases, __doc__=own.__doc__)
+    reads_answer = {"key", "other_image"} & set(made.model_fields)
+    made.refused = {} if reads_answer else {"target": f"{cls.name} reads no answer; leave it out"}
+    if cls.needs_dataset:
+        why = f"{cls.name} needs a dataset: give --data instead of one photo"
+        made.refused = dict.fromkeys(("prompt", "image", "target"), why)
+    return made
 
 
 def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:
     """Run an analysis; write its tables, figures and manifest. Returns the exit code."""
     analysis = cls(options)
-    if analysis.needs_dataset and options.prompt is not None:
-        raise AttribError(f"{cls.name} needs a dataset: give --data instead of --prompt")
     if line := analysis.announce():
         log(line)
     run = _prepare(analysis, options)

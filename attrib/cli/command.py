@@ -41,6 +41,7 @@ def add_command(
     def call(ctx: Any, config: Path | None = None, **values: Any) -> None:
         flags = {n: v for n, v in values.items() if _was_typed(ctx, n)}
         chosen = resolve(options, config, flags)
+        refuse_other_options(chosen)
         try:
             code = run(chosen)
         except KeyboardInterrupt:
@@ -71,6 +72,27 @@ def resolve(options: type[Given], config: Path | None, flags: dict[str, Any]) ->
         in_file = config is not None and name in values and name not in flags
         where = f"{config}: " if in_file else ""
         raise AttribError(f"{where}{explain(error, options)}") from None
+
+
+def refuse_other_options(chosen: BaseModel) -> None:
+    """Refuse values of options that the command does not have.
+
+    Raises:
+        AttribError: The message says why there is no such option.
+    """
+    for name, why in getattr(chosen, "refused", {}).items():
+        if name in chosen.model_fields_set and getattr(chosen, name) is not None:
+            raise AttribError(f"--{name.replace('_', '-')}: {why}")
+
+
+def next_command(command: str, options: Any, *more: str) -> str:
+    """A command line that can be pasted: on the model of `options`, with further arguments."""
+    fields, on = type(options).model_fields, ["--model", options.model]
+    for name in ("revision", "dtype", "device", "device_map"):
+        if (value := getattr(options, name)) != fields[name].default:
+            on += [f"--{name.replace('_', '-')}", value]
+    on += ["--trust-remote-code"] if options.trust_remote_code else []
+    return shlex.join(["attrib", command, *on, *more])
 
 
 def invocation() -> str:
@@ -113,7 +135,8 @@ def _parameters(options: type[BaseModel]) -> list[inspect.Parameter]:
     only = inspect.Parameter.KEYWORD_ONLY
     hints = get_type_hints(options, include_extras=True)
     fields = [
-        inspect.Parameter(name, only, annotation=_annotation(name, hints[name], field),
+        inspect.Parameter(name, only, annotation=_annotation(name, hints[name], field,
+                                                           name in getattr(options, "refused", ())),
                           default=field.default)
         for name, field in options.model_fields.items()
     ]  # fmt: skip
@@ -126,7 +149,7 @@ def _parameters(options: type[BaseModel]) -> list[inspect.Parameter]:
     ]
 
 
-def _annotation(name: str, hint: Any, field: FieldInfo) -> Any:
+def _annotation(name: str, hint: Any, field: FieldInfo, hidden: bool = False) -> Any:
     """The annotation that typer reads: from the field, unless the hint has an option already."""
     extra = field.json_schema_extra
     if not isinstance(extra, dict) or "flags" not in extra:
@@ -139,6 +162,7 @@ def _annotation(name: str, hint: Any, field: FieldInfo) -> Any:
         "help": field.description,
         "rich_help_panel": extra["panel"],
         "show_default": extra["shown"],
+        "hidden": hidden,
         "min": getattr(limits.get("Ge"), "ge", None),
         "max": getattr(limits.get("Le"), "le", None),
     }

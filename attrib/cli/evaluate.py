@@ -31,6 +31,11 @@ PROTOCOLS = ("paper", "exact", "generate", "easyedit")
 class EvaluateOptions(AnalysisOptions):
     """Options of `attrib evaluate`."""
 
+    refused = dict.fromkeys(
+        ("prompt", "image", "target"),
+        "evaluate needs edits with the inputs to evaluate them on: give --data",
+    )
+
     editor: Path | None = option(
         None, "Folder of an editor that `attrib train --out` wrote.", panel=PANEL
     )
@@ -79,8 +84,6 @@ def evaluate(options: EvaluateOptions) -> int:
     from editors.evaluation.evaluate import save_scores
     from editors.evaluation.tables import markdown
 
-    if options.prompt is not None:
-        raise AttribError("evaluate needs edits with the inputs to evaluate them on: give --data")
     if options.editor is None:
         raise AttribError("--editor: give the folder of a trained editor")
     out = options.out or default_folder("evaluate", options)
@@ -184,6 +187,8 @@ def edit(options: EditOptions) -> int:
         raise AttribError("--editor: give the folder of a trained editor, see `attrib train`")
     if options.prompt is None or (options.load is None and not options.target):
         raise AttribError("--prompt and --target: give the question and the new answer")
+    if options.load is not None and options.target is not None:
+        raise AttribError("--target: the edit of --load has its answer; give one of them")
     vlm = load_model(options)
     editor: Any = load_editor(options.editor, vlm)
     made = _make_edit(options, vlm, editor)

@@ -1,11 +1,12 @@
 """`attrib grid`: short trainings over layers, which show what the choice of layers is worth."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrib.cli.command import ExitCode
+from attrib.cli.command import ExitCode, next_command
 from attrib.cli.outputs import log
-from attrib.cli.train import PICTURES, TrainOptions, editor_options, training_data
+from attrib.cli.train import PICTURES, TrainOptions, default_out, editor_options, training_data
 from attrib.errors import AttribError
 from attrib.pipeline.options import option
 from attrib.pipeline.source import load_model
@@ -20,7 +21,13 @@ PANEL = "Cells"
 
 
 class GridOptions(TrainOptions):
-    """Options of `attrib grid`; `--layers` of `attrib train` is not one of them."""
+    """Options of `attrib grid`: those of `attrib train` but for the layers and the seed."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "layers": "grid trains at each layer; give --text, --visual or --pairs",
+        "seed": "grid trains with several seeds; give their number as --seeds",
+        "tensorboard": "grid writes no curves; train one cell with `attrib train`",
+    }
 
     text: str = option("all", "Single text layers: all, none, or such as 0,2,4.", panel=PANEL)
     visual: str = option("all", "Single visual layers: all, none, or such as 0,2,4.", panel=PANEL)
@@ -37,6 +44,11 @@ class GridOptions(TrainOptions):
         "are scored without a gate, too.",
         panel=PANEL,
     )
+    out: Path | None = option(
+        None,
+        "Folder of the scores and figures; the same command resumes there.",
+        shown="runs/grid-EDITOR-MODEL-DATA",
+    )
     test_split: str = option("validation", "Part to score cells on.", panel="Data")
     test_limit: int = option(300, "Edits to score each cell on.", panel="Data", ge=1)
 
@@ -48,8 +60,7 @@ def grid(options: GridOptions) -> int:
     from editors.evaluation.layer_grid_scores import grid_text, save_grid
 
     editor = _editor(options.editor)
-    name = f"grid-{options.editor}-{Path(options.model).name}-{options.data}"
-    out = options.out or Path("runs") / name
+    out = options.out or default_out("grid", options)
     vlm = load_model(options)
     wanted = _cells(options, editor, vlm)
     samples = training_data(options)
@@ -63,7 +74,9 @@ def grid(options: GridOptions) -> int:
     print(grid_text(frame))
     *files, scores = save_grid(frame, gate, out)
     print("\n".join(f"  {path}" for path in (*files, scores)))
-    print(f"next: attrib select --model {options.model} --against {scores}")
+    more = ["--data", options.data, "--split", options.test_split, "--against", str(scores)]
+    more += ["--image-root", str(options.image_root)] if options.image_root else []
+    print(f"next: {next_command('select', options, *more)}")
     return ExitCode.DONE
 
 

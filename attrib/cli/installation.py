@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ import typer
 
 from attrib.cli.command import ExitCode
 from attrib.files import WEIGHTS, atomic_write, embedded_names, versions
+from attrib.vocabulary import Dtype
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 2  # bfloat16
@@ -60,7 +62,9 @@ def list_models() -> None:
 def check_model(
     model: Annotated[str, typer.Argument(help="Embedded name, Hugging Face id, or folder.")],
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto: float32 on a CPU, the checkpoint's on a GPU.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
@@ -100,7 +104,7 @@ def assemble(
     from attrib.model.minigpt4 import assemble_minigpt4
 
     folder = assemble_minigpt4(llm, blip2, projection, out, getattr(torch, dtype))
-    print(f"{folder}: {what} is ready; next: attrib models check {folder}")
+    print(f"{folder}: {what} is ready; next: attrib models check {shlex.quote(str(folder))}")
 
 
 def check_data(

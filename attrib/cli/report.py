@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from typer import Option
 
-from attrib.cli.command import ExitCode, invocation
+from attrib.cli.command import ExitCode, invocation, next_command
 from attrib.cli.outputs import (
     exit_code_for,
     log,
@@ -68,18 +68,13 @@ def demo(options: DemoOptions) -> int:
 
 
 def _demo_commands(options: DemoOptions) -> list[str]:
-    on = ["--model", options.model, "--data", options.data, "--split", options.split]
+    on = ["--data", options.data, "--split", options.split]
     on += ["--limit", str(options.limit), "--seed", str(options.seed)]
-    for name in ("revision", "dtype", "device", "device_map"):
-        value = getattr(options, name)
-        if value != type(options).model_fields[name].default:
-            on += [f"--{name.replace('_', '-')}", value]
-    on += ["--trust-remote-code"] if options.trust_remote_code else []
     return [
-        shlex.join(["attrib", "demo", *on]),
-        shlex.join(["attrib", "contributions", *on]),
-        shlex.join(["attrib", "contributions", *on, "--key", "wrong"]),
-        shlex.join(["attrib", "attention", *on]),
+        next_command("demo", options, *on),
+        next_command("contributions", options, *on),
+        next_command("contributions", options, *on, "--key", "wrong"),
+        next_command("attention", options, *on),
     ]
 
 

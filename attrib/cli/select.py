@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -27,6 +28,9 @@ class SelectOptions(AnalysisOptions):
     """Options of `attrib select`."""
 
     free = frozenset({"rule", "number", "words", "against"})
+    refused = dict.fromkeys(
+        ("prompt", "image", "target"), "select needs many examples: give --data, not one photo"
+    )
 
     split: str | None = option(
         None,
@@ -98,7 +102,7 @@ def select(options: SelectOptions) -> int:
     report = combine_words(reports)
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
-        log(f"select: report of one word: attrib report --from {out / 'word-1'}")
+        log(f"select: report of one word: attrib report --from {quote(str(out / 'word-1'))}")
     print(summarize_selection(report))
     if grid is not None:
         evaluation = evaluate_on_grid(grid, report)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
-from attrib.cli.command import ExitCode
+from attrib.cli.command import ExitCode, next_command
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
-from attrib.pipeline.options import ModelOptions, option
+from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
 from attrib.pipeline.source import load_model
 from attrib.vocabulary import GateName
 
@@ -91,7 +91,7 @@ def train(options: TrainOptions) -> int:
         known = ", ".join(EDITORS)
         raise AttribError(f"--editor: there is no {options.editor!r}; there are {known}")
     kind: Any = EDITORS[options.editor]
-    out = options.out or _folder(options)
+    out = options.out or default_out("train", options)
     rank = Rank.from_environment()
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     own = options.layers is None and not kind.needs_layers
@@ -114,8 +114,17 @@ def train(options: TrainOptions) -> int:
     if rank.number > 0:
         return ExitCode.DONE
     print(_done(editor))
-    print(f"  {out}\nnext: attrib evaluate --editor {out} --model {options.model}")
+    print(f"  {out}\nnext: {_evaluation(options, out)}")
     return ExitCode.DONE
+
+
+def _evaluation(options: TrainOptions, out: Path) -> str:
+    """The command line that evaluates the editor on the data it was trained for."""
+    more = ["--editor", str(out), "--data", options.data]
+    if options.data not in NAMED_SPLITS:
+        more += ["--split", str(options.split).replace("train", "eval")]
+    more += ["--image-root", str(options.image_root)] if options.image_root else []
+    return next_command("evaluate", options, *more)
 
 
 def _where(layers: Mapping[str, list[int]] | None) -> str:
@@ -190,6 +199,7 @@ def _value(text: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _folder(options: TrainOptions) -> Path:
-    name = f"train-{options.editor}-{options.model}-{options.data}"
+def default_out(command: str, options: TrainOptions) -> Path:
+    """The default folder of a training or grid: a name below runs/, whatever the paths of data."""
+    name = f"{command}-{options.editor}-{options.model}-{options.data}"
     return Path("runs") / re.sub(r"[^A-Za-z0-9_-]+", "-", name)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import eager
 
 Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]
 
@@ -128,7 +129,8 @@ def on_input(
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        yield
+        with eager():
+            yield
     finally:
         handle.remove()
 
@@ -143,7 +145,8 @@ def on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Itera
 
     handle = module.register_forward_hook(hook)
     try:
-        yield
+        with eager():
+            yield
     finally:
         handle.remove()
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from attrib.forward.hooks import StopForward, first_tensor
 from attrib.forward.replay import Call
+from attrib.model.wrapped import eager
 
 # Axes of the example and of the position, from the end: rotary tables may have one more in front.
 AXES = {"attention_mask": (-4, -2), "position_ids": (-2, -1), "position_embeddings": (-3, -2)}
@@ -184,4 +185,5 @@ def _run(layer: nn.Module, h: Tensor, call: Call, cache: _Cache | None) -> Tenso
     args, kwargs = call
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": cache}
-    return first_tensor(layer(h, *args, **kwargs))
+    with eager():
+        return first_tensor(layer(h, *args, **kwargs))

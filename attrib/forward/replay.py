@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from attrib.errors import AttribError
 from attrib.forward.hooks import first_tensor, on_input, on_output, store
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import eager
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # other positional arguments, keyword arguments
 
@@ -107,6 +108,7 @@ def logits_from(
     return vlm.unembed(forward_from(vlm, captured, layer, hidden))
 
 
+@eager()
 def forward_from(
     vlm: VLM, captured: Captured, layer: int, hidden: Float[Tensor, "copies pos d_model"]
 ) -> Float[Tensor, "copies pos d_model"]:

@@ -17,7 +17,6 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -27,11 +26,13 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from attrib.errors import SetupError
 from attrib.files import WEIGHTS, embedded_names
+from attrib.model.adapter_folder import CONFIG as ADAPTER
+from attrib.model.adapter_folder import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
+from attrib.model.image_placeholder import quiet
 from attrib.model.placement import DeviceMap, Placement
+from attrib.model.weight_files import check_files, check_quantisation, check_weights, damaged_file
 from attrib.vocabulary import Dtype
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_checkpoint(
@@ -42,7 +43,7 @@ def read_checkpoint(
     trust_remote_code: bool,
     complete: bool = True,
     device_map: DeviceMap = None,
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[Any, Any]:
     """Return the model, in evaluation mode and frozen, and its processor.
 
     Raises:
@@ -60,30 +61,34 @@ def read_checkpoint(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if HF_HUB_OFFLINE:
         options["local_files_only"] = True
+    if _has_no_model(source, options) and (folder := adapter_folder(source, options)):
+        base, revision = base_of(folder, name)
+        where = device, dtype, revision, trust_remote_code, complete, device_map
+        model, processor = read_checkpoint(base, *where)
+        return with_adapter(model, folder, name, complete), processor
     if is_folder:
-        _refuse_pickle(Path(source), name)
+        check_files(Path(source), name)
     config = _config(source, name, options)
     processor = _processor(source, name, config, options)
     if dtype == "auto" and placement.on_cpu:
         dtype = "float32"
     try:
         auto: Any = AutoModelForImageTextToText
-        model, report = placement.load(
-            auto.from_pretrained,
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise SetupError(f"{name}: cannot read its weights: {_first_line(error)}") from error
-    if complete and (missing := sorted(report["missing_keys"])):
-        raise SetupError(
-            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} "
-            "among them; download it again, or load it as it is with verify=False"
-        )
+        with quiet():  # its report of a line per weight: one line of ours follows
+            model, report = placement.load(
+                auto.from_pretrained,
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+        where = damaged_file(Path(source))
+        raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
+    check_weights(name, report, complete)
     return model.eval().requires_grad_(False), processor
 
 
@@ -92,7 +97,7 @@ def _source(name: str) -> str:
         return str(WEIGHTS / name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in ("config.json", ADAPTER)):
             raise SetupError(
                 f"{name}: the folder has no config.json; give one made by save_pretrained"
             )
@@ -105,27 +110,25 @@ def _source(name: str) -> str:
     )
 
 
-def _refuse_pickle(folder: Path, name: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        raise SetupError(
-            f"{name}: {pickles[0]} is a pickle, which can run code when read; convert it where you "
-            "trust it, with from_pretrained(...).save_pretrained(folder)"
-        )
-    raise SetupError(f"{name}: the folder has no *.safetensors; give one made by save_pretrained")
+def _has_no_model(source: str, options: dict[str, Any]) -> bool:
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source, **options)
+    except OSError:
+        return True
+    return "model_type" not in raw  # transformers reads an adapter's config in its place
 
 
 def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source, **options)
-    except OSError as error:
-        hint = (
-            "it is not in the local cache and HF_HUB_OFFLINE is set"
-            if HF_HUB_OFFLINE
-            else _first_line(error)
-        )
+        if not isinstance(raw, dict):
+            raise TypeError(f"but a {type(raw).__name__}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        hint = _first_line(error)
+        if Path(source).is_dir():
+            hint = f"it is not a JSON object ({hint})"
+        elif HF_HUB_OFFLINE:
+            hint = "it is not in the local cache and HF_HUB_OFFLINE is set"
         raise SetupError(f"{name}: cannot read its config.json: {hint}") from error
     model_type = raw.get("model_type")
     if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
@@ -141,6 +144,7 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "auto_map" not in raw:
         raise SetupError(f"{name}: {model_type} is not an image-text-to-text model of transformers")
     refuse_encoder_decoder(config, name)
+    check_quantisation(raw, name)
     return config
 
 
@@ -166,7 +170,7 @@ def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[s
         processor.image_processor = AutoImageProcessor.from_pretrained(
             source, backend="pil", **options
         )
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # of any class: tokenizers raises Exception itself
         raise SetupError(f"{name}: cannot load its processor: {_first_line(error)}") from error
     return processor
 

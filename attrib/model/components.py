@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from attrib.errors import AttribError, SetupError
 from attrib.model.devices import execution_device, float_copy
+from attrib.model.wrapped import linear_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Components:
         decoder: The module that calls the layers.
         layers: The decoder layers, in order.
         norm: The norm after the last layer.
-        head: The output embedding, from normed hidden state to logits.
+        output_embedding: From normed hidden state to logits; maybe in a wrapper of peft.
         image_token_id: The input id of a visual token.
         d_model: Width of the residual stream.
         patch_size: Side of the vision tower's patches, in pixels of the processed image. None for
@@ -37,11 +38,20 @@ class Components:
     decoder: nn.Module
     layers: nn.ModuleList
     norm: nn.Module
-    head: nn.Linear
+    output_embedding: nn.Module
     image_token_id: int
     d_model: int
     patch_size: int | None
     needs_pixels: bool
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output embedding in use, which can change with the active adapter.
+
+        Raises:
+            SetupError: An adapter adds to its output.
+        """
+        return linear_of(self.output_embedding, "the output embedding")
 
 
 def find_components(model: PreTrainedModel) -> Components:
@@ -64,8 +74,7 @@ def find_components(model: PreTrainedModel) -> Components:
             f"{name}: {len(norms)} candidates for the final norm of the decoder, expected 1"
         )
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise SetupError(f"{name} has no linear output embedding; load a model that generates text")
+    linear_of(head, f"{name}: the output embedding")
     image_token_id = getattr(model.config, "image_token_id", None)
     if not isinstance(image_token_id, int):
         raise SetupError(

@@ -15,6 +15,7 @@ from torch import nn
 
 from attrib.errors import AttribError, SetupError
 from attrib.model.prompt_rewriting import pushed
+from attrib.model.wrapped import eager
 
 logger = logging.getLogger("attrib")
 
@@ -70,7 +71,7 @@ def running(active: list[Any], batch: Any, processor: Any) -> Iterator[None]:
             or takes images of another size.
     """
     try:
-        with pushed(active, batch):
+        with eager(), pushed(active, batch):
             yield
     except ValueError as error:
         told = " ".join(str(error).split())

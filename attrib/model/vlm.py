@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
@@ -33,6 +32,7 @@ from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.row_checks import check_lengths, upright_images
 from attrib.model.targets import answer_ids
+from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
 
 
@@ -41,14 +41,14 @@ class VLM:
     """A Hugging Face vision-language model and its processor.
 
     Attributes:
-        model: The Hugging Face model.
+        model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
         processor: The Hugging Face processor, with the settings that the model's config requires;
             without one, `batch` is the only way to make inputs.
         name: Name of the model in results.
         verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
     """
 
-    model: PreTrainedModel
+    model: Any
     processor: Any = None
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
@@ -56,8 +56,9 @@ class VLM:
     verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        if not self.name:
-            object.__setattr__(self, "name", self.model.name_or_path or type(self.model).__name__)
+        object.__setattr__(self, "model", unwrapped(self.model))
+        name = self.name or self.model.name_or_path or type(self.model).__name__
+        object.__setattr__(self, "name", name)
         _ = self.components  # refuse unsupported models now
         object.__setattr__(self, "processor", completed(self.processor, self.model))
 
@@ -187,8 +188,7 @@ class VLM:
         """Continue each prompt, greedily by default; the new texts, without space around them.
 
         Of the checkpoint's generation config only the special tokens are used. Right padding moves
-        to the left and grows by one column, so that an open `write` for the original positions
-        raises an error instead of writing to others.
+        to the left and grows by one column: an open `write` for the old positions is an error.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
@@ -200,7 +200,7 @@ class VLM:
         rewritten = apply_rewriters(self._rewriters, batch).batch
         inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
         limits = self.tokenizer, self.pad_id, max_new_tokens
-        with loaded(self.model), pushed(self._active, self.batch(inputs)):
+        with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
             out = generated_ids(self.model, inputs, *limits, settings)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 

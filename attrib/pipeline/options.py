@@ -6,6 +6,7 @@ A field's description is its help text; `option` adds what the command line need
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from pydantic import (
 
 from attrib.vocabulary import DEFAULT_MODEL, Dtype
 
+OF_DATA = frozenset({"data", "split", "image_root", "limit", "answer_prefix"})
 NAMED_SPLITS = {"scenes-vqa": "test", "scenes-captions": "test"}
 PANEL = "Analysis"  # heading in --help of the options that one analysis has
 
@@ -56,11 +58,14 @@ class Options(BaseModel):
         free: options that change no number of the tables; `batch_size` changes them by rounding,
             which half precision shows. A run may be continued with others, and the default
             folder does not depend on them. Subclasses add their own.
+        refused: options of a base class that a command does not have -> why. Help does not show
+            them; given, they are refused with that reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     free: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +176,9 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
     def _one_source(self) -> "AnalysisOptions":
         if (self.image or self.target) and not self.prompt:
             raise ValueError("--image and --target need a --prompt, such as 'The animal is a'")
+        if self.prompt and (of_data := OF_DATA & self.model_fields_set):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(of_data))
+            raise ValueError(f"--prompt asks about one photo: leave out {names}, or --prompt")
         return self
 
 

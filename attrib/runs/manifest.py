@@ -14,6 +14,7 @@ from attrib.errors import SetupError
 from attrib.files import versions, weights_digest, write_text
 from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import adapters_of, plain_parts
 
 if TYPE_CHECKING:
     from attrib.runs.collected import Collected
@@ -90,17 +91,26 @@ def fingerprint(vlm: VLM) -> str:
     their size. It does not depend on the device.
     """
     digest = hashlib.sha256(_settings(vlm.model.config.to_dict()).encode())
+    if adapters := adapters_of(vlm.model):  # the same weights with another adapter active
+        digest.update(json.dumps(adapters, sort_keys=True).encode())
     for name, tensor in vlm.model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):  # extra state of some layers
             continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if not tensor.is_meta:
+            digest.update(_sample(tensor))
+            continue
         with loaded(holder := vlm.model.get_submodule(name.rpartition(".")[0])):
-            tensor = getattr(holder, name.rpartition(".")[2]) if tensor.is_meta else tensor
-            if tensor.is_meta:
-                continue
-            some = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)].cpu().contiguous()
-            digest.update(some.detach().view(torch.uint8).numpy().tobytes())
+            tensor = getattr(holder, name.rpartition(".")[2])
+            digest.update(b"" if tensor.is_meta else _sample(tensor))
     return digest.hexdigest()
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    """Evenly spaced elements, also of the parts of a quantised tensor."""
+    parts = [part.detach().flatten() for part in plain_parts(tensor)]
+    some = [part[:: max(1, part.numel() // SAMPLED)].cpu().contiguous() for part in parts]
+    return b"".join(part.view(torch.uint8).numpy().tobytes() for part in some)
 
 
 def refuse_foreign(out: Path) -> None:
@@ -212,6 +222,8 @@ def _settings(config: Mapping[str, Any]) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             kept = {str(k): plain(v) for k, v in value.items() if not str(k).startswith("_")}
+            how = value.get("quantization_config")  # torchao's holds names that start with "_"
+            kept |= {} if how is None else {"quantization_config": how}
             return {k: v for k, v in kept.items() if k != "transformers_version"}
         return value
 

@@ -12,6 +12,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.devices import each_weight
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import plain_parts
 from editors.evaluation.protocols import PROTOCOLS, Answer, EncodedProbes
 
 CHUNK = 1 << 24  # elements that are weighted at once on a GPU
@@ -77,6 +78,8 @@ def digest(tensor: Tensor) -> str:
     head = f"{tuple(tensor.shape)} {tensor.dtype} {tensor.device}"
     if tensor.is_meta or not tensor.numel():
         return head
+    if len(parts := plain_parts(tensor)) > 1:  # quantised
+        return " ".join(map(digest, parts))
     bits = tensor.detach().contiguous().flatten().view(_WIDTHS[tensor.element_size()])
     if tensor.device.type == "cpu":
         return f"{head} {hashlib.sha256(bits.numpy().data).hexdigest()}"

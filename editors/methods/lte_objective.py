@@ -19,6 +19,7 @@ from attrib.errors import SetupError
 from attrib.model.batch import IGNORE_INDEX
 from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import linears, refuse_packed
 from editors.base import WeightEdit, encode_requests
 from editors.context.prompt_edit import PromptStarts, fact_of, prepend_to_prompts, text_tokens
 from editors.methods.objective import EditObjective
@@ -77,6 +78,9 @@ class AllLayers(nn.Module):
 
     def __init__(self, vlm: VLM, layers: Sequence[int]):
         super().__init__()
+        for layer in layers:
+            inside = ((path, one) for path, _, one in linears(vlm.layers[layer]))
+            refuse_packed(inside, f"{vlm.name}: layer {layer}")
         whose = {id(p) for layer in layers for p in vlm.layers[layer].parameters()}
         own = {name: p for name, p in vlm.model.named_parameters() if id(p) in whose}
         self.names = {name.replace(".", "/"): name for name in own}
@@ -102,15 +106,15 @@ class AllLayers(nn.Module):
 
 
 def _peft_layers(
-    linears: Mapping[str, nn.Linear], rank: int, alpha: float, seed: int
+    own: Mapping[str, nn.Linear], rank: int, alpha: float, seed: int
 ) -> dict[str, Any]:
     """Layers of peft around some linear layers, which stay in their places."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    flags = {one: [p.requires_grad for p in one.parameters()] for one in linears.values()}
+    flags = {one: [p.requires_grad for p in one.parameters()] for one in own.values()}
     # Injected into a holder, not into the model, so that nothing of the model is renamed.
-    holder = nn.ModuleDict(dict(linears))
-    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": list(linears)}
+    holder = nn.ModuleDict(dict(own))
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": list(own)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(**settings), holder, NAME)
@@ -132,17 +136,18 @@ def qkv_projections(vlm: VLM, layers: Sequence[int]) -> dict[str, nn.Linear]:
     """
     found = {}
     for layer in layers:
-        linears = {
-            name: module
-            for name, module in vlm.layers[layer].named_modules()
-            if isinstance(module, nn.Linear) and QKV_NAMES.fullmatch(name.rpartition(".")[2])
+        here = {
+            # Inside the adapters of a model that has some: they stay as they are.
+            name if place is module else f"{name}.base_layer": module
+            for name, place, module in linears(vlm.layers[layer])
+            if QKV_NAMES.fullmatch(name.rpartition(".")[2])
         }
-        if not linears:
+        if not here:
             raise SetupError(
                 f"{vlm.name}: layer {layer} has no linear layers to queries, keys and values; "
                 "parameters='all' trains whole layers"
             )
-        found |= {f"{layer}/{name.replace('.', '/')}": one for name, one in linears.items()}
+        found |= {f"{layer}/{name.replace('.', '/')}": one for name, one in here.items()}
     return found
 
 

@@ -1,7 +1,7 @@
 """Frozen prefix: inputs run once up to the first edited layer, so that training resumes there.
 
-An adapter changes nothing before the layer it writes. Each training input passes these layers once;
-a step pads the stored states and calls the later layers as plain functions, with the adapters.
+Each training input passes the layers before the first adapter once; a step pads the stored states
+and calls the later layers as plain functions, with the adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,7 @@ from attrib.forward.layer_call import AXES, Call
 from attrib.forward.replay import Captured, capture
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import eager
 from attrib.progress import progress
 from editors.adapters.edit_signal import EMBED
 from editors.base import encode_requests
@@ -87,6 +88,7 @@ class PrefixBatch:
     layer_args: dict[int, Call]
     added: dict[int, Float[Tensor, "batch pos d_model"]]
 
+    @eager()
     def run(self, vlm: VLM, interventions: Interventions) -> Float[Tensor, "asked d_model"]:
         """Run the later layers, with interventions; return the output at labelled positions."""
         h = self.hidden
@@ -109,9 +111,7 @@ def prefix_states(
     batch_size: int = 32,
     what: str | None = "inputs",
 ) -> list[PrefixStates]:
-    """Run inputs with their targets once; return their states at `layers`.
-
-    `what` labels the progress bar; None shows no bar.
+    """States at `layers` of inputs with targets, run once; `what` labels a progress bar, if given.
 
     Raises:
         SetupError: The model calls its layers with tensors that cannot be padded.

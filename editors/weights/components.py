@@ -11,6 +11,7 @@ from attrib.errors import SetupError
 from attrib.forward.hooks import on_input, on_output
 from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
+from attrib.model.wrapped import linears, own_parameters, refuse_packed, works
 from editors.adapters.sites import check_layers
 
 Which = Literal["down", "up_down", "all"]
@@ -31,10 +32,12 @@ class Matrix:
     Attributes:
         name: Name of its weight in `vlm.model.named_parameters()`.
         module: The layer.
+        place: What the model calls in its place: a layer of peft around it, or the layer itself.
     """
 
     name: str
     module: nn.Linear
+    place: nn.Module
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,33 +73,39 @@ def mlp_of(vlm: VLM, layer: int) -> MLP:
     Raises:
         SetupError: The layer has none of a known form (a mixture of experts, fused matrices).
     """
-    block = vlm.layers[layer]
-    names = {id(value): name for name, value in vlm.model.named_parameters()}
-    linears = {
-        path: Matrix(names[id(module.weight)], module)
-        for path, module in _outside_attention(block)
-        if isinstance(module, nn.Linear)
+    block, names = vlm.layers[layer], {id(m): name for name, m in vlm.model.named_modules()}
+    attention = tuple(_attention(block))
+    matrices = {
+        path: _matrix(f"{vlm.name}: layer {layer}: {path}", names, place, module)
+        for path, place, module in linears(block)
+        if not path.startswith(attention)
     }
-    downs = {path: m for path, m in linears.items() if m.shape[0] == vlm.d_model != m.shape[1]}
+    downs = {path: m for path, m in matrices.items() if m.shape[0] == vlm.d_model != m.shape[1]}
     path, down = next(iter(downs.items()), ("", None))
-    ups = [m for m in linears.values() if down and m.shape == down.shape[::-1]]
+    ups = [m for m in matrices.values() if down and m.shape == down.shape[::-1]]
     holder = block.get_submodule(path.rpartition(".")[0])
-    acts = [m for _, m in _outside_attention(holder) if type(m).__module__ in ACTIVATIONS]
+    acts = [m for m in _outside_attention(holder) if type(m).__module__ in ACTIVATIONS]
     if down is None or len(downs) != 1 or len(ups) not in (1, 2) or not acts:
         raise SetupError(
             f"{vlm.name}: layer {layer} has no feed-forward network of one or two matrices in and "
-            f"one out, but {[m.shape for m in linears.values()]}; editors of hidden states "
+            f"one out, but {[m.shape for m in matrices.values()]}; editors of hidden states "
             "(visedit, dualedit) need none"
         )
     if len(ups) == 1:
         return MLP(ups[0], down, None, acts[0])
-    gate, up = _gate_first(holder, acts[0], ups, vlm.d_model)
+    gate, up = _gate_first(holder, acts[0], ups, vlm.d_model, vlm.dtype)
     return MLP(up, down, gate, acts[0])
 
 
 def matrices_of(vlm: VLM, layers: Sequence[int], which: Which) -> list[Matrix]:
-    """Matrices of the MLPs of some layers, in layer order."""
-    return [m for layer in sorted(layers) for m in mlp_of(vlm, layer).matrices(which)]
+    """Matrices of the MLPs of some layers, in layer order.
+
+    Raises:
+        SetupError: A layer has none of a known form, or its weights are quantised.
+    """
+    found = [m for layer in sorted(layers) for m in mlp_of(vlm, layer).matrices(which)]
+    refuse_packed(((m.name, m.module) for m in found), vlm.name)
+    return found
 
 
 def last_layers(vlm: VLM, layers: Any, num: int) -> list[int]:
@@ -114,26 +123,40 @@ def last_layers(vlm: VLM, layers: Any, num: int) -> list[int]:
     return chosen
 
 
-def _outside_attention(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    attention: list[str] = []
+def _matrix(what: str, names: Mapping[int, str], place: Any, module: nn.Linear) -> Matrix:
+    additive = hasattr(place, "lora_A") and not place.lora_variant  # LoRA, not DoRA
+    if place is not module and works(place) and not additive:
+        raise SetupError(
+            f"{what} has an adapter ({type(place).__name__}) that changes what its weights mean, "
+            "so that they cannot be edited; merge it first: peft_model.merge_and_unload()"
+        )
+    return Matrix(f"{names[id(module)]}.weight", module, place)
+
+
+def _attention(block: nn.Module) -> Iterator[str]:
     for path, module in block.named_modules():
-        if "attention" in type(module).__name__.lower():
-            attention.append(f"{path}.")
-        if path and not f"{path}.".startswith(tuple(attention)):
-            yield path, module
+        if path and "attention" in type(module).__name__.lower():
+            yield f"{path}."
+
+
+def _outside_attention(block: nn.Module) -> Iterator[nn.Module]:
+    inside = tuple(_attention(block))
+    for path, module in block.named_modules():
+        if path and not f"{path}.".startswith(inside):
+            yield module
 
 
 @torch.no_grad()
 def _gate_first(
-    holder: nn.Module, activation: nn.Module, ups: list[Matrix], d_model: int
+    holder: nn.Module, activation: nn.Module, ups: list[Matrix], d_model: int, dtype: torch.dtype
 ) -> tuple[Matrix, Matrix]:
     """The matrix whose output the activation function sees, and the other one."""
     seen: dict[str, Tensor] = {}
     module = ups[0].module
-    place = {"dtype": module.weight.dtype, "device": execution_device(module)}
+    place = {"dtype": dtype, "device": execution_device(module)}
     with (
         on_input(activation, lambda h, _args, _kwargs: seen.update(act=h)),
-        on_output(ups[0].module, lambda h: seen.update(first=h)),
+        on_output(ups[0].place, lambda h: seen.update(first=h)),
     ):
         holder(torch.ones(1, 1, d_model, **place))
     return (ups[0], ups[1]) if seen["act"] is seen["first"] else (ups[1], ups[0])
@@ -161,10 +184,12 @@ def visual_parameters(vlm: VLM, part: Part) -> dict[str, nn.Parameter]:
         "projection": plain or mergers,
         "vision_tower": towers,
     }
+    for name, module in found[part]:
+        refuse_packed(((f"{name}.{path}", one) for path, _, one in linears(module)), vlm.name)
     named = {
         f"{name}.{key}": value
         for name, module in found[part]
-        for key, value in module.named_parameters()
+        for key, value in own_parameters(module)
     }
     if not named:
         raise SetupError(
@@ -176,12 +201,13 @@ def visual_parameters(vlm: VLM, part: Part) -> dict[str, nn.Parameter]:
 
 def _in_front(vlm: VLM, module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules beside the language model, however deep both are nested."""
+    head = vlm.components.output_embedding
     for name, child in module.named_children():
         here = f"{path}{name}"
         holds_decoder = any(part is vlm.components.decoder for part in child.modules())
         if holds_decoder and _has(child, CONVOLUTIONS):
             yield from _in_front(vlm, child, f"{here}.")
-        elif not holds_decoder and child is not vlm.components.head and [*child.parameters()]:
+        elif not holds_decoder and child is not head and [*child.parameters()]:
             yield here, child
 
 

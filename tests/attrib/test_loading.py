@@ -7,6 +7,7 @@ import tiny_models
 import torch
 import transformers as tr
 from conftest import FAMILIES, examples, picture, tiny_vlm
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import attrib
@@ -181,23 +182,93 @@ def test_a_pickle_is_refused_unread(tmp_path, folders):
     assert not canary.exists()
 
 
-def test_broken_weights_are_refused(tmp_path):
-    save(*tiny_models.build("llava"), tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(SetupError, match=r"cannot read its weights: .*incomplete"):
-        attrib.load(str(tmp_path))
+def layouts(weights):
+    """One checkpoint's weights by the names of several versions of transformers."""
+    old = {}  # up to 4.51
+    for name, value in weights.items():
+        name = name.removeprefix("model.").replace("vision_tower.", "vision_tower.vision_model.")
+        name = name.replace("language_model.", "language_model.model.")
+        old[name.replace("lm_head", "language_model.lm_head")] = value
+    new = {n.replace("vision_tower.", "vision_tower.vision_model."): w for n, w in weights.items()}
+    return old, new, weights
 
 
-def test_an_incomplete_checkpoint_is_refused(tmp_path):
+def written(folder, weights):
+    save_file({n: w.clone() for n, w in weights.items()}, folder / "model.safetensors", FORMAT)
+    return str(folder)
+
+
+FORMAT = {"format": "pt"}
+
+
+def test_every_layout_of_names_gives_the_same_bits(tmp_path, caplog):
+    folder, vlm = save(*tiny_models.build("llava"), tmp_path), tiny_vlm("llava")
+    batch = vlm.encode(*examples())
+    right = vlm.logits(batch)
+    for weights in layouts(vlm.model.state_dict()):
+        loaded = attrib.load(written(folder, weights), verify=False)
+        assert torch.equal(loaded.logits(batch), right)
+    assert caplog.text == ""
+    # Not a layout: the line of a wrong name, which is also the control.
+    attrib.load(written(folder, weights | {"nonsense": torch.ones(2)}), verify=False)
+    assert "has weights that the model does not have (1), nonsense among them" in caplog.text
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, capfd):
+    folder = save(*tiny_models.build("llava"), tmp_path)
+    weights = tiny_vlm("llava").model.state_dict()
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+
+    def refused(weights, **settings):
+        with pytest.raises(SetupError) as caught:
+            attrib.load(written(folder, weights), **settings)
+        return str(caught.value)
+
+    lacking = {key: value for key, value in weights.items() if key != name}
+    assert f"lacks 1 of the model's weights, {name} among them; download" in refused(lacking)
+    other = {f"other.{key}": value for key, value in weights.items()}
+    assert "lacks 82 of" in refused(other) and "does not have (82), other.lm_" in refused(other)
+    short = weights | {name: weights[name][:-1]}
+    told = f"the weight {name} has the shape (127, 64), and the model of its config.json (128, 64)"
+    assert told in refused(short) and told in refused(short, verify=False)
+    assert "REPORT" not in "".join(capfd.readouterr())
+    assert attrib.load(written(folder, lacking), verify=False).num_layers == 4
+
+
+def test_broken_files_are_refused_by_name(tmp_path):
     model, processor = tiny_models.build("llava")
-    weights = model.state_dict()
-    gone = [name for name in weights if "layers.1.mlp.up_proj" in name and "vision" not in name]
-    kept = {name: value for name, value in weights.items() if name not in gone}
-    model.save_pretrained(tmp_path, state_dict=kept)
+    model.save_pretrained(tmp_path, max_shard_size="300KB")
     processor.save_pretrained(tmp_path)
-    with pytest.raises(SetupError, match=r"lacks 1 of the model's weights, .*up_proj.weight"):
-        attrib.load(str(tmp_path))
+    index = tmp_path / "model.safetensors.index.json"
+    first, second = sorted(tmp_path.glob("*.safetensors"))[:2]
+    whole, listed = first.read_bytes(), index.read_text()
+
+    def refused():
+        with pytest.raises(SetupError) as caught:
+            attrib.load(str(tmp_path), verify=False)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    for damaged in (whole[:-100], b"", bytes(100)):
+        first.write_bytes(damaged)
+        assert f"cannot read its weights, {first.name} is damaged: " in refused()
+    first.write_bytes(whole)
+    for damaged in ("{", "{}", "[]", '{"weight_map": [1]}'):
+        index.write_text(damaged)
+        assert f"{index.name} is damaged (" in refused()
+    index.write_text(listed)
+    second.rename(tmp_path / "elsewhere")
+    assert f"shards are missing, {second.name} among them; download" in refused()
+    index.unlink()
+    assert f"neither model.safetensors nor {index.name}" in refused()
+    (tmp_path / "elsewhere").rename(second)
+    index.write_text(listed)
+    assert attrib.load(str(tmp_path), verify=False).num_layers == 4
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert "cannot load its processor: " in refused()
+    for damaged in ("", "{", "[]"):
+        (tmp_path / "config.json").write_text(damaged)
+        assert "cannot read its config.json: it is not a JSON object (" in refused()
 
 
 def test_a_model_whose_logits_are_capped_is_refused_by_name(tmp_path):

@@ -1,6 +1,7 @@
 """The command line, as a user meets it: what it writes, what it says, what it returns."""
 
 import json
+import shlex
 import subprocess
 import sys
 import traceback
@@ -17,7 +18,9 @@ import attrib
 from attrib import cli
 from attrib.cli.analyse import command_options
 from attrib.cli.command import exit_code, resolve
+from attrib.cli.grid import GridOptions
 from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
+from attrib.cli.train import TrainOptions, _evaluation, default_out
 from attrib.data import Quarantined
 from attrib.data.scenes.export import ExportResult
 from attrib.errors import AttribError, SetupError
@@ -104,10 +107,56 @@ def test_the_version_is_the_packages():
     assert result.exit_code == 0 and result.output.startswith("attrib 0.")
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "contributions", "attention"])
-def test_every_command_explains_itself(command):
-    result = CliRunner().invoke(cli.app, [command, "--help"])
-    assert result.exit_code == 0 and command in result.output
+NO_PHOTO = ("evaluate", "faithfulness", "gate", "report", "select")
+READS_ANSWER = ("contributions", "edit", "patching")  # of one photo
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_shows_what_a_command_has_and_nothing_else(command):
+    text = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert command in text and "Undefined" not in text and "PydanticUndefined" not in text
+    assert ("--target " in text) == (command in READS_ANSWER)
+    assert ("for --key gold" in text) <= ("--key " in text)
+    if command in NO_PHOTO:
+        assert "--data " in text and "One photo" not in text and "--image " not in text
+    if command == "grid":
+        assert "runs/grid-" in text and "--layers" not in text and "--seed " not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("gate", "--prompt", "x"), "--prompt: gate needs a dataset: give --data instead"),
+        (("evaluate", "--prompt", "x"), "--prompt: evaluate needs edits with the inputs"),
+        (("select", "--prompt", "x"), "select needs many examples: give --data"),
+        (("attention", "--prompt", "x", "--target", "y"), "--target: attention reads no answer"),
+        (("attention", "--prompt", "x", "--data", "y"), "leave out --data, or --prompt"),
+        (("sweep", "--prompt", "x", "--image-root", "y", "--limit", "2"), "out --image-root, --l"),
+        (("grid", "--layers", "text:1"), "--layers: grid trains at each layer; give --text"),
+        (("grid", "--seed", "1"), "--seed: grid trains with several seeds"),
+        (("grid", "--tensorboard"), "--tensorboard: grid writes no curves"),
+        (("edit", "--editor", "e", "--prompt", "x", "--load", "l", "--target", "y"), "of --load"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(run, arguments, told):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == "" and told in err and err.count("\n") == 1
+
+
+def test_a_next_command_can_be_pasted(run):
+    options = TrainOptions(
+        model="my models/x", dtype="bfloat16", data="a b", split="caption-train", image_root="im g"
+    )
+    line = _evaluation(options, Path("out put"))
+    typed = shlex.split(line)
+    assert typed[:2] == ["attrib", "evaluate"] and typed[2:] == [
+        "--model", "my models/x", "--dtype", "bfloat16", "--editor", "out put", "--data", "a b",
+        "--split", "caption-eval", "--image-root", "im g",
+    ]  # fmt: skip
+    code, _, err = run(*typed[1:], "--dry-run")  # every option is one of the command
+    assert code in (2, 3) and "option" not in err
+    grid = GridOptions(data="/a/b c")
+    assert default_out("grid", grid) == Path("runs/grid-dualedit-tiny-llava--a-b-c")
 
 
 def test_a_command_that_there_is_not_is_wrong_usage():
