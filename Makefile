@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check notebooks docs clean
+.PHONY: demo test check architectures notebooks docs clean
 .DELETE_ON_ERROR:
 
 # The tested versions are pinned in constraints.txt; a change there or in pyproject.toml reinstalls.
@@ -21,6 +21,9 @@ test: .venv/installed  ## the test suite, which also runs all notebooks
 
 check: .venv/installed  ## exactly what CI runs
 	bash .ci/run
+
+architectures: .venv/installed  ## check every type of transformers; writes the table of docs/models.md
+	$(BIN)/python -m tests.architectures
 
 notebooks: .venv/installed  ## run the notebooks' sources and keep their outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/execute.py

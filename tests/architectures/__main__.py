@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from tests.architectures.isolated import run
 from tests.architectures.measure import Row
 from tests.architectures.registry import TYPES
-from tests.architectures.table import RECORD, passes, write
+from tests.architectures.table import RECORD, failures, passes, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(row: Row, trace: bool) -> None:
-    remarks = "; ".join(row["remarks"])
+    remarks = "; ".join([*row["remarks"], *failures(row)])
     passed = f"{row['passed']}/{row['total']}"
     _print(f"{row['type']:24} {row['processor']:12} {passed:>6} {row['seconds']:5.1f} s  {remarks}")
     if trace and "trace" in row:

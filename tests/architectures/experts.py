@@ -101,8 +101,8 @@ def _minimax_m3_vl():
 
 def _step3p7():
     text = {
-        "mlp_layer_types": SPARSE, "layer_types": ["full_attention"] * 4, "share_expert_dim": 32,
-        "num_sliding_attention_heads": 4,
+        "mlp_layer_types": SPARSE, "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "share_expert_dim": 32, "num_sliding_attention_heads": 4, "sliding_window": 8,
     }  # fmt: skip
     vision = {"image_size": 112, "max_position_embeddings": 64}
     return model_of(small("step3p7", text_config=text, vision_config=vision)), ByHand(112, 4)

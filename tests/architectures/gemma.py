@@ -8,6 +8,7 @@ from attrib.model.checkpoint import without_video_check
 from tests import tiny_models
 from tests.architectures.prompts import ByHand, cut, square, words
 from tests.architectures.small import model_of, small, tower
+from tests.architectures.substitutes import resnet, with_tower
 from tests.tiny_models import END, START
 
 KINDS = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
@@ -60,11 +61,42 @@ def _gemma4_unified():
     return model_of(config), ByHand(28, 4, inputs, types=True, **marks)
 
 
+def _gemma3n():
+    text = {
+        "layer_types": KINDS, "intermediate_size": [128] * 4, "final_logit_softcapping": 20.0,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": tiny_models.VOCAB,
+        "laurel_rank": 8, "num_kv_shared_layers": 0, "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+    }  # fmt: skip
+    audio = {
+        "hidden_size": 32, "vocab_size": 8, "vocab_offset": 450, "input_feat_size": 16,
+        "conf_num_attention_heads": 4, "conf_num_hidden_layers": 1,
+        "sscp_conv_channel_size": [8, 4],
+    }  # fmt: skip
+    vision = {"hidden_size": 32, "vocab_size": 8, "vocab_offset": 440}
+    config = small(
+        "gemma3n", vision_config=vision, text_config=text, audio_config=audio,
+        vision_soft_tokens_per_image=4,
+        audio_token_id=END + 2, boa_token_id=END + 3, eoa_token_id=END + 3,
+    )  # fmt: skip
+    model = with_tower(config, tr.Gemma3nVisionConfig, resnet())
+    processor = without_video_check(tr.Gemma3nProcessor)(
+        feature_extractor=tr.Gemma4AudioFeatureExtractor(), image_seq_length=4,
+        image_processor=tr.SiglipImageProcessorPil(size=square(16)),
+        tokenizer=words("<s>", **AUDIO, **NAMES),
+    )  # fmt: skip
+    return model, processor
+
+
 BUILDERS = {
     "gemma3": tiny_models.BUILDERS["gemma3"],
     "shieldgemma2": _shieldgemma2,
     "paligemma": tiny_models.BUILDERS["paligemma"],
+    "gemma3n": _gemma3n,
     "gemma4": _gemma4,
     "gemma4_unified": _gemma4_unified,
 }
-REMARKS = {"shieldgemma2": "Gemma 3's processor: its own writes the prompt"}
+REMARKS = {
+    "gemma3n": "ResNet for its tower, which needs timm",
+    "shieldgemma2": "Gemma 3's processor: its own writes the prompt",
+}

@@ -99,5 +99,6 @@ def _lost(name: str, late: bool, code: int | None) -> Row:
     why = f"took more than {LIMIT:.0f} seconds" if late else f"its process died, exit code {code}"
     return {
         "type": name, "model": TYPES[name], "scope": OUT_OF_SCOPE.get(name, "decoder-only"),
-        "processor": "none", "passed": 0, "total": 0, "remarks": [why], "seconds": LIMIT,
+        "processor": "none", "passed": 0, "total": 0, "failed": [], "remarks": [why],
+        "seconds": LIMIT,
     }  # fmt: skip

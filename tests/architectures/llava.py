@@ -7,6 +7,7 @@ from attrib.model.checkpoint import without_video_check
 from tests import tiny_models
 from tests.architectures.prompts import ByHand, square, words
 from tests.architectures.small import model_of, small
+from tests.architectures.substitutes import resnet, with_tower
 from tests.tiny_models import IMAGE, VIDEO
 
 PINPOINTS = [[28, 56], [56, 28], [56, 56]]
@@ -46,20 +47,17 @@ def _video_llava():
 
 
 def _perception_lm():
-    tower = tr.SiglipVisionConfig(**tiny_models.VISION, vision_use_head=False)
     config = small("perception_lm", projector_pooling_ratio=1, vision_use_cls_token=False)
-    config.vision_config = tower
-    tower.model_args = {"embed_dim": tower.hidden_size}
-    return model_of(config), ByHand(28, 4, lambda pixels: {"pixel_values": pixels[:, None]})
+    config.vision_config.model_args = {"embed_dim": 48}
+    vision = tr.SiglipVisionConfig(**tiny_models.VISION, vision_use_head=False)
+    model = with_tower(config, tr.TimmWrapperConfig, tr.SiglipVisionModel(vision))
+    return model, ByHand(28, 4, lambda pixels: {"pixel_values": pixels[:, None]})
 
 
 def _fast_vlm():
     config = small("fast_vlm", image_seq_length=4)
-    config.vision_config = tr.ResNetConfig(
-        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic"
-    )
     config.vision_config.hidden_size = 32
-    return model_of(config), ByHand(16, 4)
+    return with_tower(config, tr.TimmWrapperConfig, resnet()), ByHand(16, 4)
 
 
 BUILDERS = {

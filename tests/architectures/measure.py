@@ -17,11 +17,11 @@ LONGEST = 300  # characters of an error
 
 
 def measure(name: str) -> Row:
-    """The row of a type: model, scope, processor, passed, total, remarks and seconds."""
+    """The row of a type: model, scope, processor, passed, total, failed, remarks, seconds."""
     start = time.monotonic()
     row: Row = {
         "type": name, "model": TYPES[name], "scope": OUT_OF_SCOPE.get(name, "decoder-only"),
-        "processor": "none", "passed": 0, "total": 0, "remarks": [],
+        "processor": "none", "passed": 0, "total": 0, "failed": [], "remarks": [],
     }  # fmt: skip
     row |= _outcome(name)
     known = [REMARKS[name]] if name in REMARKS else []
@@ -46,10 +46,10 @@ def _outcome(name: str) -> Row:
     if processor is None:
         return {"remarks": ["accepted by VLM(); no processor here, so nothing is checked"]}
     report = attrib.check(vlm)
-    failed = [f"failed: {one.check}: {_cut(one.detail)}" for one in report.failed]
+    failed = [[one.check, _cut(one.detail)] for one in report.failed]
     passed = len(report.results) - len(failed)
     return {"processor": kind(name, processor), "passed": passed, "total": len(report.results),
-            "remarks": failed}  # fmt: skip
+            "failed": failed}  # fmt: skip
 
 
 def kind(name: str, processor: Any) -> str:

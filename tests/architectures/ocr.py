@@ -52,10 +52,10 @@ def _deepseek_vl_hybrid():
     config = small("deepseek_vl_hybrid", high_res_vision_config=SAM | {"num_pos_feats": 16})
 
     def inputs(pixels):
-        low = nn.functional.interpolate(pixels, size=(28, 28), mode="bilinear")
-        return {"pixel_values": low, "high_res_pixel_values": pixels}
+        high = nn.functional.interpolate(pixels, size=(128, 128), mode="bilinear")
+        return {"pixel_values": pixels, "high_res_pixel_values": high}
 
-    return model_of(config), ByHand(128, 4, inputs)
+    return model_of(config), ByHand(28, 4, inputs)
 
 
 def _janus():

@@ -17,7 +17,8 @@ def _nemotron():
         "chunk_size": 8, "moe_shared_expert_intermediate_size": 32, "use_mamba_kernels": False,
     }  # fmt: skip
     text["num_hidden_layers"] = 4
-    vision = {"patch_size": 16, "image_size": 64, "max_img_size": 64}
+    vision = {"patch_size": 16, "image_size": 64, "max_img_size": 64,
+              "video_temporal_patch_size": 2}  # fmt: skip
     config = small(
         "nemotron_h_omni", text_config=text, vision_config=vision, image_token_id=IMAGE,
         projector_hidden_size=64, vision_hidden_size=32, video_token_id=VIDEO, audio_token_id=264,

@@ -40,13 +40,14 @@ def patches_pil(patch: int = 14, kind: Any = None, **settings: Any) -> Any:
 
 def patches(
     processor_class: Any, patch: int = 14, template: str = QWEN_TEMPLATE, words: Any = words,
-    images: Any = None, **tokens: str,
+    images: Any = None, audio: bool = False, **tokens: str,
 ) -> Any:  # fmt: skip
     """A processor of the Qwen-VL kind: as many tokens as merged patches."""
+    ears = {"feature_extractor": tr.WhisperFeatureExtractor()} if audio else {}
     names = {"image_token": "<image>", "video_token": "<video>"} | tokens
     return without_video_check(processor_class)(
         image_processor=images or patches_pil(patch), tokenizer=words(**names),
-        video_processor=BaseVideoProcessor(), chat_template=template,
+        video_processor=BaseVideoProcessor(), chat_template=template, **ears,
     )  # fmt: skip
 
 

@@ -50,9 +50,15 @@ def _omni(name, patch):
         audio["downsample_hidden_size"] = 16
     config = small(
         name, text_config=text, audio_config=audio, vision_config={"patch_size": patch},
-        audio_start_token_id=END, vision_start_token_id=START,
+        audio_start_token_id=END + 2, vision_start_token_id=START,
     )  # fmt: skip
-    return model_of(config), patches(tr.Qwen2VLProcessor, patch)
+    processor_class = tr.Qwen2_5OmniProcessor if patch == 14 else tr.Qwen3OmniMoeProcessor
+    names = {
+        "audio_token": "<end_of_utterance>", "vision_bos_token": "<start_of_image>",
+        "vision_eos_token": "<end_of_image>", "audio_bos_token": "<global-img>",
+        "audio_eos_token": "<fake_token_around_image>",
+    }  # fmt: skip
+    return model_of(config), patches(processor_class, patch, audio=True, **names)
 
 
 def _exaone4_5():
@@ -83,7 +89,8 @@ def _dots3_note():
     template = tiny_models.QWEN_TEMPLATE.replace("<image>", "<|imgpad|>")
     processor = patches(
         tr.Dots3NoteProcessor, template=template, image_token="<|imgpad|>",
-        video_token="<|video_pad|>", **names,
+        video_token="<|video_pad|>",
+        images=patches_pil(temporal_patch_size=1), **names,
     )  # fmt: skip
     return model_of(config), processor
 
@@ -137,7 +144,7 @@ def _paddleocr_vl():
 def _ernie():
     text = {
         "moe_intermediate_size": [32, 16], "mlp_layer_types": ["dense", *["sparse"] * 3],
-        "rope_parameters": ROPE,
+        "rope_parameters": ROPE | {"mrope_section": [3, 3, 2]},
     }  # fmt: skip
     config = small("ernie4_5_vl_moe", text_config=text)
     images = patches_pil(kind=tr.Ernie4_5_VLMoeImageProcessorPil, temporal_patch_size=1)

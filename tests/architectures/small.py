@@ -35,7 +35,7 @@ TOWER = {
 JOINT = {"hidden_size": 64, "vocab_size": TEXT["vocab_size"], "projection_dim": 64}
 IDS = {
     "image": IMAGE, "video": VIDEO, "vision_start": START, "vision_end": END, "image_start": START,
-    "image_end": END, "boi": START, "eoi": END, "video_start": START, "video_end": END,
+    "image_end": END, "boi": START, "eoi": END, "video_start": END + 2, "video_end": END + 3,
 }  # fmt: skip
 TOKENS = {f"{name}_token_{kind}": id for name, id in IDS.items() for kind in ("id", "index")}
 

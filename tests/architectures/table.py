@@ -13,6 +13,8 @@ PAGE = ROOT / "docs" / "models.md"
 RECORD = ROOT / "docs" / "architectures.json"
 START = "<!-- architectures: written by `python -m tests.architectures` -->"
 END = "<!-- architectures: end -->"
+SHOWN = 140  # characters of a detail; the record has all
+FIELDS = ("type", "model", "scope", "processor", "passed", "total", "failed", "remarks")
 
 
 def passes(row: Row) -> bool:
@@ -27,20 +29,19 @@ def write(rows: Sequence[Row], page: Path = PAGE, record: Path = RECORD) -> None
         ValueError: The page lacks the markers.
     """
     rows = sorted(rows, key=lambda row: row["type"])
-    kept = [{key: value for key, value in row.items() if key != "trace"} for row in rows]
+    kept = [{key: row[key] for key in FIELDS} for row in rows]
     about = {"date": datetime.date.today().isoformat(), "versions": versions()}
     write_text(record, json.dumps(about | {"rows": kept}, indent=1) + "\n")
-    before, middle, after = _parts(page.read_text())
-    del middle
+    before, after = _around(page.read_text())
     write_text(page, before + START + "\n\n" + markdown(rows, about) + "\n" + END + after)
 
 
-def _parts(text: str) -> tuple[str, str, str]:
+def _around(text: str) -> tuple[str, str]:
     before, found, rest = text.partition(START)
-    middle, ended, after = rest.partition(END)
+    _, ended, after = rest.partition(END)
     if not found or not ended:
         raise ValueError(f"{PAGE.name} lacks the lines {START!r} and {END!r}")
-    return before, middle, after
+    return before, after
 
 
 def markdown(rows: Sequence[Row], about: dict) -> str:
@@ -66,5 +67,15 @@ def _line(row: Row) -> str:
 
 
 def _remarks(row: Row) -> str:
-    text = "; ".join(row["remarks"]).replace("|", "\\|").replace("<", "&lt;")
-    return text.replace("\n", " ")
+    text = "; ".join([*row["remarks"], *failures(row)])
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def failures(row: Row) -> list[str]:
+    """What failed: the first check with its detail, the names of the others."""
+    if not row["failed"]:
+        return []
+    (check, detail), *others = row["failed"]
+    first = f"{check}: no, {detail if len(detail) <= SHOWN else detail[:SHOWN] + ' ...'}"
+    names = ", ".join(name for name, _ in others)
+    return [first] + [f"also {names}"] * bool(others)

@@ -73,6 +73,7 @@ def _mistral_large4():
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
         "layer_types": ["indexed_attention"] * 4, "indexer_types": ["full"] * 4,
         "no_rope_layers": [1, 1, 1, 0], "kv_source_layers": [0, 1, 2, 3], "head_dim": 8,
+        "num_key_value_heads": 4,
     }  # fmt: skip
     config = small("mistral_large4", text_config=text, vision_config={"image_size": 112})
     return model_of(config), _pixtral()
