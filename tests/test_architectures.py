@@ -1,4 +1,4 @@
-"""The zoo of small models covers every type, its runs are isolated and resume, its table is true."""
+"""The small models cover every type, runs are isolated and resume, the table shows the record."""
 
 import json
 import os
