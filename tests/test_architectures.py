@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from tests.architectures import isolated, table
-from tests.architectures.registry import BUILDERS, OUT_OF_SCOPE, TYPES
+from tests.architectures.registry import BUILDERS, OUT_OF_SCOPE, type_of
 from tests.architectures.small import jitter
 
 
-def test_every_type_of_the_installed_transformers_has_a_builder():
-    assert set(BUILDERS) == set(TYPES) and set(OUT_OF_SCOPE) < set(TYPES)
+def test_every_type_has_a_builder():
+    # Of another release of transformers, `--compare` names the new types.
+    known = {row["type"] for row in json.loads(table.RECORD.read_text())["rows"]}
+    assert known == set(BUILDERS) and set(OUT_OF_SCOPE) < known
+    assert {type_of(name) for name in known} <= known
 
 
 def test_no_saved_number_of_a_jittered_model_stays_one_or_zero():
@@ -72,7 +75,6 @@ def test_a_type_that_dies_or_hangs_stops_no_other_and_none_is_run_twice(monkeypa
 def test_the_page_shows_the_record_of_all_types():
     record = json.loads(table.RECORD.read_text())
     rows, page = record.pop("rows"), table.PAGE.read_text()
-    assert [row["type"] for row in rows] == sorted(TYPES)
     assert table.markdown(rows, record) in page
 
 

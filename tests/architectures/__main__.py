@@ -1,7 +1,7 @@
 """Check a small model of every image-text-to-text type; write the table of docs/models.md.
 
     python -m tests.architectures                      # all types, two at a time; about 5 minutes
-    python -m tests.architectures --only llava gemma4  # these, printed only
+    python -m tests.architectures --only llava gemma4  # these with variants, printed
     python -m tests.architectures --compare            # all; fails if one passes less than recorded
 
 Rows are kept in a folder as they are ready: an interrupted run goes on where it stopped.
@@ -18,24 +18,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.architectures.isolated import run
 from tests.architectures.measure import Row
-from tests.architectures.registry import TYPES
-from tests.architectures.table import RECORD, failures, passes, write
+from tests.architectures.registry import NAMES, type_of
+from tests.architectures.table import RECORD, failures, passes, totals, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print a line per type, and write or compare. The exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.architectures", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(TYPES), metavar="TYPE")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="TYPE")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--folder", type=Path, default=Path("build/architectures"))
     parser.add_argument("--compare", action="store_true", help="write nothing; report losses")
     parser.add_argument("--trace", action="store_true", help="tracebacks of what is not built")
     options = parser.parse_args(arguments)
     rows = []
-    for row in run(options.only or list(TYPES), options.jobs, options.folder):
+    chosen = options.only or NAMES
+    names = [name for name in NAMES if name in chosen or type_of(name) in chosen]
+    for row in run(names, options.jobs, options.folder):
         rows.append(row)
         _say(row, options.trace)
-    _print(f"{sum(map(passes, rows))} of {len(rows)} types pass every check")
+    _print(f"{totals(rows)} types pass every check")
     if options.compare:
         return _compare(rows)
     if not options.only:

@@ -1,8 +1,9 @@
 """Large mixtures of experts with towers of their own: Llama 4, Kimi, Molmo 2 and others."""
 
 import torch
+import transformers as tr
 
-from tests.architectures.prompts import ByHand, cut
+from tests.architectures.prompts import ByHand, cut, words
 from tests.architectures.small import model_of, small
 from tests.tiny_models import END, IMAGE, START
 
@@ -25,13 +26,16 @@ def _llama4():
 
 
 def _aria():
+    vision = {"image_size": 490, "patch_size": 70}  # 490 or 980 pixels: no other size is taken
     config = small(
-        "aria", vision_config={"image_size": 56}, projector_patch_to_query_dict={16: 4},
+        "aria", vision_config=vision, projector_patch_to_query_dict={49: 4},
         text_config={"num_key_value_heads": 4},
     )  # fmt: skip
-    return model_of(config), ByHand(
-        56, 4, lambda x: {"pixel_values": x, "pixel_mask": torch.ones_like(x[:, 0]).bool()}
-    )
+    processor = tr.AriaProcessor(
+        tr.AriaImageProcessorPil(max_image_size=490), words("<s>", image_token="<image>"),
+        size_conversion={490: 4},
+    )  # fmt: skip
+    return model_of(config), processor
 
 
 def _kimi_k25():

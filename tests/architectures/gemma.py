@@ -27,11 +27,11 @@ def _shieldgemma2():
     return model_of(config), tr.Gemma3Processor(images, words("<s>", **NAMES), image_seq_length=4)
 
 
-def _gemma4():
+def _gemma4(**variant):
     text = {
-        "layer_types": KINDS, "global_head_dim": 16, "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": tiny_models.VOCAB, "final_logit_softcapping": 20.0,
-    }  # fmt: skip
+        "layer_types": KINDS, "global_head_dim": 16, "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": tiny_models.VOCAB,
+    } | variant  # fmt: skip
     vision = tower(tr.Gemma4VisionConfig, patch_size=16, position_embedding_size=64)
     config = small("gemma4", text_config=text, vision_config=vision)
     images = tr.Gemma4ImageProcessorPil(max_soft_tokens=70)
@@ -41,6 +41,11 @@ def _gemma4():
         video_processor=BaseVideoProcessor(),
     )  # fmt: skip
     return model_of(config), processor
+
+
+EXPERTS = {
+    "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
+}  # fmt: skip
 
 
 def _gemma4_unified():
@@ -94,6 +99,11 @@ BUILDERS = {
     "paligemma": tiny_models.BUILDERS["paligemma"],
     "gemma3n": _gemma3n,
     "gemma4": _gemma4,
+    "gemma4: per-layer embeddings": lambda: _gemma4(hidden_size_per_layer_input=8),
+    "gemma4: experts": lambda: _gemma4(**EXPERTS),
+    "gemma4: soft-cap": lambda: _gemma4(final_logit_softcapping=20.0),
+    "gemma4: shared keys and values": lambda: _gemma4(num_kv_shared_layers=2),
+    "gemma4: both directions": lambda: _gemma4(use_bidirectional_attention="vision"),
     "gemma4_unified": _gemma4_unified,
 }
 REMARKS = {

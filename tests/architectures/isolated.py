@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from tests.architectures.measure import Row, measure
-from tests.architectures.registry import OUT_OF_SCOPE, TYPES
+from tests.architectures.measure import Row, empty, measure
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT = 60.0  # seconds a type may take
@@ -51,14 +50,18 @@ def run(names: Sequence[str], jobs: int, folder: Path) -> Iterator[Row]:
         while waiting and len(running) < jobs:
             _start(waiting.pop(0), running)
         for row in _finished(running):
-            path = folder / f"{row['type']}.json"
+            path = _file(folder, row["type"])
             path.write_text(json.dumps(row | {"digest": key}, indent=1))
             yield row
 
 
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(': ', '-').replace(' ', '-')}.json"
+
+
 def _saved(folder: Path, name: str, key: str) -> Row | None:
     try:
-        row = json.loads((folder / f"{name}.json").read_text())
+        row = json.loads(_file(folder, name).read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # an interrupted write counts as none
         return None
     return row if row.pop("digest", None) == key else None
@@ -97,8 +100,4 @@ def _finished(running: dict[Any, tuple[str, Any, float]]) -> Iterator[Row]:
 
 def _lost(name: str, late: bool, code: int | None) -> Row:
     why = f"took more than {LIMIT:.0f} seconds" if late else f"its process died, exit code {code}"
-    return {
-        "type": name, "model": TYPES[name], "scope": OUT_OF_SCOPE.get(name, "decoder-only"),
-        "processor": "none", "passed": 0, "total": 0, "failed": [], "remarks": [why],
-        "seconds": LIMIT,
-    }  # fmt: skip
+    return empty(name) | {"remarks": [why], "seconds": LIMIT}

@@ -10,7 +10,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 import attrib
 from attrib.errors import AttribError
 from tests.architectures.prompts import ByHand
-from tests.architectures.registry import BUILDERS, OUT_OF_SCOPE, REMARKS, TYPES, build
+from tests.architectures.registry import BUILDERS, OUT_OF_SCOPE, REMARKS, TYPES, build, type_of
 
 Row = dict[str, Any]
 LONGEST = 300  # characters of an error
@@ -19,14 +19,18 @@ LONGEST = 300  # characters of an error
 def measure(name: str) -> Row:
     """The row of a type: model, scope, processor, passed, total, failed, remarks, seconds."""
     start = time.monotonic()
-    row: Row = {
-        "type": name, "model": TYPES[name], "scope": OUT_OF_SCOPE.get(name, "decoder-only"),
-        "processor": "none", "passed": 0, "total": 0, "failed": [], "remarks": [],
-    }  # fmt: skip
+    row: Row = empty(name)
     row |= _outcome(name)
     known = [REMARKS[name]] if name in REMARKS else []
     row["remarks"] = known + row["remarks"]
     return row | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def empty(name: str) -> Row:
+    """The row of a type of which nothing is known yet."""
+    scope = OUT_OF_SCOPE.get(name, "decoder-only")
+    about = {"type": name, "model": TYPES[type_of(name)], "scope": scope}
+    return about | {"processor": "none", "passed": 0, "total": 0, "failed": [], "remarks": []}
 
 
 def _outcome(name: str) -> Row:
@@ -56,11 +60,11 @@ def kind(name: str, processor: Any) -> str:
     """Which processor it is: "real", "by hand", "none", or the class of another type's."""
     if processor is None or isinstance(processor, ByHand):
         return "none" if processor is None else "by hand"
-    ours, theirs = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(name)
+    ours, theirs = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(type_of(name))
     if ours != theirs:
         return ours
     images = type(processor.image_processor).__name__
-    known = IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {}
+    known = IMAGE_PROCESSOR_MAPPING_NAMES.get(type_of(name)) or {}
     return "real" if not known or images in known.values() else f"real, with {images}"
 
 

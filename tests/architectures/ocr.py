@@ -2,13 +2,16 @@
 
 import transformers as tr
 from torch import nn
+from transformers.video_processing_utils import BaseVideoProcessor
 
+from attrib.model.checkpoint import without_video_check
 from tests.architectures.prompts import ByHand, cut, square, words
 from tests.architectures.qwen import HYBRID, INTERLEAVED
 from tests.architectures.small import model_of, small
 from tests.tiny_models import END, IMAGE, START, VIDEO
 
 SAM = {"image_size": 128, "patch_size": 16, "window_size": 4, "global_attn_indexes": [1]}
+NEWLINE = 198  # the byte-level token of "\n"
 START_END = {"before": "<start_of_image>", "after": "<end_of_image>"}
 
 
@@ -50,12 +53,11 @@ def _deepseek_vl():
 
 def _deepseek_vl_hybrid():
     config = small("deepseek_vl_hybrid", high_res_vision_config=SAM | {"num_pos_feats": 16})
-
-    def inputs(pixels):
-        high = nn.functional.interpolate(pixels, size=(128, 128), mode="bilinear")
-        return {"pixel_values": pixels, "high_res_pixel_values": high}
-
-    return model_of(config), ByHand(28, 4, inputs)
+    images = tr.DeepseekVLHybridImageProcessorPil(
+        size=square(28), high_res_size=square(128), min_size=14
+    )
+    text = words("<s>", image_token="<image>")
+    return model_of(config), tr.DeepseekVLHybridProcessor(images, text, num_image_tokens=4)
 
 
 def _janus():
@@ -79,15 +81,33 @@ def _minicpm(name, **joint):
         name, text_config=text, vision_config=vision, insert_layer_id=0, patch_size=16,
         image_token_id=IMAGE, video_token_id=VIDEO, **joint,
     )  # fmt: skip
+    return model_of(config)
 
+
+def _minicpm_ocr():
     def inputs(pixels):
         grids = pixels.new_tensor([[8, 8]]).int().repeat(len(pixels), 1)
         strips = cut(pixels, 16)[0][:, :, 0].permute(1, 2, 0, 3).flatten(2)
         return {"pixel_values": strips[None], "target_sizes": grids}
 
-    types = name == "minicpmv4_7"
-    count = 16 if config.downsample_mode == "4x" else 4
-    return model_of(config), ByHand(128, count, inputs, types=types, **START_END)
+    return _minicpm("minicpm_ocr"), ByHand(128, 16, inputs, **START_END)
+
+
+def _minicpmv(name, processor_class, **joint):
+    names = {
+        "image_token": "<image>", "video_token": "<video>",
+        "image_start_token": "<start_of_image>", "image_end_token": "<end_of_image>",
+        "slice_start_token": "<global-img>", "slice_end_token": "<end_of_utterance>",
+        "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>",
+    }  # fmt: skip
+    images = tr.MiniCPMV4_6ImageProcessorPil(scale_resolution=128, patch_size=16)
+    videos = BaseVideoProcessor()
+    videos.slice_mode, videos.downsample_mode = False, "16x"
+    text = words(extra=("<image_id>", "</image_id>"), **names)
+    processor = without_video_check(processor_class)(
+        image_processor=images, video_processor=videos, tokenizer=text
+    )
+    return _minicpm(name, **joint), processor
 
 
 BUILDERS = {
@@ -98,11 +118,11 @@ BUILDERS = {
     "deepseek_vl": _deepseek_vl,
     "deepseek_vl_hybrid": _deepseek_vl_hybrid,
     "janus": _janus,
-    "minicpm_ocr": lambda: _minicpm("minicpm_ocr"),
-    "minicpmv4_6": lambda: _minicpm("minicpmv4_6"),
-    "minicpmv4_7": lambda: _minicpm(
-        "minicpmv4_7", image_start_id=START, image_end_id=END, slice_start_id=264, slice_end_id=265,
-        newline_id=198,
+    "minicpm_ocr": _minicpm_ocr,
+    "minicpmv4_6": lambda: _minicpmv("minicpmv4_6", tr.MiniCPMV4_6Processor),
+    "minicpmv4_7": lambda: _minicpmv(
+        "minicpmv4_7", tr.MiniCPMV4_7Processor, image_start_id=START, image_end_id=END,
+        slice_start_id=END + 2, slice_end_id=END + 3, newline_id=NEWLINE,
     ),
 }  # fmt: skip
 REMARKS = {}

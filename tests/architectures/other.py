@@ -142,6 +142,7 @@ def _diffusion_gemma():
 
 BUILDERS = {
     "blip-2": tiny_models.BUILDERS["blip2_opt"],
+    "blip-2: Llama": tiny_models.BUILDERS["blip2_llama"],
     "instructblip": tiny_models.BUILDERS["instructblip"],
     "instructblipvideo": _instructblipvideo,
     "kosmos-2": lambda: _kosmos("kosmos-2"),

@@ -101,10 +101,12 @@ def _emu3():
         vocabulary_map=names | {"<image>": IMAGE, "<|extra_200|>": 330},
     )  # fmt: skip
 
-    def inputs(pixels):
-        return {"pixel_values": pixels, "image_sizes": torch.tensor([[16, 16]] * len(pixels))}
-
-    return model_of(config), ByHand(16, 6, inputs)
+    tokens = {
+        "image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+        "image_wrapper_token": "<fake_token_around_image>", "eof_token": "<global-img>",
+    }  # fmt: skip
+    images = tr.Emu3ImageProcessor(min_pixels=16 * 16, max_pixels=32 * 32)
+    return model_of(config), tr.Emu3Processor(images, words("<s>", **tokens))
 
 
 def _chameleon():

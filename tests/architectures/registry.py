@@ -22,7 +22,15 @@ BUILDERS = {name: build for family in FAMILIES for name, build in family.BUILDER
 REMARKS = {name: text for family in FAMILIES for name, text in family.REMARKS.items()}
 OUT_OF_SCOPE = other.OUT_OF_SCOPE
 
-__all__ = ["BUILDERS", "OUT_OF_SCOPE", "REMARKS", "TYPES", "build"]
+# Types, and variants of a type: "gemma4: experts".
+NAMES = (*TYPES, *(name for name in BUILDERS if name not in TYPES))
+
+__all__ = ["BUILDERS", "NAMES", "OUT_OF_SCOPE", "REMARKS", "TYPES", "build", "type_of"]
+
+
+def type_of(name: str) -> str:
+    """The type of a variant, or the type itself."""
+    return name.partition(":")[0]
 
 
 def build(name: str) -> tuple[Any, Any]:
