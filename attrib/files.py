@@ -4,14 +4,17 @@ An atomic write leaves a complete file, or none. Imports no torch.
 """
 
 import hashlib
+import json
 import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from attrib.errors import SetupError
 
 PACKAGES = (
     "attrib",
@@ -62,6 +65,47 @@ def write_text(path: str | Path, text: str) -> Path:
     with atomic_write(path) as file:
         file.write(text.encode())
     return Path(path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file.
+
+    Raises:
+        SetupError: The file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SetupError(f"{path} is damaged: it is no JSON ({error}); remove it") from error
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock among processes while the block runs; the system releases those of dead ones.
+
+    Args:
+        path: an empty file for the lock, which stays.
+        shared: whether others may hold it, too, if theirs are shared.
+        wait: whether to wait for it.
+
+    Yields:
+        Whether the lock is held; also True where there are no locks (Windows, some network disks).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        yield _lock(file, shared, wait)
+
+
+def _lock(file: BinaryIO, shared: bool, wait: bool) -> bool:
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        try:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _umask() -> int:

@@ -2,7 +2,7 @@
 
 from attrib.checks import verify as verify_model
 from attrib.model.checkpoint import read_checkpoint
-from attrib.model.placement import DeviceMap
+from attrib.model.devices import DeviceMap
 from attrib.model.vlm import VLM
 
 

@@ -1,4 +1,4 @@
-"""Metrics: logits or answers in, one number per example out."""
+"""Metrics: logits, states or answers in, one number per example or state out."""
 
 import re
 import unicodedata
@@ -26,6 +26,17 @@ def kl(
     p, q = (log_probabilities(one_position(x, at)) for x in (clean, perturbed))
     # A sum of rounded terms may come out just below zero, where no divergence is.
     return (p.exp() * (p - q)).sum(-1).clamp(min=0)
+
+
+def half_cosine_distance(
+    a: Float[Tensor, "*#rest d_model"], change: Float[Tensor, "*#rest d_model"]
+) -> Float[Tensor, "..."]:
+    """(1 - cos(a, a + change)) / 2, to full precision however small the change is."""
+    squared = change.square().sum(-1)
+    before, after = a.norm(dim=-1), (a + change).norm(dim=-1)
+    tiny = torch.finfo(a.dtype).tiny
+    longer = (2 * (a * change).sum(-1) + squared) / (before + after).clamp(min=tiny)
+    return ((squared - longer.square()) / (4 * before * after).clamp(min=tiny)).clamp(0, 1)
 
 
 def token_accuracy(

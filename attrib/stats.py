@@ -48,6 +48,24 @@ def bootstrap_means(
     )
 
 
+def bootstrap_item_means(
+    values: Float[np.ndarray, " example"],
+    items: Int[np.ndarray, " example"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Float[np.ndarray, " resample"]:
+    """Means over items drawn with replacement, each with all its examples (a cluster bootstrap).
+
+    Examples that share an item are not independent: drawn one by one, their interval is too narrow.
+    """
+    finite = np.isfinite(values)
+    _, item = np.unique(items[finite], return_inverse=True)
+    sums, counts = np.bincount(item, values[finite]), np.bincount(item)
+    weights = bootstrap_weights(len(counts), resamples=resamples, seed=seed)[1:]
+    return (weights @ sums) / (weights @ counts)
+
+
 def bootstrap_medians(
     values: Float[np.ndarray, "example group"], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[np.ndarray, "resample group"]:

@@ -2,12 +2,14 @@
 
     python -m benchmarks.full_size --shape blip2-opt-2.7b
     python -m benchmarks.full_size --shape llava-1.5-7b --tiny      # the same code in seconds
+    python -m benchmarks.full_size --shape llava-1.5-7b --device cuda
 
 Writes random weights in bfloat16 as shards (needs as much disk), loads them as a download is loaded
 and runs every step in a process of its own: all checks of `attrib models check`, the heatmaps of
 one photo, a text sweep of four layers, one training step of DualEdit, one edit. Peak memory is the
-high-water mark of the process's resident memory from its start, mapped files included. A finished
-step is not run again. Writes `benchmarks/results/full-size-SHAPE.json`.
+high-water mark of the process's resident memory from its start, mapped files included; on a GPU it
+is also that of the device. A finished step is not run again. Writes
+`benchmarks/results/full-size-SHAPE.json`, or `full-size-SHAPE-cuda.json`.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import torch
 import attrib
 from attrib.data.samples import EditRequest, EditSample
 from benchmarks.float32_linear import float32_linear
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, device_name, is_gpu, peak_mib, reset_peak
 from benchmarks.official import SHAPES, TINY, official
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.steps import Row, Steps, child, machine
@@ -47,13 +49,16 @@ class FullSize:
     tiny: bool = False
     image: Path | None = None
     multiply: str = "native"
+    device: str = "cpu"
 
     def run(self, step: str) -> Row:
         """Run a step; peak memory is put in relation to the weights."""
+        reset_peak(self.device)
         with float32_linear() if self.multiply == "float32" else nullcontext():
             row = self.steps[step]()
         return {
             **row,
+            **({"device peak MiB": peak_mib(self.device)} if is_gpu(self.device) else {}),
             "weights MiB": self.weight_bytes / 2**20,
             "multiplied in": self.multiply,
             "threads": torch.get_num_threads(),
@@ -138,7 +143,7 @@ class FullSize:
 
     @cached_property
     def _vlm(self) -> attrib.VLM:
-        return attrib.load(str(self.folder), device="cpu", dtype="bfloat16", verify=False)
+        return attrib.load(str(self.folder), device=self.device, dtype="bfloat16", verify=False)
 
     @cached_property
     def _encoded(self) -> attrib.Batch:
@@ -182,6 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         default="native",
         help="float32: five times as fast on a CPU without bfloat16 instructions",
     )
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--image", type=Path, help="a photo; by default a rendered scene")
     parser.add_argument("--only", help="steps, separated by commas")
     parser.add_argument("--folder", type=Path, help="of the checkpoint")
@@ -192,13 +198,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     name = options.shape + ("-tiny" if options.tiny else "")
     folder = options.folder or RUNS / name
-    bench = FullSize(options.shape, folder, options.tiny, options.image, options.multiply)
+    bench = FullSize(
+        options.shape, folder, options.tiny, options.image, options.multiply, options.device
+    )
     if options.step:
         child(bench.run, options.step, options.row)
         return
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = None if options.in_process else ["benchmarks.full_size", *given]
     head = {"shape": name, "dtype": "bfloat16", "prompt": PROMPT, "machine": machine()}
+    if is_gpu(options.device):
+        head, name = {**head, "device": device_name(options.device)}, f"{name}-{options.device}"
     steps = Steps(options.out / f"full-size-{name}.json", head, bench.run, command)
     names = options.only.split(",") if options.only else list(bench.steps)
     sys.exit(not steps.all(names))

@@ -32,6 +32,14 @@ PRELOADED = [
     "attrib.analyses.sensitivity",
     "attrib.plots",
     "attrib.report",
+    "attrib.cli.analyse",
+    "attrib.pipeline.interventions",
+    "attrib.pipeline.observations",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llava.modeling_llava",
 ]
 KILLED = -9  # exit code of a process that SIGKILL ended
 ANY_MOMENT = 0.25  # share of kills at a random moment

@@ -6,7 +6,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import attrib
-from attrib.model.batch import Batch, Grid
+from attrib.model.batch import Batch, Grid, Picture
 from attrib.model.vlm import VLM
 
 PATCH = 14
@@ -103,4 +103,5 @@ def random_batch(vlm: VLM, shape: Shape, seed: int = 0) -> Batch:
         "pixel_values": pixels.to(vlm.device, vlm.model.dtype),
     }
     grid = Grid(shape.side, shape.side, (0.0, 0.0, float(side), float(side)))
-    return replace(vlm.batch(inputs), grids=(grid,))
+    picture = Picture(slice(0, shape.visual), grid)
+    return replace(vlm.batch(inputs), pictures=((picture,),))

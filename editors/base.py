@@ -1,5 +1,6 @@
 """Interfaces of edits and editors, edits of weights, several edits at once, encoded requests."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,17 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.errors import AttribError
+from attrib.errors import AttribError, RowError
 from attrib.model.batch import Batch
 from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 
-__all__ = ["Edit", "Editor", "SequentialEdit", "WeightEdit", "edit_all", "encode_requests"]
+__all__ = [
+    "Edit", "Editor", "SequentialEdit", "WeightEdit", "edit_all", "encodable", "encode_requests",
+    "require_encodable",
+]  # fmt: skip
+
+logger = logging.getLogger("attrib")
 
 
 @runtime_checkable
@@ -158,3 +164,54 @@ def encode_requests(
         [request.target for request in requests] if targets else None,
         padding_side=padding_side,
     )
+
+
+def encodable(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
+    """The samples whose images and texts the model can read; the others are set aside by name.
+
+    Every image is decoded once. A text is encoded alone, and with its images where none of their
+    sizes was encoded with a text of that length before: those are what processors and decoders
+    refuse.
+    """
+    usable, longest = [], {}
+    for sample in samples:
+        try:
+            require_encodable(vlm, sample, longest)
+        except AttribError as error:
+            logger.warning("%s is set aside: %s", sample.id, error)
+        else:
+            usable.append(sample)
+    return usable
+
+
+def require_encodable(vlm: VLM, sample: EditSample, longest: dict[Any, int]) -> None:
+    """Raise RowError with the part of a sample that the model cannot read, if there is one.
+
+    Args:
+        vlm: The model.
+        sample: The edit and everything it is trained or judged on.
+        longest: By sizes of images, the tokens of the longest text that was encoded with them.
+    """
+    roles = [(role, value) for role, value in vars(sample).items() if isinstance(value, list)]
+    opened: dict[int, list[Any]] = {}
+    for role, request in [("request", sample.request), *((n, r) for n, all in roles for r in all)]:
+        try:
+            if id(request.source) not in opened:
+                opened[id(request.source)] = request.images
+            _try_encoding(vlm, request, opened[id(request.source)], longest)
+        except RowError:
+            raise
+        except AttribError as error:
+            raise RowError(str(error).replace(" 0 ", " ", 1), field=role) from error
+
+
+def _try_encoding(
+    vlm: VLM, request: EditRequest, images: list[Any], longest: dict[Any, int]
+) -> None:
+    length, sizes = 0, tuple(image.size for image in images)
+    if request.prompt.strip(" "):
+        alone = vlm.encode([None], [request.prompt], [request.target])
+        length = alone.inputs["input_ids"].shape[1]
+    if (images or not length) and length > longest.get(sizes, -1):
+        vlm.encode([images or None], [request.prompt], [request.target])
+        longest[sizes] = length

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attrib.data.samples import EditRequest
-from attrib.errors import SetupError
-from attrib.files import atomic_write, sha256, versions, write_text
+from attrib.errors import SetupError, describe
+from attrib.files import atomic_write, read_json, sha256, versions, write_text
 from attrib.model.vlm import VLM
-from attrib.runs.manifest import fingerprint
+from attrib.model.weight_files import fingerprint
 from editors.adapters.edit_signal import EditSignal
 from editors.adapters.sites import MemoryEntry
 from editors.base import Edit, WeightEdit
@@ -86,7 +86,7 @@ def read_record(path: Path, name: str, vlm: VLM) -> dict[str, Any]:
     """
     if not (path / SETTINGS).exists():
         raise SetupError(f"{path} holds no editor: there is no {SETTINGS} in it")
-    record = json.loads((path / SETTINGS).read_text())
+    record = read_json(path / SETTINGS)
     if record["editor"] != name:
         raise SetupError(f"{path} holds the editor {record['editor']!r}, not {name!r}")
     what = f"{path} was trained for"
@@ -212,10 +212,26 @@ def save_checkpoint(
     write_text(path.with_name(TRAINING), text)
 
 
-def read_checkpoint_record(path: Path) -> dict[str, Any]:
-    """The record of a checkpoint."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()[TRAINING])
+def read_checkpoint_record(path: Path, best: Path) -> dict[str, Any]:
+    """The record of a checkpoint.
+
+    Args:
+        path: The checkpoint.
+        best: The best weights so far, which its training needs at the end.
+
+    Raises:
+        SetupError: One of the files is missing or damaged.
+    """
+    for file in (best, path):
+        try:
+            with safe_open(file, "pt") as opened:
+                record = (opened.metadata() or {}).get(TRAINING)
+        except (OSError, SafetensorError) as error:
+            raise SetupError(
+                f"{file} is missing or damaged ({describe(error)}); delete {path} to train again "
+                "from the beginning"
+            ) from error
+    return json.loads(record or "{}")
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:

@@ -38,8 +38,7 @@ def measure(setting: Setting) -> Measured:
     table = collect_tables(vlm, data, measure_attention)["attention"]
     profile = pivot_wide(table, "statistic", ("example", "layer"))
     sample = data[0]
-    image = sample.request.image
-    assert image is not None, "the sample has an image"
+    image = sample.request.images[0]
     about = provenance("dualedit_figure_1", setting, len(set(profile["example"])),
                  prompt=sample.request.prompt)  # fmt: skip
     return Measured(

@@ -146,7 +146,7 @@ def changes(sample: "EditSample", seen: BeforeAfter, truth: Any) -> list[dict[st
         row = _compared(*pair) | {"agreement_paper": rank_agreement(*paper)}
         old, new = seen.answers[name]
         wanted = old if name == UNRELATED else seen.requests[name].target
-        grid = seen.batch.grids[i]
+        grid = next((picture.grid for picture in seen.batch.pictures[i]), None)
         objects = None if name == UNRELATED else object_cells(truth, grid, other=name == "V-Gen")
         mass = [truth_scores(_on(heat, grid), objects)["mass"] for heat in pair]
         rows.append({"input": name, **row, "mass_before": mass[0], "mass_after": mass[1],
@@ -179,13 +179,13 @@ def shown_maps(
     """Return the cells of the maps before and after, for some layers or their mean."""
     parts = []
     for i, name in enumerate(INPUTS):
-        grid, image = seen.batch.grids[i], seen.requests[name].image
-        if grid is None or image is None:
+        pictures, images = seen.batch.pictures[i], seen.requests[name].images
+        if not images or (grid := pictures[0].grid) is None:
             continue
         for edited, heat in enumerate((seen.before, seen.after)):
             for layer in wanted:
                 values = _mean(heat, i) if layer == MEAN else heat[i, layers.index(layer)]
-                cells = grid_cells(_on(values, grid), grid, image)
+                cells = grid_cells(_on(values, grid), grid, images[0])
                 parts.append(cells.assign(input=name, edited=edited, layer=layer))
     return pd.concat(parts, ignore_index=True).assign(example=sample.id)
 
@@ -245,5 +245,5 @@ def _images(seen: BeforeAfter, number: int) -> dict[str, np.ndarray]:
     return {
         f"{number}-{short}": thumbnail(image)
         for name, short in kept.items()
-        if (image := seen.requests[name].image) is not None
+        for image in seen.requests[name].images[:1]
     }

@@ -158,7 +158,8 @@ def _visual_states(
             vlm.logits(batch)
         visual = batch["visual"].to(hidden[layer].device)
         states = [h[at].clone() for h, at in zip(hidden[layer], visual, strict=True)]
-        found += zip(states, batch.grids, strict=True)
+        grids = [next((picture.grid for picture in own), None) for own in batch.pictures]
+        found += zip(states, grids, strict=True)
     return found
 
 
@@ -203,7 +204,8 @@ def _maps(
     parts = [
         grid_cells(one.cells, one.grid, image).assign(example=sample.id, map=name)
         for sample, name, one in named
-        if one.grid is not None and (image := _requests(sample)[_IMAGE_OF[name]].image) is not None
+        if one.grid is not None
+        for image in _requests(sample)[_IMAGE_OF[name]].images[:1]
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -227,7 +229,7 @@ def _images(
     images = {}
     for number, i in enumerate(chosen):
         of = _requests(samples[i])
-        kept = {name: image for name in names if (image := of[name].image) is not None}
+        kept = {name: image for name in names for image in of[name].images[:1]}
         images |= {f"{number}-{name}": thumbnail(image) for name, image in kept.items()}
     return images
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -95,3 +96,16 @@ def run(monkeypatch, capsys, tmp_path):
         return int(left.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made and named but not rendered: that takes longer than all the rest."""
+
+    def save(_ax, stem):
+        files = [Path(f"{stem}{ending}") for ending in (".svg", ".png")]
+        for file in files:
+            file.touch()
+        return files
+
+    monkeypatch.setattr("attrib.plots.save", save)

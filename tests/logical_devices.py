@@ -23,7 +23,9 @@ from attrib.model.vlm import VLM
 CPU = torch.device("cpu")
 # They take tensors of several devices: moves, and what never touches the data.
 CROSSING = {"to", "copy_", "cpu", "cuda", "set_", "__set__", "is_", "is_set_to", "module_load",
-            "_has_compatible_shallow_copy_type"}  # fmt: skip
+            "_has_compatible_shallow_copy_type",
+            "_pack_padded_sequence", "lstm"}  # fmt: skip
+FOREACH = "_foreach_"  # of optimizers, which group their tensors by the real device
 INDEXING = {"__getitem__", "__setitem__"}  # a CPU index may select from any device
 MOVES = {"to", "cpu"}
 HOST_ONLY = {"numpy", "__array__", "from_numpy", "data_ptr"}
@@ -46,11 +48,14 @@ class DeviceMismatch(RuntimeError):
 
 
 class LogicalDevices(TorchFunctionMode):
-    """Checks and labels the tensors of every torch function; `calls` counts them by device."""
+    """Checks and labels the tensors of every torch function.
+
+    `calls` counts them by device; `uploads` are the shapes of what the CPU gave to others.
+    """
 
     def __init__(self):
         super().__init__()
-        self.calls = {}
+        self.calls, self.uploads = {}, []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -67,9 +72,14 @@ class LogicalDevices(TorchFunctionMode):
         if name in HOST_ONLY and device != CPU:
             raise DeviceMismatch(f"{name} of a tensor on {device}")
         result = func(*args, **kwargs)
-        if name in MOVES and device_of(tensors[0]) != device and result is tensors[0]:
-            result = result.clone()  # devices share no memory
+        if name in MOVES and device_of(tensors[0]) != device:
+            if device_of(tensors[0]) == CPU:
+                self.uploads.append(tuple(tensors[0].shape))
+            if result is tensors[0]:
+                result = result.clone()  # devices share no memory
         self.calls[device] = self.calls.get(device, 0) + 1
+        if name == "_pack_padded_sequence":
+            return place(result[0], device), result[1]  # sizes stay on the CPU
         if func == Tensor.data.__set__:
             place(args[0], device_of(args[1]))
         return self._labelled(result, device, tensors)
@@ -80,10 +90,11 @@ class LogicalDevices(TorchFunctionMode):
             found = {device_of(args[0])} | (found - {CPU})
         if name == "cpu":
             return CPU
-        if len(found) > 1 and name not in CROSSING:
+        crosses = name in CROSSING or name.startswith(FOREACH)
+        if len(found) > 1 and not crosses:
             shapes = [(tuple(one.shape), str(device_of(one))) for one in tensors]
             raise DeviceMismatch(f"{name} of tensors on several devices: {shapes}")
-        device = device_of(tensors[0]) if name in CROSSING and tensors else None
+        device = device_of(tensors[0]) if crosses and tensors else None
         return device or next(iter(found), CPU)
 
     def _labelled(self, result, device, inputs):
@@ -113,12 +124,18 @@ def _take_device(name, args, kwargs):
 @contextlib.contextmanager
 def logical_devices():
     """Check and label the tensors of every torch function inside."""
-    plain = torch.nn.Parameter.__deepcopy__  # no torch function: it would lose the label
+    # No torch functions: they would lose the label.
+    made, copied = torch.nn.Parameter.__new__, torch.nn.Parameter.__deepcopy__
 
-    def labelled(parameter, memo):
-        return place(plain(parameter, memo), device_of(parameter))
+    def make(cls, data=None, requires_grad=True):
+        parameter = made(cls, data, requires_grad)
+        return parameter if data is None else place(parameter, device_of(data))
 
-    with mock.patch.object(torch.nn.Parameter, "__deepcopy__", labelled), LogicalDevices() as mode:
+    def copy_of(parameter, memo):
+        return place(copied(parameter, memo), device_of(parameter))
+
+    labelled = {"__new__": make, "__deepcopy__": copy_of}
+    with mock.patch.multiple(torch.nn.Parameter, **labelled), LogicalDevices() as mode:
         yield mode
 
 

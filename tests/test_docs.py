@@ -24,7 +24,7 @@ PRINTED = {
     "adding-a-model.md": r"^(?!.*False)[\s\S]*passed\n0 .*True",
     "architecture.md": r"\[1, \d+, 128\]\) \['",
     "editors.md": r"\| before: \['(.*)'\]\n.*\| edited: .*\n.*\| after: \['\1'\]",
-    "models.md": r"^10 128\n10 128$",
+    "models.md": r"^10 128\n10 128\n(6 6 torch.Size\(\[10, 36\]\)\n?){2}$",
     "own-data.md": r"(?s)tensor\(\[\[.*\]\]\)\n\['",
 }
 # Files that the examples invent.

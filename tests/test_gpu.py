@@ -74,6 +74,27 @@ def test_patching_and_gate_similarity(models, samples):
         same(torch.as_tensor(ours), torch.as_tensor(theirs), limit)
 
 
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_every_check_passes(dtype):
+    report = attrib.check(attrib.load("tiny-llava", device=DEVICE, dtype=dtype))
+    assert report.passed, str(report)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="nothing to offload to")
+@pytest.mark.parametrize("name", ANALYSES)
+def test_layers_offloaded_to_main_memory(name, samples):
+    whole = attrib.load("tiny-llava", device=DEVICE)
+    parts = ["embed_tokens", "norm", "rotary_emb", *(f"layers.{i}" for i in range(10))]
+    places = {f"model.language_model.{part}": DEVICE for part in parts}
+    places |= dict.fromkeys(("model.vision_tower", "model.multi_modal_projector"), DEVICE)
+    places |= {"lm_head": DEVICE, "model.language_model.layers.5": "cpu"}
+    split = attrib.load("tiny-llava", device_map=places)
+    assert split.layers[5].mlp.down_proj.weight.device.type == "meta"  # nothing of it stays there
+    with torch.no_grad():
+        ours, theirs = (ANALYSES[name](vlm, encoded(vlm, samples[:2])) for vlm in (split, whole))
+    same(ours, theirs, 1e-6)
+
+
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_edit(name, models, samples, tmp_path):
     cpu, gpu, limit = models

@@ -10,7 +10,6 @@ ROOT = Path(__file__).parent.parent
 ATTRIB_ROOMS = (
     "attrib.errors",
     "attrib.files",
-    "attrib.memory",
     "attrib.progress",
     "attrib.vocabulary",
     "attrib.stats",
@@ -172,10 +171,10 @@ def test_no_file_is_over_250_lines():
     assert not {m: n for m, f in ALL.items() if (n := len(f.read_text().splitlines())) > 250}
 
 
-def test_only_forward_registers_hooks():
+def test_only_one_module_registers_hooks():
     calls = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
     users = {m for m, file in ALL.items() if any(call in file.read_text() for call in calls)}
-    assert users == {"attrib.forward.hooks"}
+    assert users == {"attrib.model.wrapped"}
 
 
 def test_only_plots_imports_matplotlib():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from beartype import beartype
 
-from attrib.model.components import freeze_norm
+from attrib.model.logits import freeze_norm
 
 
 def test_a_wrong_shape_is_refused():

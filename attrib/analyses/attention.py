@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.data import EditSample
@@ -13,7 +13,6 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collected import Tables
-from attrib.vocabulary import Span
 
 # Text excludes the begin-of-sequence token, an attention sink that alone would put text above the
 # image. It has its own statistic.
@@ -50,16 +49,17 @@ def profile(
     attended ones in that layer; the begin-of-sequence token. NaN, which is ignored by means over
     examples, where an example has no token of the kind.
     """
-    text_mean, text_sum, _ = _mean_sum_top(rows, batch, "text")
-    visual_mean, visual_sum, visual_top = _mean_sum_top(rows, batch, "visual")
-    bos, _, _ = _mean_sum_top(rows, batch, "bos")
+    text_mean, text_sum, _ = _mean_sum_top(rows, batch["text"])
+    visual_mean, visual_sum, visual_top = _mean_sum_top(rows, batch["visual"])
+    none = torch.zeros_like(batch["last"])
+    bos, _, _ = _mean_sum_top(rows, batch.spans.get("bos", none))
     return torch.stack([text_mean, text_sum, visual_mean, visual_sum, visual_top, bos], dim=-1)
 
 
 def _mean_sum_top(
-    rows: Float[Tensor, "batch layer pos"], batch: Batch, span: Span
+    rows: Float[Tensor, "batch layer pos"], at: Bool[Tensor, "batch pos"]
 ) -> tuple[Float[Tensor, "batch layer"], ...]:
-    at = batch.spans.get(span, torch.zeros_like(batch["last"])).to(rows.device)
+    at = at.to(rows.device)
     inside = rows * at[:, None]  # attention is never negative: zeros do not reach the top
     count = at.sum(1)[:, None].float()
     count = count.where(count > 0, torch.nan)
@@ -75,7 +75,19 @@ def measure_attention(vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> 
 def attention_table(
     rows: Float[Tensor, "batch layer pos"], batch: Batch, samples: Sequence[EditSample]
 ) -> pd.DataFrame:
-    """One row per example, layer and statistic; see `profile`."""
-    ids = [sample.id for sample in samples]
+    """One row per example, layer and statistic; see `profile`.
+
+    Where a prompt has several images, the statistics of the visual tokens stand for each of them as
+    well: `visual_sum[0]` is the attention to the tokens of the first image.
+    """
+    ids, layers = [sample.id for sample in samples], range(rows.shape[1])
     values = profile(rows, batch).cpu().numpy()
-    return tidy(values, example=ids, layer=range(rows.shape[1]), statistic=STATISTICS)
+    tables = [tidy(values, example=ids, layer=layers, statistic=STATISTICS)]
+    counts = [len(images) if len(images) > 1 else 0 for images in batch.pictures]
+    for number in range(max(counts, default=0)):
+        own = torch.stack(_mean_sum_top(rows, batch.picture(number)), -1).cpu().numpy()
+        names = [f"{name}[{number}]" for name in ("visual_mean", "visual_sum", "visual_top3")]
+        table = tidy(own, example=ids, layer=layers, statistic=names)
+        there = [name for name, count in zip(ids, counts, strict=True) if count > number]
+        tables.append(pd.DataFrame(table[table["example"].isin(there)]))
+    return pd.concat(tables, ignore_index=True)

@@ -13,6 +13,9 @@ keep the sign outside. That program also applies the final norm before W_U (`nor
 write is normalised separately, so small outputs weigh as much as large ones, and logits do not add
 up over layers. With the norm's statistics frozen at the true last state they do (`norm="frozen"`,
 direct logit attribution).
+
+A logit here is the one before a soft-cap, where a model has one (Gemma 4): the capped logit is not
+linear in the hidden state. The result names the cap.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,9 +42,9 @@ from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.metrics import exact_match
+from attrib.model.answers import answer_ids
 from attrib.model.batch import Batch
-from attrib.model.precision import log_normalizer, normalized, token_directions
-from attrib.model.targets import answer_ids
+from attrib.model.precision import normalized
 from attrib.model.vlm import VLM
 from attrib.results import tidy
 from attrib.runs.collected import Tables
@@ -61,12 +64,14 @@ class Contributions:
         logit: v, the key token's logit from the module's output alone.
         probability: p, its probability; 1 for `norm="frozen"`, which has no softmax.
         key: The key token of each example.
+        cap: The model's soft-cap, which no logit here has passed; None without one.
     """
 
     value: Float[Tensor, "batch layer module"]
     logit: Float[Tensor, "batch layer module"]
     probability: Float[Tensor, "batch layer module"]
     key: Int[Tensor, " batch"]
+    cap: float | None = None
 
 
 @torch.no_grad()
@@ -100,24 +105,23 @@ def contributions_of(
     vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"], norm: Norm
 ) -> Contributions:
     """Contributions of captured writes, without a forward pass."""
+    cap = vlm.unembedding.map.cap
     if norm == "frozen":
         shares = direct_logits_of(vlm, writes, key).modules
-        return Contributions(shares, shares, torch.ones_like(shares), key)
+        return Contributions(shares, shares, torch.ones_like(shares), key, cap)
     if norm not in ("none", "final"):
         raise AttribError(f'norm: expected "none", "final" or "frozen", got {norm!r}')
-    head, modules = vlm.components.head, module_writes(writes).float()
+    modules = module_writes(writes).float()
     has_norm = norm == "final"  # the paper's r W_V has neither norm nor bias
     if has_norm:
         modules = normalized(vlm.components.norm, modules)
-    direction, bias = (x.float().to(modules.device) for x in token_directions(head, key))
+    direction, bias = (x.float().to(modules.device) for x in vlm.unembedding.directions(key))
     v = (modules * direction[:, None, None]).sum(-1)
     if has_norm:
         v = v + bias[:, None, None]
-    # Layer by layer: a vocabulary is wide.
-    sums = [log_normalizer(head, one, bias=has_norm) for one in modules.unbind(1)]
-    p = (v - torch.stack(sums, 1)).exp()
+    p = (v - vlm.unembedding.log_normalizer(modules, bias=has_norm)).exp()
     largest = v.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
-    return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key)
+    return Contributions(v.sign() * (p * v.abs() / largest).sqrt(), v, p, key, cap)
 
 
 def measure_contributions(
@@ -226,8 +230,8 @@ def _table(
     )
     rows_each = vlm.num_layers * len(MODULES)
     table = table.assign(
-        logit=parts.logit.double().cpu().numpy().ravel(),
-        probability=parts.probability.double().cpu().numpy().ravel(),
+        logit=parts.logit.cpu().double().numpy().ravel(),
+        probability=parts.probability.cpu().double().numpy().ravel(),
         key=np.repeat(vlm.tokenizer.batch_decode(tokens.clamp(min=0)[:, None].tolist()), rows_each),
     )
     return table.loc[np.repeat((tokens != NO_TOKEN).cpu().numpy(), rows_each)]

@@ -4,6 +4,7 @@ Compute is that of the decoder layers, which a forward pass runs once on all pos
 compute is proportional to its positions; attention to the keys of earlier positions is not counted.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,12 @@ from attrib.analyses.sensitivity import (
     nothing_to_perturb,
 )
 from attrib.errors import AttribError
+from attrib.forward.memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.forward.noise import perturbed_positions
 from attrib.forward.replay import CleanPass
 from attrib.forward.suffix import Suffix, build_suffix, is_sliceable
-from attrib.forward.suffix_memory import STREAMS, chunk_elements, copies_at_once, layer_width
 from attrib.model.batch import Batch
-from attrib.model.last_logits import kept_positions
+from attrib.model.logits import kept_positions
 from attrib.model.vlm import VLM
 from attrib.vocabulary import NoiseModality
 
@@ -112,7 +113,7 @@ def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[
     vlm, first = clean.vlm, clean.hidden[0]
     d_vocab, item = clean.logits.shape[-1], first.element_size()
     positions = clean.real.numel()
-    kept = kept_positions(vlm.model, clean.last, clean.real.shape[1])
+    kept = kept_positions(vlm.model, vlm.components.decoder, clean.last, clean.real.shape[1])
     unembedded = len(clean.last) * kept
     one_layer = positions * (STREAMS * vlm.d_model + layer_width(vlm))
     outputs = vlm.num_layers * first.numel()
@@ -127,3 +128,14 @@ def _memory(clean: CleanPass, suffix: Suffix, at_once: int, per_layer: Sequence[
         + noise
         + max(chunk_elements(suffix, at_once, per_layer) * item, divergence),
     )
+
+
+@torch.no_grad()
+def seconds_per_pass(vlm: VLM, batch: Batch) -> float:
+    """Seconds of a forward pass: the faster of two, since the first one warms up."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        vlm.logits(batch)[:, -1, 0].tolist()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from attrib.errors import AttribError
 from attrib.forward.residual import ResidualWrites, residual_writes
+from attrib.model.answers import without_blank
 from attrib.model.batch import Batch
-from attrib.model.precision import token_directions
-from attrib.model.targets import without_blank
+from attrib.model.logits import LogitMap
 from attrib.model.vlm import VLM
 
 MODULES = ("attn", "mlp")
@@ -22,12 +22,16 @@ Key = Literal["argmax", "gold"] | Int[Tensor, " batch"]
 class DirectLogits:
     """The key token's logit as a sum of the shares of all writes, with the final norm frozen.
 
+    A soft-cap (Gemma 4) is no sum of shares: where a model has one, the shares are of the logit
+    before it.
+
     Attributes:
         modules: Shares of attention and MLP of each layer.
         embed: Share of the embedding that enters layer 0.
-        between_layers: Shares of writes between layers (visual features of some models).
+        between_layers: Shares of other writes (visual features, per-layer embeddings).
         constant: Biases of the final norm and of the output embedding.
         key: The key token of each example.
+        cap: The model's soft-cap of its logits, None without one.
     """
 
     modules: Float[Tensor, "batch layer module"]
@@ -35,11 +39,17 @@ class DirectLogits:
     between_layers: Float[Tensor, "batch layer"]
     constant: Float[Tensor, " batch"]
     key: Int[Tensor, " batch"]
+    cap: float | None = None
 
     @property
     def total(self) -> Float[Tensor, " batch"]:
-        """The sum of all shares: the model's logit of the key token."""
+        """The sum of all shares: the model's logit of the key token, before a soft-cap."""
         return self.modules.sum((1, 2)) + self.between_layers.sum(1) + self.embed + self.constant
+
+    @property
+    def logit(self) -> Float[Tensor, " batch"]:
+        """The model's logit of the key token."""
+        return LogitMap(cap=self.cap).capped(self.total)
 
 
 @torch.no_grad()
@@ -51,8 +61,8 @@ def direct_logits(vlm: VLM, batch: Batch, key: Key = "argmax") -> DirectLogits:
 
 def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"]) -> DirectLogits:
     """`direct_logits` of captured writes, without a forward pass."""
-    frozen = vlm.freeze_norm(writes.final)
-    rows = token_directions(vlm.components.head, key)
+    frozen = vlm.unembedding.freeze_norm(writes.final)
+    rows = vlm.unembedding.directions(key)
     direction, bias = (row.float().to(frozen.gain.device) for row in rows)
 
     def share(write: Tensor) -> Tensor:
@@ -61,7 +71,8 @@ def direct_logits_of(vlm: VLM, writes: ResidualWrites, key: Int[Tensor, " batch"
 
     constant = direction @ frozen.constant + bias
     modules = share(module_writes(writes))
-    return DirectLogits(modules, share(writes.embed), share(writes.between_layers), constant, key)
+    others = share(writes.embed), share(writes.between_layers)
+    return DirectLogits(modules, *others, constant, key, vlm.unembedding.map.cap)
 
 
 def last_writes(vlm: VLM, batch: Batch) -> ResidualWrites:

@@ -25,12 +25,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.analyses.key_value_swap import output_changes
-from attrib.analyses.qformer import grids_of, patch_attention_if_any, project
+from attrib.analyses.qformer import patch_attention_if_any, pictures_of, project
 from attrib.analyses.visual_tokens import VisualTokens, require_images
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention_replay import AttentionRecord, each_attention
-from attrib.model.batch import Batch, Grid
+from attrib.metrics import half_cosine_distance
+from attrib.model.batch import Batch, Picture
 from attrib.model.devices import on_each_device
 from attrib.model.vlm import VLM
 from attrib.results import tidy
@@ -42,7 +43,7 @@ from attrib.vocabulary import NoiseSite, Unit
 PUBLISHED_CODE: dict[str, Any] = {
     "noise": 0.7, "unit": "abs", "radius": 3, "draws": 10, "site": "attention",
 }  # fmt: skip
-NO_PLACE = -1  # row and column of a visual token outside the grid
+NO_PLACE = -1  # row and column of a visual token outside a grid
 SIDES = ("left", "top", "right", "bottom")
 
 
@@ -90,8 +91,8 @@ def heatmaps(
         batch: Prompts with their images; some may have none.
         layers: The layers, in the order of the result; all by default.
         noise: Standard deviation of the Gaussian noise on a token's state.
-        unit: "std": multiples of the standard deviation of the example's visual states at the site.
-            "abs": absolute.
+        unit: "std": multiples of the standard deviation of the example's visual states at the site,
+            of all its images together. "abs": absolute.
         radius: Perturb a token together with its neighbours within `radius` rows and columns.
         draws: Number of draws of the noise to average over.
         seed: Seed of the noise, which depends on the example, not on its batch.
@@ -100,7 +101,7 @@ def heatmaps(
 
     Returns:
         Values from 0 (no change) to 1; NaN past an example's visual tokens and in layers without
-        attention.
+        attention. `batch.pictures` has the columns of each image.
 
     Raises:
         AttribError: No image in the batch, an unknown layer, a `radius` for visual tokens without a
@@ -172,17 +173,6 @@ def _heatmap(
     return half_cosine_distance(out[:, None], change) * moved
 
 
-def half_cosine_distance(
-    a: Float[Tensor, "*#rest d_model"], change: Float[Tensor, "*#rest d_model"]
-) -> Float[Tensor, "..."]:
-    """(1 - cos(a, a + change)) / 2, to full precision however small the change is."""
-    squared = change.square().sum(-1)
-    before, after = a.norm(dim=-1), (a + change).norm(dim=-1)
-    tiny = torch.finfo(a.dtype).tiny
-    longer = (2 * (a * change).sum(-1) + squared) / (before + after).clamp(min=tiny)
-    return ((squared - longer.square()) / (4 * before * after).clamp(min=tiny)).clamp(0, 1)
-
-
 def measure_heatmaps(
     vlm: VLM,
     batch: Batch,
@@ -193,11 +183,11 @@ def measure_heatmaps(
 ) -> Tables:
     """Tables "heatmap" and "grids", and "picture" for a model with a Q-Former.
 
-    "heatmap": example, layer, token (counted from the first visual one), row, col (-1: outside the
-    grid) and value. "picture": the scores of the queries projected onto patches; example, layer,
-    patch, row, col, value. "grids": per example the rows and cols of tokens or of those patches,
-    their box (left, top, right, bottom, in pixels of the image), and the number of visual tokens
-    as value.
+    "heatmap": example, layer, token (counted from the first visual one), image (of the prompt,
+    from 0 on), row, col (-1: outside the grid) and value. "picture": the scores of the queries
+    projected onto patches; example, layer, patch, image, row, col, value. "grids": per example and
+    image the rows and cols of tokens or of those patches, their box (left, top, right, bottom, in
+    pixels of the image), and its number of visual tokens as value.
 
     Raises:
         AttribError: A sample has no image.
@@ -207,24 +197,34 @@ def measure_heatmaps(
     ids, counts = [sample.id for sample in samples], batch["visual"].sum(1).tolist()
     with patch_attention_if_any(vlm) as attention, heatmap_pass(vlm, batch, chosen, how) as maps:
         vlm.last_logits(batch)
-    scores, grids = stack_maps(maps, chosen, batch), grids_of(vlm, batch, samples)
-    on_tokens = [None] * len(ids) if attention else grids
-    tables = {"heatmap": _table(ids, scores, on_tokens, counts, chosen, "token")}
+    scores, pictures = stack_maps(maps, chosen, batch), pictures_of(vlm, batch, samples)
+    tables = {"heatmap": _table(ids, scores, batch.pictures, counts, chosen, "token")}
     if attention:
         patches = project(scores, attention[-1], batch)
         num_patches = [patches.shape[-1]] * len(ids)
-        tables["picture"] = _table(ids, patches, grids, num_patches, chosen, "patch")
-    shapes = [
-        (grid.rows, grid.cols, *grid.box) if grid else (0, 0, *[np.nan] * 4) for grid in grids
-    ]
-    boxes = pd.DataFrame(shapes, columns=["rows", "cols", *SIDES])
-    return tables | {"grids": boxes.assign(example=ids, value=[float(n) for n in counts])}
+        tables["picture"] = _table(ids, patches, pictures, num_patches, chosen, "patch")
+    return tables | {"grids": _grids(ids, batch.pictures, pictures)}
+
+
+def _grids(
+    ids: Sequence[str],
+    tokens: Sequence[Sequence[Picture]],
+    pictures: Sequence[Sequence[Picture]],
+) -> pd.DataFrame:
+    """One row per example and image: its grid in `pictures`, its number of tokens in `tokens`."""
+    rows = []
+    for name, own_tokens, own in zip(ids, tokens, pictures, strict=True):
+        for number, (picture, one) in enumerate(zip(own_tokens, own, strict=True)):
+            grid, at = one.grid, picture.tokens
+            shape = (grid.rows, grid.cols, *grid.box) if grid else (0, 0, *[np.nan] * 4)
+            rows.append((*shape, name, number, float(at.stop - at.start)))
+    return pd.DataFrame(rows, columns=["rows", "cols", *SIDES, "example", "image", "value"])
 
 
 def _table(
     ids: Sequence[str],
     values: Float[Tensor, "batch layer cell"],
-    grids: Sequence[Grid | None],
+    pictures: Sequence[Sequence[Picture]],
     counts: Sequence[int],
     layers: Sequence[int],
     name: str,
@@ -233,13 +233,15 @@ def _table(
     table = tidy(values.cpu().numpy(), example=range(len(ids)), layer=layers, **{
         name: range(values.shape[-1])
     })  # fmt: skip
-    places = np.full((len(ids), values.shape[-1], 2), NO_PLACE)
-    for place, grid in zip(places, grids, strict=True):
-        if grid is not None:
-            on_grid = np.indices((grid.rows, grid.cols)).reshape(2, -1).T
-            place[grid.first : grid.first + len(on_grid)] = on_grid
+    places = np.full((len(ids), values.shape[-1], 3), NO_PLACE)
+    for place, own in zip(places, pictures, strict=True):
+        for number, picture in enumerate(own):
+            place[picture.tokens, 0] = number
+            if (grid := picture.grid) is not None:
+                on_grid = np.indices((grid.rows, grid.cols)).reshape(2, -1).T
+                place[grid.first : grid.first + len(on_grid), 1:] = on_grid
     example, cell = table["example"].to_numpy(), table[name].to_numpy()
-    row, col = places[example, cell].T
-    table = table.assign(row=row, col=col, example=np.asarray(ids, object)[example])
-    columns = ["example", "layer", name, "row", "col", "value"]
+    image, row, col = places[example, cell].T
+    table = table.assign(image=image, row=row, col=col, example=np.asarray(ids, object)[example])
+    columns = ["example", "layer", name, "image", "row", "col", "value"]
     return table.loc[cell < np.asarray(counts)[example], columns].reset_index(drop=True)

@@ -226,10 +226,10 @@ def measure_patching(
     Raises:
         AttribError: A sample has no image, no partner, or one with other visual tokens.
     """
-    if skip_blank:
-        batch = prompts.after_space(vlm, batch, samples, [s.request.target for s in samples])
+    answers = [s.request.target for s in samples] if skip_blank else None
+    batch = prompts.after_space(vlm, batch, samples, answers) if answers else batch
     pictures, partners = zip(*(prompts.partner_image(s, other, fit) for s in samples), strict=True)
-    others = prompts.encode_others(vlm, batch, samples, pictures)
+    others = vlm.encode(pictures, [s.request.prompt for s in samples], answers=answers)
     runs = clean_runs(vlm, batch, others)
     parts = [patching_of(vlm, batch, runs, span) for span in spans]
     values = torch.stack([_statistics(part) for part in parts], dim=2).cpu().numpy()

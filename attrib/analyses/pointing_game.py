@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attrib.analyses.attention import head_mean
 from attrib.analyses.heatmaps import Perturbation, heatmap_pass, stack_maps
-from attrib.analyses.qformer import grids_of, patch_attention_if_any, project
+from attrib.analyses.qformer import patch_attention_if_any, pictures_of, project
 from attrib.analyses.visual_tokens import VisualTokens, gradient_times_input, require_images
 from attrib.data import EditSample
 from attrib.data.scenes.ground_truth import GroundTruth
@@ -143,15 +143,15 @@ def measure_faithfulness(
     """
     require_images(batch)
     maps, right = _maps(vlm, batch, samples, truths, how)
-    grids = grids_of(vlm, batch, samples)
+    pictures = pictures_of(vlm, batch, samples)
     parts: list[pd.DataFrame] = []
     over_layers: list[pd.DataFrame] = []
     for i, sample in enumerate(samples):
-        truth, grid = truths[sample.id], grids[i]
+        truth, grids = truths[sample.id], [picture.grid for picture in pictures[i]]
         if (target := truth.target_object()) is None:
             continue
-        if grid is None:
-            raise AttribError("the visual tokens have no place in the image: nothing can point")
+        if len(grids) > 1 or (grid := grids[0]) is None:
+            raise AttribError("the visual tokens have no place in one image: nothing can point")
         on = masks_to_grid(truth.masks(), grid)
         for method, values in maps.items():
             columns = {"example": sample.id, "method": method, "kind": truth.question.kind,
@@ -188,7 +188,7 @@ def _maps(
         found = {name: project(values, attention[-1], batch) for name, values in found.items()}
     answers = [vlm.answer_token(truths[sample.id].answer) for sample in samples]
     right = [a == b for a, b in zip(predicted, answers, strict=True)]
-    return {name: values.double().cpu().numpy() for name, values in found.items()}, right
+    return {name: values.cpu().double().numpy() for name, values in found.items()}, right
 
 
 def _mean_map(maps: Float[np.ndarray, "layer cell"]) -> Float[np.ndarray, "one cell"]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attrib.data import EditSample
 from attrib.errors import AttribError
+from attrib.model.answers import split_blank
 from attrib.model.batch import Batch
-from attrib.model.targets import split_blank
 from attrib.model.vlm import VLM
 from attrib.vocabulary import PatchSpan
 
@@ -33,19 +33,6 @@ def after_space(
         return batch
     images, prompts = [r.image for r in requests], [r.prompt for r in requests]
     return vlm.encode(images, prompts, answers=answers).named([s.id for s in samples])
-
-
-def encode_others(
-    vlm: VLM, batch: Batch, samples: Sequence[EditSample], images: Sequence[Image.Image]
-) -> Batch:
-    """The prompts of `batch` with other images, ended by the same blank tokens, if any."""
-    rows = zip(batch.inputs["input_ids"], batch["last"], strict=True)
-    ends = [vlm.tokenizer.decode(ids[last].tolist()) for ids, last in rows]
-    answers = [
-        "" if end.strip() else sample.request.target
-        for end, sample in zip(ends, samples, strict=True)
-    ]
-    return vlm.encode(list(images), [s.request.prompt for s in samples], answers=answers)
 
 
 def check_pairs(batch: Batch, other: Batch) -> None:
@@ -90,8 +77,8 @@ def _difference(batch: Batch, other: Batch, row: int) -> str:
     own, theirs = (int(b["visual"][row].sum()) for b in (batch, other))
     if own != theirs:
         return f"{own} visual tokens and {theirs} in the other; give both images the same size"
-    grids = [b.grids[row] if b.grids else None for b in (batch, other)]
-    shapes = {(grid.rows, grid.cols) for grid in grids if grid}
+    pictures = [b.pictures[row] for b in (batch, other) if b.pictures and b.pictures[row]]
+    shapes = {tuple((g.rows, g.cols) for p in own if (g := p.grid)) for own in pictures}
     if len(shapes) > 1:
         return f"visual tokens in grids of {shapes}; give both images the same size"
     one, two = (b.inputs["input_ids"][row][prompt_positions(b)[row]] for b in (batch, other))
@@ -111,8 +98,8 @@ def partner(sample: EditSample) -> tuple[str, Image.Image]:
     same = [r for r in sample.hard_locality if r.prompt == sample.request.prompt]
     for name, requests in (("same_question", same), ("unrelated", sample.visual_locality)):
         for request in requests:
-            if (image := request.image) is not None:
-                return name, image
+            if len(images := request.images) == 1:
+                return name, images[0]
     raise AttribError(
         "patching needs another image for the same question: a hard locality input with the same "
         "prompt, an image for visual locality, or --other-image"
@@ -129,8 +116,14 @@ def partner_image(
         other: The other image, if given.
         fit: Crop and scale the other image to the size of the sample's.
     """
-    own = sample.request.image
-    if own is None:
+    images = sample.request.images
+    if not images:
         raise AttribError("this request is text only: patching needs an image")
+    if len(images) > 1:
+        raise AttribError(
+            f"this request has {len(images)} images, and the other image replaces one; encode both "
+            "versions and call attrib.patching(vlm, batch, other)"
+        )
+    own = images[0]
     name, image = partner(sample) if other is None else ("given", other)
     return (ImageOps.fit(image, own.size) if fit else image), name

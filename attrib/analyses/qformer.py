@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention import AttentionCall, capture_calls
-from attrib.model.batch import Batch, Grid
+from attrib.model.batch import Batch, Grid, Picture
 from attrib.model.patch_grid import find_grid
 from attrib.model.vlm import VLM
 
@@ -88,12 +88,15 @@ def project(
     return patches
 
 
-def grids_of(vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> list[Grid | None]:
-    """Grids of the visual tokens, or of the patches behind a Q-Former, per sample."""
+def pictures_of(
+    vlm: VLM, batch: Batch, samples: Sequence[EditSample]
+) -> Sequence[Sequence[Picture]]:
+    """The images of each sample with their visual tokens, or with the patches behind a Q-Former."""
     if find_qformer(vlm) is None:
-        return list(batch.grids)
-    images = [sample.request.image for sample in samples]
-    return [None if image is None else patch_grid(vlm, image) for image in images]
+        return batch.pictures
+    every = slice(0, _num_patches(vlm))
+    each = [sample.request.images for sample in samples]
+    return [[Picture(every, patch_grid(vlm, image)) for image in images] for images in each]
 
 
 def patch_grid(vlm: VLM, image: Image.Image) -> Grid | None:

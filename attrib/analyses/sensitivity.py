@@ -24,11 +24,10 @@ from torch import Tensor
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.hooks import gather_positions, read
+from attrib.forward.memory import copies_at_once, in_chunks
 from attrib.forward.noise import NOISY_SPANS, NoiseDraw, draw_noise, perturbed_positions
 from attrib.forward.replay import CleanPass, capture
 from attrib.forward.suffix import Suffix, build_suffix
-from attrib.forward.suffix_memory import copies_at_once
-from attrib.memory import in_chunks
 from attrib.metrics import kl
 from attrib.model.batch import Batch
 from attrib.model.devices import on_each_device

@@ -13,7 +13,7 @@ from attrib.forward.hooks import gather_positions, on_output, position_index, re
 from attrib.forward.noise import base_noise
 from attrib.forward.replay import capture
 from attrib.model.batch import Batch, Grid
-from attrib.model.precision import normalized, token_directions, widened
+from attrib.model.precision import normalized, widened
 from attrib.model.vlm import VLM
 
 
@@ -78,7 +78,7 @@ class VisualTokens:
         return torch.stack(each)[:, None, None]
 
     def neighbours(self, batch: Batch, radius: int) -> Bool[Tensor, "batch token token"]:
-        """Whether two tokens are at most `radius` rows and columns apart on the example's grid.
+        """Whether two tokens are at most `radius` rows and columns apart on the grid of an image.
 
         A token outside the grid (of a tile beside the whole image) has only itself as neighbour.
 
@@ -87,15 +87,15 @@ class VisualTokens:
         """
         tokens = self.at.shape[1]
         neighbours = torch.eye(tokens, dtype=torch.bool).repeat(batch.size, 1, 1)
-        has_any = self.real.any(1).tolist()
-        grids = batch.grids or (None,) * batch.size
-        for one, grid, visual in zip(neighbours, grids, has_any, strict=True):
-            if grid is None and visual:
+        pictures = batch.pictures or ((),) * batch.size
+        for one, own, real in zip(neighbours, pictures, self.real, strict=True):
+            grids = [picture.grid for picture in own]
+            if real.any() and (None in grids or not grids):
                 raise AttribError(
                     f"radius {radius}: the visual tokens have no place on a grid (queries of a "
                     "Q-Former see the whole image), so they have no neighbours: use radius=0"
                 )
-            if grid is not None:
+            for grid in filter(None, grids):
                 inside = slice(grid.first, grid.first + grid.rows * grid.cols)
                 one[inside, inside] = _within(grid, radius)
         return neighbours.to(self.at.device)
@@ -140,9 +140,10 @@ def _largest_logits(vlm: VLM, h: Float[Tensor, "batch d_model"]) -> Float[Tensor
     """Each example's largest logit, in float32 or wider, differentiable at the cost of one row."""
     with torch.no_grad():
         key = vlm.unembed_float32(h).argmax(-1)
-    direction, bias = token_directions(vlm.components.head, key)
+    direction, bias = vlm.unembedding.directions(key)
     normed = normalized(vlm.components.norm, h)
-    return (normed * direction.to(normed.device)).sum(-1) + bias.to(normed.device)
+    logits = (normed * direction.to(normed.device)).sum(-1) + bias.to(normed.device)
+    return vlm.unembedding.map.capped(logits)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from attrib.forward.attention import AttentionCall, capture_attention
 from attrib.forward.hooks import gather_positions, position_index
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
-from attrib.model.components import freeze_norm, probe_norm
+from attrib.model.devices import loaded, loaded_weight
+from attrib.model.logits import freeze_norm, probe_norm
 from attrib.model.vlm import VLM
 
 
@@ -86,9 +87,13 @@ def _queries(
 
 def _residual_stream(writes: ResidualWrites) -> dict[str, Tensor]:
     found = {"hook_embed": writes.steps[0][0]}
-    for layer, (before, attn, mlp, after) in sorted(writes.steps.items()):
+    for layer, (before, *written, after) in sorted(writes.steps.items()):
+        # What modules write before the layer scales the stream, as `hook_resid_mid` is.
+        attn, mlp, other = (write / writes.scales[layer] for write in written)
         values = {"resid_pre": before, "attn_out": attn, "resid_mid": before + attn, "mlp_out": mlp}
         values["resid_post"] = after
+        if other.any():
+            values["other_out"] = other
         if layer + 1 in writes.steps and not torch.equal(writes.steps[layer + 1][0], after):
             values["between"] = writes.steps[layer + 1][0] - after
         found |= {f"blocks.{layer}.hook_{name}": value for name, value in values.items()}
@@ -119,7 +124,7 @@ class CachedModel:
 
     def __init__(self, vlm: VLM, cached: dict[str, Tensor]):
         self.ln_final, self.unembed = vlm.components.norm, vlm.components.head
-        self._vlm = vlm
+        self._vlm, self._map = vlm, vlm.unembedding.map
         like = torch.empty(vlm.d_model)
         self._norm_weight, _, centred = probe_norm(self.ln_final, like)
         self.cfg = _config(vlm, centred)
@@ -134,14 +139,21 @@ class CachedModel:
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The output embedding, a view."""
-        return self.unembed.weight.T
+        """The output embedding times the factor of the model's logits, if there is one.
+
+        A view without a factor, and a copy where it is offloaded.
+        """
+        return self._scaled(loaded_weight(self.unembed)).T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """The bias of the output embedding, zeros if there is none."""
-        weight, bias = self.unembed.weight, self.unembed.bias
-        return weight.new_zeros(len(weight)) if bias is None else bias
+        with loaded(self.unembed):
+            weight, bias = self.unembed.weight, self.unembed.bias
+            return weight.new_zeros(len(weight)) if bias is None else self._map.after(bias)
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        return weight if self._map.factor == 1 else weight * self._map.factor
 
     def final_scale(
         self, h: Float[Tensor, "batch query d_model"]
@@ -155,8 +167,8 @@ class CachedModel:
         """Directions of tokens in the residual stream, before the final norm's division."""
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        weight = self.unembed.weight
-        rows = weight[torch.as_tensor(tokens, device=weight.device)].float()
+        weight = loaded_weight(self.unembed)
+        rows = self._scaled(weight[torch.as_tensor(tokens, device=weight.device)].float())
         return rows * self._norm_weight.to(rows.device)
 
     def to_single_token(self, text: str) -> int:
@@ -200,7 +212,7 @@ class Heads:
             if isinstance(module, nn.Linear) and module.in_features == z[0].numel():
                 out = module(z.flatten(1))
                 if out.shape == write.shape and (out - write).float().norm() <= allowed:
-                    return module.weight.T.unflatten(0, z.shape[1:])
+                    return loaded_weight(module).T.unflatten(0, z.shape[1:])
         raise AttribError(
             f"layer {self._index}: attention's write to the residual stream is not a linear map of "
             "its heads, so there are no head results to stack"

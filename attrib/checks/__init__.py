@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from attrib.checks import checks, generation
+from attrib.checks import checks, continued
 from attrib.checks.inputs import FAILURES, CheckFailed, CheckInputs
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
@@ -25,13 +25,16 @@ CHECKS: tuple[Check, ...] = (
     checks.frozen_contributions_add_up_to_the_logit,
     checks.hooks_are_gone_after_an_error,
     checks.attention_rows_are_the_models,
-    checks.resume_is_bit_equal,
+    continued.resume_is_bit_equal,
+    continued.replayed_changes_equal_written_ones,
+    continued.suffixes_equal_whole_passes,
     checks.one_example_equals_a_batch,
     checks.padding_side_does_not_matter,
-    generation.first_generated_token_is_the_argmax,
-    generation.generation_does_not_depend_on_the_batch,
-    generation.generation_writes_the_prompt_once,
+    continued.first_generated_token_is_the_argmax,
+    continued.generation_does_not_depend_on_the_batch,
+    continued.generation_writes_the_prompt_once,
     checks.grids_fit_the_visual_tokens,
+    checks.each_picture_has_its_own_tokens,
 )
 
 

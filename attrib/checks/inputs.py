@@ -21,10 +21,11 @@ from attrib.forward.attention import AttentionCall, attention_rows, capture_atte
 from attrib.forward.hooks import gather_positions, on_output, read, write
 from attrib.forward.replay import Captured, capture
 from attrib.forward.residual import ResidualWrites, residual_writes
+from attrib.model.adapters import linears
 from attrib.model.batch import Batch
 from attrib.model.precision import ONE_STEP, QUANTISED_PASS, WHOLE_PASS
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import is_packed, linears
+from attrib.model.wrapped import is_packed
 from attrib.vocabulary import Span
 
 Pairs = Iterable[tuple[Tensor, Tensor]]

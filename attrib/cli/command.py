@@ -3,9 +3,12 @@
 import inspect
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -27,6 +30,10 @@ class ExitCode(IntEnum):
     USAGE = 2
     CANNOT_START = 3
     INTERRUPTED = 130
+    TERMINATED = 143
+
+
+FROM_SIGNAL = 128  # an exit code above it is this plus the number of a signal
 
 
 def add_command(
@@ -43,10 +50,12 @@ def add_command(
         chosen = resolve(options, config, flags)
         refuse_other_options(chosen)
         try:
-            code = run(chosen)
-        except KeyboardInterrupt:
+            with interrupted_by(signal.SIGTERM):
+                code = run(chosen)
+        except KeyboardInterrupt as stop:
             print(f"interrupted; to continue: {invocation()}", file=sys.stderr)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            number = stop.args[0] if stop.args else signal.SIGINT
+            raise typer.Exit(FROM_SIGNAL + number) from None
         raise typer.Exit(code)
 
     parameters = _parameters(options)
@@ -54,6 +63,23 @@ def add_command(
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__ = run.__doc__
     app.command(name)(call)
+
+
+@contextmanager
+def interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Raise KeyboardInterrupt, as Ctrl-C does, with the number of a signal when it comes."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to that thread
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def resolve(options: type[Given], config: Path | None, flags: dict[str, Any]) -> Given:
@@ -83,6 +109,16 @@ def refuse_other_options(chosen: BaseModel) -> None:
     for name, why in getattr(chosen, "refused", {}).items():
         if name in chosen.model_fields_set and getattr(chosen, name) is not None:
             raise AttribError(f"--{name.replace('_', '-')}: {why}")
+
+
+@contextmanager
+def naming_option(name: str) -> Iterator[None]:
+    """Name an option in errors about the single text that it gives."""
+    try:
+        yield
+    except AttribError as error:
+        why = str(error).removeprefix("prompt 0 ").removeprefix("target 0 ")
+        raise AttribError(f"--{name}: {why}") from error
 
 
 def next_command(command: str, options: Any, *more: str) -> str:
@@ -117,7 +153,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", ExitCode.CANNOT_START
-    from attrib.memory import is_out_of_memory
+    from attrib.errors import is_out_of_memory
 
     if is_out_of_memory(error):
         what = f"out of memory ({describe(error)})"

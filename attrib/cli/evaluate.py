@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 from typer import Option
 
-from attrib.cli.command import ExitCode, invocation
+from attrib.cli.command import ExitCode, invocation, naming_option
 from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
 from attrib.errors import AttribError, SetupError
-from attrib.pipeline.options import AnalysisOptions, ModelOptions, option
+from attrib.pipeline.options import AnalysisOptions, ModelOptions, Photos, option
 from attrib.pipeline.source import load_model, load_samples
 
 if TYPE_CHECKING:
@@ -158,14 +158,16 @@ def _with_gate(editor: "Editor", folder: Path) -> "Editor":
 
 PANEL = "Questions"
 UNRELATED = "nq question: what is the capital of France? The answer is:"
-Question = tuple[str, "Image.Image | None", str]
+Question = tuple[str, "list[Image.Image]", str]
 
 
 class EditOptions(ModelOptions):
     """Options of `attrib edit`."""
 
     editor: Path | None = option(None, "Folder of an editor that `attrib train` wrote.")
-    image: Path | None = option(None, "The photo; none to edit text alone.")
+    image: Photos = option(
+        None, "The photo; again for another one in the prompt, none to edit text alone."
+    )
     prompt: str | None = option(None, "The question about it.")
     target: str | None = option(None, "The new answer.")
     rephrase: str | None = option(
@@ -191,8 +193,9 @@ def edit(options: EditOptions) -> int:
         raise AttribError("--target: the edit of --load has its answer; give one of them")
     vlm = load_model(options)
     editor: Any = load_editor(options.editor, vlm)
+    questions = list(_questions(options, vlm))
     made = _make_edit(options, vlm, editor)
-    print("\n".join(_answers(vlm, made, _questions(options), options.max_new_tokens)))
+    print("\n".join(_answers(vlm, made, questions, options.max_new_tokens)))
     print(f"edit: {made.num_bytes:,} bytes")
     if options.save is not None:
         print(f"  {save_edit(made, options.save, vlm, editor)}")
@@ -201,28 +204,34 @@ def edit(options: EditOptions) -> int:
 
 def _make_edit(options: EditOptions, vlm: "VLM", editor: Any) -> "Edit":
     from attrib.data import EditRequest
+    from editors.base import encode_requests
     from editors.io import load_edit
 
     if options.load is not None:
         return load_edit(options.load, vlm, editor)
     request = EditRequest(options.image, options.prompt or "", options.target or "")
+    with naming_option("target"):
+        encode_requests(vlm, [request])
     return editor.edit(vlm, request)
 
 
-def _questions(options: EditOptions) -> Iterator[Question]:
+def _questions(options: EditOptions, vlm: "VLM") -> Iterator[Question]:
     from attrib.data import open_photo
 
     asked = [
         ("request", options.image, options.prompt),
         ("rephrase", options.image, options.rephrase),
-        ("unrelated", options.unrelated_image, options.unrelated),
+        ("unrelated", options.unrelated_image and [options.unrelated_image], options.unrelated),
     ]
-    for name, path, prompt in asked:
+    for name, paths, prompt in asked:
         if prompt is not None:
-            yield name, None if path is None else open_photo(path), prompt
+            images = [open_photo(path) for path in paths or ()]
+            with naming_option("prompt" if name == "request" else name):  # before the edit is made
+                vlm.encode([images], [prompt])
+            yield name, images, prompt
 
 
-def _answers(vlm: "VLM", edit: "Edit", questions: Iterator[Question], longest: int) -> list[str]:
+def _answers(vlm: "VLM", edit: "Edit", questions: list[Question], longest: int) -> list[str]:
     """A paragraph per question, with the answers before and after."""
     names, images, prompts = zip(*questions, strict=True)
     batch = vlm.encode(images, prompts)

@@ -66,6 +66,12 @@ def check_model(
         Dtype, typer.Option(help="auto: float32 on a CPU, the checkpoint's on a GPU.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help='auto: over all GPUs, main memory and disk; or JSON, such as {"model": 0}.'
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
     ] = False,
@@ -76,7 +82,8 @@ def check_model(
     from attrib.model.vlm import VLM
 
     # Not `load`, which refuses a model at the first check that fails.
-    loaded = read_checkpoint(model, device, dtype, revision, trust_remote_code)
+    options = model, device, dtype, revision, trust_remote_code
+    loaded = read_checkpoint(*options, device_map=device_map)
     report = check(VLM(*loaded, model))
     for result in report.results:
         print(f"{'works ' if result.passed else 'BROKEN'}  {result.check}: {result.detail}")
@@ -113,14 +120,19 @@ def check_data(
         Path | None, typer.Option(help="Folder of the images; without it they are not checked.")
     ] = None,
     pixels: Annotated[
-        Literal["decode", "header"],
-        typer.Option(help="decode finds every broken image; header is faster."),
-    ] = "decode",
+        Literal["decode", "header"] | None,
+        typer.Option(
+            help="decode finds every broken image; header is faster.", show_default="decode"
+        ),
+    ] = None,
 ) -> None:
     """Report counts, duplicates, malformed rows and train/eval overlap; exit with 1 on errors."""
     from attrib.data.check import check
+    from attrib.errors import AttribError
 
-    report = check(folder, image_root, pixels=pixels)
+    if pixels and image_root is None:
+        raise AttribError("--pixels: images are checked with --image-root alone; give it as well")
+    report = check(folder, image_root, pixels=pixels or "decode")
     print(report.to_markdown())
     if not report.sound:
         raise typer.Exit(ExitCode.TOO_MANY_FAILURES)

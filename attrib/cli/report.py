@@ -22,7 +22,13 @@ from attrib.cli.outputs import (
     write_manifest,
     write_quarantined,
 )
-from attrib.cli.select import SelectOptions, analysis_for, make_evidence, with_validation_split
+from attrib.cli.select import (
+    SelectOptions,
+    analysis_for,
+    folder_of_runs,
+    make_evidence,
+    with_validation_split,
+)
 from attrib.pipeline.options import NAMED_SPLITS, PANEL, ModelOptions, option
 from attrib.pipeline.source import ModelLoader, load_model, load_samples
 from attrib.vocabulary import SceneData, SceneSplit
@@ -82,6 +88,7 @@ class ReportOptions(SelectOptions):
     """Options of `attrib report`."""
 
     free = frozenset({"pictures", "pointing"})
+    read_with_runs = SelectOptions.read_with_runs | {"pictures"}
 
     runs: list[Path] | None = option(
         None,
@@ -121,12 +128,9 @@ def report(options: ReportOptions) -> int:
 
     options = with_validation_split(options)
     grid = None if options.against is None else (str(options.against), read_grid(options.against))
-    selecting = SelectOptions(**{n: getattr(options, n) for n in SelectOptions.model_fields})
-    out = results_folder("select", selecting)  # `attrib select` has its runs there
-    if options.runs and options.out is None:
-        out = Path("runs") / f"report-{options.runs[0].resolve().name}"
+    out = folder_of_runs("report", options) or results_folder("select", _selecting(options))
     refuse_unwritable(out)
-    if not options.runs and not _make(options, selecting, out):
+    if not options.runs and not _make(options, _selecting(options), out):
         return ExitCode.DONE  # a dry run, or another process writes the report
     folders = options.runs or [out]
     typed = options.model_fields_set if options.runs else {"rule", "number", "seed"}
@@ -140,6 +144,12 @@ def report(options: ReportOptions) -> int:
     lines = [study.partial, headline(selected), verdict(study), *(f"  {file}" for file in files)]
     print("\n".join(line for line in lines if line))
     return exit_code_for(study.quarantined, options.max_failures)
+
+
+def _selecting(options: ReportOptions) -> SelectOptions:
+    """The options of `attrib select`, which has its runs in the same folder."""
+    shared = options.model_fields_set & set(SelectOptions.model_fields)
+    return SelectOptions(**{name: getattr(options, name) for name in shared})
 
 
 def _make(options: ReportOptions, selecting: SelectOptions, out: Path) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
@@ -28,6 +28,9 @@ class SelectOptions(AnalysisOptions):
     """Options of `attrib select`."""
 
     free = frozenset({"rule", "number", "words", "against"})
+    read_with_runs: ClassVar[frozenset[str]] = frozenset(
+        {"runs", "rule", "number", "words", "against", "seed", "out", "max_failures"}
+    )
     refused = dict.fromkeys(
         ("prompt", "image", "target"), "select needs many examples: give --data, not one photo"
     )
@@ -74,6 +77,9 @@ class SelectOptions(AnalysisOptions):
             raise ValueError("select needs many examples: give --data, not one photo")
         if self.runs and self.words > 1:
             raise ValueError("--words: finished analyses have one word each; leave out --from")
+        if self.runs and (idle := self.model_fields_set - self.read_with_runs - set(self.refused)):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
+            raise ValueError(f"--from reads finished runs and computes nothing; leave out {names}")
         return self
 
 
@@ -84,7 +90,7 @@ def select(options: SelectOptions) -> int:
     from attrib.selection import combine_words, evaluate_on_grid, select_layers
 
     options = with_validation_split(options)
-    out = results_folder("select", options)
+    out = folder_of_runs("select", options) or results_folder("select", options)
     grid = None if options.against is None else read_grid(options.against)
     reports, files, quarantined = [], [], {}
     load = ModelLoader()
@@ -112,6 +118,13 @@ def select(options: SelectOptions) -> int:
         files += write_evaluation(evaluation, out)
     print("\n".join(f"  {path}" for path in files))
     return exit_code_for(list(quarantined.values()), options.max_failures)
+
+
+def folder_of_runs(command: str, options: SelectOptions) -> Path | None:
+    """The folder for results that are read from runs, named by the first of them; None without."""
+    if not options.runs:
+        return None
+    return options.out or Path("runs") / f"{command}-{options.runs[0].resolve().name}"
 
 
 def with_validation_split(options: Any) -> Any:

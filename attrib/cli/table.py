@@ -100,12 +100,12 @@ def table(options: TableOptions) -> int:
 
 def _write_settings(options: TableOptions) -> None:
     """Write the settings of the folder's editors; refuse a folder with other settings."""
-    from attrib.files import write_text
+    from attrib.files import read_json, write_text
     from attrib.runs.manifest import diff
 
     now = {k: v for k, v in options.model_dump(mode="json").items() if k not in GROWING}
     path = options.out / MANIFEST
-    if path.exists() and (different := diff(json.loads(path.read_text()), now)):
+    if path.exists() and (different := diff(read_json(path), now)):
         raise SetupError(
             f"{options.out} was made with other settings: {'; '.join(different)}; give another "
             "--out, or the settings that are there"

@@ -14,6 +14,9 @@ Fields and prompts follow the files of MMEdit (Cheng et al. 2023) as VisEdit and
     text locality      -               `loc` + "?" -> `loc_ans`
     visual locality    m_loc           `m_loc_q`   -> `m_loc_a`
 
+A field of an image may hold a list of names: several images in one prompt, in order. An error
+names the one at fault as `image[1]`.
+
 Questions about images get the suffix " The answer is:"; caption prompts do not.
 `pred`, the wrong answer of the model that the files were made with, goes to `meta`.
 """
@@ -21,7 +24,7 @@ Questions about images get the suffix " The answer is:"; caption prompts do not.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +37,7 @@ from attrib.errors import RowError, SetupError
 
 Task = Literal["vqa", "captions"]
 Row = Mapping[str, Any]
+Names = str | Sequence[str]  # of one image, or of several in one prompt
 
 FILES = {
     "vqa-train": "vqa/vqa_train.json",
@@ -92,7 +96,7 @@ def read_rows(path: Path) -> tuple[list[object], str]:
 
 
 def validate_row(row: object, file: str, index: int) -> Row:
-    """The row itself, once every field is present and usable.
+    """The row itself, once every field is present and usable; lists of images become tuples.
 
     Raises:
         RowError: naming the first field that is missing, not text, empty or not Unicode.
@@ -107,14 +111,14 @@ def validate_row(row: object, file: str, index: int) -> Row:
         if name not in row:
             raise bad(name, "is missing")
         if not (row[name] is None and name in MAY_BE_NULL):
-            _check_text(row[name], name in MAY_BE_EMPTY, partial(bad, name))
+            _check(row[name], name, name, bad)
     items = row.get(HARD, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise bad(HARD, f"is {_kind(items)}, not a list of objects")
     for i, item in enumerate(items):
         for name in HARD_FIELDS:
-            _check_text(item.get(name), False, partial(bad, f"{HARD}[{i}].{name}"))
-    return row
+            _check(item.get(name), name, f"{HARD}[{i}].{name}", bad)
+    return row | {name: tuple(row[name]) for name in IMAGES if isinstance(row[name], list)}
 
 
 def to_sample(
@@ -137,8 +141,9 @@ def to_sample(
         open_image: returns the RGB image of a name.
     """
 
-    def opener(name: str, field: str) -> partial[Image.Image]:
-        return partial(_open, open_image, name, file, index, field)
+    def opener(names: Names, field: str) -> list[partial[Image.Image]]:
+        pairs = _named(field, names)
+        return [partial(_open, open_image, name, file, index, at) for at, name in pairs]
 
     image, alt = opener(row["image"], "image"), row["alt"]
     prompt = _with_suffix if task == "vqa" else str
@@ -184,7 +189,15 @@ def image_names(row: Row, fields: Iterable[str] = (*IMAGES, HARD)) -> list[tuple
     fields = tuple(fields)
     plain = [(field, row[field]) for field in IMAGES if field in fields and row[field] is not None]
     hard = enumerate(row.get(HARD, []) if HARD in fields else [])
-    return plain + [(f"{HARD}[{i}].image", item["image"]) for i, item in hard]
+    every = plain + [(f"{HARD}[{i}].image", item["image"]) for i, item in hard]
+    return [pair for field, names in every for pair in _named(field, names)]
+
+
+def _named(field: str, names: Any) -> list[tuple[str, Any]]:
+    """(field, name) of each image of a field: "image[1]" for the second of several."""
+    if isinstance(names, list | tuple):
+        return [(f"{field}[{i}]", name) for i, name in enumerate(names)]
+    return [(field, names)]
 
 
 def _open(
@@ -212,6 +225,13 @@ def _unquoted(text: str) -> str:
     text = text.strip()
     quoted = text.startswith('"') and text.endswith('"') and text.count('"') == 2
     return text[1:-1].strip() if quoted else text
+
+
+def _check(value: object, name: str, place: str, bad: Callable[[str, str], RowError]) -> None:
+    if name in IMAGES and value == []:
+        raise bad(place, "is an empty list; give the name of an image, or several")
+    for field, text in _named(place, value) if name in IMAGES else [(place, value)]:
+        _check_text(text, name in MAY_BE_EMPTY, partial(bad, field))
 
 
 def _check_text(value: object, may_be_empty: bool, bad: Callable[[str], RowError]) -> None:

@@ -9,21 +9,28 @@ Each file passes five checks, each with a one-line error:
 5. all its pixels decode.
 
 The result is RGB and the same on every machine (`attrib.data.pixels`). No file stays open.
+Images of a request are opened when they are accessed: it keeps the sources.
 """
 
+import mimetypes
 import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from attrib.data.pixels import DAMAGE, as_rgb, check_ratio
-from attrib.errors import AttribError
+from attrib.errors import AttribError, RowError
 
+ImageSource = Image.Image | Callable[[], Image.Image]
+Sources = ImageSource | tuple[ImageSource, ...] | None  # a tuple for several images in one prompt
+GivenImage = ImageSource | str | Path
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte once decoded
 MAX_NAME = 200  # characters shown; a `data:` URL can have a megabyte
@@ -82,6 +89,47 @@ def open_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     return _decode(Path(path).expanduser(), str(path), max_pixels, "")
 
 
+def as_source(image: GivenImage | Sequence[GivenImage] | None) -> Sources:
+    """Where an image comes from, or several in a list; a path is opened by `open_photo`."""
+    if isinstance(image, str | Path):
+        return partial(open_photo, image)
+    if isinstance(image, Sequence):
+        several: Any = tuple(as_source(one) for one in image)
+        return several if len(several) > 1 else next(iter(several), None)
+    return image
+
+
+def open_sources(source: Sources) -> list[Image.Image]:
+    """The images of a source, upright in RGB.
+
+    Raises:
+        AttribError: one cannot be used; of several it is named as `image[1]`.
+    """
+    if isinstance(source, tuple):
+        return [_open(one, f"image[{i}]: ") for i, one in enumerate(source)]
+    return [] if source is None else [_open(source)]
+
+
+def describe_source(source: Sources) -> str:
+    """Size and mode of an image in memory."""
+    if isinstance(source, tuple):
+        return f"[{', '.join(map(describe_source, source))}]"
+    if isinstance(source, Image.Image):
+        return f"<{source.width}x{source.height} {source.mode}>"
+    return "None" if source is None else "<opened on access>"
+
+
+def _open(source: ImageSource | None, name: str = "") -> Image.Image:
+    if source is None:
+        raise AttribError(f"{name}None is no image; leave it out of the list")
+    try:
+        return as_rgb(source() if callable(source) else source)
+    except AttribError as error:
+        if not name or isinstance(error, RowError):  # which names the field
+            raise
+        raise AttribError(f"{name}{error}") from error
+
+
 def _decode(path: Path, name: str, max_pixels: int, under: str) -> Image.Image:
     with _header(path, name, max_pixels, under) as image:
         try:
@@ -118,7 +166,7 @@ def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[Imag
                 f"{max_pixels}; make it smaller, or raise max_pixels if you trust it",
             ) from error
         except UnidentifiedImageError as error:
-            raise BadImage(name, f"not an image ({_start_of_file(start)})") from error
+            raise BadImage(name, _no_image(name, start)) from error
         except DAMAGE as error:
             raise BadImage(name, f"its header is damaged ({error})") from error
         with image:
@@ -165,8 +213,10 @@ def _refuse_url(name: str) -> None:
         raise BadImage(name, "a URL; nothing is downloaded here: fetch the file and give its path")
 
 
-def _start_of_file(start: bytes) -> str:
-    """The first bytes of a file that is not an image, up to the first blank or bracket."""
+def _no_image(name: str, start: bytes) -> str:
+    """Why a file is no image: its first bytes, up to the first blank or bracket."""
+    if (mimetypes.guess_type(name)[0] or "").startswith("video/"):
+        return "a video; save its frames as images and give these, in order"
     text = start.decode("ascii", errors="backslashreplace")
     word = re.split(r"[\s>]", text.lstrip())[0]
-    return f"starts with {word!r}; expected one of {', '.join(FORMATS)}"
+    return f"not an image (starts with {word!r}; expected one of {', '.join(FORMATS)})"

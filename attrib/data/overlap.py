@@ -36,6 +36,7 @@ def repeats(rows: Sequence[Row]) -> dict[str, int | None]:
         f"{EDIT} groups": sum(n > 1 for n in edits.values()),
         f"{EDIT} groups with different alt": sum(n > 1 for n in answers.values()),
         "loc repeated": len(rows) - len(set(values_of(rows, "loc"))),
+        "(loc, loc_ans) repeated": len(rows) - len(set(values_of(rows, "loc, loc_ans"))),
         f"{LOCALITY} repeated": len(rows) - len(set(items)),
         f"{LOCALITY} repeated with the same m_loc_a": len(rows)
         - len(set(values_of(rows, ANSWERED))),

@@ -4,20 +4,23 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 from PIL import Image
 
-from attrib.data.images import open_photo
-from attrib.data.pixels import as_rgb
+from attrib.data.images import (
+    GivenImage,
+    Sources,
+    as_source,
+    describe_source,
+    open_sources,
+)
 from attrib.errors import AttribError, RowError
 from attrib.files import write_text
 
-ImageSource = Image.Image | Callable[[], Image.Image]
 MAX_QUARANTINED_SHOWN = 3
 MAX_ROWS_SHOWN = 5
 MAX_CHARACTERS_SHOWN = 80
@@ -26,44 +29,49 @@ THUMBNAIL = 128  # pixels
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class EditRequest:
-    """A prompt about an image (or about none) and the answer to it.
+    """A prompt about an image (or about several, or none) and the answer to it.
 
     Attributes:
         prompt: the words before the answer, without an image placeholder.
         target: the answer, as it follows the prompt.
-        source: where the image comes from: None, a PIL image, or a function that returns one.
+        source: where the image comes from: None, a PIL image, or a function that returns one; a
+            tuple of these for several images.
     """
 
     prompt: str
     target: str
-    source: ImageSource | None
+    source: Sources
 
-    def __init__(self, image: ImageSource | str | Path | None, prompt: str, target: str):
-        """A request. An `image` given as a path is opened and checked on access."""
-        source = partial(open_photo, image) if isinstance(image, str | Path) else image
-        object.__setattr__(self, "source", source)
+    def __init__(self, image: GivenImage | Sequence[GivenImage] | None, prompt: str, target: str):
+        """A request. An `image` given as a path is opened and checked on access.
+
+        A list of images is several images in one prompt.
+        """
+        object.__setattr__(self, "source", as_source(image))
         object.__setattr__(self, "prompt", prompt)
         object.__setattr__(self, "target", target)
 
     @property
-    def image(self) -> Image.Image | None:
-        """The image upright in RGB, opened at every access and not kept; None for text alone.
+    def image(self) -> Image.Image | list[Image.Image] | None:
+        """The image as `vlm.encode` takes it: None for text alone, a list for several images.
+
+        Upright in RGB, opened at every access and not kept.
 
         Raises:
             AttribError: if an image in memory cannot be used.
             RowError: if a row of a data file names an image that cannot be used.
             BadImage: if the request was made with a path that cannot be used.
         """
-        if self.source is None:
-            return None
-        image = self.source() if callable(self.source) else self.source
-        return as_rgb(image)
+        images = self.images
+        return images if len(images) > 1 else next(iter(images), None)
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All images of the prompt, in order; see `image`."""
+        return open_sources(self.source)
 
     def __repr__(self) -> str:
-        if isinstance(self.source, Image.Image):
-            image = f"<{self.source.width}x{self.source.height} {self.source.mode}>"
-        else:
-            image = "None" if self.source is None else "<opened on access>"
+        image = describe_source(self.source)
         prompt, target = _short(self.prompt), _short(self.target)
         return f"EditRequest(image={image}, prompt={prompt}, target={target})"
 
@@ -134,8 +142,7 @@ class Quarantined:
     @classmethod
     def from_error(cls, error: RowError) -> "Quarantined":
         """The record of a row that raised `error`."""
-        bare = cls(error.file, error.row, error.field, "")
-        return replace(bare, reason=str(error).removeprefix(str(bare)))
+        return cls(error.file, error.row, error.field, error.reason)
 
     def __str__(self) -> str:
         return f"{self.file}: row {self.row}: {self.field}: {self.reason}"
@@ -218,13 +225,15 @@ def _line(request: EditRequest) -> str:
 
 
 def _thumbnail(request: EditRequest) -> str:
-    """The request's image as an HTML element; the reason where it cannot be opened."""
+    """The request's images as HTML elements; the reason where one cannot be opened."""
     try:
-        image = request.image
+        images = request.images
     except (AttribError, OSError) as error:
         return f"<p>{html.escape(str(error))}</p>"
-    if image is None:
-        return ""
+    return "".join(map(_as_html, images))
+
+
+def _as_html(image: Image.Image) -> str:
     image = image.copy()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

@@ -9,18 +9,18 @@ are the model's own.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import Positions, is_cached_step, position_index
+from attrib.forward.hooks import PositionGather, Positions, position_index
 from attrib.model.vlm import VLM
 
 # Called by transformers with (module, query, key, value, mask, **options), tensors of
@@ -54,15 +54,20 @@ class AttentionCall:
         self, queries: Int[Tensor, "batch *several"]
     ) -> Float[Tensor, "batch heads *several_keys"]:
         """Attention from one query position per example, or from several, in float32."""
+        wanted = queries.to(self.q.device).reshape(len(queries), -1)
+        rows = self.rows(PositionGather(wanted), self.bias(wanted, torch.float32))
+        return rows.reshape(*rows.shape[:2], *queries.shape[1:], -1)
+
+    def rows(
+        self, gather: PositionGather, bias: Float[Tensor, "batch #heads several keys"]
+    ) -> Float[Tensor, "batch heads several keys"]:
+        """Attention from several query positions per example, whose bias is known, in float32."""
         batch, heads, _, d_head = self.q.shape
-        wanted = queries.to(self.q.device).reshape(batch, -1)
-        at = torch.arange(batch, device=self.q.device)[:, None]
         # Grouped-query attention: consecutive query heads share a key head.
-        q = self.q[at, :, wanted].float().transpose(1, 2)
+        q = gather(self.q.transpose(1, 2)).float().transpose(1, 2)
         q = q.reshape(batch, self.k.shape[1], -1, d_head)
-        scores = (q @ self.k.float().transpose(-1, -2)).reshape(batch, heads, wanted.shape[1], -1)
-        scores = scores * self.scaling + self.bias(wanted, torch.float32)
-        return scores.softmax(-1).reshape(batch, heads, *queries.shape[1:], -1)
+        scores = (q @ self.k.float().transpose(-1, -2)).reshape(batch, heads, *bias.shape[2:])
+        return torch.add(bias, scores, alpha=self.scaling).softmax(-1)
 
     def bias(
         self, queries: Int[Tensor, "batch several"], dtype: torch.dtype
@@ -92,12 +97,30 @@ class AttentionCall:
         return (grouped @ self.v.float()).reshape(batch, heads, -1)
 
 
-# The registered function finds the one to call by the module's id. transformers reads its name from
-# the model's configuration, which all threads share, while this table belongs to one thread: a
-# pass in another thread falls back to sdpa. Only one thread at a time may override a model, because
-# leaving a context restores the name for all of them.
+@dataclass(eq=False)
+class _LastBias:
+    """The bias of chosen queries: that of the call before if it is the same, as in most layers."""
+
+    queries: Int[Tensor, "batch several"]
+    bias: Tensor = field(default_factory=lambda: torch.empty(0))
+    of: tuple[Any, ...] = ()
+
+    def __call__(self, call: AttentionCall) -> Float[Tensor, "batch #heads several keys"]:
+        of = id(call.mask), call.k.shape[2], call.q.shape[2], call.causal, call.q.device
+        if self.of != of:
+            self.bias = call.bias(self.queries.to(call.q.device), torch.float32)
+            self.of, self._mask = of, call.mask  # a mask that is kept keeps its id
+        return self.bias
+
+
+# The function behind "sdpa" finds the one to call by the module's id. All threads share the name in
+# the configuration and the function behind it, while this table belongs to one thread: a pass in
+# another falls back to sdpa. The name stays, since models look at it: some apply a sparse mask of
+# their own for "eager" and "sdpa" only.
 _FUNCTIONS: ContextVar[Mapping[int, AttentionFn] | None] = ContextVar("functions", default=None)
-NAME = "attrib"
+NAME = "sdpa"
+_open = 0  # contexts in which the function behind the name is ours
+_lock = Lock()
 
 
 def sdpa(module: nn.Module, *args: Any, **options: Any) -> Tensor:
@@ -110,29 +133,40 @@ def _attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, N
     return function(module, *args, **options), None
 
 
-# Without a mask function of the same name, transformers would pass no mask at all.
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def _count(change: int) -> None:
+    """Keep our function behind the name for as long as any context is open."""
+    global _open
+    with _lock:
+        _open += change
+        AttentionInterface.register(NAME, _attention if _open else sdpa_attention_forward)
 
 
 @contextmanager
 def override_attention(
     root: nn.Module, wrap: Callable[[AttentionFn], AttentionFn]
 ) -> Iterator[None]:
-    """Let the modules below `root` attend by `wrap(the function in force)` inside the context."""
+    """Let the modules below `root` attend by `wrap(the function in force)` inside the context.
+
+    A model set to another implementation ("eager", "flash_attention_2") uses sdpa meanwhile.
+    """
     configs = {id(c): c for m in root.modules() if (c := getattr(m, "config", None))}
     before = {key: config._attn_implementation for key, config in configs.items()}
     outer = _FUNCTIONS.get() or {}
-    own = {id(m): wrap(outer.get(id(m), sdpa)) for m in root.modules()}
+    plain = wrap(sdpa)
+    own = {id(m): wrap(outer[id(m)]) if id(m) in outer else plain for m in root.modules()}
     token = _FUNCTIONS.set({**outer, **own})
+    _count(1)
     try:
         for config in configs.values():
-            config._attn_implementation = NAME
+            if config._attn_implementation != NAME:
+                config._attn_implementation = NAME
         yield
     finally:
+        _count(-1)
         _FUNCTIONS.reset(token)
         for key, config in configs.items():
-            config._attn_implementation = before[key]
+            if config._attn_implementation != before[key]:
+                config._attn_implementation = before[key]
 
 
 @contextmanager
@@ -197,11 +231,14 @@ def attention_rows(vlm: VLM, queries: Positions) -> Iterator[dict[int, Tensor]]:
         AttribError: The model's attention has soft-caps, sinks or biases that sdpa does not know.
     """
     index = position_index(queries)
+    gather = PositionGather(index.reshape(len(index), -1))
     rows: dict[int, Tensor] = {}
+    bias = _LastBias(gather.index)
 
     def listen(layer: int, call: AttentionCall) -> None:
-        if not is_cached_step(call.q.shape[2], index):
-            rows[layer] = call.row(index)
+        if not gather.is_cached_step(call.q.shape[2]):
+            found = call.rows(gather, bias(call))
+            rows[layer] = found.reshape(*found.shape[:2], *index.shape[1:], -1)
 
     with capture_attention(vlm, listen):
         yield rows

@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_map_only
 
 from attrib.forward.attention import AttentionCall, capture_attention
 from attrib.forward.hooks import (
+    PositionGather,
     StopForward,
     first_tensor,
     gather_positions,
-    is_cached_step,
     on_input,
     on_output,
 )
@@ -121,6 +121,7 @@ def each_attention(
     it, and only one layer is kept in memory. Layers without attention are skipped.
     """
     pending: list[AttentionRecord] = []
+    gather = PositionGather(last)
 
     def finish() -> None:
         for record in [*pending]:
@@ -136,7 +137,7 @@ def each_attention(
     def beginner(layer: int) -> Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]:
         def begin(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             finish()
-            if layer in layers and not is_cached_step(h.shape[1], last):
+            if layer in layers and not gather.is_cached_step(h.shape[1]):
                 pending.append(AttentionRecord(layer, _call_of(vlm.layers[layer], h, args, kwargs)))
 
         return begin
@@ -146,13 +147,15 @@ def each_attention(
         for i, layer in enumerate(vlm.layers):
             stack.enter_context(on_input(layer, beginner(i)))
             for child in layer.children() if i in layers else ():
-                stack.enter_context(_record_child(child, pending, last))
+                stack.enter_context(_record_child(child, pending, gather))
         yield
         finish()
 
 
 @contextmanager
-def _record_child(child: nn.Module, pending: list[AttentionRecord], last: Tensor) -> Iterator[None]:
+def _record_child(
+    child: nn.Module, pending: list[AttentionRecord], gather: PositionGather
+) -> Iterator[None]:
     """Record the call of a layer's submodule, and its output if it is the one that attends."""
 
     def enter(h: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -163,7 +166,7 @@ def _record_child(child: nn.Module, pending: list[AttentionRecord], last: Tensor
         if pending:
             record = pending[0]
             if record.attention is not None and record.attention.module is child:
-                record.out = gather_positions(out, last)
+                record.out = gather(out)
             record.entered.pop(id(child), None)
 
     with on_input(child, enter), on_output(child, leave):

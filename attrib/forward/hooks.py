@@ -1,4 +1,4 @@
-"""Read or write the hidden states of decoder layers: the only module that registers hooks.
+"""Read or write the hidden states of decoder layers.
 
 All contexts see the residual stream, nest, and act in the order they were entered: a `read` entered
 after a `write` sees the written states. Hooks are registered on entering a context and removed on
@@ -7,7 +7,7 @@ leaving it, also after an error. Layers are counted from 0; a layer stands for i
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import eager
+from attrib.model.wrapped import StopForward, first_tensor, on_input, on_modules, on_output
 
+__all__ = ["StopForward", "first_tensor", "on_input", "on_modules", "on_output"]  # for users here
 Positions = Int[Tensor, "batch *several"] | Bool[Tensor, "batch pos"]
 
 
@@ -106,56 +107,6 @@ def store(into: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
     return keep
 
 
-class StopForward(Exception):
-    """Raised inside a forward pass to end it early with a value."""
-
-    def __init__(self, value: Any):
-        super().__init__()
-        self.value = value
-
-
-@contextmanager
-def on_input(
-    module: nn.Module, fn: Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
-) -> Iterator[None]:
-    """Call `fn(hidden states, other arguments, keyword arguments)` before `module` runs."""
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if args:
-            fn(args[0], args[1:], kwargs)
-        else:
-            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            fn(kwargs["hidden_states"], (), rest)
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with eager():
-            yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def on_output(module: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `fn` on the output of `module`; a returned tensor replaces it."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        new = fn(first_tensor(output))
-        return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
-
-    handle = module.register_forward_hook(hook)
-    try:
-        with eager():
-            yield
-    finally:
-        handle.remove()
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The hidden states of a module's output: alone, or (older transformers) first of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 def position_index(positions: Positions) -> Int[Tensor, "batch *several"]:
     """Positions as indices: one per example from a mask; indices are returned unchanged.
 
@@ -169,22 +120,49 @@ def position_index(positions: Positions) -> Int[Tensor, "batch *several"]:
     return positions.int().argmax(1)
 
 
+class PositionGather:
+    """Gathers the states at one position per example, or at several.
+
+    What depends on the positions alone is computed once per device. A GPU would otherwise be
+    waited for at every module of a pass.
+
+    Attributes:
+        index: The positions as indices, "batch *several".
+    """
+
+    def __init__(self, positions: Positions):
+        self.index = position_index(positions)
+        self._at: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self, h: Shaped[Tensor, "batch pos *width"]
+    ) -> Shaped[Tensor, "batch *several_width"]:
+        """The states at the positions, as a copy."""
+        if h.device not in self._at:
+            example = torch.arange(len(self.index), device=h.device)
+            example = example.reshape(-1, *[1] * (self.index.ndim - 1))
+            self._at[h.device] = example, self.index.to(h.device)
+        # Indexing copies: a view would keep the whole tensor alive.
+        return h[self._at[h.device]]
+
+    def is_cached_step(self, num_pos: int) -> bool:
+        """Whether a pass of `num_pos` positions is a cached step of generation.
+
+        Raises:
+            AttribError: It is not, although some position is beyond its end.
+        """
+        beyond = self._last >= num_pos
+        if beyond and num_pos > 1:
+            raise AttribError(f"position {self._last}: the pass has positions 0 to {num_pos - 1}")
+        return beyond
+
+    @cached_property
+    def _last(self) -> int:
+        return int(self.index.max())
+
+
 def gather_positions(
     h: Shaped[Tensor, "batch pos *width"], index: Int[Tensor, "batch *several"]
 ) -> Shaped[Tensor, "batch *several_width"]:
     """The states at one position per example, or at several, as a copy."""
-    example = torch.arange(len(index), device=h.device).reshape(-1, *[1] * (index.ndim - 1))
-    # Indexing copies: a view would keep the whole tensor alive.
-    return h[example, index.to(h.device)]
-
-
-def is_cached_step(num_pos: int, index: Tensor) -> bool:
-    """Whether a pass of `num_pos` positions is a cached step of generation.
-
-    Raises:
-        AttribError: It is not, although some position in `index` is beyond its end.
-    """
-    beyond = int(index.max()) >= num_pos
-    if beyond and num_pos > 1:
-        raise AttribError(f"position {int(index.max())}: the pass has positions 0 to {num_pos - 1}")
-    return beyond
+    return PositionGather(index)(h)

@@ -7,7 +7,7 @@ to `past_key_values.update` and attend to its result, so any object with this me
 the cache.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +18,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from attrib.forward.hooks import StopForward, first_tensor
-from attrib.forward.replay import Call
+from attrib.forward.replay import Call, map_tensors
 from attrib.model.wrapped import eager
 
 # Axes of the example and of the position, from the end: rotary tables may have one more in front.
 AXES = {"attention_mask": (-4, -2), "position_ids": (-2, -1), "position_embeddings": (-3, -2)}
+# Masks of padding, which linear attention and state-space layers get, have the example first.
+PADDING_MASK = (-2, -1)
+
+
+def axes(name: str, value: Tensor) -> tuple[int, int]:
+    """Axes of the example and of the position in an argument of a layer, from the end."""
+    if name == "attention_mask" and value.ndim == 2:
+        return PADDING_MASK
+    return AXES.get(name, (-value.ndim, -value.ndim + 1))
 
 
 def is_known(call: Call) -> bool:
@@ -31,7 +40,8 @@ def is_known(call: Call) -> bool:
     mask = kwargs.get("attention_mask")
     plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
     others = [value for name, value in kwargs.items() if name not in AXES]
-    return plain and not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, others)))
+    leaves = tree_leaves((args, others))
+    return plain and not any(isinstance(leaf, Tensor | MutableMapping) for leaf in leaves)
 
 
 def signature(call: Call) -> tuple[Any, ...]:
@@ -81,16 +91,17 @@ def select_rows(call: Call, rows: Int[Tensor, " copy"], batch: int) -> Call:
     """The call for copies of the examples `rows` of a batch."""
 
     def select(name: str, value: Tensor) -> Tensor:
-        axis = AXES[name][0] if name in AXES else 0
+        axis, _ = axes(name, value)
         # Layers broadcast a single row over all examples themselves.
         single = batch == 1 and name in AXES
-        if not value.ndim or value.shape[axis] != batch or single:
+        shared = not value.ndim or value.ndim < -axis or value.shape[axis] != batch
+        if shared or single:
             return value
         return value.index_select(axis, rows.to(value.device))
 
     args, kwargs = call
-    selected = {n: tree_map_only(Tensor, partial(select, n), v) for n, v in kwargs.items()}
-    return tree_map_only(Tensor, partial(select, ""), args), selected
+    selected = {name: map_tensors(partial(select, name), v) for name, v in kwargs.items()}
+    return map_tensors(partial(select, ""), args), selected
 
 
 def _with_mask(call: Call, num_pos: int, like: Tensor) -> Call:

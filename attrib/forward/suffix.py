@@ -12,14 +12,17 @@ whole. Once per model and kind of batch, the suffix is verified against a whole 
 """
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.errors import is_out_of_memory
+from attrib.forward import replay
 from attrib.forward.hooks import gather_positions
 from attrib.forward.layer_call import (
     KeyValues,
@@ -33,8 +36,7 @@ from attrib.forward.layer_call import (
     slice_positions,
     visible_keys,
 )
-from attrib.forward.replay import Call, CleanPass, between_layers, forward_from
-from attrib.memory import is_out_of_memory
+from attrib.forward.replay import Call, Captured, CleanPass, between_layers, forward_from
 from attrib.model.devices import wide
 from attrib.model.precision import WHOLE_PASS
 from attrib.model.vlm import VLM
@@ -57,6 +59,7 @@ class Suffix:
         prefix: Keys and values of the earlier positions by layer, if there are any.
         query: The last layer's call for the last prompt token alone; None to run it whole.
         last: Index of the last prompt token in the suffix.
+        carried: The captured pass if layers hand each other more than the stream, else None.
     """
 
     vlm: VLM
@@ -67,6 +70,7 @@ class Suffix:
     prefix: dict[int, KeyValues]
     query: Call | None
     last: Int[Tensor, " batch"]
+    carried: Captured | None = None
 
     @property
     def num_pos(self) -> int:
@@ -87,6 +91,12 @@ class Suffix:
             rows: The example that each copy belongs to.
             perturbed: Returns this output for consecutive copies of one layer.
         """
+        if self.carried is not None:
+            spans = [slice(bisect_left(layers, i), bisect_right(layers, i)) for i in set(layers)]
+            spans.sort(key=lambda span: span.start)
+            apart = partial(self._apart, self.carried)
+            parts = [apart(layers[s.start], rows[s], perturbed(s)) for s in spans]
+            return torch.cat([part.to(parts[-1].device) for part in parts])
         final = self.vlm.num_layers - 1
         h = self.hidden[0][:0]
         for i in range(layers[0] + 1, final + 1):
@@ -101,10 +111,18 @@ class Suffix:
             parts.append(self._at_last(perturbed(slice(resumed, len(layers))), rows[resumed:]))
         return torch.cat([part.to(parts[-1].device) for part in parts])
 
+    def _apart(self, captured: Captured, layer: int, rows: Tensor, h: Tensor) -> Tensor:
+        """`run` for copies of one layer: what layers hand on differs between layers."""
+        entering = partial(self._entering, rows=rows)
+        select = partial(select_rows, rows=rows, batch=len(self.last))
+        return self._at_last(
+            replay.run_layers(self.vlm, captured, layer, h, entering, select), rows
+        )
+
     def _layer(self, i: int, h: Tensor, rows: Tensor) -> Tensor:
         """The output of layer `i` for copies whose previous layer returned `h`."""
         call = select_rows(self.calls[i], rows, len(self.last))
-        h = self._entering(i, h, rows)
+        h = self._entering(h, i, rows)
         return run_with_prefix(self.vlm.layers[i], h, call, self._prefix(i, rows))
 
     def _final_layer(self, h: Tensor, rows: Tensor) -> Tensor:
@@ -112,12 +130,12 @@ class Suffix:
         if self.query is None:
             return self._at_last(self._layer(i, h, rows), rows)
         layer, batch = self.vlm.layers[i], len(self.last)
-        h = self._entering(i, h, rows)
+        h = self._entering(h, i, rows)
         kv = keys_values(layer, h, select_rows(self.calls[i], rows, batch), self._prefix(i, rows))
         query = select_rows(self.query, rows, batch)
         return run_with_kv(layer, self._at_last(h, rows)[:, None], query, kv)[:, 0]
 
-    def _entering(self, i: int, h: Tensor, rows: Tensor) -> Tensor:
+    def _entering(self, h: Tensor, i: int, rows: Tensor) -> Tensor:
         if i not in self.between:
             return h
         before, after = (clean[rows.to(clean.device)] for clean in self.between[i])
@@ -145,7 +163,7 @@ def build_suffix(clean: CleanPass, first: int) -> Suffix:
     config = getattr(clean.vlm.components.decoder, "config", None)
     attention = getattr(config, "_attn_implementation", None)
     kind = (start > 0, attention, tuple(map(signature, clean.captured.calls.values())))
-    verified = clean.vlm.verified_suffixes
+    verified = clean.vlm.verified
     if kind not in verified:
         if not clean.logits.isfinite().all():
             return _whole(clean)  # nothing to compare
@@ -170,7 +188,9 @@ def causal_boundary(clean: CleanPass, first: int) -> int:
 def _whole(clean: CleanPass) -> Suffix:
     """All positions, with every layer run as it is."""
     pairs = {i: pair for i, pair in clean.captured.inputs.items() if i > 0}
-    return Suffix(clean.vlm, 0, clean.hidden, pairs, clean.captured.calls, {}, None, clean.last)
+    carried = clean.captured if clean.captured.carries else None
+    calls = clean.captured.calls
+    return Suffix(clean.vlm, 0, clean.hidden, pairs, calls, {}, None, clean.last, carried)
 
 
 def _sliced(clean: CleanPass, start: int) -> Suffix:

@@ -19,21 +19,35 @@ WIDTH = 60  # characters of each
 
 @dataclass(frozen=True)
 class Grid:
-    """The layout of an example's visual tokens on its image, row by row from the top left.
+    """The layout of visual tokens on their image, row by row from the top left.
 
     Attributes:
         rows: Number of token rows.
         cols: Number of token columns.
         box: (left, top, right, bottom) of the grid in pixels of the original image. It lies inside
             the image if the processor crops, and extends beyond it if the processor pads.
-        first: Index of the top left token among the example's visual tokens; above 0 where tiles of
-            a larger rendering come first. The grid has the `rows * cols` tokens from there on.
+        first: Index of the top left token among the example's visual tokens; above 0 where another
+            picture or tiles of a larger rendering come first. The grid has the `rows * cols` tokens
+            from there on.
     """
 
     rows: int
     cols: int
     box: tuple[float, float, float, float]
     first: int = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One of the images of a prompt.
+
+    Attributes:
+        tokens: Its tokens among the example's visual tokens, such as a map's columns.
+        grid: Their layout; None for queries of a Q-Former, which attend to the whole image.
+    """
+
+    tokens: slice
+    grid: Grid | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,15 +59,15 @@ class Batch:
         spans: Positions by kind. `visual` and `text` partition the prompt's real tokens except the
             beginning-of-sequence token (`bos`, if there is one); `last` is the last prompt
             token; `target` holds the target's tokens, if targets were given.
-        grids: Per example the layout of its visual tokens. None without an image, and for Q-Former
-            models, whose queries attend to the whole image.
+        pictures: Per example its images, in order. Their `tokens` partition its visual tokens.
+            Empty without an image, and where the processor was called elsewhere (`vlm.batch`).
         ids: Names of the examples (see `named`), which seed their noise.
         prompts: The prompts as they were given.
     """
 
     inputs: dict[str, Any]
     spans: dict[str, Bool[Tensor, "batch pos"]]
-    grids: tuple[Grid | None, ...] = ()
+    pictures: tuple[tuple[Picture, ...], ...] = ()
     ids: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
 
@@ -65,7 +79,7 @@ class Batch:
         lines = [f"Batch of {self.size}, {self.spans['last'].shape[1]} positions"]
         counts = (f"{name} {span.sum(1).tolist()[:SHOWN]}" for name, span in self.spans.items())
         lines.append(f"  tokens: {', '.join(counts)}")
-        grids = (f"{grid.rows}x{grid.cols}" if grid else "none" for grid in self.grids[:SHOWN])
+        grids = (" and ".join(map(_shape, own)) or "none" for own in self.pictures[:SHOWN])
         lines.append(f"  grids: {', '.join(grids) or 'none'}")
         lines += [f"  prompt {i}: {text[:WIDTH]!r}" for i, text in enumerate(self.prompts[:SHOWN])]
         if self.size > SHOWN:
@@ -87,6 +101,29 @@ class Batch:
         """Number of examples."""
         return len(self.spans["last"])
 
+    @property
+    def grids(self) -> tuple[Grid | tuple[Grid | None, ...] | None, ...]:
+        """Per example the layout of its visual tokens, or one layout per image if it has several.
+
+        None without an image, and for Q-Former models, whose queries attend to the whole image.
+        """
+        each = [tuple(picture.grid for picture in own) for own in self.pictures]
+        return tuple(own if len(own) > 1 else (own or (None,))[0] for own in each)
+
+    def picture(self, number: int) -> Bool[Tensor, "batch pos"]:
+        """The positions of each example's image of that number, from 0 on; none without it.
+
+        Raises:
+            AttribError: The images of an example with visual tokens are unknown.
+        """
+        visual, pictures = self["visual"], self.pictures or ((),) * self.size
+        if any(at.any() and not own for at, own in zip(visual, pictures, strict=True)):
+            raise AttribError("which visual tokens are of which image is unknown here: use encode")
+        tokens = [own[number].tokens if number < len(own) else slice(0, 0) for own in pictures]
+        start, stop = visual.new_tensor([(t.start, t.stop) for t in tokens], dtype=torch.long).T
+        rank = visual.cumsum(1) - 1
+        return visual & (rank >= start[:, None]) & (rank < stop[:, None])
+
     def named(self, ids: Sequence[str]) -> "Batch":
         """Return the batch with names for its examples."""
         if len(ids) != self.size:
@@ -94,9 +131,19 @@ class Batch:
         return replace(self, ids=tuple(ids))
 
 
+def _shape(picture: Picture) -> str:
+    return f"{picture.grid.rows}x{picture.grid.cols}" if picture.grid else "none"
+
+
+def visual_token_ids(image_token_id: int, config: Any) -> list[int]:
+    """Return the ids of visual tokens: of images, and of videos if the model's config has one."""
+    video = getattr(config, "video_token_id", None)
+    return [image_token_id, video] if isinstance(video, int) else [image_token_id]
+
+
 def token_spans(
     inputs: dict[str, Any],
-    image_token_id: int,
+    visual_ids: Sequence[int],
     bos_id: int | None,
     target_lengths: Sequence[int] | None = None,
 ) -> dict[str, Bool[Tensor, "batch pos"]]:
@@ -104,7 +151,7 @@ def token_spans(
 
     Args:
         inputs: Inputs of the model, `input_ids` and `attention_mask` among them.
-        image_token_id: Id of visual tokens.
+        visual_ids: Ids of visual tokens.
         bos_id: Id of the beginning-of-sequence token, if there is one.
         target_lengths: Number of target tokens at the end of each row.
     """
@@ -113,7 +160,7 @@ def token_spans(
     end = torch.where(real, index + 1, 0).amax(1, keepdim=True)
     lengths = torch.tensor(target_lengths or [0] * len(ids), device=ids.device)[:, None]
     prompt = real & (index < end - lengths)
-    visual = prompt & (ids == image_token_id)
+    visual = prompt & torch.isin(ids, ids.new_tensor(visual_ids))
     words = prompt & ~visual
     # Q-Former models put the visual tokens before the beginning-of-sequence token.
     bos = words & (words.cumsum(1) == 1) & (ids == (-1 if bos_id is None else bos_id))

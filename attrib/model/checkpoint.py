@@ -21,17 +21,24 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from attrib.errors import SetupError
 from attrib.files import WEIGHTS, embedded_names
-from attrib.model.adapter_folder import CONFIG as ADAPTER
-from attrib.model.adapter_folder import adapter_folder, base_of, with_adapter
+from attrib.model.adapters import CONFIG as ADAPTER
+from attrib.model.adapters import adapter_folder, base_of, with_adapter
 from attrib.model.components import refuse_encoder_decoder
+from attrib.model.devices import DeviceMap, Placement
 from attrib.model.image_placeholder import quiet
-from attrib.model.placement import DeviceMap, Placement
-from attrib.model.weight_files import check_files, check_quantisation, check_weights, damaged_file
+from attrib.model.weight_files import (
+    check_dtypes,
+    check_files,
+    check_quantisation,
+    check_weights,
+    damaged_file,
+)
 from attrib.vocabulary import Dtype
 
 
@@ -58,11 +65,14 @@ def read_checkpoint(
         raise SetupError(
             f"{name}: code from a repository runs only with a pinned --revision, a commit you read"
         )
+    if revision is not None and is_folder:
+        raise SetupError(f"{name}: a folder has no revisions; leave revision {revision!r} out")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if HF_HUB_OFFLINE:
         options["local_files_only"] = True
     if _has_no_model(source, options) and (folder := adapter_folder(source, options)):
         base, revision = base_of(folder, name)
+        revision = None if Path(base).is_dir() else revision
         where = device, dtype, revision, trust_remote_code, complete, device_map
         model, processor = read_checkpoint(base, *where)
         return with_adapter(model, folder, name, complete), processor
@@ -89,6 +99,8 @@ def read_checkpoint(
         where = damaged_file(Path(source))
         raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
     check_weights(name, report, complete)
+    if getattr(config, "quantization_config", None) is None:
+        check_dtypes(_weights_folder(source, options), name)
     return model.eval().requires_grad_(False), processor
 
 
@@ -108,6 +120,12 @@ def _source(name: str) -> str:
         f"unknown model {name!r}: give an embedded name ({', '.join(embedded_names()) or 'none'}), "
         "a folder that exists, or a Hugging Face id like llava-hf/llava-1.5-7b-hf"
     )
+
+
+def _weights_folder(source: str, options: dict[str, Any]) -> Path:
+    """The folder of the weights of a checkpoint that was read: a local one, or in the cache."""
+    where = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    return Path(str(cached_file(source, "config.json", **where))).parent
 
 
 def _has_no_model(source: str, options: dict[str, Any]) -> bool:

@@ -6,17 +6,15 @@ that stands for one visual feature.
 """
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from attrib.errors import AttribError, SetupError
-from attrib.model.devices import execution_device, float_copy
-from attrib.model.wrapped import linear_of
+from attrib.errors import SetupError
+from attrib.model.adapters import linear_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +60,29 @@ def find_components(model: PreTrainedModel) -> Components:
     """
     name = type(model).__name__
     refuse_encoder_decoder(model.config, name)
-    decoder, layers = _find_decoder(model)
-    d_model = model.config.get_text_config().hidden_size
+    _refuse_text_only(model, name)
+    d_model = _width(model.config, name)
+    decoder, layers = _find_decoder(model, d_model)
+    _refuse_second_sequence(model, decoder)
+    _refuse_cross_attention(decoder, name)
     norms = [
         child
         for child in decoder.children()
         if (weights := list(child.parameters())) and all(w.shape == (d_model,) for w in weights)
     ]
     if len(norms) != 1:
+        parts = ", ".join(key for key, _ in decoder.named_children())
         raise SetupError(
-            f"{name}: {len(norms)} candidates for the final norm of the decoder, expected 1"
+            f"{name}: {len(norms)} of the parts of its decoder ({parts}) are a norm of width "
+            f"{d_model}, expected one, which its output embedding reads"
         )
-    head = model.get_output_embeddings()
+    head = _find_head(model, d_model)
     linear_of(head, f"{name}: the output embedding")
     image_token_id = getattr(model.config, "image_token_id", None)
     if not isinstance(image_token_id, int):
         raise SetupError(
-            f"{name}: config.image_token_id is {image_token_id!r}, expected the id of the token "
-            "that stands for a visual feature"
+            f"{name}: its config has no image_token_id, the token that stands for a visual "
+            "feature; models that mark the places of pictures by a token are supported"
         )
     vision = _patch_size(model), _needs_pixels(model)
     return Components(decoder, layers, norms[0], head, image_token_id, d_model, *vision)
@@ -107,14 +110,90 @@ def refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-def _find_decoder(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+def _refuse_text_only(model: PreTrainedModel, name: str) -> None:
+    takes = inspect.signature(type(model).forward).parameters
+    if model.config.get_text_config() is model.config and not any("pixel" in key for key in takes):
+        raise SetupError(f"{name} reads text only: its forward takes no pictures")
+
+
+def _width(config: PreTrainedConfig, name: str) -> int:
+    """Width of the residual stream."""
+    d_model = getattr(config.get_text_config(), "hidden_size", None)
+    if not isinstance(d_model, int):
+        raise SetupError(
+            f"{name}: its config has no hidden_size of a text decoder; models that continue text "
+            "are supported"
+        )
+    return d_model
+
+
+def _refuse_second_sequence(model: PreTrainedModel, decoder: nn.Module) -> None:
+    for module in model.modules():
+        inner = module is not model and any(part is decoder for part in module.modules())
+        if inner and "decoder_input_ids" in inspect.signature(type(module).forward).parameters:
+            raise SetupError(
+                f"{type(model).__name__} writes into a second sequence (decoder_input_ids), as "
+                "encoder-decoders and diffusion decoders do; models that continue their prompt "
+                "token by token are supported"
+            )
+
+
+def _refuse_cross_attention(decoder: nn.Module, name: str) -> None:
+    for path, module in decoder.named_modules():
+        if re.search(r"cross_?att", f"{path.rpartition('.')[2]} {type(module).__name__}", re.I):
+            raise SetupError(
+                f"{name} reads pictures by cross-attention ({path}), not as tokens of its prompt; "
+                "models whose decoder reads visual tokens are supported"
+            )
+
+
+def _find_decoder(model: PreTrainedModel, d_model: int) -> tuple[nn.Module, nn.ModuleList]:
     module: Any = model
     while not isinstance(layers := getattr(module, "layers", None), nn.ModuleList):
         inner = module.get_decoder() if hasattr(module, "get_decoder") else module
         if inner is module or inner is None:
-            raise SetupError(f"{type(model).__name__}: no stack of decoder layers found")
+            return _find_stack(module, d_model, type(model).__name__)
         module = inner
     return module, layers
+
+
+def _find_stack(root: nn.Module, d_model: int, name: str) -> tuple[nn.Module, nn.ModuleList]:
+    """The longest stack of layers below `root` whose norms have the width of the stream.
+
+    One beside an embedding of tokens comes first: a vision tower may be as wide.
+    """
+    stacks = [
+        (_embeds_tokens(parent, d_model), len(child), parent, child)
+        for parent in root.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) and _has_width(child, d_model)
+    ]
+    if not stacks:
+        raise SetupError(
+            f"{name}: no stack of decoder layers of width {d_model} found in {type(root).__name__}"
+        )
+    _, _, decoder, layers = max(stacks, key=lambda found: found[:2])
+    return decoder, layers
+
+
+def _has_width(layers: nn.ModuleList, d_model: int) -> bool:
+    return all(any(w.shape == (d_model,) for w in layer.parameters()) for layer in layers)
+
+
+def _embeds_tokens(module: nn.Module, d_model: int) -> bool:
+    children = module.children()
+    return any(isinstance(c, nn.Embedding) and c.embedding_dim == d_model for c in children)
+
+
+def _find_head(model: PreTrainedModel, d_model: int) -> Any:
+    """The output embedding: as the model names it, or the linear map from stream to vocabulary."""
+    if (head := model.get_output_embeddings()) is not None:
+        return head
+    shape = (model.config.get_text_config().vocab_size, d_model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and (module.out_features, module.in_features) == shape:
+            return module
+    return None
 
 
 def _patch_size(model: PreTrainedModel) -> int | None:
@@ -128,73 +207,3 @@ def _patch_size(model: PreTrainedModel) -> int | None:
 def _needs_pixels(model: PreTrainedModel) -> bool:
     pixels = inspect.signature(type(model).forward).parameters.get("pixel_values")
     return pixels is not None and pixels.default is pixels.empty
-
-
-@dataclass(frozen=True, eq=False)
-class FrozenNorm:
-    """The final norm with fixed statistics: a linear map of writes to the residual stream.
-
-    If `h` is the sum of writes, `norm(h) == sum(frozen(write)) + frozen.constant`. The constant is
-    the bias of a LayerNorm, which belongs to no write.
-
-    Attributes:
-        gain: Weight of the norm divided by the scale of each example.
-        constant: Bias of the norm; zeros for an RMSNorm.
-        centred: Whether the norm subtracts the mean over d_model.
-    """
-
-    gain: Float[Tensor, "batch d_model"]
-    constant: Float[Tensor, " d_model"]
-    centred: bool
-
-    def __call__(
-        self, write: Float[Tensor, "batch *between d_model"]
-    ) -> Float[Tensor, "batch *between d_model"]:
-        """Return the share of `write` in the normed state, in float32, on the norm's device."""
-        write = write.float().to(self.gain.device)
-        if self.centred:
-            write = write - write.mean(-1, keepdim=True)
-        return write * self.gain.reshape(len(write), *[1] * (write.ndim - 2), -1)
-
-
-def freeze_norm(norm: nn.Module, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-    """Return `norm` as a linear map with its statistics at `h`, in float32.
-
-    Raises:
-        AttribError: The norm is neither an RMSNorm nor a LayerNorm.
-    """
-    h = h.float().to(execution_device(norm))
-    weight, bias, centred = probe_norm(norm, h[0])
-    normed = float_copy(norm)(h)
-    direction = (h - h.mean(-1, keepdim=True) if centred else h) * weight
-    size = direction.square().sum(-1, keepdim=True)
-    inverse_scale = ((normed - bias) * direction).sum(-1, keepdim=True) / size
-    frozen = FrozenNorm(weight * inverse_scale, bias, centred)
-    slack = 1e-4 * float(normed.abs().max())
-    if not torch.allclose(frozen(h) + bias, normed, rtol=1e-4, atol=slack):
-        raise AttribError(
-            f"{type(norm).__name__} is neither an RMSNorm nor a LayerNorm; use norm='none'"
-        )
-    return frozen
-
-
-@torch.no_grad()
-def probe_norm(
-    norm: nn.Module, like: Float[Tensor, " d_model"]
-) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"], bool]:
-    """Return weight and bias of a norm, and whether it subtracts the mean, in float32.
-
-    They are read from the outputs for probe vectors, so RMSNorm, LayerNorm and norms that store
-    `weight - 1` need no list of classes.
-
-    Args:
-        norm: The norm.
-        like: A vector whose size the probes take.
-    """
-    sign = torch.ones_like(like, dtype=torch.float32, device=execution_device(norm))
-    sign[1::2] = -1  # mean 0 and root mean square 1, so norm(sign) is weight * sign + bias
-    big = 1e3  # makes the epsilon of the norm negligible
-    probes = torch.stack([sign, -sign, sign + 0.5]) * big
-    plus, minus, shifted = float_copy(norm)(probes)
-    centred = torch.allclose(shifted, plus, rtol=1e-3, atol=1e-3)
-    return (plus - minus) / 2 * sign, (plus + minus) / 2, centred

@@ -17,15 +17,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from attrib.errors import AttribError
-from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet, render
-from attrib.model.row_checks import (
-    Images,
-    check_texts,
-    process_rows,
-    render_prompt,
-    tokenize,
-)
-from attrib.model.targets import split_blank, target_ids, without_end_space
+from attrib.model.answers import split_blank, target_ids, without_end_space
+from attrib.model.image_placeholder import ImagePlaceholder, quiet, render
+from attrib.model.pictures import Pictures
+from attrib.model.row_checks import check_texts, process_rows, render_prompt, tokenize
 from attrib.vocabulary import Template
 
 Row = dict[str, list[int]]
@@ -34,7 +29,7 @@ Row = dict[str, list[int]]
 def encode_rows(
     processor: Any,
     placeholder: ImagePlaceholder,
-    images: Images,
+    images: Pictures,
     prompts: Sequence[str],
     targets: Sequence[str] | None,
     template: Template,
@@ -45,7 +40,7 @@ def encode_rows(
     Args:
         processor: The Hugging Face processor.
         placeholder: How images are marked in its prompts.
-        images: One per row, or None.
+        images: Those of each row.
         prompts: One per row.
         targets: One per row, or None.
         template: "raw" or "chat".
@@ -54,7 +49,7 @@ def encode_rows(
     Raises:
         AttribError: A prompt, target or image cannot be used; the message says which.
     """
-    check_texts(placeholder, images, prompts, targets)
+    check_texts(placeholder, images, prompts, targets, answers)
     texts = prompt_texts(processor, placeholder, images, prompts, template)
     rows, tensors = prompt_rows(processor, placeholder, images, texts)
     blanks: list[list[int]] = [[] for _ in rows]
@@ -76,15 +71,15 @@ def encode_rows(
 
 
 def prompt_rows(
-    processor: Any, placeholder: ImagePlaceholder, images: Images, texts: Sequence[str]
+    processor: Any, placeholder: ImagePlaceholder, images: Pictures, texts: Sequence[str]
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """Return token rows without padding, and the image inputs.
 
     Args:
         processor: The Hugging Face processor.
         placeholder: How images are marked in its prompts.
-        images: One per row, or None.
-        texts: One per row, with the marker if there is an image (`prompt_texts`).
+        images: Those of each row.
+        texts: One per row, with a marker for each image (`prompt_texts`).
 
     Returns:
         A dict of lists per row, `input_ids` and the token types; and the processor's other tensors,
@@ -93,11 +88,7 @@ def prompt_rows(
     """
     # A processor that inserts image tokens also adds other text (PaliGemma's newline), so rows
     # without an image are processed with a blank one, whose tokens are removed again.
-    shown = {
-        i: image or blank_image()
-        for i, image in enumerate(images)
-        if image is not None or placeholder.auto_inserts
-    }
+    shown = {i: own for i, own in enumerate(images) if own or placeholder.auto_inserts}
     rows: dict[int, Row] = {}
     tensors: dict[str, Tensor] = {}
     if shown:
@@ -108,27 +99,27 @@ def prompt_rows(
             list(shown),
         )
         rows |= zip(shown, their_rows, strict=True)
-    for i, image in enumerate(images):
-        if image is None and i in rows:
+    for i, own in enumerate(images):
+        if not own and i in rows:
             keep = [token != placeholder.image_token_id for token in rows[i]["input_ids"]]
             rows[i] = {key: list(compress(value, keep)) for key, value in rows[i].items()}
-        elif image is None:
+        elif not own:
             ids = tokenize(processor.tokenizer, texts[i], i)
             rows[i] = {"input_ids": ids} | {key: [0] * len(ids) for key in placeholder.target_types}
     if placeholder.auto_inserts:
-        keep = [i for i, image in enumerate(images) if image is not None] or [0]
+        given = [bool(own) for own in images for _ in own or [None]]
+        keep = [i for i, is_given in enumerate(given) if is_given] or [0]
         tensors = {key: value[keep] for key, value in tensors.items()}
     return [rows[i] for i in range(len(texts))], tensors
 
 
 def _process(
-    processor: Any, placeholder: ImagePlaceholder, images: list[Image.Image], texts: list[str]
+    processor: Any, placeholder: ImagePlaceholder, images: list[list[Image.Image]], texts: list[str]
 ) -> tuple[list[Row], dict[str, Tensor]]:
     # On the right: the positions of InstructBLIP's Q-Former start at the first column.
     padding = {"padding": True, "padding_side": "right"}
-    lists = [[image] for image in images]
     with quiet():
-        out = dict(processor(images=lists, text=texts, return_tensors="pt", **padding))
+        out = dict(processor(images=images, text=texts, return_tensors="pt", **padding))
     out.pop("labels", None)  # of PaliGemma; targets are appended later
     real = out.pop("attention_mask").bool()
     keys = [key for key in ("input_ids", *placeholder.target_types) if key in out]
@@ -140,25 +131,23 @@ def _process(
 def prompt_texts(
     processor: Any,
     placeholder: ImagePlaceholder,
-    images: Images,
+    images: Pictures,
     prompts: Sequence[str],
     template: Template,
 ) -> list[str]:
-    """Return the processor's text for each prompt: with the image marker, or in the template.
+    """Return the processor's text for each prompt: after image markers, or in the template.
 
     No text ends with a space: it belongs to the token after it.
     """
     prompts = [without_end_space(prompt) for prompt in prompts]
     if template == "raw":
-        return [
-            prompt if image is None else placeholder.marker + prompt
-            for prompt, image in zip(prompts, images, strict=True)
-        ]
+        pairs = zip(prompts, images, strict=True)
+        return [placeholder.marker * len(own) + prompt for prompt, own in pairs]
     if getattr(processor, "chat_template", None) is None:
         raise AttribError(f"{type(processor).__name__} has no chat template; use template='raw'")
     texts = [
-        render_prompt(partial(render, processor, prompt, has_image=image is not None), row)
-        for row, (prompt, image) in enumerate(zip(prompts, images, strict=True))
+        render_prompt(partial(render, processor, prompt, num_images=len(own)), row)
+        for row, (prompt, own) in enumerate(zip(prompts, images, strict=True))
     ]
     texts = [without_end_space(text) for text in texts]
     bos = processor.tokenizer.bos_token

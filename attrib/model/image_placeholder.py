@@ -77,7 +77,7 @@ def _template_marker(processor: Any) -> str | None:
     """Return what the chat template adds for an image: the difference of two renderings."""
     if getattr(processor, "chat_template", None) is None:
         return None
-    plain, marked = (render(processor, "x", has_image) for has_image in (False, True))
+    plain, marked = (render(processor, "x", num_images) for num_images in (0, 1))
     start = _num_common(plain, marked)
     end = _num_common(plain[start:][::-1], marked[start:][::-1])
     return marked[start : len(marked) - end] or None
@@ -88,9 +88,9 @@ def _num_common(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def render(processor: Any, prompt: str, has_image: bool) -> str:
+def render(processor: Any, prompt: str, num_images: int) -> str:
     """Render a prompt in the processor's chat template, up to the start of the answer."""
-    content = [{"type": "image"}] * has_image + [{"type": "text", "text": prompt}]
+    content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )

@@ -24,20 +24,22 @@ Box = tuple[float, float, float, float]
 
 def grid_finder(
     image_processor: Any, patch_size: int | None
-) -> Callable[[Image.Image | None, int], Grid | None]:
-    """Return a function from image and number of tokens to grid, cached by image size."""
+) -> Callable[[tuple[int, int], int, int], Grid | None]:
+    """Return a cached function from an image's size, its number of tokens and that of images."""
     cached = lru_cache(maxsize=4096)(partial(find_grid, image_processor))
 
-    def grid_of(image: Image.Image | None, num_tokens: int) -> Grid | None:
-        if image is None or patch_size is None:
-            return None
-        return cached(image.size, num_tokens, patch_size)
+    def grid_of(size: tuple[int, int], num_tokens: int, num_images: int) -> Grid | None:
+        return None if patch_size is None else cached(size, num_tokens, patch_size, num_images)
 
     return grid_of
 
 
 def find_grid(
-    image_processor: Any, size: tuple[int, int], num_tokens: int, patch_size: int
+    image_processor: Any,
+    size: tuple[int, int],
+    num_tokens: int,
+    patch_size: int,
+    num_images: int = 1,
 ) -> Grid | None:
     """Return the grid of an image's visual tokens, or None if they form no regular grid.
 
@@ -49,10 +51,11 @@ def find_grid(
         size: Width and height of the original image.
         num_tokens: Number of visual tokens of the image.
         patch_size: Side of the vision tower's patches, in pixels of the processed image.
+        num_images: Number of images in the prompt; some processors cut only one alone into tiles.
     """
     if min(size) < 2 or num_tokens == 0:
         return None
-    source = _source_coordinates(image_processor, size)
+    source = _source_coordinates(image_processor, size, num_images)
     found = (
         _grid_of_patches(source, num_tokens)
         if source.ndim == 3
@@ -64,7 +67,9 @@ def find_grid(
     return Grid(rows, cols, _snap(box, size), first)
 
 
-def _source_coordinates(image_processor: Any, size: tuple[int, int]) -> Float[Tensor, "*shape xy"]:
+def _source_coordinates(
+    image_processor: Any, size: tuple[int, int], num_images: int
+) -> Float[Tensor, "*shape xy"]:
     """Return the source of each pixel of the processed image in the original one, NaN for padding.
 
     Returns:
@@ -77,10 +82,13 @@ def _source_coordinates(image_processor: Any, size: tuple[int, int]) -> Float[Te
 
     def process(pixels: np.ndarray) -> Tensor:
         image = Image.fromarray(pixels)
-        out = image_processor(images=[[image]], return_tensors="pt")["pixel_values"]
-        if out.ndim == 2:  # flat patches, channel by channel
-            return out.reshape(len(out), 3, -1)[:, :2].double()
-        return out.reshape(-1, *out.shape[-3:])[:, :2].double()
+        images = [[image] * num_images]
+        made = image_processor(images=images, return_tensors="pt")
+        # Video-LLaVA has a name for those of images.
+        out = made[next(key for key in made if key.startswith("pixel_values"))]
+        flat = out.ndim == 2  # patches, channel by channel
+        parts = out.reshape(len(out), 3, -1) if flat else out.reshape(-1, *out.shape[-3:])
+        return parts[: len(parts) // num_images, :2].double()  # of the first image
 
     low, high = process(np.zeros_like(ramp)), process(np.full_like(ramp, 255))
     share = torch.where((high - low).abs() > 1e-6, (process(ramp) - low) / (high - low), torch.nan)

@@ -6,7 +6,7 @@ follows the last layer is in float32 whatever the model runs in.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -67,13 +67,19 @@ def pixel_dtype(model: nn.Module, decoder: nn.Module) -> torch.dtype:
 
 @eager()
 def unembed(
-    norm: nn.Module, head: nn.Linear, h: Float[Tensor, "*rest d_model"]
+    norm: nn.Module,
+    head: nn.Linear,
+    h: Float[Tensor, "*rest d_model"],
+    between: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, "*rest d_vocab"]:
-    """Logits of hidden states, in float32 or wider, bit-equal to the model's in float32."""
+    """The head's output for hidden states, in float32 or wider, bit-equal to its own in float32.
+
+    `between` is applied to the normed states.
+    """
     if not is_half(head.weight.dtype):
-        return head(norm(h)).to(h.device)
+        return head(between(norm(h))).to(h.device)
     with loaded(head):
-        normed = normalized(norm, h).to(head.weight.device)
+        normed = between(normalized(norm, h)).to(head.weight.device)
         parts = [linear(normed, weight, bias) for weight, bias in _chunks(head, normed.dtype)]
         return torch.cat(parts, -1).to(h.device)
 
@@ -100,21 +106,31 @@ def token_directions(
 
 
 def log_normalizer(
-    head: nn.Linear, normed: Float[Tensor, "*rest d_model"], *, bias: bool = True
+    head: nn.Linear,
+    normed: Float[Tensor, "*rest d_model"],
+    *,
+    bias: bool = True,
+    scale: float = 1.0,
 ) -> Float[Tensor, "*rest"]:
-    """Logarithm of the sum of exp(logit) over the vocabulary, in float32 or wider."""
+    """Logarithm of the sum of exp(scale * output of the head), in float32 or wider."""
     with loaded(head):
         here = normed.to(head.weight.device)
         parts = [
-            linear(here, weight, offset if bias else None).logsumexp(-1)
-            for weight, offset in _chunks(head, here.dtype)
+            (scale * linear(here, weight, offset if bias else None)).logsumexp(-1)
+            for weight, offset in _chunks(head, here.dtype, here[..., 0].numel())
         ]
         return torch.stack(parts).logsumexp(0).to(normed.device)
 
 
-def _chunks(head: nn.Linear, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The output embedding in `dtype`, some rows at a time; a whole copy may not fit."""
-    rows = max(1, CHUNK // head.weight.shape[1])
-    biases = [None] * len(head.weight) if head.bias is None else head.bias.split(rows)
-    for weight, bias in zip(head.weight.split(rows), biases, strict=False):
-        yield weight.to(dtype), None if bias is None else bias.to(dtype)
+def _chunks(
+    head: nn.Linear, dtype: torch.dtype, states: int = 1
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The output embedding in `dtype`, some rows at a time, as many as `states` outputs allow.
+
+    A whole copy, or logits of the whole vocabulary, may not fit.
+    """
+    rows = max(1, CHUNK // max(head.weight.shape[1], states))
+    for start in range(0, len(head.weight), rows):
+        some = slice(start, start + rows)
+        bias = None if head.bias is None else head.bias[some].to(dtype)
+        yield head.weight[some].to(dtype), bias

@@ -9,6 +9,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -129,12 +130,14 @@ def _processor_settings(processor: Any, model: nn.Module) -> dict[str, Any]:
     vision = config.vision_config
     patch, side = _first(vision, "patch_size"), _first(vision, "image_size")
     patches = (side // patch) ** 2 if patch and side else None
+    takes = signature(type(model).forward).parameters
     settings: dict[str, Any] = {
         "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
         "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
         "num_query_tokens": getattr(config, "num_query_tokens", None),
         "spatial_merge_size": getattr(config, "spatial_merge_size", None),
         "image_seq_length": _image_seq_length(config, patches),
+        "return_mm_token_type_ids": "mm_token_type_ids" in takes or None,
     }
     if hasattr(processor, "num_additional_image_tokens"):  # the LLaVA family
         settings["num_additional_image_tokens"] = _num_class_tokens(model)

@@ -8,53 +8,39 @@ from typing import Any, TypeVar
 from PIL import Image
 from torch import Tensor
 
-from attrib.data.pixels import as_rgb
-from attrib.errors import AttribError, describe
-from attrib.memory import is_out_of_memory
-from attrib.model.image_placeholder import ImagePlaceholder
-from attrib.model.targets import without_end_space
+from attrib.errors import AttribError, describe, is_out_of_memory
+from attrib.model.answers import without_end_space
+from attrib.model.image_placeholder import ImagePlaceholder, blank_image
+from attrib.model.pictures import Pictures, check_list
 
-Images = Sequence[Image.Image | None]
 Made = TypeVar("Made")
 QFORMER_MASK = "qformer_attention_mask"
 logger = getLogger("attrib")
 
 
-def upright_images(images: Images) -> list[Image.Image | None]:
-    """Return the images as models get them, see `attrib.data.pixels`.
-
-    Raises:
-        AttribError: One is no image, or cannot be used.
-    """
-    upright: list[Image.Image | None] = []
-    for row, image in enumerate(images):
-        if image is not None and not isinstance(image, Image.Image):
-            kind = type(image).__name__
-            raise AttribError(f"image {row} is a {kind}; expected a PIL image or None")
-        try:
-            upright.append(None if image is None else as_rgb(image))
-        except AttribError as error:
-            raise AttribError(f"image {row}: {error}") from error
-    return upright
-
-
 def check_texts(
     placeholder: ImagePlaceholder,
-    images: Images,
+    images: Pictures,
     prompts: Sequence[str],
     targets: Sequence[str] | None,
+    answers: Sequence[str] | None = None,
 ) -> None:
     """Refuse lists of different lengths, prompts without content, and placeholders in texts."""
-    for name, given in (("images", images), ("targets", targets)):
+    check_list("prompts", prompts)
+    several = ", and several for one prompt as a list in the list: encode([[a, b]], [prompt])"
+    for name, given in (("images", images), ("targets", targets), ("answers", answers)):
+        check_list(name, given or ())
         if given is not None and len(given) != len(prompts):
-            raise AttribError(f"{len(given)} {name} for {len(prompts)} prompts: give one for each")
+            counts = f"{len(given)} {name} for {len(prompts)} prompts"
+            more = several if name == "images" else ""
+            raise AttribError(f"{counts}: give one for each{more}")
     if not prompts:
         raise AttribError("no prompts: give at least one")
     for what, texts in (("prompt", prompts), ("target", targets or ())):
         for row, text in enumerate(texts):
             _check_text(placeholder, text, f"{what} {row}")
-    for row, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-        if not without_end_space(prompt) and image is None:
+    for row, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
+        if not without_end_space(prompt) and not own:
             raise AttribError(f"prompt {row} is empty, and there is no image: give one of them")
     if any(prompt != without_end_space(prompt) for prompt in prompts):
         _note("a prompt ends with a space, which is read as the start of the answer after it")
@@ -86,23 +72,29 @@ def tokenize(tokenizer: Any, text: str, row: int) -> list[int]:
 
 
 def process_rows(
-    process: Callable[[list[Image.Image], list[str]], Made],
-    images: Sequence[Image.Image],
+    process: Callable[[list[list[Image.Image]], list[str]], Made],
+    images: Pictures,
     texts: Sequence[str],
     rows: Sequence[int],
 ) -> Made:
     """Return `process(images, texts)`; its errors, of whatever class, name the row at fault.
 
+    Rows without an image are given a blank one.
+
     Raises:
         AttribError: The processor refuses a row, or these rows together.
     """
     together = f"prompts {rows[0]} to {rows[-1]}: the processor"
+    lists = [list(own) or [blank_image()] for own in images]
     try:
-        return _naming(lambda: process(list(images), list(texts)), together)
+        return _naming(lambda: process(lists, list(texts)), together)
     except AttribError:
-        for row, image, text in zip(rows, images, texts, strict=True):
-            where = f"image {row} ({image.width} x {image.height}) with its prompt: the processor"
-            _naming(lambda image=image, text=text: process([image], [text]), where)
+        for row, given, own, text in zip(rows, images, lists, texts, strict=True):
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in own)
+            what = "image" if len(own) == 1 else "images of prompt"
+            where = f"{what} {row} ({sizes}) with its prompt" if given else f"prompt {row}"
+            where = f"{where}: the processor"
+            _naming(lambda own=own, text=text: process([own], [text]), where)
         raise
 
 
@@ -123,6 +115,11 @@ def _naming(make: Callable[[], Made], what: str) -> Made:
 def _check_text(placeholder: ImagePlaceholder, text: str, where: str) -> None:
     if not isinstance(text, str):
         raise AttribError(f"{where} is a {type(text).__name__}; expected text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"holds half a Unicode character at position {error.start}"
+        raise AttribError(f"{where} {what}; remove it") from error
     for reserved in placeholder.reserved:
         if reserved in text:
             raise AttribError(

@@ -4,11 +4,10 @@
     batch = vlm.encode([image, None], ["What is this?", "nq question: who wrote Emma?"])
     logits = vlm.logits(batch)
 
-Works for every decoder-only image-text-to-text model of transformers, whose components are found by
-structure (`attrib.model.components`). The model and the processor given are never modified.
+Components are found by structure (`attrib.model.components`); nothing given is ever modified.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,22 +15,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
-from attrib.model.batch import Batch, Grid, token_spans
-from attrib.model.components import Components, FrozenNorm, describe, find_components, freeze_norm
+from attrib.model.answers import answer_ids, generated_ids
+from attrib.model.batch import Batch, token_spans, visual_token_ids
+from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
-from attrib.model.generation import generated_ids
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
-from attrib.model.last_logits import gather_last, logits_to_keep
-from attrib.model.patch_grid import grid_finder
+from attrib.model.logits import gather_last, logits_to_keep
+from attrib.model.pictures import GivenImages, PictureFinder
+from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
-from attrib.model.row_checks import check_lengths, upright_images
-from attrib.model.targets import answer_ids
+from attrib.model.row_checks import check_lengths
 from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
 
@@ -42,10 +40,9 @@ class VLM:
 
     Attributes:
         model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
-        processor: The Hugging Face processor, with the settings that the model's config requires;
-            without one, `batch` is the only way to make inputs.
+        processor: Its processor, completed from the model's config; without one only `batch` works.
         name: Name of the model in results.
-        verified_suffixes: By kind of layer calls: does suffix replay (`forward.suffix`) agree?
+        verified: What passes verified: suffix replays by kind of layer calls, wirings by layer.
     """
 
     model: Any
@@ -53,14 +50,13 @@ class VLM:
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
-    verified_suffixes: dict[Any, bool] = field(default_factory=dict, init=False)
+    verified: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "model", unwrapped(self.model))
+        vars(self).update(model=unwrapped(self.model))
         name = self.name or self.model.name_or_path or type(self.model).__name__
-        object.__setattr__(self, "name", name)
-        _ = self.components  # refuse unsupported models now
-        object.__setattr__(self, "processor", completed(self.processor, self.model))
+        vars(self).update(name=name, processor=completed(self.processor, self.model))
+        _ = self.unembedding  # refuse unsupported models now
 
     def __repr__(self) -> str:
         return describe(self)
@@ -112,17 +108,18 @@ class VLM:
         """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
         return self._active[-1] if self._active else None
 
+    @cached_property
+    def unembedding(self) -> Unembedding:
+        """Final norm, output embedding and what happens to the logits (`attrib.model.logits`)."""
+        return examine(self.model, self.components)
+
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
-        """Logits of a hidden state, on its device: final norm, then output embedding."""
-        return self.components.head(self.components.norm(h)).to(h.device)
+        """The model's logits for a last layer's output, on its device."""
+        return self.unembedding(h)
 
     def unembed_float32(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """`unembed` in float32 or wider, whatever the model runs in."""
-        return precision.unembed(self.components.norm, self.components.head, h)
-
-    def freeze_norm(self, h: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-        """Return the final norm as a linear map with its statistics at `h`."""
-        return freeze_norm(self.components.norm, h)
+        return self.unembedding.float32(h)
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
@@ -134,18 +131,18 @@ class VLM:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
         with running(self._active, run.batch, self.processor):
-            keep = logits_to_keep(self.model, run.batch)
+            keep = logits_to_keep(self.model, self.components.decoder, run.batch)
             logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
         return gather_last(logits, run.batch)
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
-        return Batch(inputs, self._spans(inputs), (None,) * len(inputs["input_ids"]))
+        return Batch(inputs, self._spans(inputs), ((),) * len(inputs["input_ids"]))
 
     def encode(
         self,
-        images: Sequence[Image.Image | None],
+        images: GivenImages,
         prompts: Sequence[str],
         targets: Sequence[str] | None = None,
         *,
@@ -156,7 +153,8 @@ class VLM:
         """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt, upright and RGB (`attrib.data.pixels`); None for no image.
+            images: One per prompt, read as `attrib.data.pixels` says; None for no image. A list for
+                several in one prompt, or the frames of a video: they precede the text in order.
             prompts: The questions, without image markers: these are inserted automatically.
             targets: Text after each prompt, teacher-forced: adds `labels` and a "target" span.
             template: "raw" for the prompt as it is, "chat" for the model's chat template.
@@ -166,18 +164,18 @@ class VLM:
         Raises:
             AttribError: A row cannot be used; the message says which and why.
         """
-        images = upright_images(images)
-        given = (self._placeholder, images, prompts, targets, template, answers)
+        pictures = self._picture_finder.accept(images)
+        given = (self._placeholder, pictures, prompts, targets, template, answers)
         rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
         check_lengths(rows, tensors, self.model.config)
-        if all(image is None for image in images) and not self.components.needs_pixels:
+        if not any(pictures) and not self.components.needs_pixels:
             tensors = {}
-        padded = encoding.pad_rows(rows, self.pad_id, padding_side)
+        tensors |= encoding.pad_rows(rows, self.pad_id, padding_side)
         dtype = precision.pixel_dtype(self.model, self.components.decoder)
-        inputs = encoding.to_device(padded | tensors, self.device, dtype)
+        inputs = encoding.to_device(tensors, self.device, dtype)
         spans = self._spans(inputs, lengths)
-        grids = tuple(map(self._grid_of, images, spans["visual"].sum(1).tolist()))
-        return Batch(inputs, spans, grids, prompts=tuple(prompts))
+        found = self._picture_finder.find(pictures, spans["visual"])
+        return Batch(inputs, spans, found, prompts=tuple(prompts))
 
     def answer_token(self, text: str) -> int:
         """Id of the first token with content of `text` as the continuation of a prompt."""
@@ -197,8 +195,9 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        rewritten = apply_rewriters(self._rewriters, batch).batch
-        inputs = encoding.pad_left(rewritten.inputs, self.pad_id)
+        inputs = encoding.pad_left(
+            apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
+        )
         limits = self.tokenizer, self.pad_id, max_new_tokens
         with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
             out = generated_ids(self.model, inputs, *limits, settings)
@@ -234,12 +233,12 @@ class VLM:
         self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
     ) -> dict[str, Bool[Tensor, "batch pos"]]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        special = self.components.image_token_id, source.bos_token_id
-        return token_spans(inputs, *special, target_lengths)
+        visual = visual_token_ids(self.components.image_token_id, self.model.config)
+        return token_spans(inputs, visual, source.bos_token_id, target_lengths)
 
     @cached_property
-    def _grid_of(self) -> Callable[[Image.Image | None, int], Grid | None]:
-        return grid_finder(self.processor.image_processor, self.components.patch_size)
+    def _picture_finder(self) -> PictureFinder:
+        return PictureFinder(self._padding_processor, self._placeholder, self.components.patch_size)
 
     @cached_property
     def _padding_processor(self) -> Any:

@@ -1,21 +1,29 @@
-"""Models in wrappers (adapters of peft, `torch.compile`, data parallel), and packed weights.
+"""The model inside wrappers (peft, `torch.compile`, data parallel), hooks, packed weights.
 
-The wrapper `VLM` works on the Hugging Face model within. Adapters of peft stay active there, since
+`VLM` works on the Hugging Face model within a wrapper. Adapters of peft stay active there, since
 peft puts them into the model's own layers; which of them are active can change at any time. What is
 compiled runs uncompiled, because compiled code calls no hooks that it was compiled without.
+
+No other module registers hooks: contexts do so on entering and remove them on leaving, also after
+an error.
 """
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from attrib.errors import SetupError
+
+InputFn = Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
+OutputFn = Callable[[Any], Tensor | None]
 
 # What runs outside the model within, or needs inputs that no prompt has.
 REFUSED = {"XLORA": "mixes its adapters", "POLY": "needs the ids of tasks"}
@@ -75,12 +83,12 @@ def _inside(model: Any) -> nn.Module | None:
         return model._orig_mod
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
-    if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "peft_config"):
         return None
     active = model.active_adapter
     for name in [active] if isinstance(active, str) else active:
         refuse_kind(model.peft_config[name].to_dict(), f"{type(model).__name__}: adapter {name!r}")
-    return model.get_base_model()
+    return model._modules.get("base_model", model._modules.get("model"))
 
 
 def refuse_kind(config: dict[str, Any], what: str) -> None:
@@ -99,80 +107,6 @@ def refuse_kind(config: dict[str, Any], what: str) -> None:
             f"{what} is of the kind {kind}, which {why}; adapters inside the layers are supported, "
             "such as LoRA"
         )
-
-
-def is_adapted(module: Any) -> bool:
-    """Whether a module is a layer of peft around a layer of the model."""
-    return hasattr(module, "merged_adapters") and hasattr(module, "get_base_layer")
-
-
-def works(layer: Any) -> bool:
-    """Whether an adapter of a peft layer changes its output, beside its base layer's weights."""
-    if layer.disable_adapters or layer.merged:
-        return False
-    known = layer._get_available_adapters()
-    return any(name in known for name in layer.active_adapters)
-
-
-def _in_use(module: Any) -> Any:
-    """A module, or that which peft calls in its place: a copy that was trained whole."""
-    while hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
-        copies, active = module.modules_to_save, module.active_adapters
-        names = [] if module.disable_adapters else [name for name in active if name in copies]
-        module = copies[names[0]] if names else module.original_module
-    return module
-
-
-def linear_of(module: Any, what: str) -> nn.Linear:
-    """The linear layer that a module is, or that a wrapper of peft calls at present.
-
-    Args:
-        module: A linear layer, maybe wrapped.
-        what: Begins the message.
-
-    Raises:
-        SetupError: It is none, or an adapter adds to its output.
-    """
-    module = _in_use(module)
-    if hasattr(module, "token_adapter") or (is_adapted(module) and works(module)):
-        raise SetupError(
-            f"{what} has an adapter ({type(module).__name__}), so that its weights are not those "
-            "in use; merge it first: model = peft_model.merge_and_unload()"
-        )
-    module = module.get_base_layer() if is_adapted(module) else module
-    if not isinstance(module, nn.Linear):
-        raise SetupError(f"{what} is not linear; load a model that generates text")
-    if is_packed(module):
-        raise SetupError(
-            f"{what} is quantised, and logits of tokens need its rows; leave it as it is, with "
-            'modules_to_not_convert=["lm_head"] or what the quantiser calls this'
-        )
-    return module
-
-
-def linears(module: nn.Module, path: str = "") -> Iterator[tuple[str, Any, nn.Linear]]:
-    """Linear layers in a module: path, what takes its place in the model, and the layer itself.
-
-    The second is a layer of peft where there are adapters, whose own matrices are left out.
-    """
-    for name, child in module.named_children():
-        here = f"{path}{name}"
-        outer: Any = _in_use(child)
-        base = outer.get_base_layer() if is_adapted(outer) else outer
-        if isinstance(base, nn.Linear):
-            yield here, outer, base
-        else:
-            yield from linears(outer, f"{here}.")
-
-
-def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The named parameters of a module without those of adapters in its layers."""
-    layers: list[Any] = [one for one in module.modules() if is_adapted(one)]
-    whole = {id(weight) for layer in layers for weight in layer.parameters()}
-    base = {id(weight) for layer in layers for weight in layer.get_base_layer().parameters()}
-    for name, weight in module.named_parameters():
-        if id(weight) not in whole - base:
-            yield name, weight
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -203,17 +137,74 @@ def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that hold a tensor, which is a packed one of another package or plain."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    names, _ = tensor.__tensor_flatten__()
+    packed: Any = tensor
+    names, _ = packed.__tensor_flatten__()
     return [part for name in names for part in plain_parts(getattr(tensor, name))]
 
 
-def adapters_of(model: nn.Module) -> dict[str, Any]:
-    """By path: the adapters of each layer of peft, their state and scale; empty without peft."""
-    found = {}
-    for path, module in model.named_modules():
-        layer: Any = module
-        if is_adapted(layer) or hasattr(layer, "original_module"):
-            state = (list(layer.active_adapters), layer.disable_adapters, layer.merged_adapters)
-            scale = getattr(layer, "scaling", None)
-            found[path] = [*state, dict(scale) if isinstance(scale, dict) else str(scale)]
-    return found
+class StopForward(Exception):
+    """Raised inside a forward pass to end it early with a value."""
+
+    def __init__(self, value: Any):
+        super().__init__()
+        self.value = value
+
+
+@contextmanager
+def on_modules(
+    inputs: Iterable[tuple[nn.Module, InputFn]], outputs: Iterable[tuple[nn.Module, OutputFn]]
+) -> Iterator[None]:
+    """`on_input` and `on_output` of many modules: one context costs less than one each."""
+    handles = [_before(module, fn) for module, fn in inputs]
+    handles += [_after(module, fn, whole=False) for module, fn in outputs]
+    try:
+        with eager():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def on_input(module: nn.Module, fn: InputFn) -> Iterator[None]:
+    """Call `fn(hidden states, other arguments, keyword arguments)` before `module` runs."""
+    with on_modules([(module, fn)], []):
+        yield
+
+
+@contextmanager
+def on_output(module: nn.Module, fn: OutputFn, *, whole: bool = False) -> Iterator[None]:
+    """Call `fn` on the hidden states that `module` returns; a returned tensor replaces them.
+
+    With `whole`, `fn` gets all that the module returns.
+    """
+    handle = _after(module, fn, whole)
+    try:
+        with eager():
+            yield
+    finally:
+        handle.remove()
+
+
+def _before(module: nn.Module, fn: InputFn) -> RemovableHandle:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            fn(args[0], args[1:], kwargs)
+        else:
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            fn(kwargs["hidden_states"], (), rest)
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _after(module: nn.Module, fn: OutputFn, whole: bool) -> RemovableHandle:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        new = fn(output if whole else first_tensor(output))
+        return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
+
+    return module.register_forward_hook(hook)
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states of a module's output: alone, or (older transformers) first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output

@@ -31,11 +31,11 @@ ANALYSES: dict[str, tuple[str, str]] = {
         "Do heatmaps point at the object asked about? Compared with attention and gradients.",
     ),
     "sweep": (
-        "attrib.pipeline.sensitivity.Sensitivity",
+        "attrib.pipeline.interventions.Sensitivity",
         "KL of the output under noise on one modality, layer by layer (DualEdit, Fig. 2).",
     ),
     "patching": (
-        "attrib.pipeline.patching.Patching",
+        "attrib.pipeline.interventions.Patching",
         "At which layers the answer follows the states of another image.",
     ),
     "gate": (

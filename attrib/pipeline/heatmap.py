@@ -1,5 +1,6 @@
 """Heatmaps, and their faithfulness: options of the noise, figures and summaries."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,30 +34,30 @@ class NoiseOptions(MeasureOptions):
         None,
         "Standard deviation of the noise on a token. Much noise needs many draws: try 0.1.",
         panel=PANEL,
-        shown="3, or 0.7",
+        shown="3; published-code: 0.7",
         ge=0,
     )
     unit: Unit | None = option(
         None,
         "std: noise counts standard deviations of the visual states; abs: it is absolute.",
         panel=PANEL,
-        shown="std, or abs",
+        shown="std; published-code: abs",
     )
     radius: int | None = option(
         None,
         "Perturb the neighbours within this many rows and columns as well.",
         panel=PANEL,
-        shown="0, or 3",
+        shown="0; published-code: 3",
         ge=0,
     )
     draws: int | None = option(
-        None, "Draws of noise to average over.", panel=PANEL, shown="1, or 10", ge=1
+        None, "Draws of noise to average over.", panel=PANEL, shown="1; published-code: 10", ge=1
     )
     site: NoiseSite | None = option(
         None,
         "Add the noise to the layer's input (block) or after its norm (attention).",
         panel=PANEL,
-        shown="block, or attention",
+        shown="block; published-code: attention",
     )
 
     def perturbation(self) -> "Perturbation":
@@ -121,30 +122,36 @@ class Heatmap(Analysis[HeatmapOptions]):
     def _pictures(self, result: "Result") -> Plots:
         if "grids" not in result.tables:
             return {}
-        grids = result.tables["grids"].frame.set_index("example")
         samples = {sample.id: sample for sample in result.samples}
-        examples = [e for e in grids.index if e in samples][: self.options.pictures]
+        counts = Counter(map(str, result.tables["grids"].frame["example"]))  # of images
+        examples = [e for e in counts if e in samples][: self.options.pictures]
         figures = {}
         for number, example in enumerate(examples):
-            drawn = partial(_draw, result, samples[example], grids.loc[example].to_dict())
-            suffix = "" if len(grids) == 1 else f"-{number}"
-            kinds = ("picture", "queries") if "picture" in result.tables else ("heatmap",)
-            figures |= {f"{kind}{suffix}": partial(drawn, kind) for kind in kinds}
+            suffix = "" if len(counts) == 1 else f"-{number}"
+            for i in range(counts[example]):
+                drawn = partial(_draw, result, samples[example], i)
+                one = suffix if counts[example] == 1 else f"{suffix}-image-{i}"
+                kinds = ("picture", "queries") if "picture" in result.tables else ("heatmap",)
+                figures |= {f"{kind}{one}": partial(drawn, kind) for kind in kinds}
         return figures
 
 
-def _draw(result: "Result", sample: "EditSample", grid: dict[str, Any], kind: str) -> "Axes":
+def _draw(result: "Result", sample: "EditSample", number: int, kind: str) -> "Axes":
     from attrib import plots
+    from attrib.plots.heatmaps import rows_of_image
 
-    image = sample.request.image
-    assert image is not None, "a sample without an image has no heatmap"
+    images, prompt = sample.request.images, sample.request.prompt
+    values: Any = result.where(example=sample.id).frame["value"]
+    several = len(images) > 1
     patches = result.tables.get("picture")
     return plots.heatmap_pictures(
-        image,
-        result.where(example=sample.id).frame,
-        None if patches is None else patches.where(example=sample.id).frame,
-        grid,
-        title=sample.request.prompt,
+        images[number],
+        rows_of_image(result.frame, sample.id, number),
+        None if patches is None else rows_of_image(patches.frame, sample.id, number),
+        rows_of_image(result.tables["grids"].frame, sample.id, number).iloc[0].to_dict(),
+        title=f"{prompt} (image {number + 1} of {len(images)})" if several else prompt,
+        # One scale for all images shows which of them is read.
+        limits=(float(values.min()), float(values.max())) if several else None,
     )[kind]
 
 

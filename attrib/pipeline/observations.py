@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pydantic import model_validator
+
 from attrib.errors import AttribError
 from attrib.pipeline.analysis import Analysis, Plots
 from attrib.pipeline.options import PANEL, MeasureOptions, option
@@ -24,7 +26,7 @@ class ContributionOptions(MeasureOptions):
     key: str = option(
         "argmax",
         "The token whose logit is decomposed: argmax (the model's answer), gold (the target), "
-        "wrong (an unrelated answer, as a control) or token:WORD.",
+        "wrong (an unrelated answer, as a control) or token:WORD. Only gold reads --target.",
         panel=PANEL,
     )
     norm: Norm = option(
@@ -33,6 +35,12 @@ class ContributionOptions(MeasureOptions):
         "contributions sum to the logit.",
         panel=PANEL,
     )
+
+    @model_validator(mode="after")
+    def _target_is_read(self) -> "ContributionOptions":
+        if getattr(self, "target", None) and self.key != "gold":
+            raise ValueError("--target is read with --key gold alone; give that, or leave it out")
+        return self
 
 
 class Contributions(Analysis[ContributionOptions]):
@@ -104,7 +112,7 @@ class GateOptions(MeasureOptions):
     )
     layer: int | None = option(
         None,
-        "The layer that they are about.",
+        "The layer that figures and summary are about.",
         panel=PANEL,
         shown="the one with the highest AUC",
         ge=0,

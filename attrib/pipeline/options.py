@@ -8,10 +8,11 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,6 +24,9 @@ from attrib.vocabulary import DEFAULT_MODEL, Dtype
 
 OF_DATA = frozenset({"data", "split", "image_root", "limit", "answer_prefix"})
 NAMED_SPLITS = {"scenes-vqa": "test", "scenes-captions": "test"}
+# A single path, as a YAML file may have it, is a list of one.
+_as_list = BeforeValidator(lambda given: [given] if isinstance(given, str | Path) else given)
+Photos = Annotated[list[Path] | None, _as_list]
 PANEL = "Analysis"  # heading in --help of the options that one analysis has
 
 
@@ -159,9 +163,11 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
         alias="lead",
         ge=0,
     )
-    image: Path | None = option(None, "One photo instead of data.", panel="One photo")
+    image: Photos = option(
+        None, "A photo instead of data; again for another one in the prompt.", panel="One photo"
+    )
     prompt: str | None = option(None, "The question about it.", panel="One photo")
-    target: str | None = option(None, "Its correct answer, for --key gold.", panel="One photo")
+    target: str | None = option(None, "Its correct answer.", panel="One photo")
     max_failures: int | None = option(
         None, "Exit with 1 if more rows than this are quarantined.", shown="no limit", ge=0
     )
@@ -176,7 +182,8 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
     def _one_source(self) -> "AnalysisOptions":
         if (self.image or self.target) and not self.prompt:
             raise ValueError("--image and --target need a --prompt, such as 'The animal is a'")
-        if self.prompt and (of_data := OF_DATA & self.model_fields_set):
+        of_data = OF_DATA & self.model_fields_set
+        if self.prompt and of_data and "prompt" not in self.refused:  # the command says why
             names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(of_data))
             raise ValueError(f"--prompt asks about one photo: leave out {names}, or --prompt")
         return self

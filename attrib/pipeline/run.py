@@ -1,6 +1,7 @@
 """Run an analysis over samples, in a folder: `attrib.run`, and what the commands do."""
 
 import csv
+import errno
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
 if TYPE_CHECKING:
     from attrib.data import EditData, EditSample, Quarantined
     from attrib.model.vlm import VLM
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def run(
@@ -105,19 +109,27 @@ def execute(run: Run, analysis: Analysis) -> Result | None:
     """Measure what is missing; the result, or None in every process but the first.
 
     Raises:
-        SetupError: No sample can be used, none has a row in the main table, or the folder cannot
-            be written.
+        SetupError: No sample can be used, none has a row in the main table, or a file cannot be
+            read or written.
     """
     try:
         outcome = run.execute(analysis.measure(run.data))
     except OSError as error:
-        why = error.strerror or error
-        raise SetupError(f"{run.out} cannot be written: {why}; give another --out") from error
+        raise SetupError(_explain(error, run.out)) from error
     if outcome is None:
         return None
     if outcome.tables[analysis.name].empty:
         raise SetupError(analysis.empty)
     return _result(outcome, analysis.name, run.data)
+
+
+def _explain(error: OSError, out: Path) -> str:
+    why = error.strerror or error
+    if error.errno in FULL:
+        return f"{out}: {why}; free some, and the same command continues with what is finished"
+    if error.errno in UNWRITABLE or not out.exists():
+        return f"{out} cannot be written: {why}; give another --out"
+    return f"{error.filename or out}: {why}; the same command continues with what is in {out}"
 
 
 def save_tables(result: Result, out: Path) -> list[Path]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.data import EditData, EditRequest, EditSample, Quarantined, load
-from attrib.errors import AttribError
+from attrib.errors import AttribError, SetupError
 from attrib.files import sha256
 from attrib.pipeline.options import NAMED_SPLITS, AnalysisOptions, ModelOptions, Options
 
 if TYPE_CHECKING:
+    from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
 
 MIN_ANSWERS = 10  # fewer do not show what answers share
@@ -50,7 +51,7 @@ def load_model(options: ModelOptions) -> "VLM":
 
 
 def load_samples(options: AnalysisOptions) -> EditData:
-    """The samples that the options name: a dataset, or one photo with its prompt.
+    """The samples that the options name: a dataset, or one prompt with its photos.
 
     The first words of the answers are moved behind the prompts as `answer_prefix` says.
 
@@ -122,6 +123,29 @@ def add_answer_prefix(data: EditData, words: int) -> EditData:
     return EditData(data.name, data.split, samples, [*data.quarantined, *short], provenance)
 
 
+def first_batch(vlm: "VLM", data: "EditData", size: int, *, visual: bool) -> "Batch":
+    """The first samples that can be encoded; only those with an image if `visual`.
+
+    Raises:
+        SetupError: No sample can be.
+    """
+    images, prompts = [], []
+    for sample in data:
+        try:
+            image = sample.request.image
+            if image is not None or not visual:
+                vlm.encode([image], [sample.request.prompt])
+                images.append(image)
+                prompts.append(sample.request.prompt)
+        except AttribError:
+            continue  # the run quarantines it
+        if len(prompts) == size:
+            break
+    if not prompts:
+        raise SetupError("no sample of the data can be used; run without --dry-run for the reasons")
+    return vlm.encode(images, prompts)
+
+
 def as_data(samples: Sequence[EditSample]) -> EditData:
     """Samples as a dataset; a plain list is identified by a digest of its texts and images."""
     if isinstance(samples, EditData):
@@ -135,10 +159,9 @@ def as_data(samples: Sequence[EditSample]) -> EditData:
 
 
 def _pixels(request: EditRequest) -> bytes:
-    """Size and pixels of a request's image; b"" without one that can be opened."""
+    """Size and pixels of a request's images; b"" without one, or if one cannot be opened."""
     with suppress(AttribError):  # the run quarantines the row
-        if (image := request.image) is not None:
-            return repr(image.size).encode() + image.tobytes()
+        return b"".join(repr(one.size).encode() + one.tobytes() for one in request.images)
     return b""
 
 
@@ -146,10 +169,16 @@ def describe_source(options: AnalysisOptions) -> str:
     """The dataset and split, or the prompt and photo, for messages."""
     if options.prompt is None:
         return f"{options.data} {options.split or ''}".strip()
-    return f"{options.prompt!r}" + (f" about {options.image}" if options.image else "")
+    images = " and ".join(map(str, options.image or ()))
+    return f"{options.prompt!r}" + (f" about {images}" if images else "")
 
 
 def file_digests(options: Options) -> dict[str, str]:
     """SHA-256 of each file that an option names, such as a photo, by the option's name."""
-    files = {name: value for name, value in options if isinstance(value, Path) and value.is_file()}
+    given: dict[str, Any] = {}
+    for name, value in options:
+        several = value if isinstance(value, list) and len(value) > 1 else []
+        one = value[0] if isinstance(value, list) and len(value) == 1 else value
+        given |= {f"{name}[{i}]": path for i, path in enumerate(several)} or {name: one}
+    files = {name: p for name, p in given.items() if isinstance(p, Path) and p.is_file()}
     return {f"{name}_sha256": sha256(path) for name, path in files.items() if name != "out"}

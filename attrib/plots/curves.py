@@ -49,6 +49,7 @@ SHARES = (
     Series("all visual", {"statistic": "visual_sum"}, BLUE, "o"),
     Series("BOS", {"statistic": "bos"}, GREY, "x", ":"),
 )
+MOST_IMAGES = 6  # of a prompt, with a curve each
 METHODS = {
     "heatmap": (BLUE, "o", "-"), "attention": (VERMILION, "s", "--"), "gradient": (INK, "^", "-."),
 }  # fmt: skip
@@ -78,15 +79,21 @@ def attention(
     """Attention of the last prompt token in each layer.
 
     `quantity` is the attention that a token of each kind receives on average, or the share that
-    all tokens of a kind receive together; the shares of a layer sum to 1.
+    all tokens of a kind receive together; the shares of a layer sum to 1. Where prompts have
+    several images, up to `MOST_IMAGES`, each has a curve of its own.
     """
     table = result.mean(["layer", "statistic"])
-    if quantity == "token":
-        ax = draw_series(table, PER_TOKEN, ax, title or "Attention per token")
-        ax.set_ylim(bottom=0)
-    else:
-        ax = draw_series(table, SHARES, ax, title or "Share of the attention")
-        ax.set_ylim(0, 1)
+    per_token = quantity == "token"
+    kinds, name = (PER_TOKEN, "visual_mean") if per_token else (SHARES, "visual_sum")
+    there = set(map(str, table["statistic"]))
+    own = [f"{name}[{i}]" for i in range(len(there)) if f"{name}[{i}]" in there]
+    images = [
+        Series(f"image {i + 1}", {"statistic": statistic}, BLUE, f"${i + 1}$", ":")
+        for i, statistic in enumerate(own if len(own) <= MOST_IMAGES else [])
+    ]
+    title = title or ("Attention per token" if per_token else "Share of the attention")
+    ax = draw_series(table, [*kinds, *images], ax, title, columns=len(kinds))
+    ax.set_ylim(0, None if per_token else 1)
     return ax
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from PIL import Image
 
-from attrib.plots.overlay import Box, overlay, token_bars
+from attrib.plots.overlay import Box, Limits, overlay, token_bars
 
 if TYPE_CHECKING:
     from attrib.model.batch import Grid
@@ -32,7 +32,8 @@ def heatmaps(
     Args:
         image: the image that the model saw.
         values: of the example, such as `attrib.heatmaps(vlm, batch)[0]`.
-        grid: of the example, such as `batch.grids[0]`.
+        grid: of the image, such as `batch.grids[0]`, or `batch.grids[0][1]` for the second of
+            several images.
         layers: numbers of the layers; by default 0, 1, ...
         title: of the figure, such as the prompt.
     """
@@ -47,6 +48,14 @@ def heatmaps(
     return overlay(image, maps, layers, grid.box, title=title)
 
 
+def rows_of_image(table: pd.DataFrame, example: str, image: int) -> pd.DataFrame:
+    """The rows of one image of an example; runs of former versions have one per example."""
+    keep = table["example"] == example
+    if "image" in table:
+        keep &= table["image"].fillna(0) == image
+    return pd.DataFrame(table[keep])
+
+
 def heatmap_pictures(
     image: Image.Image,
     tokens: pd.DataFrame,
@@ -54,8 +63,9 @@ def heatmap_pictures(
     grid: Mapping[str, Any],
     *,
     title: str = "",
+    limits: Limits | None = None,
 ) -> dict[str, Axes]:
-    """Figures of one example: "heatmap", or with a Q-Former "queries" and "picture".
+    """Figures of one image of an example: "heatmap", or with a Q-Former "queries" and "picture".
 
     Args:
         image: of the example.
@@ -63,15 +73,17 @@ def heatmap_pictures(
         patches: its rows of the table "picture", where there is one.
         grid: its row of the table "grids".
         title: such as the prompt.
+        limits: values at the ends of the colour scale, where several images share it.
     """
     layers = _shown(sorted(set(tokens["layer"])))
     values = _cells(tokens, layers)
     if patches is not None:
         bars = token_bars(values, layers, title=title, note="Q-Former queries")
-        return {"queries": bars, "picture": _over(image, patches, layers, grid, title, QFORMER)}
+        over = _over(image, patches, layers, grid, title=title, note=QFORMER)
+        return {"queries": bars, "picture": over}
     if int(grid["rows"]) == 0:
         return {"heatmap": token_bars(values, layers, title=title, note=ORDER)}
-    return {"heatmap": _over(image, tokens, layers, grid, title, "")}
+    return {"heatmap": _over(image, tokens, layers, grid, title=title, limits=limits)}
 
 
 def _over(
@@ -79,14 +91,13 @@ def _over(
     table: pd.DataFrame,
     layers: Sequence[int],
     grid: Mapping[str, Any],
-    title: str,
-    note: str,
+    **shown: Any,
 ) -> Axes:
     cells = _cells(pd.DataFrame(table[table["row"] >= 0]), layers)
     maps = cells.reshape(len(layers), int(grid["rows"]), int(grid["cols"]))
     left, top, right, bottom = (float(grid[side]) for side in ("left", "top", "right", "bottom"))
     box: Box = (left, top, right, bottom)
-    return overlay(image, maps, layers, box, title=title, note=note)
+    return overlay(image, maps, layers, box, **shown)
 
 
 def _cells(table: pd.DataFrame, layers: Sequence[int]) -> Float[np.ndarray, "layer cell"]:

@@ -31,6 +31,7 @@ ACROSS = 4
 LONGEST_TITLE = 90
 STEPS = 64
 Box = tuple[float, float, float, float]
+Limits = tuple[float, float]
 Maps = Float[np.ndarray, "layer row col"]
 
 
@@ -43,6 +44,7 @@ def overlay(
     title: str = "",
     note: str = "",
     scale: Literal["shared", "own"] = "shared",
+    limits: Limits | None = None,
 ) -> Axes:
     """The image, then every layer's heatmap over it, with the range of its values below.
 
@@ -58,8 +60,9 @@ def overlay(
         note: a line below it, such as how the map was made.
         scale: "shared" colours compare layers; each layer's "own" colours, from its smallest to
             its largest value, make weak heatmaps visible.
+        limits: values at the ends of the shared colours; by default the smallest and the largest.
     """
-    shared = _norm(maps, 0.5)
+    shared = _norm(maps if limits is None else np.array(limits), 0.5)
     left, right, bottom, top = _extent(image, box)
     figure, panels = _panels(1 + len(layers), title, note, (bottom - top) / (right - left))
     with style():

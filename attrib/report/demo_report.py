@@ -201,8 +201,8 @@ def _one_of_each_kind(samples: Sequence[EditSample]) -> list[EditSample]:
 
 
 def _card(sample: EditSample, answer: Any) -> Card:
-    image = sample.request.image
-    png = None if image is None else small_png(image)
+    images = sample.request.images
+    png = small_png(images[0]) if images else None
     right = bool(answer["value"])
     return Card(png, sample.request.prompt, answer["truth"], answer["answer"], right, _kind(sample))
 

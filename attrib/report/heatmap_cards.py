@@ -13,6 +13,7 @@ from PIL import Image
 from attrib import plots
 from attrib.data import EditSample
 from attrib.errors import AttribError
+from attrib.plots.heatmaps import rows_of_image
 from attrib.report.page import Table
 from attrib.report.run_reader import RunRead
 
@@ -32,10 +33,10 @@ class LayerMap(NamedTuple):
 
 @dataclass(frozen=True)
 class HeatmapCard:
-    """The heatmaps of one sample.
+    """The heatmaps of one image of a sample.
 
     Attributes:
-        prompt: of the sample.
+        prompt: of the sample; with the number of the image where there are several.
         image: PNG.
         width: of the original image, in pixels.
         height: of the original image.
@@ -63,7 +64,7 @@ class HeatmapViewer(NamedTuple):
     """Cards with a slider over the layers.
 
     Attributes:
-        cards: one per sample.
+        cards: one per image.
         layers: their numbers.
         names: of the layers.
         first: position of the layer that is shown at first.
@@ -83,15 +84,18 @@ def heatmap_cards(
     """Cards of the first `number` samples of a heatmap run whose images can be read."""
     if "grids" not in run.tables:
         return []
-    grids = run.tables["grids"].frame.set_index("example")
-    frame = run.tables.get("picture", run.result).frame
-    cards: list[HeatmapCard] = []
-    for example in map(str, grids.index):
-        image = _image(samples.get(example))
-        if image is not None and len(cards) < number:
-            table = pd.DataFrame(frame[frame["example"] == example])
-            cards.append(_card(samples[example].request.prompt, image, table, grids.loc[example]))
-    return cards
+    grids, frame = run.tables["grids"].frame, run.tables.get("picture", run.result).frame
+    found: list[list[HeatmapCard]] = []
+    for example in dict.fromkeys(map(str, grids["example"])):
+        images = _images(samples.get(example))
+        if images and len(found) < number:
+            prompt, of = samples[example].request.prompt, f"of {len(images)}"
+            found.append([])
+            for i, image in enumerate(images):
+                table, grid = (rows_of_image(one, example, i) for one in (frame, grids))
+                name = f"{prompt} (image {i + 1} {of})" if len(images) > 1 else prompt
+                found[-1].append(_card(name, image, table, grid.iloc[0]))
+    return [card for cards in found for card in cards]
 
 
 def heatmap_viewer(
@@ -124,11 +128,11 @@ def small_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _image(sample: EditSample | None) -> Image.Image | None:
+def _images(sample: EditSample | None) -> list[Image.Image]:
     try:
-        return None if sample is None else sample.request.image
+        return [] if sample is None else sample.request.images
     except (AttribError, OSError):  # removed since the run
-        return None
+        return []
 
 
 def _card(prompt: str, image: Image.Image, table: pd.DataFrame, grid: Any) -> HeatmapCard:

@@ -24,7 +24,8 @@ STATES = {
 
 def summarize_contributions(result: Result, target: str = "the key token") -> str:
     """The share of the contribution to the target token by depth, and the layer of the peak."""
-    return f"{contribution_share(result, target)} {contribution_peak(result)}".strip()
+    said = contribution_share(result, target), contribution_peak(result), soft_cap(result)
+    return " ".join(filter(None, said))
 
 
 def contribution_share(result: Result, target: str) -> str:
@@ -53,9 +54,17 @@ def contribution_peak(result: Result) -> str:
     return f"The contribution is highest in layer {peak}{stability(values, peak, result.seed)}."
 
 
+def soft_cap(result: Result) -> str:
+    """Which logit is decomposed, where the model caps its logits; else empty."""
+    cap = result.provenance.get("model", {}).get("soft_cap")
+    if cap is None:
+        return ""
+    return f"Contributions are of the logit before the model's soft-cap of {cap:g}."
+
+
 def summarize_demo(right: Result, wrong: Result) -> str:
     """The headline of the demo report, with a warning where the control fails."""
-    sentence = contribution_share(right, "the answer token")
+    sentence = f"{contribution_share(right, 'the answer token')} {soft_cap(right)}".strip()
     control = _control(right, wrong)
     if control is None or control[2] < SPECIFIC:
         return sentence

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from attrib.data import EditSample
-from attrib.errors import AttribError, RowError, SetupError
+from attrib.errors import AttribError, RowError, SetupError, is_out_of_memory
 from attrib.forward.hooks import read
-from attrib.memory import free_memory, is_out_of_memory
+from attrib.forward.memory import free_memory
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
@@ -34,7 +34,7 @@ from attrib.runs.collected import (
 )
 from attrib.runs.shards import Shard, ShardStore
 
-Opened = tuple[EditSample, Image.Image | None]
+Opened = tuple[EditSample, Image.Image | list[Image.Image] | None]
 Pass = tuple[Shard, Sequence[EditSample], bool]  # the last: whether it completes the shard
 logger = logging.getLogger("attrib")
 

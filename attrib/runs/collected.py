@@ -1,5 +1,6 @@
 """The outcome of measuring samples: their tables, and quarantine records of the others."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -53,10 +54,12 @@ class Collected:
 
     def quarantine(self, sample: EditSample, where: str, why: str | Exception) -> None:
         """Record that a sample cannot be used; a RowError names its own file, row and field."""
-        if isinstance(why, RowError):
+        if isinstance(why, RowError) and why.file:
             record = Quarantined.from_error(why)
         else:
-            reason = " ".join(str(why).split())
+            row_error = isinstance(why, RowError)
+            where, text = (why.field, why.reason) if row_error else (where, str(why))
+            reason = " ".join(text.split())
             if isinstance(why, Exception) and not (reason and isinstance(why, AttribError)):
                 reason = describe(why)
             record = Quarantined(self.file or sample.id, sample.meta.get("row"), where, reason)
@@ -103,7 +106,8 @@ def should_retry(sample: EditSample, record: Quarantined) -> bool:
     """Whether a quarantined sample may work now: a repaired image, more memory, a mended bug."""
     if record.field in (MEMORY, BROKE):
         return True
-    if record.field not in IMAGE_FIELDS and not record.field.endswith(".image"):
+    field = re.sub(r"\[\d+\]$", "", record.field)  # of several images
+    if field not in IMAGE_FIELDS and not field.endswith(".image"):
         return False
     return record.reason not in {_image_error(request) for request in sample.requests}
 

@@ -1,25 +1,22 @@
 """The manifest of a run's folder: provenance of its numbers, and whether a run may continue it."""
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from attrib.data import EditData
 from attrib.errors import SetupError
-from attrib.files import versions, weights_digest, write_text
-from attrib.model.devices import loaded
+from attrib.files import locked, versions, weights_digest, write_text
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import adapters_of, plain_parts
+from attrib.model.weight_files import fingerprint
 
 if TYPE_CHECKING:
     from attrib.runs.collected import Collected
 
 MANIFEST = "manifest.json"
+STARTING, RUNNING = "parts/.starting", "parts/.running"  # locks
 LAYOUT = "attrib run 1"
 # Entries that do not change a number: a run may be continued with others.
 NON_IDENTIFYING = frozenset(
@@ -42,7 +39,6 @@ VERSIONS = ("attrib", "torch", "transformers")  # other versions hardly change a
 RENAMED = {"lead": "answer_prefix", "spare_last": "exclude_last", "max_versions": "max_copies"}
 SHOWN = 8
 LONGEST_VALUE = 40
-SAMPLED = 256  # elements of each weight in the fingerprint
 
 
 def provenance_of(
@@ -62,6 +58,7 @@ def provenance_of(
         done: what was collected; adds the counts of used samples and quarantined rows.
     """
     config, folder = vlm.model.config, Path(vlm.model.name_or_path or "none")
+    cap = vlm.unembedding.map.cap  # contributions are of the logit before it
     made = {
         "model": {
             "name": vlm.name,
@@ -72,6 +69,7 @@ def provenance_of(
             "commit": getattr(config, "_commit_hash", None),
             "weights_sha256": weights_digest(folder) if folder.is_dir() else None,
             "fingerprint": fingerprint(vlm),
+            **({} if cap is None else {"soft_cap": cap}),
         },
         "data": {"name": data.name, "split": data.split, **data.provenance},
         "options": dict(options),
@@ -82,35 +80,6 @@ def provenance_of(
         return made
     quarantined = len(data.quarantined) + len(done.quarantined)
     return {**made, "examples": len(done.used), "quarantined": quarantined}
-
-
-def fingerprint(vlm: VLM) -> str:
-    """SHA-256 of the model's config and of evenly spaced elements of each weight.
-
-    Distinguishes models that share a name or a folder, edited ones too, at a cost independent of
-    their size. It does not depend on the device.
-    """
-    digest = hashlib.sha256(_settings(vlm.model.config.to_dict()).encode())
-    if adapters := adapters_of(vlm.model):  # the same weights with another adapter active
-        digest.update(json.dumps(adapters, sort_keys=True).encode())
-    for name, tensor in vlm.model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):  # extra state of some layers
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if not tensor.is_meta:
-            digest.update(_sample(tensor))
-            continue
-        with loaded(holder := vlm.model.get_submodule(name.rpartition(".")[0])):
-            tensor = getattr(holder, name.rpartition(".")[2])
-            digest.update(b"" if tensor.is_meta else _sample(tensor))
-    return digest.hexdigest()
-
-
-def _sample(tensor: torch.Tensor) -> bytes:
-    """Evenly spaced elements, also of the parts of a quantised tensor."""
-    parts = [part.detach().flatten() for part in plain_parts(tensor)]
-    some = [part[:: max(1, part.numel() // SAMPLED)].cpu().contiguous() for part in parts]
-    return b"".join(part.view(torch.uint8).numpy().tobytes() for part in some)
 
 
 def refuse_foreign(out: Path) -> None:
@@ -142,8 +111,16 @@ def refuse_other(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:
     Raises:
         SetupError: Some entries differ; the message gives both values of each.
     """
-    if not (out / MANIFEST).is_file() or not any((out / "parts").glob("*.parquet")):
-        return  # nothing was computed yet
+    if _has_parts(out):
+        _refuse_differences(out, new, free)
+
+
+def _has_parts(out: Path) -> bool:
+    """Whether something was computed in a run's folder."""
+    return (out / MANIFEST).is_file() and any((out / "parts").glob("*.parquet"))
+
+
+def _refuse_differences(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:
     if different := differences(stored(out), new, free):
         more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         raise SetupError(
@@ -182,29 +159,34 @@ def diff(
 
 def write(out: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the manifest atomically."""
-    return write_text(out / MANIFEST, _text(manifest))
+    text = json.dumps({"layout": LAYOUT, **manifest}, indent=2, allow_nan=False)
+    return write_text(out / MANIFEST, text + "\n")
 
 
-def _text(manifest: Mapping[str, Any]) -> str:
-    return json.dumps({"layout": LAYOUT, **manifest}, indent=2, allow_nan=False) + "\n"
+@contextmanager
+def claimed(out: Path, manifest: Mapping[str, Any], free: Set[str]) -> Iterator[dict[str, Any]]:
+    """Hold a run's folder for its settings; other processes with the same ones may hold it, too.
 
+    Args:
+        out: the run's folder.
+        manifest: of this process's run. It is written if nothing was computed and no other
+            process computes.
+        free: the entries in which it may differ from the one in the folder.
 
-def write_first(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest unless there is one; the one in the folder.
+    Yields:
+        The manifest in the folder. Of processes that start at once, all get that of the first.
 
-    Of several processes that start at once, all get that of the first.
+    Raises:
+        SetupError: The folder is made with other settings, maybe by a process that runs.
     """
-    if not stored(out):
-        mine = write_text(out / f"{MANIFEST}.{os.getpid()}", _text(manifest))
-        try:
-            os.link(mine, out / MANIFEST)  # fails if there is one, unlike a renaming
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            write(out, manifest)
-        finally:
-            mine.unlink()
-    return stored(out)
+    with ExitStack() as stack:
+        with locked(out / STARTING):  # one process at a time judges the folder
+            with locked(out / RUNNING, wait=False) as alone:
+                if alone and not _has_parts(out):
+                    write(out, manifest)
+            _refuse_differences(out, manifest, free)
+            stack.enter_context(locked(out / RUNNING, shared=True))
+        yield stored(out) or dict(manifest)
 
 
 def stored(out: Path) -> dict[str, Any]:
@@ -214,20 +196,6 @@ def stored(out: Path) -> dict[str, Any]:
     except (ValueError, FileNotFoundError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
-
-
-def _settings(config: Mapping[str, Any]) -> str:
-    """A model config as text, without its path and the version that read it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            kept = {str(k): plain(v) for k, v in value.items() if not str(k).startswith("_")}
-            how = value.get("quantization_config")  # torchao's holds names that start with "_"
-            kept |= {} if how is None else {"quantization_config": how}
-            return {k: v for k, v in kept.items() if k != "transformers_version"}
-        return value
-
-    return json.dumps(plain(config), sort_keys=True, default=str)
 
 
 def _is_free(key: str, free: Set[str]) -> bool:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from attrib.data import EditData, Quarantined
 from attrib.errors import SetupError
-from attrib.forward.suffix_memory import samples_at_once
+from attrib.forward.memory import samples_at_once
 from attrib.model.precision import is_half
 from attrib.model.vlm import VLM
 from attrib.runs import manifest as manifests
@@ -32,6 +32,7 @@ from attrib.runs.manifest import provenance_of
 from attrib.runs.shards import Shard, ShardResult, ShardStore, merge, split
 
 SINGLE = Rank()
+BATCH_SIZE = "options.batch_size"
 PROBED = 4  # samples that are encoded to judge the length of all
 logger = getLogger("attrib")
 
@@ -63,6 +64,7 @@ class Run:
         out: the run's folder.
         shards: all shards of the data.
         manifest: how the numbers are made.
+        free: entries of the manifest in which processes that share the folder may differ.
         rank: this process among those that share the run.
         batch_size: samples per pass.
         undecided: whether another process that starts now may fix the batch size.
@@ -74,6 +76,7 @@ class Run:
     out: Path
     shards: list[Shard]
     manifest: dict[str, Any]
+    free: Set[str]
     rank: Rank = SINGLE
     batch_size: int = 8
     undecided: bool = False
@@ -97,31 +100,32 @@ class Run:
             The outcome over all shards; None in every process but the first.
 
         Raises:
-            SetupError: No sample could be used.
+            SetupError: No sample could be used, or another process started with other settings.
             AttribError: The measurement refused every sample.
             OSError: The folder cannot be written.
         """
         if not self.shards:
             raise SetupError(empty_message(self.data.quarantined))
-        if self.undecided:
-            return self._decided().execute(measure, batch_size=batch_size)
+        free = self.free | ({BATCH_SIZE} if self.undecided else set())
+        with manifests.claimed(self.out, self.manifest, free) as made:
+            return self._joining(made)._measure(measure, batch_size)
+
+    def _measure(self, measure: Measure, batch_size: int | None) -> Outcome | None:
         collector = Collector(self.vlm, measure, batch_size or self.batch_size)
-        started = bool(self.committed())
-        if not started:
-            manifests.write(self.out, self.manifest)
         self.store.clean()
         what = "" if self.rank.number else self.manifest["command"]
+        started = bool(self.committed())
         worker = Worker(collector, self.store, file_of(self.data), what, started)
         worker.measure(self._missing())
         return None if self.rank.number else self._finish(worker)
 
-    def _decided(self) -> "Run":
-        """The run with the batch size of the process that wrote the manifest first."""
-        made = manifests.write_first(self.out, self.manifest)
-        size, rows = made["options"]["batch_size"], made["rows_per_shard"]
-        made = {**self.manifest, "options": made["options"], "rows_per_shard": rows}
-        shards = split(self.data, rows)
-        return replace(self, manifest=made, shards=shards, batch_size=size, undecided=False)
+    def _joining(self, made: Mapping[str, Any]) -> "Run":
+        """The run with the shards and the batch size of the process that started it first."""
+        rows = made.get("rows_per_shard", shard_files.ROWS)
+        size = made["options"]["batch_size"] if self.undecided else self.batch_size
+        options = made["options"] if self.undecided else self.manifest["options"]
+        manifest = {**self.manifest, "options": options, "rows_per_shard": rows}
+        return replace(self, manifest=manifest, shards=split(self.data, rows), batch_size=size)
 
     def _missing(self) -> list[Shard]:
         """This process's shards that are to be measured.
@@ -208,7 +212,7 @@ def prepare(
     made = {**head, **provenance_of(vlm, data, options, seed)}
     made = json.loads(json.dumps(made, allow_nan=False))
     stored = manifests.stored(out)
-    undecided = batch_size is None and not stored and rank.world > 1
+    undecided = batch_size is None and not stored
     size = batch_size or stored.get("options", {}).get("batch_size") or samples_per_pass(vlm, data)
     if batch_size is None:
         made["options"]["batch_size"] = size
@@ -217,9 +221,9 @@ def prepare(
     rows = stored.get("rows_per_shard", smallest) if started else max(smallest, size)
     made["rows_per_shard"] = rows
     if is_half(vlm.dtype):  # rounding depends on what shares a batch: sizes must not mix
-        free = free - {"options.batch_size"}
+        free = free - {BATCH_SIZE}
     manifests.refuse_other(out, made, free)
-    return Run(vlm, data, out, split(data, rows), made, rank, size, undecided)
+    return Run(vlm, data, out, split(data, rows), made, free, rank, size, undecided)
 
 
 def samples_per_pass(vlm: VLM, data: EditData) -> int:

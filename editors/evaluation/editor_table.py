@@ -11,7 +11,7 @@ from typing import Any
 
 from attrib.data import EditData
 from attrib.errors import AttribError
-from attrib.files import write_text
+from attrib.files import read_json, write_text
 from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs import Rank
@@ -173,7 +173,7 @@ def cpu_time(path: Path, step: str) -> Iterator[None]:
 
 def cpu_seconds(path: Path) -> dict[str, float]:
     """Return the CPU seconds in a file by step; none if it does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _done_jobs(out: Path, backbone: str, data: str) -> list[Job]:
@@ -184,7 +184,7 @@ def _done_jobs(out: Path, backbone: str, data: str) -> list[Job]:
 
 
 def _trained(job: Job, out: Path) -> Trained:
-    record = json.loads((job.folder(out) / SETTINGS).read_text(encoding="utf-8"))
+    record = read_json(job.folder(out) / SETTINGS)
     trained = record.get("trained") or {}
     seconds, curve = trained.get("seconds", 0.0), trained.get("curve", [])
     return Trained(job.editor, job.seed, float(seconds), curve)

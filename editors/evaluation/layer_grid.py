@@ -7,6 +7,7 @@ of steps; inputs are run through the unedited model once for all of them.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
-from attrib.files import write_text
+from attrib.files import read_json, write_text
 from attrib.model.vlm import VLM
-from attrib.runs.manifest import fingerprint
+from attrib.model.weight_files import fingerprint
 from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
 from editors.evaluation.layer_grid_scores import Opened, cell_scores, opened
@@ -27,6 +28,7 @@ from editors.gating.training import fit_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig
 from editors.training.dataset import CachedDataset, cache_dataset
+from editors.training.run import alone_in
 from editors.training.trainer import Trainer
 
 CELL = "cell.json"
@@ -132,6 +134,7 @@ def grid(
 
     Raises:
         AttribError: There are no cells, or the folder holds cells of other data, model or settings.
+        SetupError: Another process trains in the folder.
     """
     if not wanted:
         raise AttribError("grid: no cells; give layers")
@@ -141,16 +144,18 @@ def grid(
     folders = [Path(out) / cell.name for cell in wanted]
     check_gate(gate)
     missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity, gate)]
-    if missing:
-        gates = {} if gate == NO_GATE else {gate: _opened(vlm, samples, test, gate, Path(out))}
+    with alone_in(Path(out)) if missing else nullcontext():
+        gates = {}
+        if missing and gate != NO_GATE:
+            gates = {gate: _opened(vlm, samples, test, gate, Path(out))}
         layers = sorted({layer for cell in missing for layer in cell.all_layers})
-        inputs = inputs or GridInputs.of(vlm, samples, test, layers)
         for done, cell in enumerate(missing):
+            inputs = inputs or GridInputs.of(vlm, samples, test, layers)
             folder = Path(out) / cell.name
             record = _score(cell, editor, vlm, config, inputs, gates, folder, identity)
             avg = record["scores"][gate]["avg"]
             log(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
-    records = [json.loads((folder / CELL).read_text()) for folder in folders]
+    records = [read_json(folder / CELL) for folder in folders]
     return pd.DataFrame(
         {**asdict(cell), "gate": name, "metric": metric, "value": value}
         for cell, record in zip(wanted, records, strict=True)
@@ -201,7 +206,7 @@ def _opened(
         assert gate is not None
         save_gate(folder, gate)
         write_text(made_of, json.dumps(origin, indent=1))
-    elif json.loads(made_of.read_text()) != json.loads(json.dumps(origin)):
+    elif read_json(made_of) != json.loads(json.dumps(origin)):
         raise AttribError(f"{folder} is of another model or of other edits; choose another --out")
     return opened(vlm, test, load_gate(folder))
 
@@ -229,7 +234,7 @@ def _is_done(folder: Path, identity: dict[str, Any], gate: str) -> bool:
     path = folder / CELL
     if not path.exists():
         return False
-    record = json.loads(path.read_text())
+    record = read_json(path)
     if record["identity"] != identity:
         raise AttribError(
             f"{folder} was trained with other settings, data or model; choose another --out"

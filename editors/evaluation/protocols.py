@@ -25,10 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
+from attrib.errors import AttribError
 from attrib.metrics import exact_match, normalise
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
-from editors.base import encode_requests
+from editors.base import encode_requests, require_encodable
 
 PROTOCOLS = ("paper", "exact", "generate", "easyedit")
 GOLD = ("rel", "t_gen", "v_gen")  # compared with the target; all others with the unedited model
@@ -141,7 +142,11 @@ class EncodedProbes:
         probes = probes_of(sample)
         requests = [probe.request for probe in probes]
         starts = range(0, len(requests), batch_size)
-        batches = [encode_requests(vlm, requests[i : i + batch_size]) for i in starts]
+        try:
+            batches = [encode_requests(vlm, requests[i : i + batch_size]) for i in starts]
+        except AttribError:
+            require_encodable(vlm, sample, {})  # names the one at fault
+            raise
         return cls(probes, batches, tuple(protocols))
 
     def answers(self, vlm: VLM) -> list[Answer]:

@@ -3,6 +3,8 @@
 With groups, a sample is scored while the edits of its group are applied too.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +31,24 @@ COST = "cost"  # the protocol in rows of costs
 FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
 SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
 METRICS = (*FIVE, "avg", *SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality")
-COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value")
+COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value", "item")
 T = TypeVar("T")
+ITEM = 16  # characters of an item's digest
+
+
+def item_of(sample: EditSample, metric: str) -> str:
+    """What a score is about, as a digest: samples with one item are not independent.
+
+    Data files repeat their locality questions, and some their edits. The item of T-Loc and M-Loc is
+    the question with its image and answer, that of all other scores the edit.
+    """
+    asked = {"t_loc": sample.text_locality, "m_loc": sample.visual_locality}
+    digest = hashlib.sha256()
+    for request in asked.get(metric, [sample.request]):
+        digest.update(json.dumps([request.prompt, request.target]).encode())
+        for image in request.images:
+            digest.update(repr(image.size).encode() + image.tobytes())
+    return digest.hexdigest()[:ITEM]
 
 
 @runtime_checkable
@@ -130,13 +148,17 @@ class Scoring:
         after, costs = self._edited(vlm, batch, sample, probes)
         kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
         names = (self.label, self.gate)
+        items = {metric: item_of(sample, metric) for metric in ("t_loc", "m_loc", "rel")}
         rows = [
-            (sample.id, *editor, kind, protocol, metric, value)
+            (sample.id, *editor, kind, protocol, metric, value, items.get(metric, items["rel"]))
             for editor, answers in (((UNEDITED, UNEDITED_GATE), before), (names, after))
             for protocol in self.protocols
             for metric, value in scores_of(protocol, probes.probes, before, answers).items()
         ]
-        rows += [(sample.id, *names, kind, COST, metric, cost) for metric, cost in costs.items()]
+        rows += [
+            (sample.id, *names, kind, COST, metric, cost, sample.id)
+            for metric, cost in costs.items()
+        ]
         return {SCORES: pd.DataFrame(rows, columns=list(COLUMNS))}
 
     def described(self) -> dict[str, Any]:

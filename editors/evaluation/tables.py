@@ -11,6 +11,7 @@ import pandas as pd
 from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.results import Result
+from attrib.stats import bootstrap_item_means, interval
 from editors.evaluation.protocols import PROTOCOLS
 from editors.evaluation.scoring import COST, METRICS, UNEDITED, UNEDITED_GATE
 
@@ -54,14 +55,17 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
     Returns:
         One row per editor, protocol and metric: editor, gate, protocol, metric, mean, low and high
-        (a 95 % bootstrap interval over edits), n (edits), runs, and spread, the standard deviation
-        of the runs' own means (NaN for one run).
+        (a 95 % bootstrap interval over edits, of which rows may share one; for T-Loc and M-Loc over
+        their questions, which edits share),
+        n (edits), runs, and spread, the standard deviation of the runs' own means (NaN for one
+        run).
 
     Raises:
         AttribError: There are no results, or they are of different models or data.
     """
     by = [*KEYS, "protocol", "metric"]
-    table = _combined(results).mean(by)
+    combined = _combined(results)
+    table = _over_items(combined.mean(by), combined, by)
     means: list[Any] = [r.frame.groupby(by, as_index=False)["value"].mean() for r in results]
     runs: Any = pd.concat(means)
     seeded = runs["editor"] != UNEDITED  # the unedited model has no seed, in however many results
@@ -71,6 +75,22 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
     per_cent = ["mean", "low", "high", "spread"]
     table[per_cent] *= 100
     return pd.DataFrame(sorted(table.to_dict("records"), key=_order(results)))
+
+
+def _over_items(table: pd.DataFrame, scores: Result, by: list[str]) -> pd.DataFrame:
+    """The table with intervals over items where several examples share one."""
+    if "item" not in scores.frame:  # of an earlier version
+        return table
+    table = table.set_index(by)
+    for key, part in scores.frame.groupby(by):
+        each = part.groupby("example", sort=False).agg({"value": "mean", "item": "first"})
+        items, names = pd.factorize(each["item"])
+        if len(names) < len(items):
+            values = np.asarray(each["value"], dtype=float)
+            drawn = bootstrap_item_means(values, items, seed=scores.seed)
+            ends = interval(drawn) if len(names) > 1 else np.full(2, np.nan)
+            table.loc[key, ["low", "high"]] = ends
+    return table.reset_index()
 
 
 def costs(results: Sequence[Result]) -> pd.DataFrame:
@@ -156,7 +176,8 @@ def _note(scores: pd.DataFrame) -> str:
     n = f"{low}" if low == high else f"{low} to {high}"
     seeds = f"Up to {runs} seeds; ± is the standard deviation of their means."
     return (
-        f"In per cent, with 95 % bootstrap intervals over {n} edits. "
+        f"In per cent, with 95 % bootstrap intervals over {n} edits, for T-Loc and M-Loc over "
+        "their different questions. "
         f"{seeds if runs > 1 else 'One seed.'}"
     )
 

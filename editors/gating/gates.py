@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from attrib.analyses.gating import token_positions
-from attrib.errors import AttribError, SetupError
-from attrib.files import atomic_write, write_text
+from attrib.errors import AttribError, SetupError, describe
+from attrib.files import atomic_write, read_json, write_text
 from attrib.model.batch import Batch
 from editors.gating.classifier import EncodedInputs, GateNet
 from editors.gating.features import GateInputs, GateReader
@@ -213,8 +214,11 @@ def save_gate(path: str | Path, gate: CosineGate | LearnedGate) -> Path:
 
 
 def load_gate(path: str | Path) -> CosineGate | LearnedGate:
-    """Load the gate in the folder `path`; raise SetupError if there is none."""
+    """Load the gate in the folder `path`; raise SetupError if it is none, or damaged."""
     path = Path(path)
     if not (path / CONFIG).exists():
         raise SetupError(f"{path} holds no gate: there is no {CONFIG} in it")
-    return gate_from_config(json.loads((path / CONFIG).read_text()), load_file(path / TENSORS))
+    try:
+        return gate_from_config(read_json(path / CONFIG), load_file(path / TENSORS))
+    except (OSError, LookupError, RuntimeError, SafetensorError) as error:
+        raise SetupError(f"{path}: the gate is damaged: {describe(error)}") from error

@@ -17,6 +17,7 @@ from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.stats import RESAMPLES
 from editors.adapters.sites import Gate
+from editors.base import encodable
 from editors.gating.features import (
     COVERED,
     EASY,
@@ -186,6 +187,7 @@ def gate_table(
     Raises:
         AttribError: There is no sample.
     """
+    samples = encodable(vlm, samples)
     if not samples:
         raise AttribError("there is no edit to evaluate gates on; see the quarantined rows")
     tables = []

@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
+from editors.base import encodable
 from editors.gating.classifier import GateNet
 from editors.gating.features import REQUEST, GateInputs, GateReader, collect_states, related_inputs
 from editors.gating.gates import COSINES, NO_GATE, CosineGate, LearnedGate, Token, check_gate
@@ -106,7 +107,7 @@ def train_gate(
         AttribError: Fewer than two samples, a layer that the model does not have, or a loss that is
             not finite.
     """
-    settings = settings or GateTraining()
+    settings, samples = settings or GateTraining(), encodable(vlm, samples)
     learned, held = split(len(samples), settings)
     reader = _fit_reader(vlm, samples, learned, layers, settings.seed)
     inputs = related_inputs(samples)
@@ -145,7 +146,7 @@ def fit_cosine_gate(
             a cosine covers next to nothing.
         keep: See `calibrate`.
     """
-    gate = CosineGate(layer, 0.0, token)
+    gate, samples = CosineGate(layer, 0.0, token), encodable(vlm, samples)
     found = calibrate_scores(gate_scores(vlm, samples, gate), false_open=false_open, keep=keep)
     record = {"samples": {"held_out": len(samples)}, "calibration": found.record()}
     return replace(gate, threshold=found.threshold, record=record)

@@ -151,7 +151,8 @@ def _intervention(
 
     def write(h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         some = h[:, start:stop]
-        new = torch.where(at[:, start:stop, None], adapter(some, signals), some)
+        here = at[:, start:stop, None].to(h.device)
+        new = torch.where(here, adapter(some, signals), some)
         return torch.cat([h[:, :start], new, h[:, stop:]], 1)
 
     return write

@@ -80,7 +80,7 @@ class IKE(TrainableEditor):
 
     @classmethod
     def _train(cls, job: TrainingJob) -> "IKE":
-        vlm, config, samples = job.vlm, job.config, job.samples
+        vlm, config, samples = job.vlm, job.config, job.usable
         began, corpus = time.monotonic(), demonstrations(samples)
         if not corpus:
             raise AttribError("there is no sample to make demonstrations of")

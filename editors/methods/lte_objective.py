@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.errors import SetupError
+from attrib.model.adapters import linears
 from attrib.model.batch import IGNORE_INDEX
-from attrib.model.devices import loaded_weights
+from attrib.model.devices import loaded, loaded_weights
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import linears, refuse_packed
+from attrib.model.wrapped import refuse_packed
 from editors.base import WeightEdit, encode_requests
 from editors.context.prompt_edit import PromptStarts, fact_of, prepend_to_prompts, text_tokens
 from editors.methods.objective import EditObjective
@@ -115,7 +116,8 @@ def _peft_layers(
     # Injected into a holder, not into the model, so that nothing of the model is renamed.
     holder = nn.ModuleDict(dict(own))
     settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": list(own)}
-    with torch.random.fork_rng(devices=[]):
+    # peft puts the additions on the device of the weights.
+    with torch.random.fork_rng(devices=[]), loaded(*own.values()):
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(**settings), holder, NAME)
     for linear, wanted in flags.items():

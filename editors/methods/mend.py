@@ -152,7 +152,7 @@ class TokenEditor(nn.Module):
         self.normalise, rank = config.normalise, min(config.rank, width)
         num_layers = config.num_hidden + 1
         self.layers = nn.ModuleList(LowRank(width, rank, num_modes) for _ in range(num_layers))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("squares", torch.zeros(width))
 

@@ -128,6 +128,7 @@ class EditObjective(Objective):
         with torch.no_grad():
             clean = self.vlm.unembed(torch.cat([one.final for one in rows.inputs]))
         labels = torch.cat([one.labels[one.labels != IGNORE_INDEX] for one in rows.inputs])
+        labels = labels.to(clean.device)
         counts = torch.tensor([len(one.final) for one in rows.inputs])
         return {
             "logits": self.logits(rows, edits),

@@ -59,7 +59,7 @@ class TransformerPatcher(TrainableEditor):
 
     @classmethod
     def _train(cls, job: TrainingJob) -> "TransformerPatcher":
-        vlm, config, samples = job.vlm, job.config, job.samples
+        vlm, config, samples = job.vlm, job.config, job.usable
         layers = last_layers(vlm, job.layers, 1)
         if len(layers) != 1:
             raise AttribError(f"tp patches one layer, not {layers}; give one, or none for the last")

@@ -105,15 +105,15 @@ def run_request(vlm: VLM, network: MLP, layer: int, batch: Batch) -> PatchedRequ
     with on_input(network.up.module, lambda h, _args, _kwargs: x.append(h)):
         right = vlm.unembed(run()).argmax(-1) == labels
     assert batch.labels is not None
-    wrong = (~right).nonzero()[:, 0]
-    return PatchedRequest(run, labels, at_answers(x[0], batch.labels).float(), wrong)
+    own = at_answers(x[0], batch.labels).float()
+    return PatchedRequest(run, labels, own, (~right).nonzero()[:, 0].to(own.device))
 
 
 def at_answers(
     x: Float[Tensor, "*rest d_model"], labels: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "token d_model"]:
     """Inputs of an MLP at the positions with a label."""
-    return x.reshape(*labels.shape, x.shape[-1])[labels != IGNORE_INDEX]
+    return x.reshape(*labels.shape, x.shape[-1])[labels.to(x.device) != IGNORE_INDEX]
 
 
 class TrainablePatch(nn.Module):
@@ -177,7 +177,8 @@ def train_neurons(
         edit_loss = target_loss(logits, request.labels)
         activation = _worst(-own, c.top_activation)
         memory = memory_loss_of(neurons, own, step)
-        loss = edit_loss + c.activation_weight * activation + c.memory_weight * memory
+        rest = c.activation_weight * activation + c.memory_weight * memory
+        loss = edit_loss + rest.to(edit_loss.device)
         if not bool(loss.isfinite()):
             raise AttribError(f"tp: the loss is {loss.item()}; a smaller learning_rate would help")
         if step % c.look_every == 0:

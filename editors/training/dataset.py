@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.memory import available_bytes
+from attrib.forward.memory import available_bytes
 from attrib.model.vlm import VLM
 from editors.training.losses import ROLES
 from editors.training.prefix import PrefixStates, prefix_states

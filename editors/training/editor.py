@@ -2,18 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from safetensors import SafetensorError
+
 from attrib.data.samples import EditSample
-from attrib.errors import AttribError, SetupError
+from attrib.errors import AttribError, SetupError, describe
 from attrib.model.vlm import VLM
 from attrib.runs.distributed import ProcessGroup
 from editors.gating.gates import NO_GATE
 from editors.io import read_record, write_record
 from editors.training.config import EditorConfig
-from editors.training.run import TrainingJob
+from editors.training.run import TrainingJob, alone_in
 
 Made = TypeVar("Made", bound="TrainableEditor")
 
@@ -88,7 +91,7 @@ class TrainableEditor(ABC):
         Raises:
             AttribError: Unknown options or layers, too few samples, another training in `out`, or
                 a loss that is not finite.
-            SetupError: The model has no such part to edit.
+            SetupError: The model has no such part to edit, or another process trains in `out`.
         """
         if gate not in (None, NO_GATE) and not cls.takes_gate:
             raise AttribError(
@@ -101,10 +104,11 @@ class TrainableEditor(ABC):
             raise AttribError(f"{cls.name} has nothing to train; leave tensorboard out")
         config = cls.config_class.from_preset(vlm, preset, samples, **options)
         given = (validation, layers, gate, keep, tensorboard)
-        editor = cls._train(TrainingJob(cls.name, vlm, config, samples, Path(out), *given))
         group = ProcessGroup.from_environment()
-        if group.is_main:
-            editor.save(out)
+        with alone_in(Path(out)) if group.is_main else nullcontext():
+            editor = cls._train(TrainingJob(cls.name, vlm, config, samples, Path(out), *given))
+            if group.is_main:
+                editor.save(out)
         group.barrier()
         return editor
 
@@ -138,8 +142,18 @@ class TrainableEditor(ABC):
             return cls._load(vlm, record, path)
         except AttribError:
             raise
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise SetupError(f"{path}: incomplete, or of another version: {error}") from error
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            why = describe(error)
+            raise SetupError(
+                f"{path}: incomplete, damaged, or of another version: {why}"
+            ) from error
 
     def _record(self) -> dict[str, Any]:
         """What `editor.json` holds besides the training's record (JSON)."""

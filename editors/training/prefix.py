@@ -95,11 +95,11 @@ class PrefixBatch:
         for i in range(self.layer, vlm.num_layers):
             if i > self.layer:
                 args, kwargs = self.layer_args[i]
-                h = h + self.added[i] if i in self.added else h
+                h = h + self.added[i].to(h.device) if i in self.added else h
                 h = first_tensor(vlm.layers[i](h, *args, **kwargs))
             for intervene in interventions.get(i, ()):
                 h = intervene(h)
-        return h[self.labels != IGNORE_INDEX]
+        return h[(self.labels != IGNORE_INDEX).to(h.device)]
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def _split(
     calls, args_index = _distinct_args(vlm, captured)
     assert batch.labels is not None
     added = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0}
-    found = []
+    final, found = hidden[vlm.num_layers - 1], []
     for row, real in enumerate(batch.inputs["attention_mask"].bool()):
         num, labels = int(real.sum()), batch.labels[row]
         found.append(
@@ -167,7 +167,7 @@ def _split(
                 {layer: hidden[layer][row, :num].clone() for layer in layers},
                 {name: batch.spans[name][row, :num].clone() for name in SPANS},
                 labels[:num].clone(),
-                hidden[vlm.num_layers - 1][row, labels != IGNORE_INDEX].clone(),
+                final[row, (labels != IGNORE_INDEX).to(final.device)].clone(),
                 tuple(_args_of_row(call, row, num, batch, hidden[EMBED]) for call in calls),
                 args_index,
                 {i: h[row, :num].clone() for i, h in added.items()},

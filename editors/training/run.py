@@ -10,8 +10,10 @@ from typing import Any
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
+from attrib.files import locked
 from attrib.model.vlm import VLM
-from attrib.runs.manifest import fingerprint
+from attrib.model.weight_files import fingerprint
+from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
 from editors.training.trainer import LogMetrics, Objective, Trainer
@@ -40,6 +42,11 @@ class TrainingJob:
     gate: str | None = None
     keep: bool | None = None
     tensorboard: bool = False
+
+    @cached_property
+    def usable(self) -> list[EditSample]:
+        """The samples that the model can read."""
+        return encodable(self.vlm, self.samples)
 
     @cached_property
     def split(self) -> tuple[list[EditSample], list[EditSample]]:
@@ -137,19 +144,20 @@ def validation_split(
     return list(samples)[:-num], list(samples)[-num:]
 
 
-def encodable(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
-    """The samples whose texts the model can read; the others are set aside by name."""
-    usable = []
-    for sample in samples:
-        texts = {(r.prompt, r.target) for r in sample.requests if r.prompt.strip(" ")}
-        try:
-            for prompt, target in texts:
-                vlm.encode([None], [prompt], [target])
-        except AttribError as error:
-            logger.warning("%s is set aside: %s", sample.id, error)
-        else:
-            usable.append(sample)
-    return usable
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder of a training or of a grid for this process.
+
+    Raises:
+        SetupError: Another process holds it.
+    """
+    with locked(out / ".training", wait=False) as alone:
+        if not alone:
+            raise SetupError(
+                f"{out}: another process is training in this folder; wait for it, or give another "
+                "--out"
+            )
+        yield
 
 
 @contextmanager

@@ -124,21 +124,21 @@ class Trainer:
 
         Raises:
             AttribError: The folder holds another training, or the loss is not finite.
-            KeyboardInterrupt: On Ctrl-C, after the current step and a checkpoint.
+            KeyboardInterrupt: On Ctrl-C or SIGTERM, after the current step and a checkpoint.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
         self.group.barrier()  # no process overwrites a checkpoint that another still reads
         if not self.state.curve:
             self._validate()
-        with finish_step_on_interrupt() as interrupted:
+        with finish_step_on_signals() as received:
             while self.state.step < self.config.steps:
                 self.step()
                 self._validate_and_save_if_due()
-                flag = torch.tensor(float(interrupted()), device=self.parameters[0].device)
+                flag = torch.tensor(float(bool(received)), device=self.parameters[0].device)
                 if self.group.all_reduce(flag):  # all processes stop after the same step
                     self._save_last()
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(*received[:1])
         self._save_last()
         self.group.barrier()
         self.objective.module.load_state_dict(load_file(self.out / BEST))
@@ -217,7 +217,7 @@ class Trainer:
     def _resume(self) -> None:
         if not (self.out / LAST).exists():
             return
-        record = read_checkpoint_record(self.out / LAST)
+        record = read_checkpoint_record(self.out / LAST, self.out / BEST)
         before = current_names(record["identity"])
         if "weights" in before:  # earlier versions wrote those of the mapper for every editor
             weights = self.identity["weights"]
@@ -232,14 +232,19 @@ class Trainer:
 
 
 @contextmanager
-def finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; it no longer interrupts a step."""
-    pressed: list[int] = []
+def finish_step_on_signals() -> Iterator[list[int]]:
+    """Yield the signals that arrive, of Ctrl-C and SIGTERM; they no longer interrupt a step."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield received
         return
-    before = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+
+    def keep(number: int, _frame: object) -> None:
+        received.append(number)
+
+    before = {one: signal.signal(one, keep) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(pressed)
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from attrib.errors import SetupError
 from attrib.forward.hooks import on_input, on_output
+from attrib.model.adapters import linears, own_parameters, works
 from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import linears, own_parameters, refuse_packed, works
+from attrib.model.wrapped import refuse_packed
 from editors.adapters.sites import check_layers
 
 Which = Literal["down", "up_down", "all"]

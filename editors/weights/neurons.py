@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_input, on_output
+from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
 from editors.weights.components import MLP, mlp_of
 
@@ -78,7 +79,9 @@ class NeuronEdit:
         branches = 1 if network.gate is None else 2
         if self.neurons.keys.shape[::2] != (branches, vlm.d_model):
             raise AttribError(f"the neurons are of another model than {vlm.name}")
-        with patched(network, self.neurons):
+        device = execution_device(network.up.module)
+        here = Neurons(**{name: t.to(device) for name, t in self.neurons.tensors.items()})
+        with patched(network, here):
             yield
 
 

@@ -140,6 +140,7 @@ def token_gradients(
             stack.enter_context(_captured(matrix, inputs))
             stack.enter_context(on_output(matrix.module, _probe(probes, matrix.name)))
         logits = vlm.unembed(run())
+    labels = labels.to(logits.device)
     has_label = labels != IGNORE_INDEX
     share = (has_label / has_label.sum(1, keepdim=True))[has_label]
     target = log_probabilities(logits).gather(1, labels[has_label][:, None])[:, 0]

@@ -7,17 +7,18 @@ import torch
 from conftest import tiny_vlm
 
 import attrib
-from attrib.checks import CHECKS, QUICK, check, checks, inputs, verify
+from attrib.checks import CHECKS, QUICK, check, checks, continued, inputs, verify
 from attrib.errors import SetupError
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import on_input, read, write
 from attrib.forward.replay import logits_from
 from attrib.forward.residual import ResidualWrites
-from attrib.model import encoding
+from attrib.forward.suffix import Suffix
+from attrib.model import encoding, pictures
 from attrib.model import vlm as wrapper
+from attrib.model.answers import generated_ids
 from attrib.model.batch import Grid
-from attrib.model.components import FrozenNorm
-from attrib.model.generation import generated_ids
+from attrib.model.logits import FrozenNorm
 from attrib.model.vlm import VLM
 
 
@@ -32,7 +33,7 @@ def test_a_report_is_a_table_of_what_was_measured():
     assert len(frame) == len(CHECKS) and report.passed and frame["passed"].all()
     assert frame["check"][1] == "hooked logits equal plain ones"
     assert frame["detail"][1].startswith("logits differ by ")
-    assert repr(report) == "llava: 15 of 15 checks passed"
+    assert repr(report) == f"llava: {len(CHECKS)} of {len(CHECKS)} checks passed"
     assert "<td>hooked logits equal plain ones</td>" in report._repr_html_()
 
 
@@ -47,8 +48,9 @@ def test_checks_share_their_passes():
         assert check(vlm, QUICK).passed
         assert sum(seen) == 3 * size  # plain, inside all contexts, written
         seen.clear()
-        # Besides: a replay and its last layer, padded on the right, three that generate.
-        assert check(vlm).passed and sum(seen) < 9 * size
+        # Besides: a replay and its last layer, padded on the right, three that generate; a replay
+        # and a suffix, verified once, on changed states, with the pass of each.
+        assert check(vlm).passed and sum(seen) < 14 * size
 
 
 # What goes wrong, and the check that fails. `p` patches an attribute for the test.
@@ -128,7 +130,13 @@ BREAKS = {
         AttentionCall, "row", lambda self, _q: (self.q @ self.q.mT).softmax(-1)[:, :, -1]
     ),
     "resume is bit equal": lambda p: p.setattr(
-        checks, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
+        continued, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.000001)
+    ),
+    "replayed changes equal written ones": lambda p: p.setattr(
+        continued, "logits_from", lambda vlm, c, layer, h: logits_from(vlm, c, layer, h * 1.01)
+    ),
+    "suffixes equal whole passes": lambda p: p.setattr(
+        Suffix, "_entering", lambda _s, h, _i, _rows: h
     ),
     "one example equals a batch": _visible_padding,
     "padding side does not matter": _visible_padding,
@@ -140,7 +148,10 @@ BREAKS = {
     ),
     "generation writes the prompt once": lambda p: p.setattr(inputs, "write", _twice),
     "grids fit the visual tokens": lambda p: p.setattr(
-        wrapper, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
+        pictures, "grid_finder", lambda *_: lambda *_: Grid(9, 9, (0, 0, 9, 9))
+    ),
+    "each picture has its own tokens": lambda p: p.setattr(
+        pictures.PictureFinder, "_divide", lambda _self, _sizes, total: [total - 1, 1]
     ),
 }
 
@@ -159,6 +170,8 @@ def test_every_check_fails_when_its_promise_is_broken(name, monkeypatch):
         module._forward_hooks.clear()
         module._forward_hooks.update(before)
     assert [result.check for result in report.failed] == [name]
+    is_padding = name == "padding side does not matter"
+    assert ("the model's logits depend on the padding" in report.failed[0].detail) == is_padding
 
 
 def test_every_check_has_been_broken():

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from attrib.files import atomic_write, sha256, versions, weights_digest, write_text
+from attrib.files import atomic_write, locked, sha256, versions, weights_digest, write_text
 from attrib.progress import progress
 
 
@@ -23,6 +23,18 @@ def test_a_written_file_is_as_readable_as_any_other(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("x")
     assert write_text(tmp_path / "ours", "x").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_lock_is_held_by_one_or_shared_by_many(tmp_path):
+    path = tmp_path / "new" / ".lock"
+    with locked(path) as held, locked(path, wait=False) as second:
+        assert held and not second
+    with locked(path, shared=True), locked(path, shared=True, wait=False) as second:
+        assert second
+        with locked(path, wait=False) as alone:
+            assert not alone
+    with locked(path, wait=False) as held:
+        assert held
 
 
 def test_digests_follow_the_bytes(tmp_path):

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import attrib
 from attrib import files
+from attrib.checks import check, checks
 from attrib.errors import SetupError
 from attrib.model import checkpoint as loading
 
@@ -231,6 +232,11 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, capfd):
     short = weights | {name: weights[name][:-1]}
     told = f"the weight {name} has the shape (127, 64), and the model of its config.json (128, 64)"
     assert told in refused(short) and told in refused(short, verify=False)
+    for dtype, told in ((torch.int8, "I8"), (torch.int32, "I32"), (torch.float8_e4m3fn, "F8_E4M3")):
+        packed = refused(weights | {name: weights[name].to(dtype)}, verify=False)
+        assert f"the weight {name} in model.safetensors has the dtype {told}, and" in packed
+    ids = {"model.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    assert attrib.load(written(folder, weights | ids), verify=False)  # of old checkpoints
     assert "REPORT" not in "".join(capfd.readouterr())
     assert attrib.load(written(folder, lacking), verify=False).num_layers == 4
 
@@ -271,7 +277,7 @@ def test_broken_files_are_refused_by_name(tmp_path):
         assert "cannot read its config.json: it is not a JSON object (" in refused()
 
 
-def test_a_model_whose_logits_are_capped_is_refused_by_name(tmp_path):
+def test_a_model_whose_logits_are_capped_is_loaded_with_its_cap(tmp_path):
     model, processor = tiny_models.build("paligemma")
     text = tr.Gemma2Config(
         **tiny_models.TEXT, num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5,
@@ -281,9 +287,9 @@ def test_a_model_whose_logits_are_capped_is_refused_by_name(tmp_path):
     torch.manual_seed(0)
     model = tr.PaliGemmaForConditionalGeneration(tr.PaliGemmaConfig(**config))
     save(model, processor, tmp_path)
-    with pytest.raises(SetupError, match="unembedded last output is the logits: no"):
-        attrib.load(str(tmp_path))
-    assert attrib.load(str(tmp_path), verify=False).num_layers == 4
+    vlm = attrib.load(str(tmp_path), verify=False)  # Gemma 2 attends without sdpa
+    assert vlm.unembedding.map.cap == 0.5
+    assert check(vlm, (checks.unembedded_last_output_is_the_logits,)).passed
 
 
 def test_a_device_map_spreads_a_model_whose_numbers_stay(folders):

@@ -8,10 +8,15 @@ import torch
 from conftest import picture, tiny_vlm
 from logical_devices import logical_devices, split
 
+import attrib
+from attrib.analyses.direct_logits import direct_logits
 from attrib.analyses.sensitivity import clean_pass
-from attrib.forward import suffix_memory
+from attrib.analyses.visual_tokens import gradient_times_input
+from attrib.errors import is_out_of_memory
+from attrib.forward import memory
+from attrib.forward.hooks import on_input
+from attrib.forward.memory import free_memory
 from attrib.forward.suffix import build_suffix
-from attrib.memory import free_memory, is_out_of_memory
 
 SHORT = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -65,15 +70,15 @@ def test_what_only_holds_itself_is_given_back():
 @pytest.fixture
 def free_bytes(monkeypatch):
     """Sets the memory that every device seems to have."""
-    return lambda num: monkeypatch.setattr(suffix_memory, "available_bytes", lambda _device: num)
+    return lambda num: monkeypatch.setattr(memory, "available_bytes", lambda _device: num)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "blip2_opt"])
 def test_what_a_pass_of_many_samples_keeps_fits_into_the_free_memory(name, free_bytes, monkeypatch):
     """What a sweep keeps is counted element by element: states, their suffixes, keys and values."""
-    monkeypatch.setattr(suffix_memory, "CPU_SAMPLES", 10**9)
-    monkeypatch.setattr(suffix_memory, "POSITIONS", {"cpu": 10**9})
+    monkeypatch.setattr(memory, "CPU_SAMPLES", 10**9)
+    monkeypatch.setattr(memory, "POSITIONS", {"cpu": 10**9})
     vlm = tiny_vlm(name)
     batch = vlm.encode([picture(), picture(seed=1)], ["What is red?", "What is blue?"])
     clean = clean_pass(vlm, batch)
@@ -85,18 +90,54 @@ def test_what_a_pass_of_many_samples_keeps_fits_into_the_free_memory(name, free_
     counted = []
     for samples in (1, 10, 100):
         free_bytes(samples * each)
-        counted.append(suffix_memory.samples_at_once(vlm, batch))
-        assert counted[-1] * each <= samples * each * suffix_memory.SHARE or counted[-1] == 1
+        counted.append(memory.samples_at_once(vlm, batch))
+        assert counted[-1] * each <= samples * each * memory.SHARE or counted[-1] == 1
     assert counted[-1] >= 10 and counted[-1] >= 9 * counted[1]
 
 
 def test_a_cpu_runs_few_samples_at_once_and_other_devices_many(free_bytes):
     batch = tiny_vlm("llava").encode([picture()], ["What is red?"])
     free_bytes(2**50)
-    assert suffix_memory.samples_at_once(tiny_vlm("llava"), batch) == suffix_memory.CPU_SAMPLES
+    assert memory.samples_at_once(tiny_vlm("llava"), batch) == memory.CPU_SAMPLES
     vlm = split(tiny_vlm("llava"))
     with logical_devices():
-        many = suffix_memory.POSITIONS["other"] // batch["text"].shape[1]
-        assert suffix_memory.samples_at_once(vlm, batch) == many > 1000
+        many = memory.POSITIONS["other"] // batch["text"].shape[1]
+        assert memory.samples_at_once(vlm, batch) == many > 1000
         free_bytes(0)
-        assert suffix_memory.samples_at_once(vlm, batch) == 1
+        assert memory.samples_at_once(vlm, batch) == 1
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "heatmaps"])
+def test_noise_is_uploaded_once_for_all_layers_and_sizes(name):
+    vlm = split(tiny_vlm("llava"), "xpu:0", "xpu:0")
+
+    def uploads(**options):
+        with logical_devices() as mode:
+            batch = vlm.encode([picture(), picture(seed=1)], ["What is red?", "What is blue?"])
+            mode.uploads.clear()
+            getattr(attrib, name)(vlm, batch, **options)
+            return [shape for shape in mode.uploads if shape[-1:] == (vlm.d_model,)]
+
+    more = {"sigmas": (0.5, 1.0, 2.0)} if name == "sensitivity" else {}
+    few = {"sigmas": (0.5,)} if name == "sensitivity" else {}
+    uploads(layers=[0], **few)  # verifies the suffix of a sweep, on noise of its own
+    one, all_layers = uploads(layers=[0], **few), uploads(**more)
+    assert len(one) == 1 and all_layers == one
+    assert uploads(draws=2, **more) == 2 * one  # and once for each draw
+
+
+def test_only_the_logits_that_an_analysis_reads_are_made():
+    vlm = tiny_vlm("llava")
+    asked = [f"What is {'very ' * 12}red?", "What is blue?"]
+    batch, other = (vlm.encode([picture(seed=i), picture(seed=i + 1)], asked) for i in (0, 2))
+    rows = []
+    with on_input(vlm.components.head, lambda h, *_: rows.append(h[..., 0].numel())):
+        for analyse in (
+            attrib.attention, attrib.heatmaps, attrib.contributions, attrib.sensitivity,
+            direct_logits, gradient_times_input, lambda *given: attrib.patching(*given, other),
+        ):  # fmt: skip
+            analyse(vlm, batch)
+            assert rows and max(rows) <= max(64, batch.size) < batch["text"].numel()
+            rows.clear()
+        vlm.logits(batch)
+    assert rows == [batch["text"].numel()]

@@ -1,6 +1,7 @@
 """Half precision: nonsense is refused, and what follows the last layer is in float32."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,17 +9,26 @@ from conftest import save_tiny
 from torch.testing import assert_close
 
 import attrib
+from attrib.analyses import key_value_swap
+from attrib.analyses.key_value_swap import LastQuery
 from attrib.analyses.sensitivity import clean_pass
-from attrib.checks import QUICK, check, checks, inputs, verify
+from attrib.checks import CHECKS, QUICK, check, checks, continued, inputs, verify
+from attrib.forward import attention_replay, layer_call
+from attrib.forward import suffix as suffixes
 from attrib.forward.attention import AttentionCall
 from attrib.forward.hooks import gather_positions, write
-from attrib.model.precision import log_normalizer, main_dtype, token_directions
+from attrib.forward.layer_call import KeyValues
+from attrib.forward.replay import logits_from
+from attrib.forward.suffix import Suffix
+from attrib.model import encoding
+from attrib.model.precision import WHOLE_PASS, log_normalizer, main_dtype, token_directions
 from attrib.model.vlm import VLM
 from attrib.runs.manifest import provenance_of
 from benchmarks.precision import ANALYSES, curves, deviation
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODELS = ("tiny-llava", "tiny-blip2", "tiny-minigpt4")
+ATTENTION = (checks.attention_rows_are_the_models,)
 _loaded = {}
 
 
@@ -34,7 +44,7 @@ def loaded(name, dtype):
 def test_the_embedded_models_pass_in_half_precision(name, dtype):
     vlm = loaded(name, dtype)
     verify(vlm)
-    assert check(vlm, [checks.attention_rows_are_the_models]).failed == ()
+    assert check(vlm, CHECKS if dtype == "bfloat16" else ATTENTION).failed == ()
     assert vlm.dtype == getattr(torch, dtype)
 
 
@@ -89,15 +99,34 @@ def _writes_one_off(p):
     p.setattr(inputs, "residual_writes", broken)
 
 
+def _other_examples(p):
+    def broken(vlm, batch, **how):
+        made = real(vlm, batch, **how)
+        return made._replace(tokens=made.tokens.roll(1, 0), logits=made.logits.roll(1, 0))
+
+    real = inputs.generated
+    p.setattr(inputs, "generated", broken)
+
+
+def _one_layer_late(p):
+    p.setattr(continued, "logits_from", lambda vlm, c, i, h: logits_from(vlm, c, max(i, 0), h))
+
+
+GENERATION = (continued.generation_does_not_depend_on_the_batch,)
 NONSENSE = {
     "zero logits": (_always(torch.zeros_like), QUICK),
     "rolled vocabulary": (_always(lambda logits: logits.roll(1, -1)), QUICK),
     "zero unembedding": (
         lambda p: p.setattr(VLM, "unembed", lambda _s, h: h.new_zeros(*h.shape[:-1], 2)), QUICK
     ),
-    "row of another head": (_other_head, (checks.attention_rows_are_the_models,)),
+    "row of another head": (_other_head, ATTENTION),
     "write one position off": (_one_off, QUICK),
     "residual writes one position off": (_writes_one_off, QUICK),
+    "a replay that leaves out a layer": (_one_layer_late, (continued.resume_is_bit_equal,)),
+    "padding that stays on the right": (
+        lambda p: p.setattr(encoding, "pad_left", lambda given, _pad_id: given), GENERATION
+    ),
+    "texts of other examples": (_other_examples, GENERATION),
 }  # fmt: skip
 
 
@@ -118,6 +147,111 @@ def test_hooked_logits_that_are_nonsense_differ_from_plain_ones(dtype, change, m
     _always(change)(monkeypatch)
     with pytest.raises(inputs.CheckFailed, match="logits differ by"):
         checks.hooked_logits_equal_plain_ones(given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_texts_may_part_where_two_tokens_tie_and_nowhere_else(dtype, monkeypatch):
+    vlm, real = loaded("tiny-llava", dtype), inputs.generated
+    limit, share = WHOLE_PASS[vlm.dtype], 0.0
+
+    def nearly_tied(vlm, batch, **how):
+        """The third token alone beats another by `share` of the largest logit, in a batch loses."""
+        made = real(vlm, batch, **how)
+        logits, rows, sign = made.logits.clone(), range(batch.size), (-1) ** (batch.size > 1)
+        (top, _), (_, other) = (one.T for one in logits[:, 2].topk(2))
+        logits[rows, 2, other] = top - sign * share * logits[:, 2].abs().amax()
+        if batch.size > 1:  # another text goes on in another way
+            logits[:, 3] = logits[:, 3].roll(1, -1)
+        return made._replace(tokens=logits.argmax(-1), logits=logits)
+
+    monkeypatch.setattr(inputs, "generated", nearly_tied)
+    monkeypatch.setattr(continued, "generated", nearly_tied)
+    share, given = limit / 8, inputs.CheckInputs(vlm)
+    continued.generation_does_not_depend_on_the_batch(given)
+    assert given.generated_alone[0].tokens[0, 2] != given.generated.tokens[0, 2]
+    share = 3 * limit
+    assert check(vlm, GENERATION).failed
+
+
+# --- a suffix or a swap of keys and values that is wrong is not used, in any dtype
+
+
+def one_off(call, start, stop, num_pos, like):
+    late = int(start > 0)  # the suffix gets the positions one in front of its own
+    return layer_call.slice_positions(call, start - late, stop - late, num_pos, like)
+
+
+def other_heads(*given):
+    kv = layer_call.keys_values(*given)
+    return KeyValues(kv.keys.roll(1, 1), kv.values)
+
+
+def other_rows(self, rows):
+    return KeyValues(self.keys[(rows + 1) % 2], self.values[(rows + 1) % 2])
+
+
+def before_the_last(self, h, rows):
+    return gather_positions(h, self.last[rows] - 1)
+
+
+SUFFIX_FAULTS = {
+    "none": lambda _p: None,
+    "positions one off": lambda p: p.setattr(suffixes, "slice_positions", one_off),
+    "keys of other heads": lambda p: p.setattr(suffixes, "keys_values", other_heads),
+    "keys of other examples": lambda p: p.setattr(KeyValues, "rows", other_rows),
+    "no keys of earlier positions": lambda p: p.setattr(Suffix, "_prefix", lambda *_: None),
+    "the state before the last": lambda p: p.setattr(Suffix, "_at_last", before_the_last),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", SUFFIX_FAULTS)
+def test_a_wrong_suffix_is_refused_in_every_dtype(fault, dtype, monkeypatch):
+    vlm = loaded("tiny-llava", dtype)
+    pictures = [s.request.image for s in attrib.data.load("scenes-vqa", split="test", limit=2)]
+    batch = vlm.encode(pictures, ["What is it? Say what you see:"] * 2)
+    clean = clean_pass(vlm, batch)
+    SUFFIX_FAULTS[fault](monkeypatch)
+    suffix = suffixes.build_suffix(clean, int(batch["text"].any(0).int().argmax()))
+    assert (suffix.start > 0) == (fault == "none")
+
+
+def changed_query(change):
+    def patch(p):
+        of = LastQuery.of.__func__
+        p.setattr(LastQuery, "of", classmethod(lambda cls, *given: change(of(cls, *given))))
+
+    return patch
+
+
+def earlier_states(p):
+    select = attention_replay._select_positions
+    p.setattr(attention_replay, "_select_positions", lambda a, at, pos: select(a, at - 1, pos))
+
+
+SWAP_FAULTS = {
+    "none": lambda _p: None,
+    "a query of other heads": changed_query(lambda one: replace(one, q=one.q.roll(1, 1))),
+    "values of other positions": changed_query(lambda one: replace(one, v=one.v.roll(1, 2))),
+    "twice the scale": changed_query(lambda one: replace(one, scaling=2 * one.scaling)),
+    "rotated as one position before": earlier_states,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", SWAP_FAULTS)
+def test_a_wrong_swap_of_keys_and_values_is_refused_in_every_dtype(fault, dtype, monkeypatch):
+    vlm, refused = loaded("tiny-llava", dtype), []
+    picture = attrib.data.load("scenes-vqa", split="test", limit=1)[0].request.image
+    SWAP_FAULTS[fault](monkeypatch)
+
+    def one_by_one(record, _tokens, _site, perturbed, _neighbours):
+        refused.append(record.layer)
+        return record.out, torch.zeros_like(perturbed)
+
+    monkeypatch.setattr(key_value_swap, "_one_by_one", one_by_one)
+    attrib.heatmaps(vlm, vlm.encode([picture], ["What is it?"]))
+    assert bool(refused) == (fault != "none")
 
 
 # --- float32 after the last layer

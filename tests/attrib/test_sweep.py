@@ -17,7 +17,7 @@ from attrib.cli.outputs import default_folder
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
-from attrib.pipeline.sensitivity import Sensitivity
+from attrib.pipeline.interventions import Sensitivity
 from attrib.report.intervention_summaries import summarize_sensitivity
 from attrib.results import Result, tidy
 from attrib.runs.collect import collect

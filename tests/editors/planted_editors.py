@@ -10,6 +10,8 @@ from torch import nn
 
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
+from attrib.forward.hooks import on_output
+from attrib.model.batch import IGNORE_INDEX
 from editors.adapters.adapter import EditAdapter
 from editors.adapters.edit_signal import EditSignal
 from editors.adapters.router import HiddenEdit
@@ -154,6 +156,40 @@ class Puts(EditAdapter):
 
     def forward(self, h, edit):
         return edit.last[:, None].expand_as(h)
+
+
+@dataclass
+class Copies:
+    """Writes, behind the last layer, the state of the token that follows in the answer it is given.
+
+    It knows nothing: it reads what it is asked for, where an input contains it.
+    """
+
+    name = "copies"
+
+    def edit(self, _vlm, _request):
+        return Copying()
+
+
+@dataclass
+class Copying:
+    """The edit of `Copies`."""
+
+    num_bytes = 0
+
+    @contextmanager
+    def applied(self, vlm):
+        def put(h):
+            labels = vlm.active_batch.labels
+            if labels is None:
+                return None
+            at = labels != IGNORE_INDEX
+            written = h.clone()
+            written[at] = dict(vlm.model.named_parameters())[HEAD].detach()[labels[at]]
+            return written
+
+        with on_output(vlm.layers[-1], put):
+            yield
 
 
 @dataclass

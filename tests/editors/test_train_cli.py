@@ -6,6 +6,7 @@ import pytest
 from conftest import picture, save_tiny
 
 from attrib.cli.grid import pairs_in
+from editors.training.run import alone_in
 
 TRAIN = ("--preset", "embedded", "--steps", 3, "--batch-size", 2,
          "--set", "d_adapter=16", "--set", "num_heads=2", "--set", "validate_every=3")  # fmt: skip
@@ -13,7 +14,7 @@ TRAIN = ("--preset", "embedded", "--steps", 3, "--batch-size", 2,
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """A model, data of six rows, one of them without its picture."""
+    """A model, data of six rows, one of them without its picture, one with two."""
     folder = tmp_path_factory.mktemp("train")
     save_tiny(folder / "model")
     (folder / "data" / "vqa").mkdir(parents=True)
@@ -23,7 +24,8 @@ def there(tmp_path_factory):
     rows = [
         {
             "src": f"What is {i}?", "pred": "a dog", "rephrase": "Which is it?", "alt": "red",
-            "image": "none.png" if i == 1 else "0.png", "image_rephrase": "1.png",
+            "image": {1: "none.png", 2: ["0.png", "1.png"]}.get(i, "0.png"),
+            "image_rephrase": "1.png",
             "loc": "nq question: who", "loc_ans": "she",
             "m_loc": "1.png", "m_loc_q": "Is it big?", "m_loc_a": "yes",
         }
@@ -45,8 +47,9 @@ def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tm
     assert "none.png" in err  # the row that could not be used
     settings = json.loads((tmp_path / "e" / "editor.json").read_text())
     assert settings["adapters"]["layers"] == {"text": [1], "visual": [0]}
-    asked = ("--model", there / "model", "--editor", "e",
-             "--image", there / "data" / "images" / "0.png", "--prompt", "What is it?")  # fmt: skip
+    photos = ("--image", there / "data" / "images" / "0.png",
+              "--image", there / "data" / "images" / "1.png")  # fmt: skip
+    asked = ("--model", there / "model", "--editor", "e", *photos, "--prompt", "What is it?")
     code, out, err = run("edit", *asked, "--target", "red", "--rephrase", "Which?", "--save", "one")
     assert code == 0, err
     assert out.count("before:") == 3
@@ -54,16 +57,29 @@ def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tm
     code, again, err = run("edit", *asked, "--rephrase", "Which?", "--load", "one")
     assert code == 0, err
     assert again.splitlines()[:9] == out.splitlines()[:9]
+    for flag, text in {"--target": " ", "--rephrase": "<image>", "--unrelated": ""}.items():
+        code, _, err = run("edit", *asked, "--target", "red", flag, text)
+        assert code == 2 and f"attrib: {flag}: " in err and err.count("\n") == 1, err
 
 
 def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
     command = ("train", *given(there), *TRAIN, "--layers", "text:1", "--gate", "none", "--out", "e")
+    with alone_in(tmp_path / "e"):
+        code, _, err = run(*command)
+    assert code == 3 and "e: another process is training in this folder; wait for it" in err
     assert run(*command)[0] == 0
     first = (tmp_path / "e" / "adapters.safetensors").read_bytes()
     code, out, _ = run(*command)
     assert code == 0
     assert "trained 3 steps" in out
     assert (tmp_path / "e" / "adapters.safetensors").read_bytes() == first
+    (tmp_path / "e" / "adapters.safetensors").write_bytes(first[:-9])
+    evaluated = ("evaluate", *given(there), "--editor", "e")
+    code, _, err = run(*evaluated)
+    assert code == 3 and "attrib: e: incomplete, damaged, or of another version: Saf" in err
+    (tmp_path / "e" / "editor.json").write_text("{")
+    code, _, err = run(*evaluated)
+    assert code == 3 and "editor.json: not the record of an editor" in err
 
 
 @pytest.mark.parametrize(("editor", "flags", "said"), [

@@ -1,12 +1,17 @@
 """Attention profiles: rows are the model's own, statistics those of rows we planted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import examples
 from torch.testing import assert_close
 
-from attrib.analyses.attention import STATISTICS, attention, profile
-from attrib.model.batch import Batch
+from attrib import plots
+from attrib.analyses.attention import STATISTICS, attention, attention_table, profile
+from attrib.data import EditRequest, EditSample
+from attrib.model.batch import Batch, Picture
+from attrib.results import Result
 
 
 def planted_batch(visual=(1, 2, 3, 4), bos=(0,), size=2):
@@ -55,6 +60,23 @@ def test_the_three_most_attended_tokens_are_chosen_per_layer(rows):
 def test_the_top_of_two_visual_tokens_is_their_mean(rows):
     values = profile(rows, planted_batch(visual=(1, 2)))
     assert_close(column(values, "visual_top3"), column(values, "visual_mean"))
+
+
+def test_each_of_several_pictures_has_statistics_of_its_own(rows):
+    pictures = (
+        (Picture(slice(0, 1), None), Picture(slice(1, 4), None)),
+        (Picture(slice(0, 4), None),),
+    )
+    batch = replace(planted_batch(), pictures=pictures)
+    samples = [EditSample(name, EditRequest(None, "x", "y")) for name in "ab"]
+    table = attention_table(rows, batch, samples)
+    own = table[(table["example"] == "a") & (table["layer"] == 0)].set_index("statistic")["value"]
+    assert own["visual_sum[0]"] == pytest.approx(0.02) == own["visual_mean[0]"]
+    assert own["visual_sum[1]"] == pytest.approx(0.30) == 3 * own["visual_mean[1]"]
+    assert own["visual_sum[0]"] + own["visual_sum[1]"] == pytest.approx(own["visual_sum"])
+    assert set(table[table["example"] == "b"]["statistic"]) == set(STATISTICS)  # one picture
+    curves = plots.attention(Result("attention", table, {}), quantity="share").get_lines()
+    assert [line.get_label() for line in curves][-2:] == ["image 1", "image 2"]
 
 
 def test_attention_to_bos_is_not_attention_to_text(rows):

@@ -37,7 +37,7 @@ def counted_work(vlm):
 
 def forwards_counted(vlm, batch, modality="text", sigmas=SIGMAS):
     """The work of a sweep in forward passes: the first time for a model, and any later time."""
-    vlm.verified_suffixes.clear()
+    vlm.verified.clear()
     counts = []
     for run in (
         lambda: vlm.logits(batch),
@@ -96,7 +96,7 @@ def test_a_wide_vocabulary_and_many_examples_count():
 def memory_counted(vlm, batch, modality="text", sigmas=SIGMAS, at_once=None):
     """The memory that a sweep is said to take, over what it takes."""
     said = sweep_cost(vlm, batch, modality, sigmas, max_copies=at_once).memory
-    vlm.verified_suffixes.clear()
+    vlm.verified.clear()
     with CountedMemory() as counted, torch.no_grad():
         unwrap(sensitivity)(vlm, batch, modality, sigmas, max_copies=at_once)
     return said / counted.peak

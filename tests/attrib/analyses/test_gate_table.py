@@ -159,6 +159,7 @@ def test_histograms_have_a_row_per_kind_and_a_description(study):
     assert "<desc>Histograms" in plots.svg(without)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_attrib_gate_writes_tables_figures_and_a_summary(monkeypatch, capsys, tmp_path):
     model, processor = tiny_models.build("llava")
     for part in (model, processor):

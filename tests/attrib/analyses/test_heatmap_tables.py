@@ -41,7 +41,9 @@ def rows_of(table, example):
 def test_the_table_holds_the_heatmaps_row_by_row():
     vlm, batch, tables = tables_of("llava", layers=[1, 3])
     table, values = tables["heatmap"], heatmaps(vlm, batch, layers=[1, 3])
-    assert list(table.columns) == ["example", "layer", "token", "row", "col", "value"]
+    assert list(table.columns) == [
+        "example", "layer", "token", "image", "row", "col", "value",
+    ]  # fmt: skip
     assert np.allclose(table["value"], values.numpy().ravel())
     one = table[(table["example"] == "e1") & (table["layer"] == 3) & (table["token"] == 2)]
     assert np.isclose(one["value"].item(), values[1, 1, 2])
@@ -62,6 +64,25 @@ def test_tokens_off_the_grid_have_no_place():
         box = rows_of(tables["grids"], example).iloc[0]
         assert (box["rows"], box["cols"], box["value"]) == (2, 2, count)
         assert (box["left"], box["top"], box["right"], box["bottom"]) == grid.box
+
+
+@torch.no_grad()
+def test_every_picture_of_a_prompt_has_its_rows_and_its_grid():
+    vlm = tiny_vlm("qwen2_vl")
+    requests = [EditRequest([picture(60, 40), picture(112, 56, 1)], "Which one?", "red"),
+                EditRequest(picture(56, 56, 2), "What?", "red")]  # fmt: skip
+    samples = [EditSample(f"e{i}", request) for i, request in enumerate(requests)]
+    batch = vlm.encode([r.image for r in requests], [r.prompt for r in requests])
+    tables = measure_heatmaps(vlm, batch, samples, how=Perturbation())
+    grids = tables["grids"].set_index(["example", "image"])
+    shapes = {key: (grid["rows"], grid["cols"], grid["value"]) for key, grid in grids.iterrows()}
+    assert shapes == {("e0", 0): (1, 2, 2), ("e0", 1): (2, 4, 8), ("e1", 0): (2, 2, 4)}
+    heat, values = tables["heatmap"], heatmaps(vlm, batch)
+    for number, own in enumerate(batch.pictures[0]):
+        rows = rows_of(heat, "e0").query(f"image == {number} and layer == 1")
+        assert np.allclose(rows["value"], values[0, 1, own.tokens])
+        place = list(zip(rows["row"], rows["col"], strict=True))
+        assert place == [divmod(i, own.grid.cols) for i in range(len(rows))]
 
 
 def test_queries_have_no_place_and_their_projection_is_a_table_of_its_own():

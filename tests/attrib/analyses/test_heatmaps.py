@@ -13,7 +13,6 @@ from attrib.analyses.direct_logits import last_writes
 from attrib.analyses.heatmaps import (
     PUBLISHED_CODE,
     Perturbation,
-    half_cosine_distance,
     heatmap_pass,
     heatmaps,
     stack_maps,
@@ -24,6 +23,7 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import write
 from attrib.forward.noise import base_noise
 from attrib.forward.residual import residual_writes
+from attrib.metrics import half_cosine_distance
 from attrib.model.vlm import VLM
 
 
@@ -53,11 +53,13 @@ def encode(vlm, num=3, **settings):
     return vlm.encode(images, prompts, **settings)
 
 
-def neighbours(grid, token, radius, num):
+def neighbours(grids, token, radius, num):
     """The visual tokens that are perturbed together with one."""
-    inside = [] if grid is None else range(grid.first, grid.first + grid.rows * grid.cols)
-    if radius == 0 or token not in inside:
+    insides = {g: range(g.first, g.first + g.rows * g.cols) for g in grids if g is not None}
+    grid = next((g for g, inside in insides.items() if token in inside), None)
+    if radius == 0 or grid is None:
         return [token]
+    inside = insides[grid]
 
     def place(i):
         return divmod(i - grid.first, grid.cols)
@@ -112,7 +114,7 @@ class Brute:
 
 
 def brute_force(vlm, batch, row=2, noise=3.0, unit="std", radius=0, draws=1, seed=0, site="block"):
-    """Heatmaps of one of three examples, by running attention again for every perturbed token."""
+    """Heatmaps of one of the examples, by running attention again for every perturbed token."""
     brute, visual = Brute(vlm, batch, row), batch["visual"][row].nonzero()[:, 0]
     maps = torch.zeros(vlm.num_layers, len(visual), dtype=torch.float64)
     for layer in range(vlm.num_layers):
@@ -122,8 +124,9 @@ def brute_force(vlm, batch, row=2, noise=3.0, unit="std", radius=0, draws=1, see
         for draw in range(draws):
             drawn = base_noise(batch, "visual", vlm.d_model, seed=seed, draw=draw)[row]
             states = hidden.repeat(len(visual), 1, 1)
+            grids = [own.grid for own in batch.pictures[row]]
             for n, one in enumerate(states):
-                some = visual[neighbours(batch.grids[row], n, radius, len(visual))]
+                some = visual[neighbours(grids, n, radius, len(visual))]
                 one[some] += size * drawn[some].to(hidden)
             out = brute.outputs(layer, site, states)
             maps[layer] += 0.5 * (1 - torch.cosine_similarity(out, clean)) / draws
@@ -174,6 +177,21 @@ def test_the_published_site_is_brute_force_too(name, how):
     batch = encode(vlm).named("abc")
     expected = brute_force(vlm, batch, **how)
     expect_equal(heatmaps(vlm, batch, **how), expected, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "radius"), [("llava", 1), ("qwen3_vl", 1), ("idefics3", 0)])
+def test_the_closed_form_is_brute_force_on_each_of_two_pictures(name, radius):
+    vlm = in_double(tiny_vlm(name))
+    images, prompts = examples()
+    images[2] = [picture(60, 40), images[2]]
+    batch = vlm.encode(images, prompts, padding_side="left").named("abc")
+    maps, expected = heatmaps(vlm, batch, radius=radius), brute_force(vlm, batch, radius=radius)
+    first, second = (own.tokens for own in batch.pictures[2])
+    assert first.stop == second.start and second.stop == expected.shape[1]
+    for own in (first, second):
+        assert_close(maps[2, :, own], expected[:, own], atol=1e-10, rtol=1e-9)
+        assert expected[:, own].max() > 1e-4
+    assert maps[2, :, second.stop :].isnan().all()
 
 
 # --- attention that is more than a projection, attention and a projection

@@ -14,7 +14,7 @@ from attrib.analyses.patching import STATISTICS, measure_patching, patching_part
 from attrib.analyses.prompts import partner
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.pipeline.patching import Patching, PatchingOptions
+from attrib.pipeline.interventions import Patching, PatchingOptions
 from attrib.report.intervention_summaries import summarize_patching
 from attrib.results import Result, tidy
 from attrib.runs.collect import collect
@@ -180,6 +180,7 @@ def test_the_plan_counts_passes(tiny):
     assert line == "cost: at most 3.5 forward passes for each of 2 pairs"
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_attrib_patching_writes_a_table_figures_and_a_summary(monkeypatch, capsys, tmp_path):
     model, processor = tiny_models.build("llava")
     for part in (model, processor):

@@ -13,9 +13,9 @@ from attrib.analyses.sensitivity import clean_pass, sensitivity
 from attrib.errors import AttribError
 from attrib.forward import suffix as suffix_module
 from attrib.forward.hooks import read, write
+from attrib.forward.memory import in_chunks
 from attrib.forward.noise import base_noise, perturbed_positions
 from attrib.forward.suffix import Suffix, build_suffix
-from attrib.memory import in_chunks
 from attrib.metrics import kl
 from attrib.model.vlm import VLM
 

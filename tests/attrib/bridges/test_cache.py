@@ -11,7 +11,7 @@ from transformer_lens import ActivationCache
 from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import read
-from attrib.model.components import freeze_norm
+from attrib.model.logits import freeze_norm
 from attrib.model.vlm import VLM
 
 RESIDUAL = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")

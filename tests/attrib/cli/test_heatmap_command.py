@@ -1,6 +1,7 @@
 """`attrib heatmap` and `attrib faithfulness`, as a user meets them."""
 
 import json
+import re
 
 import pytest
 from conftest import save_tiny
@@ -34,6 +35,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_photo_gets_a_table_and_an_overlay(run, models, photo, tmp_path):
     given = ("heatmap", "--model", models["llava"], "--image", photo, *PROMPT, "--out", "o")
     code, out, err = run(*given, "--layers", "1-2")
@@ -49,6 +51,27 @@ def test_a_photo_gets_a_table_and_an_overlay(run, models, photo, tmp_path):
     assert Result.load(tmp_path / "o" / "result.parquet").frame.equals(table)
 
 
+def test_each_of_several_photos_gets_its_own_map_on_one_scale(run, models, photo, tmp_path):
+    other = tmp_path / "dog.jpg"
+    Image.new("RGB", (30, 50), "red").save(other)
+    photos = ("--image", photo, "--image", other, "--layers", "1")
+    code, _, err = run("heatmap", "--model", models["llava"], *photos, *PROMPT, "--out", "o")
+    assert code == 0 and f"about {photo} and {other}" in err
+    figures = {f"heatmap-image-{i}.svg" for i in (0, 1)}
+    assert figures <= names(tmp_path / "o") and "heatmap.svg" not in names(tmp_path / "o")
+    table = Result.load(tmp_path / "o" / "result.parquet").frame
+    assert table.groupby("image")["token"].nunique().to_dict() == {0: 4, 1: 4}
+    scales = {
+        re.search(r"heatmap value, .* to [\d.e-]+", (tmp_path / "o" / name).read_text())[0]
+        for name in figures
+    }
+    assert len(scales) == 1
+    assert "(image 2 of 2)" in (tmp_path / "o" / "heatmap-image-1.svg").read_text()
+    manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
+    digests = {k: v for k, v in manifest["data"].items() if k.endswith("_sha256")}
+    assert set(digests) == {"image[0]_sha256", "image[1]_sha256"}
+
+
 def test_queries_get_bars_and_a_projected_picture(run, models, photo, tmp_path):
     code, _, _ = run(
         "heatmap", "--model", models["blip2_opt"], "--image", photo, *PROMPT, "--out", "o"
@@ -57,6 +80,7 @@ def test_queries_get_bars_and_a_projected_picture(run, models, photo, tmp_path):
     assert "cross-attention" in (tmp_path / "o" / "picture.svg").read_text()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_data_get_a_picture_for_the_first_samples(run, models, tmp_path):
     code, out, _ = run(
         "heatmap", "--model", models["llava"], "--limit", 3, "--pictures", 2, "--out", "o"
@@ -103,6 +127,7 @@ def test_a_radius_is_refused_where_there_is_no_grid(run, models, photo):
     assert code == 2 and "use radius=0" in err
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_faithfulness_writes_its_table_and_three_figures(run, models, tmp_path):
     code, out, _ = run("faithfulness", "--model", models["llava"], "--limit", 8, "--out", "o")
     assert code == 0 and "chance" in out and "gradient" in out

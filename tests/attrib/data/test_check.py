@@ -92,6 +92,7 @@ def test_the_real_repeats_and_copies_are_as_published(real):
         "(image, src) groups": 2,
         "(image, src) groups with different alt": 0,
         "loc repeated": 0,
+        "(loc, loc_ans) repeated": 0,
         "(m_loc, m_loc_q) repeated": 1300,
         "(m_loc, m_loc_q) repeated with the same m_loc_a": 583,
         "(m_loc, m_loc_q) period": 5045,
@@ -223,7 +224,8 @@ def test_overlaps_are_reported_for_every_pair_of_files_of_a_task(tmp_path):
 
 
 def test_missing_and_broken_pictures_are_found_when_a_root_is_given(tmp_path):
-    root = write_folder(tmp_path, vqa_train=[row(0), row(1)])
+    several = row(1, image=["val/0.png", "val/1.png"])
+    root = write_folder(tmp_path, vqa_train=[row(0), several])
     images = root / "images"
     assert check(root).images is None
     report = check(root, images)

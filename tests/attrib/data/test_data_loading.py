@@ -7,10 +7,12 @@ from easyedit_files import FILES, few_scenes, outside, real_files, row, without,
 from PIL import Image
 
 import attrib.data
-from attrib.data import load, loading
+from attrib.data import Quarantined, load, loading
+from attrib.data.easyedit import IMAGES
 from attrib.data.scenes import open_image
 from attrib.data.scenes.edits import edit_rows
 from attrib.errors import AttribError, RowError, SetupError
+from attrib.runs.collected import should_retry
 
 
 def refused(error=AttribError, *args, **options) -> str:
@@ -40,6 +42,16 @@ BAD = {
     "number": (row(m_loc_a=4), "m_loc_a", "is a number, not text"),
     "no object": ([], "row", "is a list, not an object with the eleven fields"),
     "no picture": (row(image="no.png"), "image", "'no.png': no such file under {images}"),
+    "second of two": (
+        row(image=["val/1.png", "no.png"]),
+        "image[1]",
+        "'no.png': no such file under {images}",
+    ),
+    "second climbs": (
+        row(m_loc=["val/1.png", "../x.png"], image="val/1.png"),
+        "m_loc[1]",
+        "'../x.png': leads out of the image root with '..'",
+    ),
     "URL": (
         row(image="http://x.org/a.jpg"),
         "image",
@@ -62,7 +74,7 @@ BAD = {
 def test_a_bad_row_is_quarantined_and_the_others_stay(tmp_path, name):
     wrong, field, reason = BAD[name]
     root = write_folder(tmp_path, vqa_train=[row(0), wrong, row(2)])
-    data = load(root, "vqa-train")
+    data = load(root, "vqa-train", need=IMAGES)
     assert [s.id for s in data] == ["vqa-train/0", "vqa-train/2"]
     (record,) = data.quarantined
     file = str(root / "vqa" / "vqa_train.json")
@@ -97,6 +109,21 @@ def test_a_truncated_image_is_named_on_access(tmp_path):
     assert (error.value.row, error.value.field) == (1, "image")
     file = root / "vqa" / "vqa_train.json"
     assert str(error.value).startswith(f"{file}: row 1: image: 'val/1.png': truncated or damaged (")
+
+
+def test_a_second_image_is_named_on_access_and_tried_again_when_it_is_repaired(tmp_path):
+    root = write_folder(tmp_path, vqa_train=[row(0), row(1, image=["val/0.png", "val/1.png"])])
+    path = root / "images" / "val" / "1.png"
+    whole = path.read_bytes()
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    sample = load(root, "vqa-train")[1]
+    with pytest.raises(RowError, match=r"row 1: image\[1\]: 'val/1.png': truncated") as error:
+        _ = sample.request.image
+    record = Quarantined.from_error(error.value)
+    assert record.field == "image[1]" and not should_retry(sample, record)
+    path.write_bytes(whole)
+    assert should_retry(sample, record) and len(sample.request.images) == 2
 
 
 def test_rows_need_the_images_that_the_caller_needs(tmp_path):

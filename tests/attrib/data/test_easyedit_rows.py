@@ -4,7 +4,7 @@ import pytest
 from easyedit_files import row, without
 from PIL import Image
 
-from attrib.data.easyedit import FIELDS, clean_row, image_names, to_sample, validate_row
+from attrib.data.easyedit import FIELDS, IMAGES, clean_row, image_names, to_sample, validate_row
 from attrib.data.images import BadImage
 from attrib.data.samples import EditSample
 from attrib.errors import RowError
@@ -104,7 +104,10 @@ def test_a_missing_field_is_named(field):
     [(3, "a number"), (float("nan"), "a number"), ([], "a list"), ({}, "an object")],
 )
 def test_a_field_that_is_not_text_is_named(field, value, kind):
-    assert str(bad(row(**{field: value}))) == f"f.json: row 7: {field}: is {kind}, not text"
+    reason = f"is {kind}, not text"
+    if field in IMAGES and value == []:
+        reason = "is an empty list; give the name of an image, or several"
+    assert str(bad(row(**{field: value}))) == f"f.json: row 7: {field}: {reason}"
 
 
 @pytest.mark.parametrize("field", sorted(set(FIELDS) - {"m_loc"}))
@@ -163,6 +166,27 @@ def test_a_refused_image_names_file_row_and_field():
             _ = request.image
         assert str(error.value) == f"f.json: row 7: {field}: '{name}': is no good"
         assert (error.value.row, error.value.field) == (7, field)
+
+
+def test_a_field_may_name_several_images_in_order():
+    near = hard(image=["d.png", "e.png"])
+    fields = row(1, image=["a.png", "b.png"], m_loc=["c.png"], hard=[near])
+    assert image_names(fields) == [
+        ("image[0]", "a.png"),
+        ("image[1]", "b.png"),
+        ("image_rephrase", "rephrase/1.png"),
+        ("m_loc[0]", "c.png"),
+        ("hard[0].image[0]", "d.png"),
+        ("hard[0].image[1]", "e.png"),
+    ]
+    made = sample(fields, opener=named)
+    for request in (made.request, *made.text_generality):
+        assert [image.info["name"] for image in request.image] == ["a.png", "b.png"]
+    assert made.visual_generality[0].image.info["name"] == "rephrase/1.png"
+    assert made.visual_locality[0].image.info["name"] == "c.png"  # a list of one is that image
+    assert len(made.hard_locality[0].images) == 2
+    bad_second = bad(row(image=["a.png", 3]))
+    assert str(bad_second) == "f.json: row 7: image[1]: is a number, not text"
 
 
 def test_the_images_of_a_row():

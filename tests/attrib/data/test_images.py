@@ -96,6 +96,8 @@ class TestRefusedBeforeDecoding:
     def test_formats_outside_the_list(self, tmp_path, put, photo, use):
         assert refusal(tmp_path, put(saved(photo, "PPM")), use).startswith("not an image")
         assert refusal(tmp_path, put(b"%!PS-Adobe-3.0 EPSF"), use).startswith("not an image")
+        video = put(b"\0\0\0\x20ftypisom", "clip.mp4")
+        assert refusal(tmp_path, video, use).startswith("a video; save its frames as images")
 
     def test_bomb(self, tmp_path, put, use):
         assert refusal(tmp_path, put(png_header(20_000, 20_000)), use) == (

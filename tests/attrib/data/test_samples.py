@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from attrib.data import BadImage, EditData, EditRequest, EditSample, Quarantined
-from attrib.errors import RowError
+from attrib.errors import AttribError, RowError
 
 
 def sample(i: int) -> EditSample:
@@ -77,6 +77,22 @@ def test_a_request_takes_an_image_a_path_or_nothing(tmp_path):
     for path in (tmp_path / "x.png", str(tmp_path / "x.png")):
         image = EditRequest(image=path, prompt="a", target="b").image
         assert image is not None and image.tobytes() == picture.tobytes()
+
+
+def test_a_request_takes_several_images(tmp_path):
+    picture = Image.new("RGB", (4, 3), (1, 2, 3))
+    picture.save(tmp_path / "x.png")
+    request = EditRequest([picture, tmp_path / "x.png", lambda: picture], "a", "b")
+    assert [image.tobytes() for image in request.image] == 3 * [picture.tobytes()]
+    assert request.images == request.image
+    assert repr(request).startswith("EditRequest(image=[<4x3 RGB>, <opened on access>, <opened")
+    assert request._repr_html_().count("<img") == 3
+    again = EditRequest(request.source, "a", "b")  # as code that changes a prompt does
+    assert len(again.images) == 3
+    assert EditRequest([picture], "a", "b").image is picture
+    assert EditRequest([], "a", "b").image is None
+    with pytest.raises(AttribError, match=r"image\[1\]: .*no/such\.jpg': no such file"):
+        _ = EditRequest([picture, "no/such.jpg"], "a", "b").image
 
 
 def test_a_path_is_checked_on_access():

@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import examples, tiny_vlm
 from torch.testing import assert_close
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from attrib.analyses.qformer import find_qformer
 from attrib.errors import AttribError
@@ -74,13 +76,14 @@ def test_captures_nest(vlm, batch):
     assert not inner
 
 
-def test_the_attention_function_is_restored(vlm, batch):
+def test_the_attention_function_is_restored_and_keeps_its_name(vlm, batch):
     configs = [m.config for m in vlm.model.modules() if hasattr(m, "config")]
     before = [config._attn_implementation for config in configs]
     with pytest.raises(ZeroDivisionError), attention_rows(vlm, batch["last"]):
-        assert [config._attn_implementation for config in configs] != before
+        assert [config._attn_implementation for config in configs] == before
+        assert AttentionInterface()["sdpa"] is not sdpa_attention_forward
         raise ZeroDivisionError
-    assert [config._attn_implementation for config in configs] == before
+    assert AttentionInterface()["sdpa"] is sdpa_attention_forward
 
 
 def test_attention_that_sdpa_does_not_support_is_refused(monkeypatch):

@@ -29,7 +29,7 @@ def _unverified(monkeypatch):
 
 def forget():
     for vlm in conftest._built.values():
-        vlm.verified_suffixes.clear()
+        vlm.verified.clear()
 
 
 def encoded(vlm, num=1):

@@ -124,3 +124,22 @@ def test_a_hostile_generation_config_on_disk_is_survived(tmp_path):
     vlm = attrib.load(str(tmp_path))
     batch = tiny.encode(*examples())
     assert vlm.generate(batch, 5) == tiny.generate(batch, 5)
+
+
+@pytest.mark.parametrize("name", ["llava", "blip2_opt"])  # rotary and learned positions
+def test_generation_stops_at_the_last_position(name, caplog):
+    vlm = tiny_vlm(name)
+    batch = vlm.encode([None, None], ["a" * 508, "b"], padding_side="left")
+    room = 512 - int(batch.inputs["attention_mask"].sum(1).max()) + 1
+    settings = {"eos_token_id": 511}  # no text ends by itself
+
+    def lengths(**limits):
+        steps = []
+        keep = [lambda ids, _: steps.append(0) or torch.zeros(len(ids), dtype=torch.bool)]
+        vlm.generate(batch, stopping_criteria=keep, **settings, **limits)
+        return len(steps)
+
+    assert lengths(max_new_tokens=room) == room and caplog.text == ""
+    assert lengths(max_new_tokens=room + 1) == room
+    assert f"stops after {room} new tokens, not {room + 1}: the decoder has 512" in caplog.text
+    assert lengths(max_length=2000) == room

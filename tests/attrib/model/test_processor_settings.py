@@ -6,7 +6,7 @@ import json
 import pytest
 import tiny_models
 import torch
-from conftest import examples, save_tiny, tiny_vlm
+from conftest import examples, picture, save_tiny, tiny_vlm
 
 import attrib
 from attrib.checks import check
@@ -83,6 +83,18 @@ def test_a_folder_without_settings_loads_as_one_with_them(name, tmp_path, caplog
     assert torch.equal(batch.inputs["input_ids"], theirs.inputs["input_ids"])
     assert torch.equal(batch.inputs["pixel_values"], theirs.inputs["pixel_values"])
     assert "size is {" in caplog.text and "read as {" in caplog.text
+
+
+def test_a_processor_that_gives_types_of_tokens_only_when_asked_is_asked():
+    vlm = tiny_vlm("qwen2_vl")
+    asked = copy.copy(vlm.processor)
+    asked.return_mm_token_type_ids = False  # as of Cosmos 3 Edge
+    silent = asked(images=[picture(28, 28)], text=[asked.image_token], return_tensors="pt")
+    assert "mm_token_type_ids" not in silent
+    inputs, theirs = (
+        VLM(vlm.model, given).encode(*examples()).inputs for given in (asked, vlm.processor)
+    )
+    assert torch.equal(inputs["mm_token_type_ids"], theirs["mm_token_type_ids"])
 
 
 def test_what_no_config_says_is_refused_by_name():

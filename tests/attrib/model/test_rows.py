@@ -95,6 +95,9 @@ def test_an_error_of_the_processor_names_the_image_and_of_the_tokenizer_the_prom
     vlm = tiny_vlm("llava")
     call = type(vlm.processor.image_processor).preprocess
 
+    def unreadable(*_given, **_options):
+        raise KeyError("token")
+
     def refusing(self, images, *args, **kwargs):
         if any(one[0].width == 77 for one in images):
             raise KeyError("size")
@@ -104,8 +107,18 @@ def test_an_error_of_the_processor_names_the_image_and_of_the_tokenizer_the_prom
     with pytest.raises(AttribError, match=r"image 1 \(77 x 40\).*KeyError: 'size'"):
         vlm.encode([picture(), picture(77, 40)], ["a", "b"])
     vlm.encode([picture(), picture()], ["a", "b"])
-    with pytest.raises(AttribError, match="prompt 1: the tokenizer refuses it"):
-        vlm.encode([None, None], ["a", "\ud800"])
+    text_only = tiny_vlm("blip2_opt")  # its processor is given a blank image
+    for one, where in ((vlm, "the tokenizer"), (text_only, "the processor")):
+        one.encode([None], ["a"])  # looks for the placeholder of images
+        with monkeypatch.context() as patch:
+            patch.setattr(type(one.tokenizer), "__call__", unreadable)
+            with pytest.raises(AttribError, match=f"prompt 0: {where} refuses it"):
+                one.encode([None, None], ["a", "b"])
+    for image in (None, picture()):
+        with pytest.raises(AttribError, match="prompt 1 holds half a Unicode character at posi"):
+            text_only.encode([image] * 2, ["a", "b\ud800"])
+        with pytest.raises(AttribError, match="target 1 holds half a Unicode character"):
+            text_only.encode([image] * 2, ["a", "b"], ["c", "\ud800"])
 
 
 def test_two_samples_of_one_id_are_refused():

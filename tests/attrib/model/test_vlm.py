@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import write
 from attrib.forward.replay import capture
-from attrib.model.components import find_components, freeze_norm
+from attrib.model.answers import target_ids
+from attrib.model.components import find_components
+from attrib.model.logits import freeze_norm
 from attrib.model.patch_grid import find_grid
-from attrib.model.targets import target_ids
 from attrib.model.vlm import VLM
 
 IDS = tiny_models.IMAGE, tiny_models.BOS
@@ -295,21 +296,26 @@ def test_a_cell_of_the_grid_is_what_its_token_sees(name):
         ):
             weight.zero_()
     image = picture(56, 112)
-    batch = vlm.encode([image], ["x"])
-    place = batch.grids[0]
+    for before in ([], [picture(40, 60)]):  # alone, or the second picture of a prompt
+        _expect_cells(vlm, image, before)
+
+
+def _expect_cells(vlm, image, before):
+    place = vlm.encode([[*before, image]], ["x"]).pictures[0][-1].grid
 
     @torch.no_grad()
     def tokens(shown):
-        batch = vlm.encode([shown], ["x"])
+        batch = vlm.encode([[*before, shown]], ["x"])
         with capture(vlm) as captured:
-            vlm.logits(batch)
+            vlm.last_logits(batch)
         cells = slice(place.first, place.first + place.rows * place.cols)
         return captured.embed[0][batch["visual"][0]][cells]
 
     left, top, right, bottom = place.box
     width, height = (right - left) / place.cols, (bottom - top) / place.rows
     clean = tokens(image)
-    for cell in range(place.rows * place.cols):
+    num = place.rows * place.cols
+    for cell in [num - 2, num - 1] if before else range(num):
         x, y = left + width * (cell % place.cols), top + height * (cell // place.cols)
         box = [x + width / 4, y + height / 4, x + 3 * width / 4, y + 3 * height / 4]
         shown = image.copy()
@@ -361,7 +367,7 @@ def test_models_without_the_components_are_refused():
     with pytest.raises(SetupError, match="the output embedding is not linear"):
         find_components(model.model)
     model.config.image_token_id = None
-    with pytest.raises(SetupError, match="image_token_id is None"):
+    with pytest.raises(SetupError, match="has no image_token_id"):
         find_components(model)
 
 
@@ -369,7 +375,7 @@ def test_models_without_the_components_are_refused():
 def test_a_frozen_norm_is_linear_and_equals_the_norm_where_it_was_frozen(name):
     vlm = tiny_vlm(name)
     h = torch.randn(3, 64) * 5 + 1
-    frozen = vlm.freeze_norm(h)
+    frozen = vlm.unembedding.freeze_norm(h)
     parts = torch.randn(3, 7, 64)
     parts[:, -1] = h - parts[:, :-1].sum(1)
     shares = frozen(parts)

@@ -20,9 +20,10 @@ from attrib.forward.hooks import read, write
 from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
 from attrib.model import weight_files
+from attrib.model.adapters import with_adapter
 from attrib.model.vlm import VLM
+from attrib.model.weight_files import fingerprint
 from attrib.model.wrapped import is_packed
-from attrib.runs.manifest import fingerprint
 from editors.methods.finetune import FTL, FTV
 from editors.methods.lte_objective import AllLayers
 from editors.weights.components import matrices_of, mlp_of
@@ -49,7 +50,7 @@ def test_a_model_with_adapters_has_the_numbers_of_the_merged_one(name):
     model, processor = adapted(name, use_dora=name == "llava")
     vlm = VLM(model, processor)
     merged = VLM(copy.deepcopy(model).merge_and_unload(), processor)
-    assert vlm.model is model.get_base_model()
+    assert vlm.model is model.get_base_model() is VLM(model.base_model, processor).model
     batch = vlm.encode(*examples())
     text = vlm.encode([None], ["nq question: who?"])  # BLIP's forward asks for pixels
     with torch.no_grad(), residual_writes(vlm, batch["last"]) as ours:
@@ -179,7 +180,7 @@ def compiled_parts(model):
 )
 @torch.no_grad()
 def test_nothing_runs_compiled_and_every_hook_is_called(compiled):
-    plain = tiny_vlm("llava")
+    plain = VLM(*tiny_models.build("llava"))  # saving a model, as others do, changes its config
     model, processor = tiny_models.build("llava")
     given = compiled(model)
     vlm, modules = VLM(given, processor), list(given.modules())
@@ -233,6 +234,9 @@ def test_a_folder_with_an_adapter_loads_with_its_base(saved, monkeypatch):
         assert not any(weight.requires_grad for weight in vlm.model.parameters())
         prints.add(fingerprint(vlm))
     assert len(prints) == 1
+    offloaded = copy.deepcopy(vlm.model).to("meta")
+    with pytest.raises(SetupError, match="cannot be put into a model that is offloaded"):
+        with_adapter(offloaded, folder, "it", complete=True)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SetupError, match=r"need the package peft, .*; pip install peft"):
         attrib.load(str(folder))

@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import planted
 import pytest
 
@@ -111,3 +112,24 @@ def test_what_no_example_has_leaves_an_empty_curve():
     frame.loc[frame["statistic"].str.startswith("visual"), "value"] = np.nan
     ax = plots.attention(type(result)("attention", frame, result.provenance), quantity="share")
     assert "all visual" not in plots.describe(ax) and "all text" in plots.describe(ax)
+
+
+@pytest.mark.parametrize(("images", "curves"), [(1, 3), (2, 5), (6, 9), (7, 3)])
+def test_each_of_a_few_images_has_a_curve_inside_the_figure(images, curves):
+    result = planted.attention([0.2, 0.5])
+    whole = result.frame[result.frame["statistic"].isin(["visual_mean", "visual_sum"])]
+    parts = [
+        whole.assign(statistic=whole["statistic"] + f"[{i}]", value=whole["value"] * (i + 1) / 28)
+        for i in range(images if images > 1 else 0)
+    ]
+    frame = pd.concat([result.frame, *parts], ignore_index=True)
+    for quantity in ("token", "share"):
+        ax = plots.attention(type(result)("attention", frame, result.provenance), quantity=quantity)
+        last = ax.get_lines()[-1]
+        assert len(ax.get_lines()) == curves and (
+            curves == 3 or last.get_label().endswith(f" {images}")
+        )
+        ax.figure.draw_without_rendering()
+        legend, whole_figure = ax.get_legend().get_window_extent(), ax.figure.bbox
+        assert legend.x0 >= 0 and legend.x1 <= whole_figure.width and legend.y0 >= 0
+        assert ax.get_position().width > 0.5 and ax.get_position().height > 0.3

@@ -162,6 +162,14 @@ def test_contributions_name_the_half_with_the_larger_share_and_the_peak():
         assert abs(int(share) / 100 - LATE[6:].sum() / LATE.sum()) < 0.02
 
 
+def test_contributions_say_which_logit_they_are_of_where_it_is_capped():
+    plain = planted.contributions(LATE)
+    capped = Result("contributions", plain.frame, {"model": {"name": "gemma", "soft_cap": 30.0}})
+    for summarize in (summarize_contributions, lambda right: summarize_demo(right, right)):
+        assert "before the model's soft-cap of 30." in summarize(capped)
+        assert "soft-cap" not in summarize(plain)
+
+
 def test_negative_contributions_have_no_share():
     assert "no layer contributes" in summarize_contributions(planted.contributions(-LATE - 1))
 

@@ -5,24 +5,42 @@ import hashlib
 import html
 import json
 import re
+import sys
 from dataclasses import replace
+from functools import partial
 
+import pandas as pd
 import planted_layer_report as planted
 import planted_layers
 import pytest
+from PIL import Image
 from planted_layer_report import EVIL
 from test_demo_report import Parsed
 
+from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.report import write_layer_report
 from attrib.report.confidence import caveats
+from attrib.report.heatmap_cards import heatmap_cards
 from attrib.report.layer_report import layer_page, render_json
 from attrib.report.render import render_html, render_markdown
 from attrib.report.selection_summary import confidence, headline, rationale, summarize_regret
+from attrib.results import Result
+from attrib.selection import select_layers
 
 
 def no_figure(*_given, **_options):
     return "<svg></svg>"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws():
+    """Draws of examples take long; 200 tell the planted layers apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        few = partial(select_layers, resamples=200)
+        # By module: the package has a function of the same name.
+        patch.setattr(sys.modules["attrib.report.layer_study"], "select_layers", few)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +279,23 @@ def test_runs_of_two_models_are_refused():
     other = planted.run_of(planted_layers.sweep("text", model={"fingerprint": "other"}))
     with pytest.raises(AttribError, match="one model"):
         planted.study(runs=[*planted.runs(), other])
+
+
+def test_each_image_of_a_prompt_has_a_card_of_its_own():
+    run, prompt = planted.heatmap(examples=1), "Which one?"
+    frame, grids = run.result.frame, run.tables["grids"].frame
+    both = [table.assign(image=i, value=table["value"] * (1 + i))
+            for table in (frame, grids) for i in (0, 1)]  # fmt: skip
+    made = run.result.provenance
+    two = planted.run_of(
+        Result("heatmap", pd.concat(both[:2]), made),
+        grids=Result("grids", pd.concat(both[2:]), made),
+    )
+    images = [Image.new("RGB", (32, 24), color) for color in ("teal", "red")]
+    samples = {"e0": EditSample("e0", EditRequest(images, prompt, "red"))}
+    cards = heatmap_cards(two, samples, 1)
+    assert [card.prompt for card in cards] == [f"{prompt} (image {i} of 2)" for i in (1, 2)]
+    assert [card.maps[0].high for card in cards] == [1.0, 2.0] and cards[0].image != cards[1].image
 
 
 @pytest.mark.usefixtures("undrawn")

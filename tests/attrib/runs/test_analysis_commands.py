@@ -1,5 +1,7 @@
 """Analyses as commands: planned, resumed, refused, shared between ranks."""
 
+import errno
+
 import pytest
 import tiny_models
 import torch
@@ -102,6 +104,26 @@ def test_a_folder_that_cannot_take_results_is_named(run, model, tmp_path, out, t
     code, _, err = run("attention", "--model", model, "--prompt", "It is a", "--out", out)
     assert (code, "Traceback" in err) == (3, False) and told in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), "o: No space left; free some, and the same"),
+        (OSError(errno.EROFS, "Read-only"), "o cannot be written: Read-only; give another --out"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "weights.bin"),
+            "weights.bin: No such file; the same command continues with what is in o",
+        ),
+    ],
+)
+def test_only_an_error_of_writing_is_called_one(run, model, monkeypatch, error, told):
+    def failing(_self, _shard, _done):
+        raise error
+
+    monkeypatch.setattr("attrib.runs.shards.ShardStore.write", failing)
+    code, _, err = run("attention", "--model", model, *TEXT, "--out", "o")
+    assert (code, "Traceback" in err) == (3, False) and told in err
 
 
 def test_a_model_that_breaks_down_on_a_row_names_row_and_layer(run, tmp_path):

@@ -8,13 +8,15 @@ import pytest
 import tiny_models
 import torch
 from conftest import picture, tiny_vlm
+from transformers import LlavaForConditionalGeneration
 
 from attrib.analyses.attention import measure_attention
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
+from attrib.model.weight_files import fingerprint
 from attrib.runs.collect import collect
-from attrib.runs.manifest import fingerprint, provenance_of
+from attrib.runs.manifest import provenance_of
 
 IMAGE = picture()
 
@@ -174,10 +176,15 @@ def test_other_errors_are_ours_and_pass_through(vlm):
         collect(vlm, [sample("e0")], measure)
 
 
-def test_fingerprints_tell_models_apart_and_not_copies():
+def test_fingerprints_tell_models_apart_and_not_copies(tmp_path):
     other, copy = VLM(*tiny_models.build("llava")), VLM(*tiny_models.build("llava"))
     copy.model.load_state_dict(other.model.state_dict())
     assert fingerprint(other) == fingerprint(copy)
+    copy.model.save_pretrained(tmp_path)  # writes architectures and dtype into its config
+    saved = VLM(LlavaForConditionalGeneration.from_pretrained(tmp_path), copy.processor)
+    assert fingerprint(other) == fingerprint(copy) == fingerprint(saved)
+    saved.model.half()
+    assert fingerprint(other) != fingerprint(saved)
     with torch.no_grad():
         copy.layers[0].self_attn.q_proj.weight.mul_(1.001)
     assert fingerprint(other) != fingerprint(copy)

@@ -139,6 +139,22 @@ def test_other_settings_are_refused_and_named(vlm, tmp_path):
         prepared(vlm, tmp_path, norm="final")
 
 
+def test_of_processes_that_start_at_once_with_other_settings_the_second_is_refused(vlm, tmp_path):
+    first, second = prepared(vlm, tmp_path), prepared(vlm, tmp_path, norm="final")
+    same = prepared(vlm, tmp_path)
+    told = []
+
+    def measure(*given):  # nothing is committed before its first pass has ended
+        with pytest.raises(SetupError, match='norm: "none" there, "final" now; give') as error:
+            second.execute(cheap)
+        told.append(error)
+        return cheap(*given)
+
+    outcome = first.execute(measure)
+    assert told and outcome.manifest["options"]["norm"] == "none"
+    assert same.execute(stopping(0)).tables["attention"].equals(outcome.tables["attention"])
+
+
 def test_other_weights_under_the_same_name_are_refused(vlm, tmp_path):
     prepared(vlm, tmp_path).execute(cheap)
     weight = vlm.layers[1].mlp.down_proj.weight
@@ -301,13 +317,14 @@ def test_a_run_goes_on_with_the_size_that_it_has(vlm, tmp_path, monkeypatch):
     assert seen == [8, 8, 4]
 
 
-def test_processes_that_start_at_once_agree_on_a_size(vlm, tmp_path, monkeypatch):
+@pytest.mark.parametrize("world", [1, 2])
+def test_processes_that_start_at_once_agree_on_a_size(vlm, tmp_path, monkeypatch, world):
     runs = []
     for number, size in enumerate((30, 20)):
         monkeypatch.setattr(run_module, "samples_at_once", lambda *_, size=size: size)
-        runs.append(prepared(vlm, tmp_path, rank=Rank(number, 2), batch_size=None, size=None))
-    outcome = runs[1].execute(passes(seen := []))  # it writes the manifest first
-    assert outcome is None
+        rank = Rank(number % world, world)
+        runs.append(prepared(vlm, tmp_path, rank=rank, batch_size=None, size=None))
+    runs[1].execute(passes(seen := []))  # it writes the manifest first
     outcome = runs[0].execute(passes(seen))
-    assert seen == [16, 20] and outcome.used == [s.id for s in DATA]
+    assert sorted(seen) == [16, 20] and outcome.used == [s.id for s in DATA]
     assert outcome.manifest["options"]["batch_size"] == 20

@@ -1,12 +1,15 @@
 """Evaluation: planted editors get the scores that they must get, and the model comes back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import tiny_vlm
+from conftest import picture, tiny_vlm
 from planted_editors import (
     FIVE,
     HARD_TYPES,
     HEAD,
+    Copies,
     Fails,
     Leaks,
     Nothing,
@@ -16,7 +19,9 @@ from planted_editors import (
     sample,
 )
 
+from attrib.data import EditRequest
 from attrib.errors import AttribError, SetupError
+from attrib.model.batch import IGNORE_INDEX
 from editors.evaluation.evaluate import evaluate
 from editors.evaluation.reference_model import Checksum, NotRestored, ReferenceModel
 from editors.evaluation.scoring import COLUMNS, COST
@@ -41,7 +46,10 @@ def values(result, editor, protocol):
 
 
 def test_an_editor_that_does_nothing_scores_as_the_unedited_model(vlm, reference):
-    result = evaluate(vlm, Nothing(), [sample(), sample(1)], PROTOCOLS, reference=reference)
+    two = [picture(), picture(seed=1)]  # images in one prompt
+    several = replace(sample(1), request=EditRequest(two, "Which is red?", "the first"))
+    result = evaluate(vlm, Nothing(), [sample(), several], PROTOCOLS, reference=reference)
+    assert result.examples == 2
     for protocol in PROTOCOLS:
         own = values(result, "nothing", protocol)
         assert own == values(result, "unedited", protocol)
@@ -84,14 +92,27 @@ def test_generating_shows_an_answer_that_goes_on_as_another_word(vlm, reference)
     assert rel("paper")["s1"] == 1 and 0 < rel("paper")["s3"] < 1
 
 
-def test_an_answer_written_into_hidden_states_is_found(vlm, reference):
-    spaced = sample(0, " R")  # its first token is the space; the second is read where none writes
-    result = evaluate(vlm, Writes(), [spaced], ("paper", "exact"), reference=reference)
-    assert values(result, "unedited", "paper")["rel"] == 0
-    assert values(result, "writes", "paper")["rel"] == 0.5
+@pytest.mark.parametrize("target", [" R", " Red"])
+def test_an_answer_written_into_hidden_states_is_found(vlm, reference, target):
+    """Its first token is written at the prompt's end; the others are read where none is written."""
+    result = evaluate(vlm, Writes(), [sample(0, target)], ("paper", "exact"), reference=reference)
+    tokens = vlm.encode([None], ["What?"], [target]).labels
+    right, before = (values(result, who, "paper")["rel"] for who in ("writes", "unedited"))
+    assert right == before + 1 / int((tokens != IGNORE_INDEX).sum()) < 1
     assert values(result, "writes", "exact")["rel"] == 0
     for protocol in ("paper", "exact"):
         assert values(result, "writes", protocol)["t_loc"] < 1
+
+
+def test_an_answer_that_is_read_from_the_input_is_right_under_teacher_forcing_alone(vlm, reference):
+    asked = [sample(0), sample(1, "blue")]
+    result = evaluate(vlm, Copies(), asked, PROTOCOLS, reference=reference)
+    for metric in ("rel", "t_gen", "v_gen"):
+        for protocol in ("paper", "exact"):
+            assert values(result, "unedited", protocol)[metric] < 1
+            assert values(result, "copies", protocol)[metric] == 1
+        assert values(result, "copies", "generate")[metric] == 0
+        assert values(result, "unedited", "generate")[metric] == 0
 
 
 def test_the_model_is_what_it_was_bit_for_bit(vlm, reference):
@@ -169,15 +190,16 @@ def test_samples_that_cannot_be_used_are_named_and_the_others_scored(vlm, refere
     lost = sample(1, request=type(sample().request)(tmp_path / "none.png", "What?", "red"))
     empty, refused = sample(2, " "), sample(3, request=type(sample().request)(None, "No", "red"))
     editor = Fails(prompts=("No",))
-    result = evaluate(
-        vlm, editor, [sample(0), lost, empty, refused, sample(4)], ("paper",), reference=reference
-    )
+    marked = sample(5, text_locality=[EditRequest(None, "an <image> there", "yes")])
+    some = [sample(0), lost, empty, refused, sample(4), marked]
+    result = evaluate(vlm, editor, some, ("paper",), reference=reference)
     assert set(result.frame["example"]) == {"s0", "s4"}
     told = result.provenance["quarantined_rows"]
-    assert result.provenance["quarantined"] == len(told) == 3
+    assert result.provenance["quarantined"] == len(told) == 4
     assert "s1: row 1: image" in told[0] and "none.png" in told[0]
     assert "s2: row 2" in told[1] and "empty" in told[1]
     assert "s3: row 3" in told[2] and "no edit of this request" in told[2]
+    assert "s5: row 5: text_locality: prompt contains '<image>'" in told[3]
 
 
 def test_no_sample_at_all_cannot_be_scored(vlm, reference):

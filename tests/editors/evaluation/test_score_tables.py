@@ -1,11 +1,16 @@
 """Tables of scores: planted results, worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import picture
 from planted_scores import result
 
+from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
+from editors.evaluation.scoring import item_of
 from editors.evaluation.tables import costs, markdown, save_tables, summary
 
 
@@ -27,6 +32,47 @@ def test_seeds_of_one_editor_are_one_row_with_their_spread():
     assert row["spread"] == pytest.approx(np.std([50, 75, 100], ddof=1))
     unedited = table[table["editor"] == "unedited"]
     assert set(unedited["runs"]) == {1} and unedited["spread"].isna().all()
+
+
+def test_edits_that_share_a_locality_question_are_resampled_together():
+    made, rng = result(0.5, num=40), np.random.default_rng(0)
+    frame = made.frame
+    local = frame["metric"] == "m_loc"
+    right = np.arange(local.sum()) // 4 % 20 < 10  # four rows of an example, in order
+    frame.loc[local, "value"] = right.astype(float)
+
+    def interval_of(items):
+        frame.loc[local, "item"] = items
+        table = summary([made])
+        row = table[(table["metric"] == "m_loc") & (table["editor"] == "mine")].iloc[0]
+        return row["mean"], row["low"], row["high"], row["n"]
+
+    own = list(frame.loc[local, "example"])
+    mean, low, high, n = interval_of(own)
+    assert (mean, n) == (50, 40) and 30 < low < 45 and 55 < high < 70
+    pairs = np.arange(local.sum()) // 4 % 20 // 10  # two questions: all right, and all wrong
+    assert interval_of([f"pair {i}" for i in pairs]) == (50, 0, 100, 40)
+    one = interval_of(["the same"] * local.sum())
+    assert one[0] == 50 and np.isnan(one[1]) and np.isnan(one[2])  # one item has no spread
+    assert interval_of(rng.permutation(own))[0] == 50
+
+
+def test_the_item_of_locality_is_its_question_and_that_of_other_scores_the_edit():
+    def sample(name, answer):
+        request = EditRequest(None, "What is it?", "a cat")
+        local = [EditRequest(None, "nq question: who?", answer)]
+        return EditSample(name, request, text_locality=local)
+
+    edited = EditRequest(None, "What is it?", "a dog")
+    one, other, third = sample("a", "Emma"), sample("b", "Emma"), sample("c", "Jane")
+    assert item_of(one, "t_loc") == item_of(other, "t_loc") != item_of(third, "t_loc")
+    assert item_of(one, "rel") == item_of(other, "avg") == item_of(third, "rel")
+    assert item_of(one, "rel") != item_of(replace(one, request=edited), "rel")
+    near, same, far = (
+        EditSample(name, edited, visual_locality=[EditRequest(picture(seed=n), "Who?", "she")])
+        for name, n in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert item_of(near, "m_loc") == item_of(same, "m_loc") != item_of(far, "m_loc")
 
 
 def test_gates_of_one_editor_are_rows_of_their_own():

@@ -17,7 +17,7 @@ from editors.gating.features import COVERED, REQUEST, GateReader, RelatedInput
 from editors.gating.gates import LearnedGate
 from editors.gating.pairs import InputStates, sample_pairs
 from editors.gating.threshold import gate_table, score_table
-from editors.gating.training import GateTraining, fit_net, split, train_gate
+from editors.gating.training import GateTraining, fit_cosine_gate, fit_net, split, train_gate
 
 WIDTH, PATCHES, SAME, OTHER, TEXT = 16, 4, "same_kind", "other_image", "text_locality"
 SETTINGS = GateTraining(steps=150, batch_size=16, width=16, pools=2, patch=8)
@@ -180,3 +180,14 @@ def test_what_cannot_be_learned_from_is_refused():
         train_gate(vlm, samples(2), [4])
     with pytest.raises(AttribError, match="no edit to evaluate gates on"):
         gate_table(vlm, [], {})
+
+
+def test_rows_that_cannot_be_encoded_are_set_aside_by_name(caplog):
+    """One text that no model can read ends neither the training nor the table of gates."""
+    vlm, odd = tiny_vlm("llava"), replace(samples(5)[4], id="odd")
+    odd = replace(odd, text_generality=[EditRequest(None, "\ud800", "x")])
+    rows, settings = [*samples(4), odd], GateTraining(steps=1, batch_size=4, width=8)
+    for gate in (train_gate(vlm, rows, [0], settings), fit_cosine_gate(vlm, rows, 0)):
+        table = gate_table(vlm, rows, {"gate": gate})
+        assert set(table["n"]) == {4}
+    assert caplog.text.count("odd is set aside") == 4

@@ -133,7 +133,9 @@ def test_training_says_how_many_demonstrations_fit(llava, tmp_path, caplog, monk
     monkeypatch.setattr(logging.getLogger("attrib"), "propagate", True)
     IKE.train(llava, samples(), out=tmp_path, demonstrations=2)
     assert "fit the positions" not in caplog.text
-    IKE.train(llava, samples(), out=tmp_path, demonstrations=32)
+    marked = EditSample("marked", EditRequest(None, "an <image>?", "blue"))
+    IKE.train(llava, [marked, *samples()], out=tmp_path, demonstrations=32)
+    assert "marked is set aside: request: prompt contains '<image>'" in caplog.text
     assert "of 18 demonstrations fit the positions of llava" in caplog.text
 
 

@@ -1,10 +1,11 @@
 """Passes that resume from prefix states equal the hooked model, on every architecture."""
 
 import torch
-from conftest import tiny_vlm
+from conftest import picture, tiny_vlm
 from tiny_edits import memory_of, requests, sites
 from torch.testing import assert_close
 
+from attrib.data import EditRequest
 from attrib.model.batch import IGNORE_INDEX
 from editors.adapters.edit_signal import EMBED
 from editors.adapters.router import HiddenEdit
@@ -25,6 +26,8 @@ def hooked_logits(vlm, asked, edit=None):
 def check_against_hooks(vlm, first):
     """Adapters between plain calls of the layers do what hooks do."""
     asked, written = requests(), sites(vlm)
+    if vlm.components.patch_size:  # several images in one prompt, where the processor takes them
+        asked[2] = EditRequest([picture(40, 60), *asked[2].images], "Which is red?", "the first")
     states = prefix_states(vlm, asked, [EMBED, 0, 1], batch_size=3)
     memory = memory_of(asked[0], states[0], written)
     prefixes = collate(states, first)

@@ -12,7 +12,7 @@ from torch import nn
 from attrib.errors import AttribError, SetupError
 from editors.training.config import TrainingConfig
 from editors.training.run import TENSORBOARD, tensorboard
-from editors.training.trainer import BEST, Objective, Trainer
+from editors.training.trainer import BEST, LAST, Objective, Trainer
 
 STEPS = TrainingConfig(steps=12, batch_size=3, learning_rate=0.05, validate_every=4, save_every=5)
 
@@ -54,14 +54,16 @@ def weights(line):
     return torch.cat([p.detach().flatten() for p in line.module.parameters()])
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "number"), [("adam", signal.SIGINT), ("muon", signal.SIGTERM)]
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer, number):
     config = STEPS.changed(optimizer=optimizer)
     whole, going = run(tmp_path / "whole", config=config)
     going.train()
 
     def stop():
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         return 1.0
 
     _, going = run(tmp_path / "parts", Line({7: stop}), config)
@@ -89,6 +91,18 @@ def test_after_a_kill_the_last_checkpoint_is_gone_on_from(tmp_path):
     going.train()
     assert resumed.steps == 7  # from step 5 on
     assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_a_damaged_checkpoint_is_named_before_anything_is_trained(tmp_path, name):
+    run(tmp_path)[1].train()
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-4])
+    line, going = run(tmp_path)
+    with pytest.raises(SetupError, match=rf"{name} is missing or damaged .* delete .*{LAST}"):
+        going.train()
+    assert not line.seen
+    (tmp_path / LAST).unlink()
+    assert going.train().step == STEPS.steps
 
 
 def test_another_run_is_refused_with_what_differs(tmp_path):

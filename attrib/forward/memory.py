@@ -1,15 +1,22 @@
-"""Memory of passes: how many samples, and how many perturbed copies of a suffix, run at once."""
+"""Memory of passes: how many samples and perturbed copies run at once, and fewer if out of it."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import psutil
+import torch
+from torch import Tensor
+
+from attrib.errors import is_out_of_memory
 from attrib.forward.suffix import Suffix
-from attrib.memory import available_bytes
 from attrib.model.batch import Batch
 from attrib.model.devices import execution_device
-from attrib.model.last_logits import kept_positions
+from attrib.model.logits import kept_positions
 from attrib.model.precision import widened
 from attrib.model.vlm import VLM
+
+logger = logging.getLogger("attrib")
 
 # Positions per pass: enough to keep a device busy.
 POSITIONS = {"cpu": 2048, "other": 32768}
@@ -44,7 +51,10 @@ def _each(vlm: VLM, batch: Batch) -> int:
     kept = vlm.num_layers * (2 * vlm.d_model + 2 * heads * d_head)
     one_layer = STREAMS * vlm.d_model + layer_width(vlm)
     last = batch["last"].int().argmax(1)
-    logits = kept_positions(vlm.model, last, num_pos) * vlm.components.head.out_features
+    logits = (
+        kept_positions(vlm.model, vlm.components.decoder, last, num_pos)
+        * vlm.components.head.out_features
+    )
     item = vlm.dtype.itemsize
     return num_pos * (kept + one_layer) * item + logits * widened(vlm.dtype).itemsize
 
@@ -88,3 +98,49 @@ def chunk_elements(suffix: Suffix, at_once: int, per_layer: Sequence[int]) -> in
 def layer_width(vlm: VLM) -> int:
     """Elements that a layer's matrices produce per position: its parameters over d_model."""
     return math.ceil(sum(w.numel() for w in vlm.layers[0].parameters()) / vlm.d_model)
+
+
+def free_memory() -> None:
+    """Free what a failed attempt left behind, before a smaller one."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a device; of the machine for the CPU."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
+
+
+def in_chunks(run: Callable[[slice], Tensor], num: int, size: int) -> Iterator[Tensor]:
+    """Yield `run(slice)` for slices of at most `size` that cover 0 to `num`, in order.
+
+    If memory runs out, the slice is halved and later slices have that size. If a slice of one does
+    not fit, the error is raised.
+    """
+    start = 0
+    while start < num:
+        length = min(size, num - start)
+        result = _attempt(run, slice(start, start + length), final=length == 1)
+        if result is None:
+            size = (length + 1) // 2
+            logger.warning("out of memory: continuing with %d rows at a time", size)
+        else:
+            yield result
+            start += length
+
+
+def _attempt(run: Callable[[slice], Tensor], chunk: slice, *, final: bool) -> Tensor | None:
+    # A function of its own, because the error keeps the tensors of all its frames alive.
+    try:
+        return run(chunk)
+    except (RuntimeError, MemoryError) as error:
+        if final or not is_out_of_memory(error):
+            raise
+    free_memory()
+    return None

@@ -1,26 +1,25 @@
-"""Noise sensitivity: options, cost estimate, figures and summary."""
+"""Interventions, noise and another image's states: options, cost, figures and summaries."""
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
-from attrib.errors import AttribError, SetupError
 from attrib.pipeline.analysis import Analysis, Plots
-from attrib.pipeline.options import PANEL, LayerOptions, option, parse_sigmas
+from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option, parse_sigmas
 from attrib.progress import show_bytes, show_seconds
-from attrib.vocabulary import NoiseModality, Unit
+from attrib.vocabulary import NoiseModality, PatchSpan, Unit
 
 if TYPE_CHECKING:
     from attrib.data import EditData, EditSample
-    from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
     from attrib.results import Result
     from attrib.runs.collected import Measure
 
 SIGMAS = "0.1,0.3,0.5,0.7,1.0"
+SPANS = ("visual", "text", "last", "all")
 # Options that decide what is measured; those left out are printed with their defaults.
 ANNOUNCED = (
     "model", "data", "batch_size", "modality", "sigmas", "unit", "draws", "layers", "exclude_last",
@@ -63,6 +62,12 @@ class SweepOptions(LayerOptions):
     def _normalise_sigmas(cls, given: Any) -> str:
         # One spelling for the same numbers: the value identifies the run.
         return ",".join(map(repr, parse_sigmas(given, SIGMAS)))
+
+    @model_validator(mode="after")
+    def _last_is_text(self) -> "SweepOptions":
+        if self.exclude_last and self.modality == "visual":
+            raise ValueError("--exclude-last: the last prompt token is text; leave it out")
+        return self
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `attrib.sensitivity`, except seed and unit."""
@@ -109,15 +114,16 @@ class Sensitivity(Analysis[SweepOptions]):
 
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Perturbed copies, work, memory and time of the whole sweep, judged by its first batch."""
-        from attrib.analyses.cost_plan import sweep_cost
+        from attrib.analyses.cost_plan import seconds_per_pass, sweep_cost
+        from attrib.pipeline.source import first_batch
         from attrib.runs import samples_per_pass
 
         arguments = self.options.arguments()
         visual = self.options.modality == "visual"
         size = self.options.batch_size or samples_per_pass(vlm, data)
-        batch = _first_batch(vlm, data, size, visual=visual)
+        batch = first_batch(vlm, data, size, visual=visual)
         cost = sweep_cost(vlm, batch, **arguments)
-        rounds, seconds = len(data) / batch.size, _seconds_per_pass(vlm, batch)
+        rounds, seconds = len(data) / batch.size, seconds_per_pass(vlm, batch)
         forwards = cost.forwards * rounds + cost.test
         layers = arguments["layers"] or range(vlm.num_layers)
         sigmas = ", ".join(f"{sigma:g}" for sigma in arguments["sigmas"])
@@ -155,33 +161,78 @@ class Sensitivity(Analysis[SweepOptions]):
         return summarize_sensitivity(result)
 
 
-def _first_batch(vlm: "VLM", data: "EditData", size: int, *, visual: bool) -> "Batch":
-    """The first samples that can be encoded; only those with an image if it is perturbed."""
-    images, prompts = [], []
-    for sample in data:
-        try:
-            image = sample.request.image
-            if image is not None or not visual:
-                vlm.encode([image], [sample.request.prompt])
-                images.append(image)
-                prompts.append(sample.request.prompt)
-        except AttribError:
-            continue  # the run quarantines it
-        if len(prompts) == size:
-            break
-    if not prompts:
-        raise SetupError("no sample of the data can be used; run without --dry-run for the reasons")
-    return vlm.encode(images, prompts)
+class PatchingOptions(MeasureOptions):
+    """Options of `attrib patching`."""
+
+    span: str = option(
+        "visual,last",
+        "Positions to patch: visual, text, last (the last prompt token), all (the control); "
+        "several separated by commas.",
+        panel=PANEL,
+    )
+    other_image: Path | None = option(None, "The other photo.", panel="One photo")
+    fit: bool = option(
+        False,
+        "Crop and scale the other image to the size of the first, for models whose number of "
+        "visual tokens depends on the size.",
+        panel=PANEL,
+        flags=("--fit",),
+    )
+
+    @field_validator("span", mode="before")
+    @classmethod
+    def _normalise_spans(cls, given: Any) -> str:
+        names = [name.strip() for name in str(given).split(",")]
+        if unknown := [name for name in names if name not in SPANS]:
+            raise ValueError(f"no span {unknown[0]!r}; spans are {', '.join(SPANS)}")
+        # One spelling for the same spans: the value identifies the run.
+        return ",".join(name for name in SPANS if name in names)
+
+    @model_validator(mode="after")
+    def _two_photos(self) -> "PatchingOptions":
+        one_photo = "prompt" in type(self).model_fields
+        prompt = getattr(self, "prompt", None)
+        if one_photo and (prompt is None) != (self.other_image is None):
+            raise ValueError("one photo: give --image, --prompt and --other-image together")
+        return self
 
 
-def _seconds_per_pass(vlm: "VLM", batch: "Batch") -> float:
-    """Seconds of a forward pass: the faster of two, since the first one warms up."""
-    import torch
+class Patching(Analysis[PatchingOptions]):
+    """At which layers the answer follows the states of another image."""
 
-    seconds = []
-    with torch.no_grad():
-        for _ in range(2):
-            start = time.perf_counter()
-            vlm.logits(batch)[:, -1, 0].tolist()  # waits for the device
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    name = "patching"
+    Options = PatchingOptions
+
+    def measure(self, samples: "Sequence[EditSample]") -> "Measure":
+        """See `attrib.analyses.patching.measure_patching`."""
+        from attrib.analyses.patching import measure_patching
+        from attrib.data import open_photo
+
+        del samples
+        path = self.options.other_image
+        other = open_photo(path) if path else None
+        how = {"spans": self._spans(), "other": other, "fit": self.options.fit}
+        return partial(measure_patching, **how, skip_blank=True)
+
+    def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
+        """Forward passes per pair of images."""
+        passes = 2 + len(self._spans()) * (vlm.num_layers - 1) / 2
+        yield f"cost: at most {passes:g} forward passes for each of {len(data)} pairs"
+
+    def plots(self, result: "Result") -> Plots:
+        """Share of answers that follow the other image, and the logit difference."""
+        from attrib import plots
+
+        return {
+            "patching": partial(plots.patching, result),
+            "patching-difference": partial(plots.patching_difference, result),
+        }
+
+    def summarize(self, result: "Result") -> str:
+        """Up to which layer patching flips the answer."""
+        from attrib.report.intervention_summaries import summarize_patching
+
+        return summarize_patching(result)
+
+    def _spans(self) -> list[PatchSpan]:
+        return cast("list[PatchSpan]", self.options.span.split(","))
