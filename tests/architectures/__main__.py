@@ -1,6 +1,6 @@
 """Check a small model of every image-text-to-text type; write the table of docs/models.md.
 
-    python -m tests.architectures                      # all types, two at a time; about 5 minutes
+    python -m tests.architectures                      # all types, two at a time; about 3 minutes
     python -m tests.architectures --only llava gemma4  # these with variants, printed
     python -m tests.architectures --compare            # all; fails if one passes less than recorded
 

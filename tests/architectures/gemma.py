@@ -102,7 +102,9 @@ BUILDERS = {
     "gemma4: per-layer embeddings": lambda: _gemma4(hidden_size_per_layer_input=8),
     "gemma4: experts": lambda: _gemma4(**EXPERTS),
     "gemma4: soft-cap": lambda: _gemma4(final_logit_softcapping=20.0),
-    "gemma4: shared keys and values": lambda: _gemma4(num_kv_shared_layers=2),
+    "gemma4: shared keys and values": lambda: _gemma4(
+        num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
     "gemma4: both directions": lambda: _gemma4(use_bidirectional_attention="vision"),
     "gemma4_unified": _gemma4_unified,
 }
