@@ -16,8 +16,9 @@ BIN := .venv/bin
 demo: .venv/installed  ## a report about an embedded, trained model, in demo/report.html
 	$(BIN)/attrib demo
 
+# Compiled modules are kept, whatever the environment says: they take each worker 20 seconds.
 test: .venv/installed  ## the test suite, which also runs all notebooks
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests
 
 check: .venv/installed  ## exactly what CI runs
 	bash .ci/run
