@@ -1,4 +1,8 @@
-"""Tiny random models of every architecture, built once per session; nothing is downloaded."""
+"""Tiny random models of every architecture, built once per session; nothing is downloaded.
+
+Heavy packages are imported inside functions: the process that shares tests out to workers needs
+none of them.
+"""
 
 import gc
 import os
@@ -9,30 +13,37 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import shape_checks  # noqa: F401  before the packages are imported
-import tiny_models
-import torch
-from PIL import Image
-
-from attrib.model.vlm import VLM
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
+    import torch
+
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
+ARCHITECTURES = (
+    "llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "idefics3", "smolvlm", "internvl",
+)  # fmt: skip
 FAMILIES = ("llava", "blip2_opt", "blip2_llama")
 # The most different decoders: LayerNorm, biases, learned positions; norms after sublayers and
 # attention in both directions over the image; writes between layers and rotary positions in 3D.
 DIFFERENT = ("blip2_opt", "gemma3", "qwen3_vl")
 _built = {}
+gc.disable()  # until all modules are imported
 
 
 def pytest_collection_finish():
     """Modules stay: a collection of garbage need not look at them (half a second each time)."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
 
 def tiny_vlm(name):
     """The tiny model of one architecture, the same one whenever it is asked for."""
+    import tiny_models
+
+    from attrib.model.vlm import VLM
+
     if name not in _built:
         _built[name] = VLM(*tiny_models.build(name), name=name)
     return _built[name]
@@ -40,6 +51,8 @@ def tiny_vlm(name):
 
 def save_tiny(folder, name="llava"):
     """The folder, with a tiny model of one architecture and its processor in it."""
+    import tiny_models
+
     for part in tiny_models.build(name):
         part.save_pretrained(folder)
     return folder
@@ -47,6 +60,9 @@ def save_tiny(folder, name="llava"):
 
 def picture(width=60, height=40, seed=0):
     """An image of noise."""
+    import torch
+    from PIL import Image
+
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
@@ -58,7 +74,7 @@ def examples(num=3):
     return images, [f"What is {'very ' * (i % 4)}red?" for i in range(num)]
 
 
-@pytest.fixture(scope="session", params=tiny_models.BUILDERS)
+@pytest.fixture(scope="session", params=ARCHITECTURES)
 def any_vlm(request):
     """Each of the 14 architectures."""
     return tiny_vlm(request.param)

@@ -4,6 +4,7 @@ import jaxtyping
 import pytest
 import torch
 from beartype import beartype
+from jaxtyping import Float
 
 from attrib.model.logits import freeze_norm
 
@@ -16,12 +17,21 @@ def test_a_wrong_shape_is_refused():
 def test_a_closure_is_checked_at_its_first_definition():
     def define():
         @jaxtyping.jaxtyped(typechecker=beartype)
-        def closure(number: int) -> int:
-            return number
+        def closure(row: 'Float[torch.Tensor, " pos"]', other: "torch.Tensor | None" = None):
+            return row if other is None else other
 
         return closure
 
-    first, second = define(), define()
-    with pytest.raises(jaxtyping.TypeCheckError):
-        first("one")
-    assert second("one") == "one"
+    first, second, wrong = define(), define(), torch.zeros(1, 1)
+    assert first(wrong[0]).shape == (1,)
+    for arguments in ((wrong,), (wrong[0], "one")):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            first(*arguments)
+    assert second(wrong) is wrong
+
+
+def test_functions_without_shapes_are_left_as_they_are():
+    def name(vlm: "list[int]", text: str | None) -> str:
+        return text or str(vlm)
+
+    assert jaxtyping.jaxtyped(typechecker=beartype)(name) is name

@@ -16,6 +16,10 @@ from attrib.model.batch import Batch, Grid
 from attrib.model.precision import normalized, widened
 from attrib.model.vlm import VLM
 
+# A sum over channels may be off by this many roundings of the sum of sizes: 1.3 in float32, 0.4 in
+# float16 and bfloat16 (measured on the embedded models).
+ROUNDING = 2
+
 
 def require_images(batch: Batch) -> None:
     """Raise AttribError if a request of the batch has no visual tokens."""
@@ -114,7 +118,9 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
     A baseline for heatmaps (Simonyan et al. 2013; Shrikumar et al. 2016). The logit is that at the
     last prompt position; the product is summed over channels. To first
     order it is the drop of the logit if the state were scaled to zero. One backward pass gives all
-    layers. NaN past an example's visual tokens.
+    layers. NaN past an example's visual tokens; 0 for a map whose every value is a rounding error.
+    That of the last layer is, since only the normed states of other positions count there, which
+    do not change with the length of a state.
 
     Raises:
         AttribError: No image in the batch.
@@ -130,8 +136,13 @@ def gradient_times_input(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer v
     for layer, (states, gradient) in enumerate(zip(inputs, gradients, strict=True)):
         # Writes between two layers (Qwen3-VL) belong to the input of the second.
         entering = captured.inputs[layer][1] if layer in captured.inputs else states
-        product = (entering.detach().to(wide) * gradient.to(wide)).sum(-1, keepdim=True)
-        layers.append(tokens.gather(product)[..., 0].to(tokens.at.device))
+        product = entering.detach().to(wide) * gradient.to(wide)
+        both = torch.stack([product.sum(-1), product.abs().sum(-1)], -1)
+        value, size = tokens.gather(both).unbind(-1)
+        is_noise = value.abs() <= ROUNDING * torch.finfo(vlm.dtype).eps * size
+        is_noise |= ~tokens.real.to(is_noise.device)
+        value = value.masked_fill(is_noise.all(1, keepdim=True), 0)
+        layers.append(value.to(tokens.at.device))
     values = torch.stack(layers, 1)
     return values.masked_fill(~tokens.real[:, None], torch.nan)
 

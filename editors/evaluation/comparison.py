@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -74,7 +75,7 @@ class Comparison:
 
     def parts(self) -> list[tuple[str, pd.DataFrame, str]]:
         """Title, table and note of each part: one per protocol, costs, published rows."""
-        parts = score_tables(self.results)
+        parts = score_tables(self._scores)
         parts.append(("Costs of an edit (medians) and of training", self._costs(), ""))
         rows = published(self.model, self.data)
         if len(rows):
@@ -87,7 +88,7 @@ class Comparison:
             "table.md": self.markdown(),
             "table.tex": self.latex(),
             "table.html": self.html(),
-            "scores.csv": summary(self.results).to_csv(index=False),
+            "scores.csv": self._scores.to_csv(index=False),
             "costs.csv": self._costs().to_csv(index=False),
         }
         curves = self.curves()
@@ -132,6 +133,11 @@ class Comparison:
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         page = f"<!doctype html><html lang=en><head>{head}<title>{title}</title>"
         return f"{page}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+
+    @cached_property
+    def _scores(self) -> pd.DataFrame:
+        """The summary, whose intervals take a moment: every format shows it."""
+        return summary(self.results)
 
     def _costs(self) -> pd.DataFrame:
         spent: list[dict[str, Any]] = costs(self.results).to_dict("records")

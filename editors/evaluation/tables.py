@@ -107,9 +107,9 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
     return wide.groupby(KEYS, sort=False)[[*COSTS, "latency"]].median().reset_index()
 
 
-def score_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame, str]]:
-    """Title, table and note per protocol: a row per editor, a column per metric, as text."""
-    scores, parts = summary(results), []
+def score_tables(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
+    """Title, table and note per protocol of a `summary`: a row per editor, a column per metric."""
+    parts = []
     for protocol, some in scores.groupby("protocol", sort=False):
         rows: dict[tuple[str, str], dict[str, str]] = {}
         records: list[dict[str, Any]] = some.to_dict("records")
@@ -125,8 +125,12 @@ def score_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame, str
 
 def markdown(results: Sequence[Result]) -> str:
     """The tables of scores and costs in Markdown."""
-    spent = costs(results).rename(columns=COST_NAMES).map(_shortened)
-    parts = [*score_tables(results), ("Cost of an edit (medians)", spent, "")]
+    return _markdown(summary(results), costs(results))
+
+
+def _markdown(scores: pd.DataFrame, spent: pd.DataFrame) -> str:
+    spent = spent.rename(columns=COST_NAMES).map(_shortened)
+    parts = [*score_tables(scores), ("Cost of an edit (medians)", spent, "")]
     return markdown_parts(parts, "###") + "\n"
 
 
@@ -140,11 +144,11 @@ def markdown_parts(parts: Sequence[tuple[str, pd.DataFrame, str]], heading: str)
 
 def save_tables(results: Sequence[Result], folder: str | Path) -> list[Path]:
     """Write `summary.csv`, `costs.csv` and `summary.md` into a folder."""
-    folder = Path(folder)
+    folder, scores, spent = Path(folder), summary(results), costs(results)
     return [
-        write_text(folder / "summary.csv", summary(results).to_csv(index=False)),
-        write_text(folder / "costs.csv", costs(results).to_csv(index=False)),
-        write_text(folder / "summary.md", markdown(results)),
+        write_text(folder / "summary.csv", scores.to_csv(index=False)),
+        write_text(folder / "costs.csv", spent.to_csv(index=False)),
+        write_text(folder / "summary.md", _markdown(scores, spent)),
     ]
 
 

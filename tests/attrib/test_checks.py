@@ -3,8 +3,9 @@
 from contextlib import ExitStack, contextmanager
 
 import pytest
+import tiny_models
 import torch
-from conftest import tiny_vlm
+from conftest import ARCHITECTURES, tiny_vlm
 
 import attrib
 from attrib.checks import CHECKS, QUICK, check, checks, continued, inputs, verify
@@ -24,6 +25,10 @@ from attrib.model.vlm import VLM
 
 def test_every_check_passes(any_vlm):
     assert check(any_vlm).failed == ()
+
+
+def test_all_architectures_that_are_built_are_checked():
+    assert set(ARCHITECTURES) == set(tiny_models.BUILDERS)
 
 
 def test_a_report_is_a_table_of_what_was_measured():

@@ -13,9 +13,10 @@ from attrib.analyses import key_value_swap
 from attrib.analyses.key_value_swap import LastQuery
 from attrib.analyses.sensitivity import clean_pass
 from attrib.checks import CHECKS, QUICK, check, checks, continued, inputs, verify
+from attrib.checks.inputs import _float32_attention as float32_attention
 from attrib.forward import attention_replay, layer_call
 from attrib.forward import suffix as suffixes
-from attrib.forward.attention import AttentionCall
+from attrib.forward.attention import AttentionCall, capture_attention
 from attrib.forward.hooks import gather_positions, write
 from attrib.forward.layer_call import KeyValues
 from attrib.forward.replay import logits_from
@@ -137,6 +138,37 @@ def test_nonsense_is_refused_in_every_dtype(fault, dtype, monkeypatch):
     vlm = loaded("tiny-llava", dtype)
     patch(monkeypatch)
     assert check(vlm, selected).failed
+
+
+def rotated_early(q):
+    """Queries with the rotation of the position before."""
+    angle = 10_000.0 ** -(torch.arange(0, q.shape[-1], 2) / q.shape[-1])
+    cos, sin = (x.to(q.dtype).repeat(2) for x in (angle.cos(), -angle.sin()))
+    first, second = q.chunk(2, -1)
+    return q * cos + torch.cat([-second, first], -1) * sin
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_query_rotated_one_position_too_early_is_refused_in_every_head(dtype, monkeypatch):
+    given, calls, real = inputs.CheckInputs(loaded("tiny-llava", dtype)), {}, capture_attention
+
+    def keeping(vlm, listen):
+        return real(vlm, lambda i, call: listen(i, calls.setdefault(i, call)))
+
+    monkeypatch.setattr(inputs, "capture_attention", keeping)
+    found, last = given.hooked, given.batch["last"].int().argmax(1)
+    checks.attention_rows_are_the_models(given)
+    for layer, call in calls.items():
+        for head in range(call.q.shape[1]):
+            q = call.q.clone()
+            q[:, head] = rotated_early(q[:, head])
+            wrong = replace(call, q=q)
+            ours, exact = wrong.weighted_values(wrong.row(last)), float32_attention(wrong, last)
+            changed = found.attention[layer]._replace(ours=ours, exact=exact)
+            there = {**found.attention, layer: changed}
+            given.__dict__["hooked"] = replace(found, attention=there)
+            with pytest.raises(inputs.CheckFailed, match="outputs of a head differ by"):
+                checks.attention_rows_are_the_models(given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import examples, tiny_vlm
+from conftest import examples, picture, tiny_vlm
 from torch.testing import assert_close
 
+import attrib
 from attrib.analyses.visual_tokens import gradient_times_input
 from attrib.errors import AttribError
 from attrib.forward.hooks import gather_positions, position_index, write
@@ -73,6 +74,14 @@ def test_every_architecture_has_gradients_and_stays_frozen(any_vlm):
         assert values[row, :, :count].isfinite().all() and values[row, :, count:].isnan().all()
     assert values[2, 1].nan_to_num().abs().max() > 0
     assert not any(weight.requires_grad for weight in any_vlm.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_map_of_rounding_errors_is_zero(dtype):
+    vlm = attrib.load("tiny-llava", dtype=dtype, verify=False)
+    with torch.no_grad():
+        values = gradient_times_input(vlm, vlm.encode([picture()], ["What is red?"]))[0]
+    assert not values[-1].any() and values[:-1].any(1).all()
 
 
 def test_text_alone_is_refused(vlm):

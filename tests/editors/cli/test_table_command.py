@@ -45,7 +45,7 @@ def given(there, *more):
             "--out", "t", *more)  # fmt: skip
 
 
-def test_editors_stand_side_by_side_and_nothing_is_done_twice(run, there, tmp_path):
+def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, there, tmp_path):
     code, out, err = run(*given(there, "--editors", "ft-l,dualedit", "--seeds", 2))
     assert code == 0, err
     assert "table: 3 editors, 3 of them to be scored" in err  # ft-l has nothing to train: no seeds
@@ -65,12 +65,11 @@ def test_editors_stand_side_by_side_and_nothing_is_done_twice(run, there, tmp_pa
     names = list(dict.fromkeys(pd.read_csv(folder / "scores.csv")["editor"]))
     assert names == ["unedited", "dualedit", "ft-v", "ft-l"]  # what was there before as well
     assert (folder / "dualedit-seed-0" / "adapters.safetensors").stat().st_mtime_ns == weights
-
-
-def test_a_folder_of_other_settings_and_unknown_editors_are_refused(run, there):
-    assert run(*given(there, "--editors", "ft-l"))[0] == 0
     code, _, err = run(*given(there, "--editors", "ft-l", "--limit", 3))
     assert code == 3 and "made with other settings: limit: 2 there, 3 now" in err
+
+
+def test_unknown_editors_are_refused(run, there):
     code, _, err = run(*given(there, "--editors", "rome"))
     assert code == 2 and "--editors: there is no 'rome'; there are" in err
 

@@ -23,7 +23,7 @@ def llava():
 def editor(llava, tmp_path_factory):
     out = tmp_path_factory.mktemp("dual")
     layers = {"text": [1], "visual": [0]}
-    trained = DualEdit.train(llava, samples(4), layers=layers, out=out, gate="none", **QUICK)
+    trained = DualEdit.train(llava, samples(3), layers=layers, out=out, gate="none", **QUICK)
     return trained.with_gate(CosineGate(0, 0.5))
 
 
@@ -57,7 +57,7 @@ def test_another_model_other_adapters_and_other_files_are_refused(llava, editor,
     with pytest.raises(SetupError, match="an edit of llava, whose weights are not those of"):
         load_edit(path, tiny_vlm("blip2_llama"), editor)
     other = DualEdit.train(
-        llava, samples(4), layers={"text": [1]}, out=tmp_path / "o", gate="none", **QUICK
+        llava, samples(2), layers={"text": [1]}, out=tmp_path / "o", gate="none", **QUICK
     )
     with pytest.raises(SetupError, match="made with another editor"):
         load_edit(path, llava, other)
@@ -72,7 +72,7 @@ def test_another_model_other_adapters_and_other_files_are_refused(llava, editor,
     (IKE, {"demonstrations": 2}), (LTE, ONE_STEP), (SERAC, ONE_STEP),
 ])  # fmt: skip
 def test_edits_of_text_and_of_a_second_model_come_back(kind, options, llava, tmp_path):
-    editor = kind.train(llava, samples(6), out=tmp_path / "editor", preset="embedded", **options)
+    editor = kind.train(llava, samples(3), out=tmp_path / "editor", preset="embedded", **options)
     loaded = kind.load(tmp_path / "editor", llava)
     asked = [sample.request for sample in samples(2)]
     for requests in (asked[:1], asked):

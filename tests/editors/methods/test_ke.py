@@ -83,9 +83,8 @@ def test_words_decide_and_padding_does_not():
     assert not torch.allclose(together[0], together[1])
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
-    vlm = tiny_vlm(name)
+def test_training_lowers_the_loss_and_leaves_the_model(tmp_path):
+    vlm = tiny_vlm("llava")
     before = state(vlm)
     editor = KE.train(vlm, told(4), out=tmp_path, **QUICK)
     assert_restored(vlm, before)

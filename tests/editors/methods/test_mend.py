@@ -114,9 +114,8 @@ def test_tokens_are_pooled_and_those_without_a_gradient_left_out(pooling):
     torch.testing.assert_close(dense, 2 * delta.mT @ x / counts)
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_training_lowers_the_loss_and_leaves_the_model(name, tmp_path):
-    vlm = tiny_vlm(name)
+def test_training_lowers_the_loss_and_leaves_the_model(tmp_path):
+    vlm = tiny_vlm("blip2_opt")
     before = state(vlm)
     editor = MEND.train(vlm, samples(5), out=tmp_path, **QUICK)
     assert_restored(vlm, before)
