@@ -2,6 +2,9 @@
 
 python -m attrib.zoo train tiny-llava       # resumes an interrupted run; hours on one CPU core
 python -m attrib.zoo measure tiny-llava     # scores and layer curves -> model card
+python -m attrib.zoo train smol-llava       # minutes on a GPU; needs SmolLM2
+
+The scores of smol-llava take long on a CPU: benchmarks.smol_llava measures them piece by piece.
 """
 
 import argparse
@@ -17,13 +20,16 @@ from jinja2 import Environment, StrictUndefined
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from attrib.data.scenes.vocabulary import EVERYDAY
-from attrib.files import WEIGHTS
+from attrib.errors import SetupError
+from attrib.files import WEIGHTS, language_model_folder, missing_part
 from attrib.model.vlm import VLM
 from attrib.stats import wilson
+from attrib.zoo import BUILDERS, NUM_LAYERS
+from attrib.zoo.adaptation import Adaptation, AdaptationRun
 from attrib.zoo.evaluate import layer_curves, score
-from attrib.zoo.models import BUILDERS, NUM_LAYERS
 from attrib.zoo.train import Recipe, Run, read_progress
 
+SMOL = "smol-llava"
 RECIPES = {
     "tiny-llava": Recipe(hold=1000, decay=900),
     "tiny-blip2": Recipe(),
@@ -88,13 +94,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m attrib.zoo", description=__doc__)
     parser.add_argument("command", choices=("train", "measure"))
-    parser.add_argument("name", choices=tuple(BUILDERS))
+    parser.add_argument("name", choices=(*BUILDERS, SMOL))
     parser.add_argument("--runs", type=Path, default=Path("zoo-runs"), help="folder of checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0, help="of smol-llava's data, on a GPU")
     parser.add_argument("--count", type=int, default=1000, help="held-out scenes to measure on")
     options = parser.parse_args(arguments)
-    command = {"train": _train, "measure": _measure}[options.command]
-    command(options)
+    if options.name == SMOL and options.command == "measure":
+        parser.error(f"{SMOL} is measured by: python -m benchmarks.smol_llava")
+    commands = {"train": _adapt if options.name == SMOL else _train, "measure": _measure}
+    commands[options.command](options)
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    if lacks := missing_part(WEIGHTS / SMOL):
+        raise SetupError(f"{SMOL}: {lacks}")
+    run = AdaptationRun(
+        options.runs / SMOL, Adaptation(), language_model_folder(), options.device, options.workers
+    )
+    run.train(log=lambda line: print(line, flush=True))  # noqa: T201 - a script
+    run.export(WEIGHTS / SMOL)
 
 
 def _train(options: argparse.Namespace) -> None:
