@@ -26,14 +26,13 @@ def _llama4():
 
 
 def _aria():
-    vision = {"image_size": 490, "patch_size": 70}  # 490 or 980 pixels: no other size is taken
+    vision = {"image_size": 980, "patch_size": 140}  # its processor gives pictures of 980 pixels
     config = small(
         "aria", vision_config=vision, projector_patch_to_query_dict={49: 4},
         text_config={"num_key_value_heads": 4},
     )  # fmt: skip
     processor = tr.AriaProcessor(
-        tr.AriaImageProcessorPil(max_image_size=490), words("<s>", image_token="<image>"),
-        size_conversion={490: 4},
+        tr.AriaImageProcessorPil(), words("<s>", image_token="<image>"), size_conversion={980: 4}
     )  # fmt: skip
     return model_of(config), processor
 

@@ -27,6 +27,14 @@ def _shieldgemma2():
     return model_of(config), tr.Gemma3Processor(images, words("<s>", **NAMES), image_seq_length=4)
 
 
+def _paligemma2():
+    """Attention scores are soft-capped, so it attends eagerly, without sdpa."""
+    model, processor = tiny_models.build("paligemma")
+    text = small("gemma2", attn_logit_softcapping=5.0, final_logit_softcapping=20.0)
+    config = model.config.to_dict() | {"text_config": text.to_dict()}
+    return model_of(tr.PaliGemmaConfig(**config)), processor
+
+
 def _gemma4(**variant):
     text = {
         "layer_types": KINDS, "global_head_dim": 16, "hidden_size_per_layer_input": 0,
@@ -97,13 +105,16 @@ BUILDERS = {
     "gemma3": tiny_models.BUILDERS["gemma3"],
     "shieldgemma2": _shieldgemma2,
     "paligemma": tiny_models.BUILDERS["paligemma"],
+    "paligemma: Gemma 2": _paligemma2,
     "gemma3n": _gemma3n,
     "gemma4": _gemma4,
     "gemma4: per-layer embeddings": lambda: _gemma4(hidden_size_per_layer_input=8),
     "gemma4: experts": lambda: _gemma4(**EXPERTS),
     "gemma4: soft-cap": lambda: _gemma4(final_logit_softcapping=20.0),
     "gemma4: shared keys and values": lambda: _gemma4(
-        num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        hidden_size_per_layer_input=8,
     ),
     "gemma4: both directions": lambda: _gemma4(use_bidirectional_attention="vision"),
     "gemma4_unified": _gemma4_unified,

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import (
 from tests.tiny_models import BOS, END, EOS, IMAGE, PAD, START, TEXT, VIDEO
 
 # What a decoder's config gets, where it has such a field and uses it.
+# An indexer of few heads gives many keys the same score, 0, and its choice depends on the padding.
 DECODER = TEXT | {
     "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16,
     "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "num_experts": 4,
@@ -20,7 +21,7 @@ DECODER = TEXT | {
     "moe_num_shared_experts": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16,
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "index_topk": 8, "index_head_dim": 16, "index_n_heads": 2, "mlp_ratio": 2,
+    "index_topk": 8, "index_head_dim": 16, "index_n_heads": 8, "mlp_ratio": 2,
     "shared_experts_intermediate_size": 32, "linear_num_heads": 4, "linear_head_dim": 16,
     "use_cache": True,
 }  # fmt: skip
