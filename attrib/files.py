@@ -32,6 +32,8 @@ PACKAGES = (
     "matplotlib",
 )
 WEIGHTS = Path(__file__).parent / "zoo" / "weights"
+ADDITIONS = "additions.safetensors"  # of a model whose language model is not in the package
+ORIGIN = "origin.json"  # beside the files of a fetched language model
 MAX_BYTES = 1 << 30  # hashing more takes seconds; a hub model has its commit
 
 
@@ -132,6 +134,22 @@ def _version(package: str) -> str:
 def embedded_names() -> list[str]:
     """Names of the models that ship with the package."""
     return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
+
+
+def language_model_folder() -> Path:
+    """Where SmolLM2 is once it was fetched: below the user's cache folder (XDG_CACHE_HOME)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "attrib" / "smollm2"
+
+
+def missing_part(folder: Path) -> str | None:
+    """What a model's folder lacks until it is fetched, and the command; None if nothing."""
+    if not (folder / ADDITIONS).is_file() or (language_model_folder() / ORIGIN).is_file():
+        return None
+    return (
+        f"its language model SmolLM2 is not in {language_model_folder()}; fetch it once with: "
+        "attrib models fetch smollm2"
+    )
 
 
 def sha256(path: str | Path) -> str:

@@ -7,7 +7,7 @@ from attrib.errors import SetupError
 from attrib.model.vlm import VLM
 from editors.adapters.router import HiddenEdit
 from editors.base import Edit, Editor, WeightEdit
-from editors.evaluation.evaluate import evaluate
+from editors.evaluation import evaluate
 from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.tables import summary
 from editors.io import SETTINGS

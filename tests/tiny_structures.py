@@ -34,7 +34,7 @@ ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 1e4,
 LATENT = {
     "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
     "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-    "index_topk": 6, "index_head_dim": 16, "index_n_heads": 2, "num_key_value_heads": 4,
+    "index_topk": 6, "index_head_dim": 16, "index_n_heads": 8, "num_key_value_heads": 4,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
 AUDIO = {

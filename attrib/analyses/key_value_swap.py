@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attrib.analyses.visual_tokens import VisualTokens
-from attrib.forward.attention import AttentionCall, override_attention, sdpa
+from attrib.forward.attention import AttentionCall
 from attrib.forward.attention_replay import AttentionRecord
-from attrib.forward.hooks import StopForward, gather_positions
+from attrib.forward.hooks import StopForward, gather_positions, override_attention, own_attention
 from attrib.model.precision import ONE_STEP
 from attrib.vocabulary import NoiseSite
 
@@ -42,6 +42,7 @@ class LastQuery:
         v: All values.
         bias: Added to the scores: 0, or -inf at masked keys.
         scaling: Factor of the scores.
+        softcap: Largest size of a scaled score; None without one.
     """
 
     q: Float[Tensor, "batch key_heads group d_head"]
@@ -49,16 +50,16 @@ class LastQuery:
     v: Float[Tensor, "batch key_heads keys d_value"]
     bias: Float[Tensor, "batch #heads keys"]
     scaling: float
+    softcap: float | None = None
 
     @classmethod
     def of(cls, call: AttentionCall, last: Int[Tensor, " batch"]) -> "LastQuery":
         """The queries of a call at `last`."""
         row, last = torch.arange(len(last), device=call.q.device), last.to(call.q.device)
         dtype = torch.promote_types(call.q.dtype, torch.float32)
-        q = call.q[row, :, last].to(dtype)
-        q = q.reshape(len(row), call.k.shape[1], -1, q.shape[-1])
+        q = call.q[row, :, last].to(dtype).unflatten(1, (call.k.shape[1], -1))
         bias = call.bias(last[:, None], dtype)[:, :, 0]
-        return cls(q, call.k.to(dtype), call.v.to(dtype), bias, call.scaling)
+        return cls(q, call.k.to(dtype), call.v.to(dtype), bias, call.scaling, call.softcap)
 
     def scores(
         self,
@@ -67,9 +68,9 @@ class LastQuery:
     ) -> Float[Tensor, "batch key_heads group some"]:
         """Scores of some keys."""
         scores = self.q @ k.to(self.q.dtype).transpose(-1, -2) * self.scaling
-        if bias.shape[1] > 1:  # every head has its own
-            return scores + bias.reshape(scores.shape)
-        return scores + bias[:, :, None]
+        if (cap := self.softcap) is not None:
+            scores = cap * torch.tanh(scores / cap)
+        return scores + (bias.reshape(scores.shape) if bias.shape[1] > 1 else bias[:, :, None])
 
     def out(self) -> Float[Tensor, "batch heads d_value"]:
         """The unperturbed output, before the output projection."""
@@ -242,7 +243,7 @@ def _one_by_one(
         example, token = (together[:, i].to(tokens.real.device) & tokens.real).nonzero().unbind(1)
         states = hidden.clone()
         states[example, tokens.at[example, token]] = perturbed[example, token]
-        with override_attention(record.block.module, lambda _: sdpa):
+        with override_attention(record.block.module, lambda _: own_attention):
             out = record.replay(site, states)
         changes.append(gather_positions(out, tokens.last) - record.out)
     dtype = torch.promote_types(hidden.dtype, torch.float32)

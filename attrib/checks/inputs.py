@@ -54,7 +54,7 @@ class LastAttention(NamedTuple):
     Attributes:
         row: The attention row.
         ours: The values weighted by it.
-        exact: The output of sdpa in float32.
+        exact: The output of its attention in float32.
         out: The output of the model.
     """
 
@@ -99,6 +99,8 @@ def _float32_attention(call: AttentionCall, queries: Tensor) -> Tensor:
     q = gather_positions(call.q.transpose(1, 2), queries).float()[:, :, None]
     k, v = (x.float().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (call.k, call.v))
     mask = call.bias(queries[:, None].to(q.device), torch.float32)
+    if (cap := call.softcap) is not None:
+        return ((cap * torch.tanh(q @ k.mT * call.scaling / cap) + mask).softmax(-1) @ v)[:, :, 0]
     return scaled_dot_product_attention(q, k, v, mask, scale=call.scaling)[:, :, 0]
 
 
@@ -138,10 +140,9 @@ def generated(vlm: VLM, batch: Batch, *, writing: bool = True) -> Generated:
         "return_dict_in_generate": True,
         "output_scores": True,
     }
+    first = on_output(vlm.layers[-1], lambda h: None if prompt else prompt.append(h))
     with ExitStack() as stack:
-        stack.enter_context(
-            on_output(vlm.layers[-1], lambda h: None if prompt else prompt.append(h))
-        )
+        stack.enter_context(first)
         if writing:
             stack.enter_context(write(vlm, 0, same, batch["text"]))
         vlm.generate(batch, NEW_TOKENS, **settings)

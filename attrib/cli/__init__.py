@@ -69,7 +69,7 @@ COMMANDS = {
     "models": (
         SETUP,
         "attrib.cli.installation",
-        "List, check and assemble models.",
+        "List, check, assemble and fetch models.",
     ),
     "data": (
         SETUP,

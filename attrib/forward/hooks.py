@@ -1,17 +1,23 @@
-"""Read or write the hidden states of decoder layers.
+"""Read or write the hidden states of decoder layers; override their attention.
 
 All contexts see the residual stream, nest, and act in the order they were entered: a `read` entered
 after a `write` sees the written states. Hooks are registered on entering a context and removed on
 leaving it, also after an error. Layers are counted from 0; a layer stands for its output.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cached_property
+from threading import Lock
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
@@ -166,3 +172,77 @@ def gather_positions(
 ) -> Shaped[Tensor, "batch *several_width"]:
     """The states at one position per example, or at several, as a copy."""
     return PositionGather(index)(h)
+
+
+# Called by transformers with (module, query, key, value, mask, **options), tensors of
+# "batch heads pos d_head"; returns the output, "batch pos heads d_head".
+AttentionFn = Callable[..., Tensor]
+# The function behind a name finds the one to call by the module's id. All threads share the name in
+# the configuration and the function behind it, while this table belongs to one thread: a pass in
+# another runs the model's own function. Names stay, since models look at them: some apply a sparse
+# mask of their own for "eager" and "sdpa" only, and a soft-cap is applied by "eager" alone.
+_FUNCTIONS: ContextVar[Mapping[int, AttentionFn] | None] = ContextVar("functions", default=None)
+NAMES = ("sdpa", "eager")
+_open = 0  # contexts in which the functions behind the names are ours
+_lock = Lock()
+
+
+def _usual(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    if getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager":
+        # transformers registers no function for this name: each model's is beside its classes.
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if eager is not None:
+            return eager(module, *args, **options)
+    return sdpa_attention_forward(module, *args, **options)
+
+
+def own_attention(module: nn.Module, *args: Any, **options: Any) -> Tensor:
+    """Attention as the module computes it without us: eagerly if its config says so, or by sdpa."""
+    return _usual(module, *args, **options)[0]
+
+
+def _attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    function = (_FUNCTIONS.get() or {}).get(id(module))
+    return (
+        (function(module, *args, **options), None) if function else _usual(module, *args, **options)
+    )
+
+
+def _count(change: int) -> None:
+    """Keep our function behind the names for as long as any context is open."""
+    global _open
+    with _lock:
+        _open += change
+        AttentionInterface.register("sdpa", _attention if _open else sdpa_attention_forward)
+        if _open:
+            AttentionInterface.register("eager", _attention)
+        else:  # a name without a function: the model's own is called
+            AttentionInterface._global_mapping.pop("eager", None)
+
+
+@contextmanager
+def override_attention(
+    root: nn.Module, wrap: Callable[[AttentionFn], AttentionFn]
+) -> Iterator[None]:
+    """Let the modules below `root` attend by `wrap(the function in force)` inside the context.
+
+    A model set to "flash_attention_2", or another implementation than `NAMES`, uses sdpa meanwhile.
+    """
+    configs = {id(c): c for m in root.modules() if (c := getattr(m, "config", None))}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    outer = _FUNCTIONS.get() or {}
+    plain = wrap(own_attention)
+    own = {id(m): wrap(outer[id(m)]) if id(m) in outer else plain for m in root.modules()}
+    token = _FUNCTIONS.set({**outer, **own})
+    _count(1)
+    try:
+        for config in configs.values():
+            if config._attn_implementation not in NAMES:
+                config._attn_implementation = NAMES[0]
+        yield
+    finally:
+        _count(-1)
+        _FUNCTIONS.reset(token)
+        for key, config in configs.items():
+            if config._attn_implementation != before[key]:
+                config._attn_implementation = before[key]

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    LlavaForConditionalGeneration,
     PreTrainedConfig,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -29,6 +30,7 @@ from attrib.errors import SetupError
 from attrib.files import WEIGHTS, embedded_names
 from attrib.model.adapters import CONFIG as ADAPTER
 from attrib.model.adapters import adapter_folder, base_of, with_adapter
+from attrib.model.assembly import Assembly
 from attrib.model.components import refuse_encoder_decoder
 from attrib.model.devices import DeviceMap, Placement
 from attrib.model.image_placeholder import quiet
@@ -76,28 +78,32 @@ def read_checkpoint(
         where = device, dtype, revision, trust_remote_code, complete, device_map
         model, processor = read_checkpoint(base, *where)
         return with_adapter(model, folder, name, complete), processor
-    if is_folder:
+    parts = Assembly.of(Path(source), name)
+    if is_folder and parts is None:
         check_files(Path(source), name)
-    config = _config(source, name, options)
-    processor = _processor(source, name, config, options)
+    config: Any = _config(source, name, options)
+    processor = parts.processor(config) if parts else _processor(source, name, config, options)
     if dtype == "auto" and placement.on_cpu:
         dtype = "float32"
     try:
-        auto: Any = AutoModelForImageTextToText
+        auto: Any = AutoModelForImageTextToText if parts is None else LlavaForConditionalGeneration
+        where, given = (None, {"state_dict": parts.weights()}) if parts else (source, options)
         with quiet():  # its report of a line per weight: one line of ours follows
             model, report = placement.load(
                 auto.from_pretrained,
-                source,
+                where,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **options,
+                **given,
             )
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         where = damaged_file(Path(source))
         raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
+    if parts:  # transformers does not know where the weights are from
+        model.name_or_path = config.name_or_path = source
     check_weights(name, report, complete)
     if getattr(config, "quantization_config", None) is None:
         check_dtypes(_weights_folder(source, options), name)

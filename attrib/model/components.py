@@ -7,10 +7,11 @@ that stands for one visual feature.
 
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attrib.errors import SetupError
@@ -65,6 +66,7 @@ def find_components(model: PreTrainedModel) -> Components:
     decoder, layers = _find_decoder(model, d_model)
     _refuse_second_sequence(model, decoder)
     _refuse_cross_attention(decoder, name)
+    image_token_id = _image_token_id(model.config, name)
     norms = [
         child
         for child in decoder.children()
@@ -74,16 +76,11 @@ def find_components(model: PreTrainedModel) -> Components:
         parts = ", ".join(key for key, _ in decoder.named_children())
         raise SetupError(
             f"{name}: {len(norms)} of the parts of its decoder ({parts}) are a norm of width "
-            f"{d_model}, expected one, which its output embedding reads"
+            f"{d_model}, expected one, which its output embedding reads; decoders that mix several "
+            "streams or the outputs of several layers are not supported"
         )
     head = _find_head(model, d_model)
     linear_of(head, f"{name}: the output embedding")
-    image_token_id = getattr(model.config, "image_token_id", None)
-    if not isinstance(image_token_id, int):
-        raise SetupError(
-            f"{name}: its config has no image_token_id, the token that stands for a visual "
-            "feature; models that mark the places of pictures by a token are supported"
-        )
     vision = _patch_size(model), _needs_pixels(model)
     return Components(decoder, layers, norms[0], head, image_token_id, d_model, *vision)
 
@@ -127,6 +124,16 @@ def _width(config: PreTrainedConfig, name: str) -> int:
     return d_model
 
 
+def _image_token_id(config: PreTrainedConfig, name: str) -> int:
+    token = getattr(config, "image_token_id", None)
+    if not isinstance(token, int):
+        raise SetupError(
+            f"{name}: its config has no image_token_id, the token that stands for a visual "
+            "feature; models that mark the places of pictures by a token are supported"
+        )
+    return token
+
+
 def _refuse_second_sequence(model: PreTrainedModel, decoder: nn.Module) -> None:
     for module in model.modules():
         inner = module is not model and any(part is decoder for part in module.modules())
@@ -144,6 +151,27 @@ def _refuse_cross_attention(decoder: nn.Module, name: str) -> None:
             raise SetupError(
                 f"{name} reads pictures by cross-attention ({path}), not as tokens of its prompt; "
                 "models whose decoder reads visual tokens are supported"
+            )
+
+
+def check_stream(states: Sequence[Tensor], parts: Components, name: str) -> None:
+    """Refuse a model whose layers do not each write once to one residual stream.
+
+    Raises:
+        SetupError: The message says what was seen instead.
+    """
+    num, calls = len(parts.layers), len(states)
+    if calls != num:
+        raise SetupError(
+            f"{name}: {calls} of its {num} decoder layers run on a text; models that run each "
+            "layer once are supported"
+        )
+    for i, state in enumerate(states):
+        if state.ndim != 3 or state.shape[-1] != parts.d_model:
+            raise SetupError(
+                f"{name}: layer {i} returns {tuple(state.shape)}, several residual streams, of "
+                "which no single one is the state of a position; models with one stream of "
+                "(batch, positions, d_model) are supported"
             )
 
 

@@ -180,6 +180,11 @@ def pad_rows(
     return out
 
 
+def positions(mask: Tensor) -> dict[str, Tensor]:
+    """The positions of tokens, counted without padding, as `generate` of transformers does."""
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
 def unpadded_rows(inputs: dict[str, Any]) -> list[Row]:
     """Return the token ids and token types of each row without padding."""
     keys = [key for key in inputs if key == "input_ids" or key.endswith("token_type_ids")]

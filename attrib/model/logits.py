@@ -222,5 +222,10 @@ def kept_positions(
     return num_pos - int(last.min()) if told[0] and not told[1] else num_pos
 
 
+def keep_all(decoder: nn.Module) -> dict[str, int]:
+    """Arguments of `generate` with which the decoder's last layers run on the whole prompt."""
+    return {"logits_to_keep": 0} if _takes_it(decoder) else {}
+
+
 def _takes_it(module: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(module).forward).parameters

@@ -17,15 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attrib.errors import SetupError
-from attrib.model.components import Components
+from attrib.model.components import Components, check_stream
 from attrib.model.devices import execution_device, wide
+from attrib.model.encoding import positions
 from attrib.model.logits import Factor, LogitMap, Unembedding
 from attrib.model.wrapped import on_input, on_output
 
 logger = logging.getLogger("attrib")
 # Errors that an unknown model may raise.
 FAILURES = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError)
-NUM_POS = 6
+NUM_POS, PADDING = 8, 2
 SMALLEST, LARGEST = -2.0, 3.0  # exponents of 10: of planted values at the first and last position
 LARGEST_HALF = 2.5  # float16 overflows at 65,504, and factors come after
 # Relative to the values; a wrong form is off by more.
@@ -38,19 +39,21 @@ class Probe:
 
     Attributes:
         states: The output of each layer, in the order of their calls.
+        positions: What the first layer was told about positions, if anything.
         head_input: What entered the output embedding.
         planted: What was put in place of its output.
         logits: What the model returned.
     """
 
     states: list[Tensor] = field(default_factory=list)
+    positions: Tensor | None = None
     head_input: Tensor | None = None
     planted: Tensor | None = None
     logits: Tensor | None = None
 
 
-def examine(model: PreTrainedModel, parts: Components) -> Unembedding:
-    """Run a new model on a few tokens and return how it makes its logits.
+def examine(model: PreTrainedModel, parts: Components) -> tuple[Unembedding, bool]:
+    """Run a new model on a few tokens: how it makes its logits, whether it must be told positions.
 
     A model that cannot run without a picture is taken for a plain one.
 
@@ -59,18 +62,30 @@ def examine(model: PreTrainedModel, parts: Components) -> Unembedding:
     """
     name = type(model).__name__
     if parts.needs_pixels:
-        return Unembedding(parts, LogitMap())
+        return Unembedding(parts, LogitMap()), False
+    inputs = text_inputs(model, parts)
     try:
-        seen = probe(model, parts, text_inputs(model, parts))
+        seen = probe(model, parts, inputs)
     except FAILURES as error:
         told = " ".join(str(error).split())
         logger.warning(
             "%s does not run on text alone (%s), so its logits are unchecked: run attrib.check",
             name, told,
         )  # fmt: skip
-        return Unembedding(parts, LogitMap())
-    check_stream(seen, parts, name)
-    return Unembedding(parts, fit_logits(seen, parts, model.config, name))
+        return Unembedding(parts, LogitMap()), False
+    check_stream(seen.states, parts, name)
+    unembedding = Unembedding(parts, fit_logits(seen, parts, model.config, name))
+    # Positions of several axes are the model's own: pictures have rows and columns.
+    if seen.positions is None or seen.positions.ndim != 2 or not counts_padding(seen):
+        return unembedding, False
+    again = probe(model, parts, inputs | positions(inputs["attention_mask"]))
+    return unembedding, not counts_padding(again)
+
+
+def counts_padding(seen: Probe) -> bool:
+    """Whether the states of a prompt change with padding before it."""
+    whole, padded = seen.states[-1].unbind(0)
+    return _error(padded[PADDING:], whole[:-PADDING]) > CLOSE[whole.dtype]
 
 
 def plain_tokens(config: PreTrainedConfig, vocabulary: int) -> list[int]:
@@ -89,16 +104,22 @@ def plain_tokens(config: PreTrainedConfig, vocabulary: int) -> list[int]:
 
 
 def text_inputs(model: PreTrainedModel, parts: Components) -> dict[str, Tensor]:
-    """A prompt of a few plain tokens, on the model's device."""
+    """A prompt of a few plain tokens, and its start after padding, on the model's device."""
     tokens = plain_tokens(model.config, model.config.get_text_config().vocab_size)
-    ids = torch.tensor([tokens], device=execution_device(parts.layers[0]))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    rows = [tokens, tokens[:PADDING] + tokens[:-PADDING]]
+    ids = torch.tensor(rows, device=execution_device(parts.layers[0]))
+    mask = torch.ones_like(ids)
+    mask[1, :PADDING] = 0
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 @torch.no_grad()
 def probe(model: PreTrainedModel, parts: Components, inputs: dict[str, Any]) -> Probe:
     """Run the model once, with planted outputs of its head."""
     seen = Probe()
+
+    def keep_positions(_h: Tensor, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen.positions = kwargs.get("position_ids")
 
     def keep_input(h: Tensor, _args: Any, _kwargs: Any) -> None:
         seen.head_input = h
@@ -110,6 +131,7 @@ def probe(model: PreTrainedModel, parts: Components, inputs: dict[str, Any]) -> 
     with ExitStack() as stack:
         for layer in parts.layers:
             stack.enter_context(on_output(layer, seen.states.append))
+        stack.enter_context(on_input(parts.layers[0], keep_positions))
         stack.enter_context(on_input(parts.head, keep_input))
         stack.enter_context(on_output(parts.head, plant))
         seen.logits = model(**inputs, use_cache=False).logits
@@ -125,27 +147,6 @@ def _planted(output: Tensor) -> Tensor:
     largest = LARGEST_HALF if output.dtype == torch.float16 else LARGEST
     sizes = torch.logspace(SMALLEST, largest, num_pos)[:, None]
     return (values * sizes).expand(output.shape).to(output)
-
-
-def check_stream(seen: Probe, parts: Components, name: str) -> None:
-    """Refuse a model whose layers do not each write once to one residual stream.
-
-    Raises:
-        SetupError: The message says what was seen instead.
-    """
-    num, calls = len(parts.layers), len(seen.states)
-    if calls != num:
-        raise SetupError(
-            f"{name}: {calls} of its {num} decoder layers run on a text; models that run each "
-            "layer once are supported"
-        )
-    for i, state in enumerate(seen.states):
-        if state.ndim != 3 or state.shape[-1] != parts.d_model:
-            raise SetupError(
-                f"{name}: layer {i} returns {tuple(state.shape)}, several residual streams, of "
-                "which no single one is the state of a position; models with one stream of "
-                "(batch, positions, d_model) are supported"
-            )
 
 
 def fit_logits(seen: Probe, parts: Components, config: PreTrainedConfig, name: str) -> LogitMap:

@@ -24,7 +24,7 @@ from attrib.model.batch import Batch, token_spans, visual_token_ids
 from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
-from attrib.model.logits import gather_last, logits_to_keep
+from attrib.model.logits import gather_last, keep_all, logits_to_keep
 from attrib.model.pictures import GivenImages, PictureFinder
 from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
@@ -43,6 +43,7 @@ class VLM:
         processor: Its processor, completed from the model's config; without one only `batch` works.
         name: Name of the model in results.
         verified: What passes verified: suffix replays by kind of layer calls, wirings by layer.
+        unembedding: Final norm, output embedding and what happens to the logits.
     """
 
     model: Any
@@ -51,12 +52,15 @@ class VLM:
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
     verified: dict[Any, Any] = field(default_factory=dict, init=False)
+    unembedding: Unembedding = field(init=False)
+    _counts_padding: bool = field(init=False)  # as positions, unless told the positions
 
     def __post_init__(self):
         vars(self).update(model=unwrapped(self.model))
         name = self.name or self.model.name_or_path or type(self.model).__name__
         vars(self).update(name=name, processor=completed(self.processor, self.model))
-        _ = self.unembedding  # refuse unsupported models now
+        unembedding, counts_padding = examine(self.model, self.components)  # or refuse it
+        vars(self).update(unembedding=unembedding, _counts_padding=counts_padding)
 
     def __repr__(self) -> str:
         return describe(self)
@@ -108,11 +112,6 @@ class VLM:
         """The batch of the current `logits` or `generate` call, after prompt rewriting, or None."""
         return self._active[-1] if self._active else None
 
-    @cached_property
-    def unembedding(self) -> Unembedding:
-        """Final norm, output embedding and what happens to the logits (`attrib.model.logits`)."""
-        return examine(self.model, self.components)
-
     def unembed(self, h: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """The model's logits for a last layer's output, on its device."""
         return self.unembedding(h)
@@ -124,16 +123,18 @@ class VLM:
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
-        with running(self._active, run.batch, self.processor):
-            return run.gather_back(self.model(**run.batch.inputs, use_cache=False).logits)
+        return run.gather_back(self._run(run.batch))
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last prompt token, without those of other positions where possible."""
         run = apply_rewriters(self._rewriters, batch)
-        with running(self._active, run.batch, self.processor):
-            keep = logits_to_keep(self.model, self.components.decoder, run.batch)
-            logits = self.model(**run.batch.inputs, **keep, use_cache=False).logits
-        return gather_last(logits, run.batch)
+        keep = logits_to_keep(self.model, self.components.decoder, run.batch)
+        return gather_last(self._run(run.batch, **keep), run.batch)
+
+    def _run(self, batch: Batch, **settings: int) -> Float[Tensor, "batch kept d_vocab"]:
+        told = encoding.positions(batch.inputs["attention_mask"]) if self._counts_padding else {}
+        with running(self._active, batch, self.processor):
+            return self.model(**told | batch.inputs, **settings, use_cache=False).logits
 
     def batch(self, inputs: dict[str, Any]) -> Batch:
         """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
@@ -195,9 +196,9 @@ class VLM:
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
-        inputs = encoding.pad_left(
-            apply_rewriters(self._rewriters, batch).batch.inputs, self.pad_id
-        )
+        run = apply_rewriters(self._rewriters, batch).batch
+        inputs = encoding.pad_left(run.inputs, self.pad_id)
+        settings = keep_all(self.components.decoder) | settings
         limits = self.tokenizer, self.pad_id, max_new_tokens
         with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
             out = generated_ids(self.model, inputs, *limits, settings)

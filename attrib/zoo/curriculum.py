@@ -20,7 +20,7 @@ from attrib.data.scenes.questions import (
     sample_question,
 )
 from attrib.data.scenes.vocabulary import PLAIN, Fact, Style, alias_facts, all_facts
-from attrib.zoo.models import Backbone
+from attrib.zoo import Backbone
 from attrib.zoo.packing import Segment
 
 CAPTION_WEIGHT = 0.3  # a caption has thirty answer tokens, a question one

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from attrib.zoo.models import Backbone, output_embedding, visual_tokens
+from attrib.zoo import Backbone, output_embedding, visual_tokens
 
 ATTENTION = "attrib_packed"
 _MASKED = -1e4  # far below any score, and finite in bf16
@@ -31,6 +31,8 @@ class Segment:
         kind: the kind of question, "caption" or "fact".
         sees_image: whether it attends to the image.
         weight: of each answer token in the loss.
+        replayed: number of the text that this is, where a model's distributions are to stay what
+            they were; -1 elsewhere.
     """
 
     ids: list[int]
@@ -38,6 +40,7 @@ class Segment:
     kind: str
     sees_image: bool = True
     weight: float = 1.0
+    replayed: int = -1
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,32 @@ class Packed:
     Attributes:
         ids: token ids.
         positions: position ids.
-        mask: True where a query may attend to a key.
+        owner: 0 at the prefix, k at segment k - 1, -1 at padding.
+        sees: True where the segment attends to the image.
         kinds: of the segments of each row.
         labels: the next token where it is an answer token, else -100.
         weights: of the labels in the loss.
         segments: index in the row of the segment that predicts here, else -1.
+        replayed: number of the replayed text and position in it, or -1 and -1.
     """
 
     ids: Int[Tensor, "row pos"]
     positions: Int[Tensor, "row pos"]
-    mask: Bool[Tensor, "row 1 pos pos"]
+    owner: Int[Tensor, "row pos"]
+    sees: Bool[Tensor, "row pos"]
     kinds: list[list[str]]
     labels: Int[Tensor, "row pos"]
     weights: Float[Tensor, "row pos"]
     segments: Int[Tensor, "row pos"]
+    replayed: Int[Tensor, "row pos 2"]
+
+    def mask(self, device: str = "cpu") -> Bool[Tensor, "row 1 pos pos"]:
+        """True where a query may attend to a key; computed on `device`, since it is large."""
+        owner, sees = self.owner.to(device), self.sees.to(device)
+        same = owner[:, :, None] == owner[:, None, :]
+        image = sees[:, :, None] & (owner == 0)[:, None, :]
+        causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=device).tril()
+        return ((same | image) & causal)[:, None]
 
 
 def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) -> Packed:
@@ -74,11 +89,11 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
     """
     shape = (len(rows), length)
     ids = torch.full(shape, pad)
-    owner = torch.full(shape, -1)  # 0 = prefix, k = segment k - 1
+    owner = torch.full(shape, -1)
     sees = torch.zeros(shape, dtype=torch.bool)
     positions = torch.zeros(shape, dtype=torch.long)
     labels, segments = torch.full(shape, -100), torch.full(shape, -1)
-    weights = torch.zeros(shape)
+    weights, replayed = torch.zeros(shape), torch.full((*shape, 2), -1)
     kinds: list[list[str]] = []
     start = len(prefix)
     ids[:, :start] = torch.tensor(prefix)
@@ -100,18 +115,11 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
             labels[r, predicts] = torch.tensor(segment.ids[segment.num_prompt :])
             weights[r, predicts] = segment.weight
             segments[r, predicts] = len(kinds[-1]) - 1
+            if segment.replayed >= 0:
+                replayed[r, here, 0] = segment.replayed
+                replayed[r, here, 1] = torch.arange(end - at)
             at = end
-    mask = _mask(owner, sees)
-    return Packed(ids, positions, mask, kinds, labels, weights, segments)
-
-
-def _mask(
-    owner: Int[Tensor, "row pos"], sees: Bool[Tensor, "row pos"]
-) -> Bool[Tensor, "row 1 pos pos"]:
-    same = owner[:, :, None] == owner[:, None, :]
-    image = sees[:, :, None] & (owner == 0)[:, None, :]
-    causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
-    return ((same | image) & causal)[:, None]
+    return Packed(ids, positions, owner, sees, kinds, labels, weights, segments, replayed)
 
 
 def packed_loss(
@@ -137,7 +145,7 @@ def packed_loss(
         at_image = (ids == model.config.image_token_id)[..., None]
         hidden = decoder(
             inputs_embeds=words.masked_scatter(at_image, images.to(words.dtype)),
-            attention_mask=batch.mask.to(device),
+            attention_mask=batch.mask(device),
             position_ids=batch.positions.to(device),
             use_cache=False,
         ).last_hidden_state

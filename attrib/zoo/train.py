@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from attrib.data.scenes import Scene, make_scene, scene_seeds
 from attrib.files import WEIGHTS, atomic_write, write_text
-from attrib.zoo import weight_surgery
+from attrib.zoo import Backbone, build, language_model, vision_parameters, weight_surgery
 from attrib.zoo.curriculum import STAGES, CurriculumSampler, Depth
 from attrib.zoo.evaluate import questions_about
-from attrib.zoo.models import Backbone, build, language_model, vision_parameters
 from attrib.zoo.packing import pack, packed_loss, register_attention
 from attrib.zoo.vision_pretraining import pixels_of, pretrain_vision
 

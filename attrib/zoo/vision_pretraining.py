@@ -27,7 +27,7 @@ from attrib.data.scenes import (
     render,
     scene_seeds,
 )
-from attrib.zoo.models import (
+from attrib.zoo import (
     D_MODEL,
     VISION_WIDTH,
     Backbone,
@@ -53,17 +53,23 @@ def pixels_of(scenes: list[Scene], seeds: list[int]) -> Float[Tensor, "image 3 s
 
 
 def pretrain_vision(
-    model: Backbone, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int, device: str
+    model: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+    seed: int,
+    device: str,
+    word_norm: float = 1.0,
 ) -> Iterator[dict[str, float]]:
     """Train everything but the language model; yields accuracies over occupied cells.
 
     A Q-Former on an untrained vision tower learns nothing. With one, the tower is first trained
-    alone for the same number of steps, through a linear probe that is discarded.
+    alone for the same number of steps, through a linear probe that is discarded. `word_norm` is the
+    norm of word embeddings, about 1 in models that are trained from scratch.
 
     Yields:
         Step, loss and the accuracies of shape, color and place, every 50 steps.
     """
-    words = _WordClassifier(model, tokenizer).to(device)
+    words = _WordClassifier(model, tokenizer, word_norm).to(device)
     stream = map(make_scene, scene_seeds("backbone", start=seed * 10**8))
     trained = [*words.parameters(), *vision_parameters(model)]
     if isinstance(model, Blip2ForConditionalGeneration):
@@ -73,7 +79,7 @@ def pretrain_vision(
         yield from _fit(encode, cells_of_patches(), probed, words, stream, steps, seed)
     encode = partial(visual_tokens, model)
     yield from _fit(encode, cell_of_token(model), trained, words, stream, steps, seed + 1)
-    _scale_connector(model, stream, device)
+    _scale_connector(model, stream, device, word_norm)
 
 
 def _fit(
@@ -125,15 +131,17 @@ class _WordClassifier(nn.Module):
     An empty cell has a word of its own for shape and for colour, which is trained and discarded.
     """
 
-    def __init__(self, model: Backbone, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, model: Backbone, tokenizer: PreTrainedTokenizerBase, word_norm: float):
         super().__init__()
         embedding: Any = model.get_input_embeddings()
         # The mean word distinguishes none, and would dominate (see the outlier channel).
-        frozen = embedding.weight.detach() - embedding.weight.detach().mean(0)
+        rows = embedding.weight.detach().float()
+        frozen = (rows - rows.mean(0)) / word_norm
         self.words = [
             frozen[[_one_token(tokenizer, word) for word in group]].clone() for group in WORDS
         ]
-        self.empty = nn.Parameter(torch.randn(2, D_MODEL) * D_MODEL**-0.5)
+        width = rows.shape[1]
+        self.empty = nn.Parameter(torch.randn(2, width) * width**-0.5)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         shapes, colors, places = (rows.to(tokens) for rows in self.words)
@@ -158,11 +166,13 @@ def _one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
 
 
 @torch.no_grad()
-def _scale_connector(model: Backbone, stream: Iterator[Scene], device: str) -> None:
+def _scale_connector(
+    model: Backbone, stream: Iterator[Scene], device: str, word_norm: float
+) -> None:
     """Give the visual tokens the norm of their words, and the mean of all words."""
     pixels = pixels_of(list(islice(stream, BATCH)), list(range(BATCH))).to(device)
     norm = visual_tokens(model, pixels).norm(dim=-1).mean()
     for p in last_projection(model).parameters():
-        p.mul_(VISUAL_NORM / norm)
+        p.mul_(word_norm * VISUAL_NORM / norm)
     embedding: Any = model.get_input_embeddings()
     last_projection(model).bias += embedding.weight.mean(0)

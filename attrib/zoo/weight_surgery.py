@@ -28,7 +28,7 @@ from attrib.forward.hooks import read
 from attrib.forward.replay import capture
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from attrib.zoo.models import (
+from attrib.zoo import (
     Backbone,
     build,
     decoder_layers,

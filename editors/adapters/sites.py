@@ -14,7 +14,7 @@ from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
-from editors.adapters.adapter import EditAdapter, Init
+from editors.adapters import EditAdapter, Init
 from editors.adapters.edit_signal import (
     EditSignal,
     EditSignalBatch,

@@ -19,7 +19,7 @@ from attrib.errors import AttribError
 from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
-from editors.context.prompt_edit import NO_TEXT, PromptStarts
+from editors.context import NO_TEXT, PromptStarts
 from editors.gating.features import COVERED, EASY, related_inputs
 from editors.gating.threshold import Calibration, calibrate
 

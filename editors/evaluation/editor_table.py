@@ -16,8 +16,8 @@ from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs import Rank
 from editors import EDITORS, load_editor
+from editors.evaluation import prepare_evaluation, save_scores
 from editors.evaluation.comparison import Comparison, Trained
-from editors.evaluation.evaluate import prepare_evaluation, save_scores
 from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.scoring import Scoring
 from editors.io import SETTINGS

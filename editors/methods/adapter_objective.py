@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
-from editors.adapters.adapter import EditAdapter
+from editors.adapters import EditAdapter
 from editors.adapters.edit_signal import EditSignal, EditSignalBatch, pad_signals
 from editors.adapters.sites import AdapterOptions, Site
 from editors.methods.objective import EditObjective

@@ -22,7 +22,7 @@ from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.model.vlm import VLM
 from editors.base import Edit, encode_requests
-from editors.context.prompt_edit import PromptEdit, fact_of, max_positions, text_tokens
+from editors.context import PromptEdit, fact_of, max_positions, text_tokens
 from editors.context.retrieval import (
     NearestText,
     RetrievalOptions,

@@ -19,7 +19,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.base import Edit
-from editors.context.prompt_edit import PromptEdit, fact_of
+from editors.context import PromptEdit, fact_of
 from editors.context.retrieval import (
     NearestText,
     RetrievalOptions,

@@ -22,7 +22,7 @@ from attrib.model.devices import loaded, loaded_weights
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import refuse_packed
 from editors.base import WeightEdit, encode_requests
-from editors.context.prompt_edit import PromptStarts, fact_of, prepend_to_prompts, text_tokens
+from editors.context import PromptStarts, fact_of, prepend_to_prompts, text_tokens
 from editors.methods.objective import EditObjective
 from editors.training.dataset import CachedDataset, PrefixRows
 from editors.training.losses import LOCALITY, ROLES

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attrib.errors import AttribError
 from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
-from editors.adapters.adapter import ChannelStandardizer
+from editors.adapters import ChannelStandardizer
 from editors.adapters.edit_signal import pad_states
 from editors.training.config import SMALL_MODEL, TrainingConfig
 

@@ -23,7 +23,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from attrib.progress import progress
-from editors.adapters.adapter import EditAdapter
+from editors.adapters import EditAdapter
 from editors.adapters.sites import MapperTarget, Site
 from editors.base import encode_requests
 from editors.methods.adapter_editor import AdapterEditor

@@ -12,7 +12,7 @@ from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_output
 from attrib.model.batch import IGNORE_INDEX
-from editors.adapters.adapter import EditAdapter
+from editors.adapters import EditAdapter
 from editors.adapters.edit_signal import EditSignal
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import MemoryEntry, Site

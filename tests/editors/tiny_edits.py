@@ -4,7 +4,7 @@ import torch
 from conftest import picture
 
 from attrib.data.samples import EditRequest, EditSample
-from editors.adapters.adapter import EditAdapter
+from editors.adapters import EditAdapter
 from editors.adapters.edit_signal import edit_signal
 from editors.adapters.sites import MemoryEntry, Site
 

@@ -14,6 +14,7 @@ from attrib.analyses.qformer import find_qformer
 from attrib.errors import AttribError
 from attrib.forward.attention import attention_rows, capture_attention, capture_calls
 from attrib.model.vlm import VLM
+from tests.architectures.registry import build
 
 
 @pytest.fixture(autouse=True)
@@ -86,20 +87,40 @@ def test_the_attention_function_is_restored_and_keeps_its_name(vlm, batch):
     assert AttentionInterface()["sdpa"] is sdpa_attention_forward
 
 
-def test_attention_that_sdpa_does_not_support_is_refused(monkeypatch):
+@pytest.mark.parametrize("name", ["paligemma: Gemma 2", "inkling_mm_model"])
+def test_soft_caps_and_biases_of_scores_are_in_the_rows(name):
+    vlm = VLM(*build(name), name)
+    batch, calls = vlm.encode(*examples(2), padding_side="left"), []
+    query = batch["last"].int().argmax(1)
+    with (
+        capture_attention(vlm, lambda _, call: calls.append(call)),
+        attention_rows(vlm, query) as rows,
+    ):
+        hooked = vlm.logits(batch)
+    assert torch.equal(hooked, vlm.logits(batch))  # also in a context, it attends as it does
+    vlm.model.set_attn_implementation("eager")
+    theirs = vlm.model(**batch.inputs, output_attentions=True, use_cache=False).attentions
+    for layer, (attention, call) in enumerate(zip(theirs, calls, strict=True)):
+        assert call.softcap or call.position_bias is not None
+        assert_close(rows[layer], attention[torch.arange(2), :, query], atol=1e-6, rtol=1e-5)
+
+
+def test_attention_sinks_are_refused(monkeypatch):
     vlm = copied(tiny_vlm("llava"))
     batch = vlm.encode(*examples())
     attention = vlm.layers[2].self_attn
     forward = attention.forward
-    monkeypatch.setattr(attention, "forward", lambda *a, **k: forward(*a, softcap=30.0, **k))
+    monkeypatch.setattr(
+        attention, "forward", lambda *a, **k: forward(*a, s_aux=torch.zeros(4), **k)
+    )
     with (
-        pytest.raises(AttribError, match="LlamaAttention uses softcap"),
+        pytest.raises(AttribError, match="LlamaAttention uses s_aux"),
         attention_rows(vlm, batch["last"]),
     ):
         vlm.logits(batch)
 
 
-def test_another_thread_falls_back_to_sdpa(vlm, batch):
+def test_another_thread_runs_the_models_own_attention(vlm, batch):
     """The name in the configuration is shared by threads, the captured functions are not."""
     clean, rows = vlm.logits(batch), {}
     with capture_attention(vlm, rows.__setitem__), ThreadPoolExecutor(1) as pool:

@@ -20,6 +20,8 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import read, write
 from attrib.forward.noise import draw_noise
 from attrib.forward.residual import residual_writes
+from attrib.model import encoding
+from attrib.model.logits import keep_all
 from attrib.model.vlm import VLM
 from attrib.runs.manifest import provenance_of
 
@@ -57,11 +59,15 @@ def test_readings_are_the_models_own(vlm):
     ):
         hooked = vlm.logits(batch)
     assert torch.equal(hooked[real], plain[real])
-    theirs = vlm.model(**batch.inputs, use_cache=False, output_hidden_states=True).hidden_states
+    told = encoding.positions(batch.inputs["attention_mask"]) if vlm._counts_padding else {}
+    settings = {"use_cache": False, "output_hidden_states": True}
+    theirs = vlm.model(**batch.inputs, **told, **settings).hidden_states
     for layer in range(vlm.num_layers - 1):
         assert torch.equal(hidden[layer][real], theirs[layer + 1][real])
     assert torch.equal(vlm.unembed(hidden[vlm.num_layers - 1])[real], plain[real])
     assert_close(vlm.last_logits(batch), plain[:, -1], rtol=1e-4, atol=1e-4)
+    alone = vlm.logits(vlm.batch({"input_ids": batch.inputs["input_ids"][:1, 2:]}))
+    assert_close(alone[0], plain[0, 2:], rtol=1e-3, atol=1e-3)
 
 
 def test_contributions_sum_to_the_logit_before_the_cap(vlm):
@@ -141,6 +147,30 @@ def test_planted_changes_of_the_logits_are_found_or_refused(change, found):
     with torch.no_grad(), read(vlm) as hidden:
         logits = vlm.logits(padded(vlm))
     assert_close(vlm.unembed(hidden[3]), logits, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_model_that_counts_padding_as_positions_is_told_them():
+    """Mistral Large 4 scales queries by their position; `generate` of transformers tells it."""
+    vlm = decoder("mistral_large4")
+    batch = padded(vlm)
+    assert vlm._counts_padding and not decoder("llama4")._counts_padding
+    untold = vlm.model(**batch.inputs, use_cache=False).logits
+    alone = vlm.logits(vlm.batch({"input_ids": batch.inputs["input_ids"][:1, 2:]}))
+    assert float((untold[0, 2:] - alone[0]).abs().max()) > 0.01
+    generated = vlm.model.generate(
+        **batch.inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
+    )
+    assert_close(generated.logits[0], vlm.logits(batch)[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_generation_runs_all_layers_on_the_whole_prompt():
+    """Gemma 4's layers without keys of their own leave out all positions but the last."""
+    vlm = decoder("gemma4_per_layer")
+    batch = padded(vlm)
+    with torch.no_grad(), read(vlm) as hidden:
+        vlm.model.generate(**batch.inputs, **keep_all(vlm.components.decoder), max_new_tokens=1)
+    assert hidden[3].shape[1] == batch["text"].shape[1]
 
 
 def test_layers_that_do_not_attend_have_no_rows():

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from attrib.model.vlm import VLM
+from attrib.zoo import build
 from attrib.zoo.evaluate import _ridge_accuracy, held_out_questions, layer_curves, score
-from attrib.zoo.models import build
 
 
 @pytest.fixture(scope="module")

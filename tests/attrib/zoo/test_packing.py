@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attrib.data.scenes import make_scene
+from attrib.zoo import BUILDERS, build, language_model, visual_tokens
 from attrib.zoo.curriculum import STAGES, CurriculumSampler
-from attrib.zoo.models import BUILDERS, build, language_model, visual_tokens
 from attrib.zoo.packing import Segment, pack
 from attrib.zoo.vision_pretraining import pixels_of
 
@@ -15,7 +15,7 @@ def last_hidden(model, batch, pixels):
     picture = (batch.ids == model.config.image_token_id)[..., None]
     inputs = words.masked_scatter(picture, visual_tokens(model, pixels))
     return language_model(model)(
-        inputs_embeds=inputs, attention_mask=batch.mask, position_ids=batch.positions
+        inputs_embeds=inputs, attention_mask=batch.mask(), position_ids=batch.positions
     ).last_hidden_state
 
 
@@ -65,7 +65,7 @@ def test_a_segment_that_does_not_fit_is_left_out():
 
 def test_segments_attend_to_the_image_and_themselves_only():
     row = [Segment([7, 8], 1, "a"), Segment([5, 6], 1, "b", sees_image=False)]
-    mask = pack([1, 4], [row], length=6, pad=0).mask[0, 0]
+    mask = pack([1, 4], [row], length=6, pad=0).mask()[0, 0]
     assert mask[3].tolist() == [True, True, True, True, False, False]
     assert mask[5].tolist() == [False, False, False, False, True, True]
     assert mask[1].tolist() == [True, True, False, False, False, False]

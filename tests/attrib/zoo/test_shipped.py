@@ -7,8 +7,8 @@ import pytest
 from attrib.files import WEIGHTS
 from attrib.loading import load
 from attrib.stats import wilson
+from attrib.zoo import BUILDERS
 from attrib.zoo.evaluate import score
-from attrib.zoo.models import BUILDERS
 
 MEGABYTE = 10**6
 

@@ -4,9 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from attrib.zoo import train
+from attrib.zoo import build, decoder_layers, train
 from attrib.zoo.curriculum import STAGES
-from attrib.zoo.models import build, decoder_layers
 from attrib.zoo.train import Recipe, Run
 
 RECIPE = Recipe(align_steps=1, rows=2, length=100, warmup=2)

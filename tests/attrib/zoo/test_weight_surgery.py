@@ -11,8 +11,8 @@ from attrib.data.scenes import make_scene, render
 from attrib.forward.replay import capture
 from attrib.forward.residual import residual_writes
 from attrib.model.vlm import VLM
+from attrib.zoo import BUILDERS, build
 from attrib.zoo.evaluate import questions_about
-from attrib.zoo.models import BUILDERS, build
 from attrib.zoo.weight_surgery import (
     CHANNEL,
     SIZE,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from editors.adapters.adapter import EditAdapter, InfluenceMapper
+from editors.adapters import EditAdapter, InfluenceMapper
 from editors.adapters.edit_signal import EditSignalBatch
 
 

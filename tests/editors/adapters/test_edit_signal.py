@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editors.adapters.adapter import EditAdapter
+from editors.adapters import EditAdapter
 from editors.adapters.edit_signal import EMBED, edit_signal, pad_signals, signal_width, windows
 
 

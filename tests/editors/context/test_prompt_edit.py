@@ -6,7 +6,7 @@ from conftest import examples, tiny_vlm
 
 from attrib.errors import AttribError
 from attrib.model.prompt_rewriting import RewrittenBatch
-from editors.context.prompt_edit import NO_TEXT, PromptEdit, text_tokens
+from editors.context import NO_TEXT, PromptEdit, text_tokens
 from editors.evaluation.protocols import without_target
 
 TEXT = "Fact: it is blue.\nQ: "

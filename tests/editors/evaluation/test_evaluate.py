@@ -22,7 +22,7 @@ from planted_editors import (
 from attrib.data import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.model.batch import IGNORE_INDEX
-from editors.evaluation.evaluate import evaluate
+from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum, NotRestored, ReferenceModel
 from editors.evaluation.scoring import COLUMNS, COST
 

@@ -11,9 +11,9 @@ from torch.nn.functional import normalize
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
-from editors.context.prompt_edit import max_positions, text_tokens
+from editors.context import max_positions, text_tokens
 from editors.context.retrieval import SentenceEncoder, StatesEncoder, nearest, text_threshold
-from editors.evaluation.evaluate import evaluate
+from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum
 from editors.methods.ike import IKE, context, demonstration, demonstrations
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import attrib
 from attrib.errors import AttribError
 from editors import VisEdit
-from editors.adapters.adapter import EditAdapter
+from editors.adapters import EditAdapter
 from editors.adapters.edit_signal import EMBED
 from editors.methods.visedit import ATTRIBUTIONS, mapper_losses, target_heat
 from editors.training.dataset import cache_dataset

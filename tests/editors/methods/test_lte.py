@@ -9,8 +9,8 @@ from conftest import tiny_vlm
 from tiny_edits import samples
 
 from attrib.errors import AttribError, SetupError
-from editors.context.prompt_edit import PromptEdit, fact_of
-from editors.evaluation.evaluate import evaluate
+from editors.context import PromptEdit, fact_of
+from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum
 from editors.methods.lte import LTE
 from editors.methods.lte_objective import LowRank, qkv_projections

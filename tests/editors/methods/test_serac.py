@@ -12,8 +12,8 @@ from tiny_edits import samples
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
-from editors.adapters.adapter import ChannelStandardizer
-from editors.evaluation.evaluate import evaluate
+from editors.adapters import ChannelStandardizer
+from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum
 from editors.methods.serac import SERAC, networks
 from editors.methods.serac_edit import VECTOR, ScopeGate, SERACEdit

@@ -1,0 +1,247 @@
+"""Training of smol-llava: seeded and resumable; the language model keeps its weights.
+
+1. The projector, and the tower, which knows the scenes already, are aligned to the word embeddings
+   of what each visual token shows (`vision_pretraining`).
+2. Packed questions, captions and facts about scenes (`curriculum`) train tower, projector and
+   low-rank additions. Texts that the plain model wrote keep its text answers.
+
+Every step draws its data from (seed, step), so a resumed run equals an uninterrupted one, except
+for the last bits of a GPU's sums.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from attrib.data.scenes import make_scene, scene_seeds
+from attrib.data.scenes.questions import KINDS
+from attrib.data.scenes.vocabulary import PLAIN, Style
+from attrib.files import ADDITIONS, atomic_write, write_text
+from attrib.zoo.curriculum import CurriculumSampler, Stage
+from attrib.zoo.packing import Packed, Segment, pack, packed_loss
+from attrib.zoo.smol_llava import (
+    ReplayTexts,
+    build_smol_llava,
+    freeze_language_model,
+    replay_loss,
+    sample_texts,
+    save_additions,
+    trained_weights,
+    use_additions,
+)
+from attrib.zoo.vision_pretraining import pixels_of, pretrain_vision
+
+EASY = Stage("plain", KINDS, 0.5, PLAIN, 0.0)
+FULL = Stage("everything", KINDS, 0.9, Style(0.5, 0.45, 0.25), 0.0)
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How smol-llava is trained.
+
+    Attributes:
+        seed: Of weights and data.
+        align_steps: Of the alignment to word embeddings.
+        steps: Of packed rows.
+        easy_steps: The first of them, with plain questions.
+        rows: Packed rows per step.
+        length: Positions of a row.
+        texts: Number of replayed texts.
+        text_length: Tokens of each.
+        texts_per_row: Of them in a row.
+        replay: Weight of their divergence in the loss.
+        learning_rate: Of additions and projector at its peak; the tower has a quarter.
+        warmup: Steps until then.
+    """
+
+    seed: int = 0
+    align_steps: int = 200
+    steps: int = 750
+    easy_steps: int = 400
+    rows: int = 64
+    length: int = 480
+    texts: int = 2048
+    text_length: int = 48
+    texts_per_row: int = 2
+    replay: float = 1.0
+    learning_rate: float = 1e-3
+    warmup: int = 100
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step as a share of its peak: warm-up, then half a cosine."""
+        rising = min(1.0, (step + 1) / self.warmup)
+        return rising * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class StepData(Dataset):
+    """The packed rows and the pixels of each step."""
+
+    def __init__(self, recipe: Adaptation, sampler: CurriculumSampler, pad: int, texts: Tensor):
+        self.recipe, self.sampler, self.pad, self.texts = recipe, sampler, pad, texts.tolist()
+
+    def __len__(self) -> int:
+        return self.recipe.steps
+
+    def __getitem__(self, step: int) -> tuple[Packed, Tensor]:
+        """The data of one step."""
+        r, rng = self.recipe, random.Random(f"{self.recipe.seed}:{step}")
+        stage = EASY if step < r.easy_steps else FULL
+        seeds = islice(scene_seeds("backbone", rng.getrandbits(40)), r.rows)
+        scenes = [make_scene(seed) for seed in seeds]
+        rows = [self._texts(rng) + self.sampler.sample(scene, stage, rng) for scene in scenes]
+        packed = pack(self.sampler.prefix, rows, r.length, self.pad)
+        return packed, pixels_of(scenes, [rng.getrandbits(30) for _ in scenes])
+
+    def _texts(self, rng: random.Random) -> list[Segment]:
+        chosen = rng.sample(range(len(self.texts)), self.recipe.texts_per_row)
+        length = self.recipe.text_length
+        return [
+            Segment(self.texts[i], length, "text", sees_image=False, replayed=i) for i in chosen
+        ]
+
+
+class AdaptationRun:
+    """One training run in a folder: `checkpoint.pt` and `progress.json`."""
+
+    def __init__(
+        self, folder: Path, recipe: Adaptation, language: Path, device: str, workers: int = 0
+    ):
+        self.folder, self.recipe, self.device, self.workers = folder, recipe, device, workers
+        self.kind = torch.device(device).type
+        self.model, self.processor = build_smol_llava(language, recipe.seed)
+        self.model.to(device)  # pyright: ignore[reportArgumentType]
+        parts: Any = self.model.model
+        self.decoder: Any = parts.language_model
+        self.step, self.seconds, self.accuracy = 0, 0.0, dict[str, float]()
+        freeze_language_model(self.model, compact=self.kind == "cuda")
+        self.optimizer = self._optimizer()
+
+    def train(self, log: Log = print, save_every: int = 250) -> None:
+        """Train to the end, from the last checkpoint if there is one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resumed, began = self._resume(), time.monotonic()
+        texts = self._sample_texts()
+        log(f"{len(texts.ids)} texts sampled")
+        if not resumed:
+            self._align(log)
+        self.model.train()
+        self.seconds += time.monotonic() - began
+        for packed, pixels in self._data(texts):
+            began = time.monotonic()
+            losses = self._train_step(packed, pixels, texts)
+            self.seconds += time.monotonic() - began
+            if self.step % 25 == 0:
+                log(self._line(losses))
+            if self.step % save_every == 0:
+                self._save()
+        self._save()
+
+    def export(self, folder: Path) -> None:
+        """Write what `attrib.load` reads beside SmolLM2: config and additions."""
+        save_additions(self.model, folder / ADDITIONS, self._record())
+        self.model.config.save_pretrained(folder)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        trained = trained_weights(self.model)
+        tower = [weight for name, weight in trained.items() if "vision_tower" in name]
+        rest = [weight for name, weight in trained.items() if "vision_tower" not in name]
+        peak = self.recipe.learning_rate
+        groups = [{"params": rest, "peak": peak}, {"params": tower, "peak": peak / 4}]
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def _sample_texts(self) -> ReplayTexts:
+        r = self.recipe
+        use_additions(self.model, False)
+        self.model.eval()
+        asked = self.model, self.decoder, self.processor.tokenizer
+        with torch.autocast(self.kind, torch.bfloat16):
+            texts = sample_texts(*asked, r.texts, r.text_length, r.seed)
+        use_additions(self.model, True)
+        return texts
+
+    def _align(self, log: Log) -> None:
+        words: Any = self.model.get_input_embeddings()
+        norm = words.weight.detach().float().norm(dim=-1).mean().item()
+        r, asked = self.recipe, (self.model, self.processor.tokenizer)
+        for scores in pretrain_vision(*asked, r.align_steps, r.seed, self.device, norm):
+            log("vision " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+
+    def _data(self, texts: ReplayTexts) -> Iterator[tuple[Packed, Tensor]]:
+        sampler = CurriculumSampler.of(self.model, self.processor)
+        pad = self.processor.tokenizer.pad_token_id
+        data = StepData(self.recipe, sampler, pad, texts.ids)
+        left = range(self.step, self.recipe.steps)
+        ahead = {"prefetch_factor": 2, "persistent_workers": True} if self.workers else {}
+        yield from DataLoader(
+            data, batch_size=None, sampler=left, num_workers=self.workers, **ahead
+        )
+
+    def _train_step(self, packed: Packed, pixels: Tensor, texts: ReplayTexts) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step) * group["peak"]
+        self.optimizer.zero_grad()
+        states: list[Tensor] = []
+
+        def decoder(**inputs: Any) -> Any:
+            out = self.decoder(**inputs)
+            states.append(out.last_hidden_state)
+            return out
+
+        loss, right = packed_loss(self.model, decoder, packed, pixels, self.kind)
+        with torch.autocast(self.kind, torch.bfloat16):
+            head: Any = self.model.get_output_embeddings()
+            kept = replay_loss(states[0], packed.replayed.to(self.device), texts, head)
+        (loss + self.recipe.replay * kept).backward()
+        norm = nn.utils.clip_grad_norm_(trained_weights(self.model).values(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        for kind, hits in right.items():
+            now = hits.float().mean().item()
+            self.accuracy[kind] = 0.97 * self.accuracy.get(kind, now) + 0.03 * now
+        return {"loss": loss.item(), "text": kept.item(), "gradient": float(norm)}
+
+    def _line(self, losses: dict[str, float]) -> str:
+        kinds = " ".join(f"{k} {v:.2f}" for k, v in sorted(self.accuracy.items()))
+        numbers = " ".join(f"{k} {v:.4f}" for k, v in losses.items())
+        return f"smol-llava step {self.step} {self.seconds:.0f}s {numbers} | {kinds}"
+
+    def _save(self) -> None:
+        state = {
+            "weights": {k: v.detach().cpu() for k, v in trained_weights(self.model).items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with atomic_write(self.folder / "checkpoint.pt") as file:
+            torch.save(state, file)
+        write_text(self.folder / "progress.json", json.dumps(self._record(), indent=1))
+
+    def _record(self) -> dict[str, Any]:
+        progress = {"step": self.step, "seconds": self.seconds, "accuracy": self.accuracy}
+        return {"recipe": asdict(self.recipe), "progress": progress}
+
+    def _resume(self) -> bool:
+        file = self.folder / "progress.json"
+        if not file.exists():
+            return False
+        record = json.loads(file.read_text())
+        if record["recipe"] != asdict(self.recipe):
+            raise ValueError(f"{self.folder} was trained by another recipe: {record['recipe']}")
+        state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+        with torch.no_grad():
+            for name, weight in trained_weights(self.model).items():
+                weight.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        progress = record["progress"]
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.accuracy = progress["accuracy"]
+        return True
