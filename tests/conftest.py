@@ -14,11 +14,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import shape_checks  # before the packages are imported
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
 ARCHITECTURES = (
     "llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip",
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "idefics3", "smolvlm", "internvl",
@@ -29,6 +24,15 @@ FAMILIES = ("llava", "blip2_opt", "blip2_llama")
 DIFFERENT = ("blip2_opt", "gemma3", "qwen3_vl")
 _built = {}
 gc.disable()  # until all modules are imported
+
+
+def pytest_configure(config):
+    """Compute on one thread: tiny models gain nothing from more, which wait for each other."""
+    if not config.getoption("numprocesses", 0):  # not the process that shares tests out
+        import torch
+
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
 
 
 def pytest_collection_finish():
