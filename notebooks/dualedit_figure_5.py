@@ -72,7 +72,7 @@ figures.show(figure, measured)
 
 # %%
 pairs = measured.tables["cells"].pivot(index="text", columns="visual", values="value")
-display((100 * pairs).round(1).fillna("not trained"))
+display((100 * pairs).round(1).astype(object).fillna("not trained"))
 measured.tables["cells"].sort_values("value", ascending=False).round(3)
 
 # %% [markdown]

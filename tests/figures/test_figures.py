@@ -5,11 +5,11 @@ import sys
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from committed_figures import FIGURES, ROOT, committed, drawn
 
 from attrib.errors import AttribError, SetupError
 from figures import (
@@ -31,17 +31,9 @@ from figures.frames import by_layer, pivot_wide
 from figures.measure import same_depth
 from figures.style import applied
 
-ROOT = Path(__file__).parents[2]
-FIGURES = ROOT / "figures"
 LARGEST = {"picture": 500_000, "numbers": 300_000}
 EXAMPLES, LAYERS = 30, 10
 ABOUT = {"model": "planted", "data": "none", "seed": 0, "n": EXAMPLES, "layers": LAYERS}
-
-
-@cache
-def committed(name):
-    """The committed numbers of a figure, read once."""
-    return Measured.load(FIGURES / "data" / name)
 
 
 @cache
@@ -82,8 +74,7 @@ def test_the_committed_numbers_give_the_committed_picture(name):
 
     figure, measured = judged(name), committed(name)
     with applied(DEFAULT):
-        drawn = figure.render(measured)
-        svg = figure_svg(drawn, f"{figure.source}, reproduced", figure.alt(measured))
+        svg = figure_svg(drawn(name), f"{figure.source}, reproduced", figure.alt(measured))
     assert svg == (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
 
 
