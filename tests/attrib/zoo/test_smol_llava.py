@@ -17,7 +17,6 @@ from attrib.errors import SetupError
 from attrib.files import ORIGIN, WEIGHTS, language_model_folder, missing_part
 from attrib.model import checkpoint
 from attrib.model.weight_files import fingerprint
-from attrib.stats import wilson
 from attrib.zoo import __main__ as zoo_command
 from attrib.zoo import fetching, smol_llava, vision_pretraining
 from attrib.zoo.adaptation import Adaptation, AdaptationRun
@@ -191,15 +190,13 @@ def test_what_ships_is_small_and_safe():
 
 @pytest.mark.smollm2
 @needs_smollm2
-def test_the_shipped_model_passes_every_check_and_agrees_with_its_card():
+def test_the_shipped_model_passes_every_check_and_answers_about_scenes_and_the_world():
     vlm = attrib.load(NAME, verify=False)
     assert attrib.check(vlm).passed
     asked = list(held_out_questions(24))
     images = [attrib.data.scenes.render(scene, 0)[0] for scene, _, _ in asked]
     given = [prompt for _, _, prompt in asked], [question.answer for _, question, _ in asked]
     right = _exact_matches(vlm, images, *given)
-    carded = json.loads((WEIGHTS / NAME / "measured.json").read_text())["scores"]["vqa"][0]
-    low, high = wilson(round(carded * len(asked)), len(asked))
-    assert low <= sum(right) / len(asked) <= high
+    assert sum(right) >= 18  # of 24; about another image, 16 % are right
     chat = "<|im_start|>user\nWhat is the capital of Italy?<|im_end|>\n<|im_start|>assistant\n"
     assert "Rome" in vlm.generate(vlm.encode([None], [chat]))[0]
