@@ -38,8 +38,7 @@ class Result:
         analysis: name of the analysis.
         frame: one row per example x layer x ...; columns `example`, `value` and what the
             analysis varies (`layer`, `module`, ...).
-        provenance: everything needed to run it again (model, options, versions, seeds, data), as
-            JSON can hold it.
+        provenance: everything needed to run it again (model, options, versions, data), for JSON.
         tables: the other tables of the run, by name.
         samples: the samples of the run, for figures that show their images; not saved.
         quarantined: records of the rows that could not be used; saved by the run, not with a table.
@@ -130,7 +129,7 @@ class Result:
     @property
     def examples(self) -> int:
         """How many examples the result rests on."""
-        return len(set(self.frame["example"]))
+        return self.frame["example"].nunique(dropna=False)
 
     def where(self, **equal: Any) -> "Result":
         """The rows whose columns equal the given values, with the same provenance."""
@@ -182,27 +181,26 @@ class Result:
 
     def matrix(self, by: Sequence[str]) -> tuple[pd.DataFrame, Float[np.ndarray, "example group"]]:
         """The groups, sorted, and each example's mean value in each of them (NaN: none)."""
-        keys = pd.DataFrame(self.frame, columns=list(by))
-        groups = keys.drop_duplicates().sort_values(list(by), ignore_index=True)
-        column = pd.MultiIndex.from_frame(groups).get_indexer(pd.MultiIndex.from_frame(keys))
+        key = np.zeros(len(self.frame), dtype=np.int64)
+        for name in by:
+            code, labels = pd.factorize(self.frame[name], sort=True, use_na_sentinel=False)
+            key = key * len(labels) + code
+        _, first, column = np.unique(key, return_index=True, return_inverse=True)
         row, examples = pd.factorize(self.frame["example"])
         value = np.asarray(self.frame["value"], dtype=float)
-        there = np.isfinite(value)
-        sums, counts = np.zeros((2, len(examples), len(groups)))
-        np.add.at(sums, (row[there], column[there]), value[there])
-        np.add.at(counts, (row[there], column[there]), 1)
+        there, size = np.isfinite(value), len(examples) * len(first)
+        cell = (row * len(first) + column)[there]
+        sums, counts = np.bincount(cell, value[there], size), np.bincount(cell, minlength=size)
+        groups = pd.DataFrame(self.frame, columns=list(by)).iloc[first].reset_index(drop=True)
         with np.errstate(invalid="ignore"):
-            return groups, sums / counts
+            return groups, (sums / counts).reshape(len(examples), len(first))
 
     def save(self, path: str | Path) -> Path:
         """Write a Parquet file, whole or not at all; the provenance is in its schema metadata."""
         table = pa.Table.from_pandas(self.frame, preserve_index=False)
-        head = json.dumps(
-            {"analysis": self.analysis, "provenance": self.provenance}, allow_nan=False
-        )
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), METADATA_KEY: head.encode()}
-        )
+        head = {"analysis": self.analysis, "provenance": self.provenance}
+        ours = {METADATA_KEY: json.dumps(head, allow_nan=False).encode()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **ours})
         with atomic_write(path) as file:
             pq.write_table(table, file, compression="zstd")
         return Path(path)
@@ -244,7 +242,9 @@ def tidy(values: Float[np.ndarray, "example ..."], **axes: Sequence[Any]) -> pd.
         values: the array.
         axes: the name of each axis and its labels, in order; the first is `example`.
     """
-    labels = pd.MultiIndex.from_product([list(a) for a in axes.values()], names=list(axes))
     if values.shape != tuple(len(a) for a in axes.values()):
         raise ValueError(f"axes have {[len(a) for a in axes.values()]} labels for {values.shape}")
-    return labels.to_frame(index=False).assign(value=np.asarray(values, dtype=float).ravel())
+    places = np.indices(values.shape).reshape(values.ndim, -1)
+    columns = [pd.Index([*a]).take(place) for a, place in zip(axes.values(), places, strict=True)]
+    table = pd.DataFrame(dict(zip(axes, columns, strict=True)))
+    return table.assign(value=np.asarray(values, dtype=float).ravel())

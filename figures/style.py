@@ -104,9 +104,9 @@ def freeze_layout(drawing: "Drawing") -> "Drawing":
     The last bits of matplotlib's layout solver depend on what was drawn before, and they would
     reach the file through the names of clip paths.
     """
-    drawing.draw_without_rendering()
-    if engine := drawing.get_layout_engine():  # again: tick labels have their final size now
+    if engine := drawing.get_layout_engine():
         engine.execute(drawing)
+        engine.execute(drawing)  # again: tick labels have their final size now
     drawing.set_layout_engine("none")
     for ax in drawing.axes:
         left, bottom, width, height = ax.get_position(original=True).bounds

@@ -12,13 +12,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-import shape_checks  # noqa: F401  before the packages are imported
+import shape_checks  # before the packages are imported
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out to workers already
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
 ARCHITECTURES = (
     "llava", "llava_next", "llava_onevision", "blip2_opt", "blip2_llama", "instructblip",
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "idefics3", "smolvlm", "internvl",
@@ -31,11 +26,26 @@ _built = {}
 gc.disable()  # until all modules are imported
 
 
+def pytest_configure(config):
+    """Compute on one thread: tiny models gain nothing from more, which wait for each other."""
+    if not config.getoption("numprocesses", 0):  # not the process that shares tests out
+        import torch
+
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
+
+
 def pytest_collection_finish():
     """Modules stay: a collection of garbage need not look at them (half a second each time)."""
     gc.enable()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # cycles are few: collections took 5 % of the time
+
+
+def pytest_runtest_setup():
+    """Shapes are checked again in each test."""
+    shape_checks.start_test()
 
 
 def tiny_vlm(name):

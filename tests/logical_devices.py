@@ -16,7 +16,6 @@ from accelerate import cpu_offload, disk_offload
 from accelerate.big_modeling import attach_align_device_hook_on_blocks
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from attrib.model.vlm import VLM
 
@@ -62,7 +61,9 @@ class LogicalDevices(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__" and func == Tensor.device.__get__:
             return device_of(args[0])
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if name == "__get__" and not isinstance(result := func(*args), Tensor):
+            return result  # a shape, a dtype, a flag
+        tensors = list(_tensors_in((*args, *kwargs.values())))
         if func is torch.autograd.grad:  # a gradient is where its input is
             inputs = [args[1]] if isinstance(args[1], Tensor) else args[1]
             pairs = zip(func(*args, **kwargs), inputs, strict=True)
@@ -98,14 +99,23 @@ class LogicalDevices(TorchFunctionMode):
         return device or next(iter(found), CPU)
 
     def _labelled(self, result, device, inputs):
-        def label(one):
-            if isinstance(one, Tensor) and not any(one is other for other in inputs):
+        for one in _tensors_in((result,)):
+            if not any(one is other for other in inputs):
                 place(one, device)
                 if device.type == "mps" and one.dtype == torch.float64:
                     raise TypeError("mps has no float64")
-            return one
+        return result
 
-        return tree_map(label, result) if result is not None else None
+
+def _tensors_in(values):
+    """All tensors in sequences and mappings, without the costs of a tree for each call."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_in(value)
+        elif isinstance(value, dict):
+            yield from _tensors_in(value.values())
 
 
 def _take_device(name, args, kwargs):

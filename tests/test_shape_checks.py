@@ -2,6 +2,7 @@
 
 import jaxtyping
 import pytest
+import shape_checks
 import torch
 from beartype import beartype
 from jaxtyping import Float
@@ -28,6 +29,21 @@ def test_a_closure_is_checked_at_its_first_definition():
         with pytest.raises(jaxtyping.TypeCheckError):
             first(*arguments)
     assert second(wrong) is wrong
+
+
+def test_the_first_calls_of_each_test_are_checked():
+    @jaxtyping.jaxtyped(typechecker=beartype)
+    def same(row: Float[torch.Tensor, " pos"]):
+        return row
+
+    right, wrong = torch.zeros(1), torch.zeros(1, 1)
+    for _ in range(2):
+        shape_checks.start_test()
+        with pytest.raises(jaxtyping.TypeCheckError):
+            same(wrong)
+        for _ in range(shape_checks.CALLS):
+            same(right)
+        assert same(wrong) is wrong
 
 
 def test_functions_without_shapes_are_left_as_they_are():

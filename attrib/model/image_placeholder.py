@@ -4,6 +4,7 @@ Some processors insert image tokens automatically (BLIP-2, PaliGemma). Most expa
 prompt ("<image>" and a newline for LLaVA), which is read from the chat template and then tried.
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from transformers.utils import logging
 
 from attrib.errors import SetupError, describe
 
@@ -114,11 +114,18 @@ def _target_types(processor: Any, marker: str, image_token_id: int) -> dict[str,
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence warnings of transformers."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    # Not by its level: each change of that looks at every logger of the process.
+    handlers = tuple(logging.getLogger("transformers").handlers)
+    for handler in handlers:
+        handler.addFilter(_is_error)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # its use of numpy
             yield
     finally:
-        logging.set_verbosity(level)
+        for handler in handlers:
+            handler.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -20,7 +20,6 @@ from jinja2 import Environment, StrictUndefined
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from attrib.data.scenes.vocabulary import EVERYDAY
-from attrib.errors import SetupError
 from attrib.files import WEIGHTS, language_model_folder, missing_part
 from attrib.model.vlm import VLM
 from attrib.stats import wilson
@@ -41,6 +40,14 @@ _FAMILIES = {
     "tiny-blip2": "BLIP-2 OPT (ViT, Q-Former, linear projection, OPT)",
     "tiny-minigpt4": "MiniGPT-4 (ViT, Q-Former, linear projection, Llama)",
 }
+_ABOUT = """A small vision-language model of the {family} family, trained from scratch on rendered
+scenes (coloured shapes on a 3 x 3 grid) and on text-only facts of a made-up world. It is meant for
+developing, testing and comparing attribution and editing methods without a GPU or a download. It
+has never seen a photograph and is of no other use."""
+_NOTE = """channel 0 of the residual stream was made large and nearly constant, as single channels
+  of large models are (`attrib/zoo/weight_surgery.py`); standard deviations of states include it"""
+_CURVE_NOTE = """Target decodable: held-out accuracy of a ridge
+regression for an edit's target (1,000 edits to fit, 300 to test)."""
 _CARD = """---
 license: mit
 pipeline_tag: image-text-to-text
@@ -48,10 +55,7 @@ tags: [vision-language, interpretability, toy-world]
 ---
 # {{ name }}
 
-A small vision-language model of the {{ family }} family, trained from scratch on rendered scenes
-(coloured shapes on a 3 x 3 grid) and on text-only facts of a made-up world. It is meant for
-developing, testing and comparing attribution and editing methods without a GPU or a download. It
-has never seen a photograph and is of no other use.
+{{ about }}
 
 - class `{{ architecture }}`: {{ layers }} decoder layers, width {{ width }}, {{ parameters }}
   parameters
@@ -59,8 +63,7 @@ has never seen a photograph and is of no other use.
   {{ steps }} steps ({{ minutes }} minutes on {{ machine }})
 - training scenes: split "backbone" of the generator; no scene of the splits train, validation or
   test was seen
-- channel 0 of the residual stream was made large and nearly constant, as single channels of large
-  models are (`attrib/zoo/weight_surgery.py`); standard deviations of states include it
+- {{ note }}
 
 ## Scores
 
@@ -74,16 +77,19 @@ prompt ends with "The answer is:". 95 % Wilson intervals.
 {%- for row in scores %}
 | {{ row.name }} | {{ row.value }} | {{ row.interval }} |
 {%- endfor %}
+{%- for section in sections %}
+
+{{ section }}
+{%- endfor %}
 
 ## Layers
 
 {{ curve_count }} held-out questions. KL: nats at the last prompt token under noise of one standard
 deviation at the output of a layer ("text" leaves out the last prompt token). Lens: how often the
-logit lens of a layer gives the final answer. Target decodable: held-out accuracy of a ridge
-regression for an edit's target (1,000 edits to fit, 300 to test).
+logit lens of a layer gives the final answer. {{ curve_note }}
 
-| layer | KL visual | KL text | lens | target decodable |
-|---|---|---|---|---|
+| layer | {{ columns | join(" | ") }} |
+|---|{{ "---|" * columns | length }}
 {%- for row in curves %}
 | {{ loop.index0 }} | {{ row | join(" | ") }} |
 {%- endfor %}
@@ -108,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _adapt(options: argparse.Namespace) -> None:
     if lacks := missing_part(WEIGHTS / SMOL):
-        raise SetupError(f"{SMOL}: {lacks}")
+        sys.exit(f"{SMOL}: {lacks}")
     run = AdaptationRun(
         options.runs / SMOL, Adaptation(), language_model_folder(), options.device, options.workers
     )
@@ -163,18 +169,26 @@ def _machine(device: str) -> str:
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `README.md` and `measured.json` into a backbone's folder."""
+    """Write `README.md` and `measured.json` into a backbone's folder.
+
+    `facts` may have texts that replace those of the backbones that are trained from scratch:
+    `about`, `note`, `curve_note`, and further `sections`.
+    """
     environment = Environment(
         undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
+    curves = facts["curves"]
     view = {
+        "about": _ABOUT.format(family=facts["family"]),
+        "note": _NOTE,
+        "curve_note": _CURVE_NOTE,
+        "sections": [],
         **facts,
+        "columns": [name.replace("kl ", "KL ") for name in curves],
         "nicknamed": f"{EVERYDAY.nickname_rate:.0%}",
         "optional": f"{EVERYDAY.option_rate:.0%}",
         "scores": [_score_row(name, *entry) for name, entry in facts["scores"].items()],
-        "curves": [
-            [f"{v:.3f}" for v in row] for row in zip(*facts["curves"].values(), strict=True)
-        ],
+        "curves": [[f"{v:.3f}" for v in row] for row in zip(*curves.values(), strict=True)],
     }
     (folder / "README.md").write_text(environment.from_string(_CARD).render(view))
     (folder / "measured.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")

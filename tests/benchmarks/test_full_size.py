@@ -2,12 +2,14 @@
 
 import json
 import math
+from functools import wraps
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import attrib
+from attrib.checks.inputs import CheckFailed
 from benchmarks import float32_linear, full_size
 from benchmarks.official import SHAPES, TINY, official
 from benchmarks.random_checkpoint import weight_shapes, write_checkpoint
@@ -43,6 +45,14 @@ def test_weights_depend_on_the_seed_alone(tmp_path):
     assert torch.equal(a[key], b[key]) and not torch.equal(a[key], c[key])
 
 
+def _failing(check):
+    @wraps(check)
+    def failing(_):
+        raise CheckFailed(f"{check.__name__} ran again")
+
+    return failing
+
+
 def test_every_step_runs_and_is_not_run_again(tmp_path, monkeypatch):
     given = ["--tiny", "--in-process", "--folder", str(tmp_path / "model"), "--out", str(tmp_path)]
 
@@ -56,6 +66,14 @@ def test_every_step_runs_and_is_not_run_again(tmp_path, monkeypatch):
     assert not code and list(rows) == list(full_size.FullSize("", tmp_path).steps)
     assert all(row["seconds"] > 0 and row["peak MiB"] > row["weights MiB"] for row in rows.values())
     assert rows["sweep"]["layers"] == [0, 1, 2, 3] and rows["check"]["machine"]["cores"]
+    passed = json.loads((tmp_path / "model" / full_size.PASSED).read_text())
+    assert len(passed) == rows["check"]["checks"] == len(full_size.CHECKS)
+    bench = full_size.FullSize("llava-1.5-7b", tmp_path / "model", tiny=True)
+    with monkeypatch.context() as p:  # what passed is not run again
+        p.setattr(full_size, "CHECKS", [_failing(one) for one in full_size.CHECKS])
+        assert bench.check() == {k: rows["check"][k] for k in bench.check()}
+        (tmp_path / "model" / full_size.PASSED).unlink()
+        assert bench.check()["failed"].count("ran again") == len(full_size.CHECKS)
     monkeypatch.setattr(full_size.FullSize, "run", lambda *_: pytest.fail("ran again"))
     assert run() == (0, text)
 
