@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -363,13 +364,17 @@ to the first token. Norm: of the first token's state, relative to the median of 
 def text_section(text: dict[str, Any], common: dict[str, Any]) -> str:
     """What became of SmolLM2's text answers, as Markdown."""
     low, high = wilson(common["still"], common["known"])
-    lines = [
-        "## Text\n",
+    paragraph = (
         "Beside SmolLM2 without an image, in its chat format, greedily and in at most 24 tokens. "
         f"Of {common['questions']} common facts (`benchmarks/common_facts.csv`) SmolLM2 knows "
         f"{common['known']}; smol-llava still knows {common['still'] / common['known']:.1%} of "
         f"these ({low:.1%} - {high:.1%}). Natural questions: locality questions of E-VQA, of which "
-        f"SmolLM2 knows {text['known']}. 95 % bootstrap intervals.\n",
+        f"SmolLM2 knows {text['known']}. 95 % bootstrap intervals."
+    )
+    lines = [
+        "## Text\n",
+        fill(paragraph, 100),
+        "",
         "| measurement | common facts | natural questions |",
         "|---|---|---|",
     ]

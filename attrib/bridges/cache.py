@@ -5,6 +5,7 @@ TransformerLens can boot it, and only at the requested positions. `decompose_res
 `accumulated_resid`, `logit_attrs`, `stack_head_results` and `logit_lens` work on the cache.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache
 
 from attrib.errors import AttribError
-from attrib.forward.attention import AttentionCall, capture_attention
-from attrib.forward.hooks import gather_positions, position_index
+from attrib.forward.attention import AttentionCall, capture_calls
+from attrib.forward.hooks import gather_positions, on_modules, position_index
 from attrib.forward.residual import ResidualWrites, residual_writes
 from attrib.model.batch import Batch
 from attrib.model.devices import loaded, loaded_weight
@@ -48,14 +49,26 @@ def cache(
     """
     at, present = _queries(batch, positions)
     found: dict[str, Tensor] = {}
+    layer_of = {id(part): i for i, layer in enumerate(vlm.layers) for part in layer.modules()}
+    attending: dict[int, str] = {}
 
-    def listen(layer: int, call: AttentionCall) -> None:
-        found[f"blocks.{layer}.attn.hook_pattern"] = call.row(at)
-        found[f"blocks.{layer}.attn.hook_z"] = gather_positions(call.out, at)
+    def listen(module: nn.Module, call: AttentionCall) -> None:
+        if (layer := layer_of.get(id(module))) is not None:
+            found[f"blocks.{layer}.attn.hook_pattern"] = call.row(at)
+            found[name := f"blocks.{layer}.attn.hook_z"] = gather_positions(call.out, at)
+            attending.update({id(part): name for part in module.modules()})
 
+    def project(part: nn.Module, h: Tensor, *_: Any) -> None:
+        """Take what the last projection of attention gets: in some models (Qwen3.5) gated."""
+        z = found.get(attending.get(id(part), ""))
+        if z is not None and h.ndim == 3 and h.shape[-1] == z.shape[-2:].numel():
+            found[attending[id(part)]] = gather_positions(h, at).reshape(z.shape)
+
+    linears = (part for part in vlm.layers.modules() if isinstance(part, nn.Linear))
+    hooks = [(part, partial(project, part)) for part in linears if part.out_features == vlm.d_model]
     with residual_writes(vlm, at) as writes:
         if attention:
-            with capture_attention(vlm, listen):
+            with capture_calls(vlm.components.decoder, listen), on_modules(hooks, []):
                 vlm.last_logits(batch)
         else:
             vlm.last_logits(batch)

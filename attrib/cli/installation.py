@@ -52,10 +52,7 @@ def list_models() -> None:
         family, size = facts["family"].partition(" (")[0], f"{facts['parameters'] / 1e6:.1f} M"
         scores = [f"{facts['scores'][key][0]:.1%}" for key in SCORES.values()]
         table.add_row(name, family, str(facts["layers"]), size, *scores)
-    if table.row_count:
-        Console().print(table)
-    else:
-        print("this installation has no embedded models")
+    Console().print(table if table.row_count else "this installation has no embedded models")
     for name in embedded_names():
         if lacks := missing_part(WEIGHTS / name):
             print(f"{name}: {lacks}")
@@ -189,7 +186,8 @@ def doctor() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    installed, models = versions(), embedded_names()
+    installed = versions()
+    models = [f"{m} (not fetched)" if missing_part(WEIGHTS / m) else m for m in embedded_names()]
     missing = [name for name, version in installed.items() if version == "not installed"]
     problems = [f"{name} is not installed: pip install {name}" for name in missing]
     if not models:

@@ -20,7 +20,6 @@ from jinja2 import Environment, StrictUndefined
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from attrib.data.scenes.vocabulary import EVERYDAY
-from attrib.errors import SetupError
 from attrib.files import WEIGHTS, language_model_folder, missing_part
 from attrib.model.vlm import VLM
 from attrib.stats import wilson
@@ -115,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _adapt(options: argparse.Namespace) -> None:
     if lacks := missing_part(WEIGHTS / SMOL):
-        raise SetupError(f"{SMOL}: {lacks}")
+        sys.exit(f"{SMOL}: {lacks}")
     run = AdaptationRun(
         options.runs / SMOL, Adaptation(), language_model_folder(), options.device, options.workers
     )

@@ -20,7 +20,9 @@ LIMIT = 60.0  # seconds a type may take
 
 def versions() -> dict[str, str]:
     """The versions that the table depends on."""
-    return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
+    return {
+        name: version(name) for name in ("transformers", "torch", "tokenizers", "transformer-lens")
+    }
 
 
 def digest() -> str:

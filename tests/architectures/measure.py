@@ -9,6 +9,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 import attrib
 from attrib.errors import AttribError
+from tests.architectures.bridge import differences, is_bridged
 from tests.architectures.prompts import ByHand
 from tests.architectures.registry import BUILDERS, OUT_OF_SCOPE, REMARKS, TYPES, build, type_of
 
@@ -17,7 +18,7 @@ LONGEST = 300  # characters of an error
 
 
 def measure(name: str) -> Row:
-    """The row of a type: model, scope, processor, passed, total, failed, remarks, seconds."""
+    """The row of a type: the fields of `table.FIELDS` and its seconds, whatever goes wrong."""
     start = time.monotonic()
     row: Row = empty(name)
     row |= _outcome(name)
@@ -30,7 +31,14 @@ def empty(name: str) -> Row:
     """The row of a type of which nothing is known yet."""
     scope = OUT_OF_SCOPE.get(name, "decoder-only")
     about = {"type": name, "model": TYPES[type_of(name)], "scope": scope}
-    return about | {"processor": "none", "passed": 0, "total": 0, "failed": [], "remarks": []}
+    return about | {
+        "processor": "none",
+        "passed": 0,
+        "total": 0,
+        "failed": [],
+        "remarks": [],
+        "bridge": "",
+    }
 
 
 def _outcome(name: str) -> Row:
@@ -49,11 +57,21 @@ def _outcome(name: str) -> Row:
         return {"remarks": [text], "trace": traceback.format_exc()}
     if processor is None:
         return {"remarks": ["accepted by VLM(); no processor here, so nothing is checked"]}
-    report = attrib.check(vlm)
+    report, bridge = attrib.check(vlm), _bridge(vlm)
     failed = [[one.check, _cut(one.detail)] for one in report.failed]
     passed = len(report.results) - len(failed)
     return {"processor": kind(name, processor), "passed": passed, "total": len(report.results),
-            "failed": failed}  # fmt: skip
+            "failed": failed, "bridge": bridge}  # fmt: skip
+
+
+def _bridge(vlm: attrib.VLM) -> str:
+    """How our reads compare with the cache of TransformerLens; "" if it has no such type."""
+    if not is_bridged(vlm.model):
+        return ""
+    try:
+        return _cut("; ".join(f"{what}: {miss}" for what, miss in differences(vlm))) or "equal"
+    except Exception as error:  # of any class: it is another package's
+        return f"fails: {_line(error)}"
 
 
 def kind(name: str, processor: Any) -> str:

@@ -15,12 +15,18 @@ RECORD = ROOT / "docs" / "architectures.json"
 START = "<!-- architectures: written by `python -m tests.architectures` -->"
 END = "<!-- architectures: end -->"
 SHOWN = 140  # characters of a detail; the record has all
-FIELDS = ("type", "model", "scope", "processor", "passed", "total", "failed", "remarks")
+FIELDS = ("type", "model", "scope", "processor", "passed", "total", "failed", "remarks", "bridge")
 
 
 def passes(row: Row) -> bool:
     """Whether the type passes every check."""
     return bool(row["total"]) and row["passed"] == row["total"]
+
+
+def bridged(rows: Sequence[Row]) -> str:
+    """How many types and variants with a bridge have its cache: "30 of 30"."""
+    found = [row["bridge"] for row in rows if row["bridge"]]
+    return f"{found.count('equal')} of {len(found)}"
 
 
 def totals(rows: Sequence[Row]) -> str:
@@ -59,9 +65,12 @@ def markdown(rows: Sequence[Row], about: dict) -> str:
     numbers = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     head = (
         f"{totals(readers)} decoder-only types pass every check "
-        f"({numbers}; float32 on a CPU; {about['date']}).\n"
+        f"({numbers}; float32 on a CPU; {about['date']}). Of the types and variants that "
+        f"TransformerLens can run, {bridged(readers)} have its logits, states, attention and "
+        "writes.\n"
     )
-    lines = ["| type | processor | checks passed | remarks |", "|---|---|---|---|"]
+    lines = ["| type | processor | checks passed | TransformerLens | remarks |"]
+    lines += ["|---|---|---|---|---|"]
     lines += [_line(row) for row in readers]
     lines += ["", "Not decoder-only readers of pictures:", ""]
     lines += ["| type | why | what `VLM(model)` says |", "|---|---|---|"]
@@ -71,7 +80,9 @@ def markdown(rows: Sequence[Row], about: dict) -> str:
 
 def _line(row: Row) -> str:
     passed = f"{row['passed']} of {row['total']}" if row["total"] else "-"
-    return f"| `{row['type']}` | {row['processor']} | {passed} | {_remarks(row)} |"
+    return (
+        f"| `{row['type']}` | {row['processor']} | {passed} | {row['bridge']} | {_remarks(row)} |"
+    )
 
 
 def _remarks(row: Row) -> str:

@@ -13,6 +13,9 @@ from attrib.analyses.contributions import contributions
 from attrib.analyses.direct_logits import direct_logits
 from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import read
+from attrib.model.vlm import VLM
+from tests.architectures.bridge import differences
+from tests.architectures.registry import build
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,17 @@ def test_everything_in_our_cache_is_in_the_bridges(any_vlm):
         if name == "hook_embed" and theirs.has_pos_embed:  # ours is all that enters layer 0
             expected = expected + at_last(theirs["hook_pos_embed"], batch)
         assert_near(value.squeeze(axis), expected)
+
+
+def test_reads_of_a_gated_hybrid_are_those_of_the_bridge(monkeypatch):
+    """Linear attention in three layers, gated attention in one; `python -m tests.architectures`
+    compares all types that TransformerLens can run."""
+    vlm = VLM(*build("qwen3_5"), "qwen3_5")
+    assert differences(vlm) == []
+    monkeypatch.setattr("tests.architectures.bridge.LIMIT", 0)  # the control: it compares numbers
+    assert {"logits", "state after layer 3", "blocks.3.attn.hook_z"} <= dict(
+        differences(vlm)
+    ).keys()
 
 
 def test_contributions_are_its_direct_logit_attribution(different_vlm):

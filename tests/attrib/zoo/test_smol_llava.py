@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import attrib
 from attrib import files
+from attrib.cli import installation
 from attrib.errors import SetupError
 from attrib.files import ORIGIN, WEIGHTS, language_model_folder, missing_part
 from attrib.model import checkpoint
 from attrib.model.weight_files import fingerprint
-from attrib.stats import wilson
+from attrib.zoo import __main__ as zoo_command
 from attrib.zoo import fetching, smol_llava, vision_pretraining
 from attrib.zoo.adaptation import Adaptation, AdaptationRun
 from attrib.zoo.evaluate import _exact_matches, held_out_questions
@@ -101,11 +103,18 @@ def test_a_missing_language_model_is_one_line_with_the_command(cache, monkeypatc
     shipped.mkdir(parents=True)
     for file in ("config.json", files.ADDITIONS):
         (shipped / file).touch()
-    for module in (files, checkpoint):
+    for module in (files, checkpoint, installation):
         monkeypatch.setattr(module, "WEIGHTS", tmp_path / "weights")
+    line = (
+        f"{NAME}: its language model SmolLM2 is not in {cache}; fetch it once with: attrib models "
+    )
     code, _, error = run("models", "check", NAME)
-    assert code == 3 and error.count("\n") == 1
-    assert f"SmolLM2 is not in {cache}; fetch it once with: attrib models fetch smollm2" in error
+    assert code == 3 and error == f"attrib: {line}fetch smollm2\n"
+    assert f"{line}fetch smollm2\n" in run("models", "list")[1]
+    assert f"{NAME} (not fetched)" in run("doctor")[1]
+    cache.mkdir(parents=True)
+    (cache / ORIGIN).write_text("{}")
+    assert line not in run("models", "list")[1]
 
 
 def test_what_was_fetched_stays_and_another_source_replaces_it(cache, monkeypatch, tmp_path):
@@ -149,25 +158,28 @@ def test_training_resumes_bit_for_bit_and_leaves_the_language_model_as_it_is(
     monkeypatch.setattr(vision_pretraining, "BATCH", 4)
     monkeypatch.setattr(smol_llava, "STARTS", ("", "what"))
 
-    def begin(folder):
-        return AdaptationRun(tmp_path / folder, RECIPE, language, "cpu")
-
-    whole, first, second = begin("whole"), begin("parts"), begin("parts")
+    monkeypatch.setattr(zoo_command, "Adaptation", lambda: RECIPE)
+    monkeypatch.setattr(zoo_command, "WEIGHTS", tmp_path / "weights")
+    whole, first = (AdaptationRun(tmp_path / k / NAME, RECIPE, language, "cpu") for k in "ab")
     before = {k: v.clone() for k, v in whole.model.state_dict().items()}
     whole.train(str)
+    whole.export(tmp_path / "whole")
     first._save, save = lambda: (save(), (_ for _ in ()).throw(KeyboardInterrupt)), first._save
     with pytest.raises(KeyboardInterrupt):
         first.train(str, save_every=1)
-    second.train(str)
-    assert first.step == 1 and second.step == whole.step == 2
+    assert first.step == 1 and whole.step == 2
+    zoo_command.main(["train", NAME, "--runs", str(tmp_path / "b"), "--device", "cpu"])
+    resumed, additions = tmp_path / "weights" / NAME, {}
+    for folder in (resumed, tmp_path / "whole"):
+        additions[folder] = load_file(folder / files.ADDITIONS)
+    one, other = additions.values()
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     changed = {k for k, v in whole.model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed <= set(trained_weights(whole.model)) and any("lora_B" in k for k in changed)
-    for name, weight in trained_weights(second.model).items():
-        assert torch.equal(weight, trained_weights(whole.model)[name])
     with pytest.raises(ValueError, match="another recipe"):
-        AdaptationRun(tmp_path / "parts", replace(RECIPE, seed=1), language, "cpu").train(str)
-    whole.export(tmp_path / "made")
-    assert attrib.load(str(tmp_path / "made")).num_layers == 2
+        first.recipe = replace(RECIPE, seed=1)
+        first.train(str)
+    assert attrib.load(str(resumed)).num_layers == 2
 
 
 def test_what_ships_is_small_and_safe():
@@ -178,15 +190,13 @@ def test_what_ships_is_small_and_safe():
 
 @pytest.mark.smollm2
 @needs_smollm2
-def test_the_shipped_model_passes_every_check_and_agrees_with_its_card():
+def test_the_shipped_model_passes_every_check_and_answers_about_scenes_and_the_world():
     vlm = attrib.load(NAME, verify=False)
     assert attrib.check(vlm).passed
     asked = list(held_out_questions(24))
     images = [attrib.data.scenes.render(scene, 0)[0] for scene, _, _ in asked]
     given = [prompt for _, _, prompt in asked], [question.answer for _, question, _ in asked]
     right = _exact_matches(vlm, images, *given)
-    carded = json.loads((WEIGHTS / NAME / "measured.json").read_text())["scores"]["vqa"][0]
-    low, high = wilson(round(carded * len(asked)), len(asked))
-    assert low <= sum(right) / len(asked) <= high
+    assert sum(right) >= 18  # of 24; about another image, 16 % are right
     chat = "<|im_start|>user\nWhat is the capital of Italy?<|im_end|>\n<|im_start|>assistant\n"
     assert "Rome" in vlm.generate(vlm.encode([None], [chat]))[0]
