@@ -43,6 +43,8 @@ def executed(source: Path, manager: KernelManager) -> nbformat.NotebookNode:
     notebook.cells.insert(0, reset)
     client = NotebookClient(notebook, km=manager, timeout=300, record_timing=False)
     client.execute(cleanup_kc=False)
+    if client.kc is not None:
+        client.kc.stop_channels()
     notebook.cells.remove(reset)
     number = 0
     for index, cell in enumerate(notebook.cells):

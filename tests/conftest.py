@@ -110,8 +110,13 @@ def batch(vlm):
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder; its exit code, standard output and error."""
+    """Run a command line in an empty folder; its exit code, standard output and error.
+
+    Models are not verified (half a second each): tests/attrib/test_loading.py is about that.
+    """
     from attrib import cli
+
+    monkeypatch.setattr("attrib.loading.verify_model", lambda _: None)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])

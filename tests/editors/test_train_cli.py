@@ -35,12 +35,6 @@ def there(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def not_verified(monkeypatch):
-    """Verifying a model takes longer than its tests here."""
-    monkeypatch.setattr("attrib.loading.verify_model", lambda _: None)
-
-
 def given(there):
     return ("--model", there / "model", "--data", there / "data", "--split", "vqa-train")
 

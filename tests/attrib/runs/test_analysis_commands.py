@@ -9,6 +9,7 @@ from conftest import picture, save_tiny
 from small_data import write_data
 
 from attrib.analyses.attention import measure_attention
+from attrib.checks import verify
 from attrib.cli.analyse import analyse
 from attrib.cli.outputs import default_folder, refuse_unwritable
 from attrib.errors import SetupError
@@ -142,7 +143,10 @@ def test_a_model_that_breaks_down_on_a_row_names_row_and_layer(run, tmp_path):
     assert Result.load(tmp_path / "o" / "result.parquet").frame["value"].notna().all()
 
 
-def test_a_model_that_breaks_down_on_everything_is_refused_with_its_first_bad_layer(run, tmp_path):
+def test_a_model_that_breaks_down_on_everything_is_refused_with_its_first_bad_layer(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("attrib.loading.verify_model", verify)
     vlm, processor = tiny_models.build("llava")
     with torch.no_grad():
         vlm.model.language_model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")

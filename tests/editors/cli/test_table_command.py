@@ -32,12 +32,6 @@ def there(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def not_verified(monkeypatch):
-    """Verifying a model takes longer than its tests here."""
-    monkeypatch.setattr("attrib.loading.verify_model", lambda _: None)
-
-
 def given(there, *more):
     return ("table", "--backbones", there / "model-llava", "--data", there / "data",
             "--train-split", "vqa-train", "--test-split", "vqa-eval", "--limit", 2, "--steps", 2,
