@@ -40,7 +40,7 @@ def pytest_collection_finish():
     gc.enable()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)  # cycles are few: collections took 5 % of the time
+    gc.set_threshold(100_000, 50, 100)  # cycles are few: collections took 5 % of the time
 
 
 def pytest_runtest_setup():

@@ -22,7 +22,7 @@ from typing import Any
 
 import jaxtyping
 
-CALLS = 20  # of a function that are checked in a test
+CALLS = 5  # of a function that are checked in a test
 SHAPED = ("Float", "Int", "Bool", "Shaped")
 _decorate = jaxtyping.jaxtyped
 _defined: set[CodeType] = set()

@@ -100,11 +100,11 @@ def test_padding_gets_no_attention(rows):
     assert_close(whole, rows.sum(-1))
 
 
-def test_rows_sum_to_one_on_every_architecture(any_vlm):
-    batch = any_vlm.encode(*examples(), padding_side="left")
-    rows = attention(any_vlm, batch)
-    assert rows.shape == (3, any_vlm.num_layers, batch["last"].shape[1])
-    assert_close(rows.sum(-1), torch.ones(3, any_vlm.num_layers))
+def test_rows_sum_to_one(different_vlm):
+    batch = different_vlm.encode(*examples(), padding_side="left")
+    rows = attention(different_vlm, batch)
+    assert rows.shape == (3, different_vlm.num_layers, batch["last"].shape[1])
+    assert_close(rows.sum(-1), torch.ones(3, different_vlm.num_layers))
     hidden = ~batch.inputs["attention_mask"].bool()
     assert hidden.any() and (rows.transpose(1, 2)[hidden] == 0).all()
 

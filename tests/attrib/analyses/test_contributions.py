@@ -44,11 +44,11 @@ def planted(vlm, layer, direction, at):
         handle.remove()
 
 
-def test_frozen_shares_sum_to_the_logit_on_every_architecture(any_vlm):
-    batch = any_vlm.encode(*examples(), padding_side="left")
-    parts = direct_logits(any_vlm, batch)
-    assert_close(contributions(any_vlm, batch, norm="frozen"), parts.modules)
-    logits = last_logits(any_vlm, batch).gather(1, parts.key[:, None])[:, 0]
+def test_frozen_shares_sum_to_the_logit(different_vlm):
+    batch = different_vlm.encode(*examples(), padding_side="left")
+    parts = direct_logits(different_vlm, batch)
+    assert_close(contributions(different_vlm, batch, norm="frozen"), parts.modules)
+    logits = last_logits(different_vlm, batch).gather(1, parts.key[:, None])[:, 0]
     assert_close(parts.total, logits, atol=1e-4, rtol=0)
     assert parts.modules.abs().sum() > 1  # the sum is not empty
 

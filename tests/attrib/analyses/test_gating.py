@@ -29,12 +29,12 @@ def others(vlm, targets=None):
     return vlm.encode(images, prompts, targets, padding_side="right")
 
 
-def test_similarity_is_the_cosine_of_two_states_on_every_architecture(any_vlm):
-    edits, inputs = any_vlm.encode(*examples(), TARGETS), others(any_vlm, TARGETS)
+def test_similarity_is_the_cosine_of_two_states(different_vlm):
+    edits, inputs = different_vlm.encode(*examples(), TARGETS), others(different_vlm, TARGETS)
     hidden = []
     for batch in (edits, inputs):
-        with read(any_vlm) as captured:
-            any_vlm.logits(batch)
+        with read(different_vlm) as captured:
+            different_vlm.logits(batch)
         hidden.append((batch, list(captured.values())))
     for token in TOKENS:
         one, two = (
@@ -45,11 +45,11 @@ def test_similarity_is_the_cosine_of_two_states_on_every_architecture(any_vlm):
             for batch, states in hidden
         )  # fmt: skip
         expected = (one * two).sum(-1) / (one.norm(dim=-1) * two.norm(dim=-1))
-        every = gate_similarity(any_vlm, edits, inputs, None, token)
+        every = gate_similarity(different_vlm, edits, inputs, None, token)
         assert_close(every, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
         assert every[0].isfinite().all()
-    last = any_vlm.num_layers - 1
-    one = gate_similarity(any_vlm, edits, inputs, last, token)
+    last = different_vlm.num_layers - 1
+    one = gate_similarity(different_vlm, edits, inputs, last, token)
     assert one.shape == (3,)
     assert_close(one, every[:, last], equal_nan=True)
 

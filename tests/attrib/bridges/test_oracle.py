@@ -34,30 +34,30 @@ def keys_of(vlm, batch):
     return key, (key + 7) % 256
 
 
-def test_logits_are_those_of_the_bridge(any_vlm):
-    batch, (logits, _) = batch_of(any_vlm.name), run(any_vlm.name)
-    assert_near(any_vlm.logits(batch)[real(batch)], logits[real(batch)])
+def test_logits_are_those_of_the_bridge(different_vlm):
+    batch, (logits, _) = batch_of(different_vlm.name), run(different_vlm.name)
+    assert_near(different_vlm.logits(batch)[real(batch)], logits[real(batch)])
 
 
-def test_hidden_states_are_those_of_the_bridge(any_vlm):
-    batch, (_, cache) = batch_of(any_vlm.name), run(any_vlm.name)
-    with read(any_vlm) as hidden:
-        any_vlm.logits(batch)
+def test_hidden_states_are_those_of_the_bridge(different_vlm):
+    batch, (_, cache) = batch_of(different_vlm.name), run(different_vlm.name)
+    with read(different_vlm) as hidden:
+        different_vlm.logits(batch)
     for layer in LAYERS:
         assert_near(hidden[layer][real(batch)], cache["resid_post", layer][real(batch)])
 
 
-def test_attention_rows_are_those_of_the_bridge(any_vlm):
-    batch, (_, cache) = batch_of(any_vlm.name), run(any_vlm.name)
-    with attention_rows(any_vlm, batch["last"]) as rows:
-        any_vlm.logits(batch)
+def test_attention_rows_are_those_of_the_bridge(different_vlm):
+    batch, (_, cache) = batch_of(different_vlm.name), run(different_vlm.name)
+    with attention_rows(different_vlm, batch["last"]) as rows:
+        different_vlm.logits(batch)
     for layer in LAYERS:
         assert_near(rows[layer], at_last(cache["pattern", layer], batch, axis=2))
 
 
-def test_everything_in_our_cache_is_in_the_bridges(any_vlm):
-    batch, (_, theirs) = batch_of(any_vlm.name), run(any_vlm.name)
-    ours = any_vlm.cache(batch)
+def test_everything_in_our_cache_is_in_the_bridges(different_vlm):
+    batch, (_, theirs) = batch_of(different_vlm.name), run(different_vlm.name)
+    ours = different_vlm.cache(batch)
     assert len(ours) == 2 + 7 * len(LAYERS)
     for name, value in ours.items():
         axis = 2 if name.endswith("hook_pattern") else 1

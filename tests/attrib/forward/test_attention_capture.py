@@ -31,15 +31,15 @@ def copied(vlm, **settings):
 
 
 @pytest.mark.parametrize("num", [1, 3])  # alone: no padding, and for most no mask at all
-def test_attention_rows_equal_eager_attention(any_vlm, num):
-    batch = any_vlm.encode(*examples(num), padding_side="left")
-    eager = copied(any_vlm, attention="eager")
+def test_attention_rows_equal_eager_attention(different_vlm, num):
+    batch = different_vlm.encode(*examples(num), padding_side="left")
+    eager = copied(different_vlm, attention="eager")
     out = eager.model(**batch.inputs, output_attentions=True, use_cache=False)
     theirs = getattr(out, "language_model_outputs", out).attentions
     for query in (batch["last"].int().argmax(1), batch["text"].int().argmax(1)):
-        with attention_rows(any_vlm, query) as rows:
-            any_vlm.logits(batch)
-        assert len(rows) == len(theirs) == any_vlm.num_layers
+        with attention_rows(different_vlm, query) as rows:
+            different_vlm.logits(batch)
+        assert len(rows) == len(theirs) == different_vlm.num_layers
         for layer, attention in enumerate(theirs):
             expected = attention[torch.arange(num), :, query]
             assert_close(rows[layer], expected, atol=1e-6, rtol=0)

@@ -16,17 +16,17 @@ def _no_grad():
         yield
 
 
-def test_replaying_changed_states_equals_writing_them(any_vlm):
-    batch = any_vlm.encode(*examples(), padding_side="left")
-    with capture(any_vlm) as captured, read(any_vlm, [1]) as hidden:
-        any_vlm.logits(batch)
+def test_replaying_changed_states_equals_writing_them(different_vlm):
+    batch = different_vlm.encode(*examples(), padding_side="left")
+    with capture(different_vlm) as captured, read(different_vlm, [1]) as hidden:
+        different_vlm.logits(batch)
     noise = torch.randn(hidden[1].shape, generator=torch.Generator().manual_seed(0))
     noise = noise * batch["visual"][..., None]
-    with write(any_vlm, 1, lambda h: h + noise, batch["visual"]):
-        written = any_vlm.logits(batch)
-    resumed = logits_from(any_vlm, captured, 1, hidden[1] + noise)
+    with write(different_vlm, 1, lambda h: h + noise, batch["visual"]):
+        written = different_vlm.logits(batch)
+    resumed = logits_from(different_vlm, captured, 1, hidden[1] + noise)
     assert_close(resumed, written, atol=2e-6, rtol=1e-6)
-    assert not torch.equal(resumed, logits_from(any_vlm, captured, 1, hidden[1]))
+    assert not torch.equal(resumed, logits_from(different_vlm, captured, 1, hidden[1]))
 
 
 def test_several_copies_replay_together(different_vlm):

@@ -108,10 +108,10 @@ def test_averages_are_of_all_five_and_of_each_input_alike():
     assert "avg" not in means({"rel": [1.0]}) and "same_image" not in means(five)
 
 
-def test_prompts_cut_from_targets_are_the_prompts(any_vlm):
+def test_prompts_cut_from_targets_are_the_prompts(different_vlm):
     images, prompts = examples(3)
-    forced = any_vlm.encode(images, prompts, ["red", "a long one", "x"])
-    alone, cut = any_vlm.encode(images, prompts), without_target(any_vlm, forced)
+    forced = different_vlm.encode(images, prompts, ["red", "a long one", "x"])
+    alone, cut = different_vlm.encode(images, prompts), without_target(different_vlm, forced)
     assert cut.inputs.keys() == alone.inputs.keys() and cut.labels is None
     for name, value in alone.inputs.items():
         assert torch.equal(cut.inputs[name], value), name

@@ -50,25 +50,25 @@ def lively(vlm, rank=2):
 
 
 @torch.no_grad()
-def test_low_rank_additions_are_additions_to_the_weights(any_vlm):
-    change = lively(any_vlm)
+def test_low_rank_additions_are_additions_to_the_weights(different_vlm):
+    change = lively(different_vlm)
     request = samples(1)[0].request
-    batch = any_vlm.encode([request.image], [request.prompt])
-    plain = any_vlm.logits(batch)
-    with change.applied(any_vlm):
-        found = any_vlm.logits(batch)
-    linears = qkv_projections(any_vlm, change.layers)
-    assert len(linears) == 3 * any_vlm.num_layers
+    batch = different_vlm.encode([request.image], [request.prompt])
+    plain = different_vlm.logits(batch)
+    with change.applied(different_vlm):
+        found = different_vlm.logits(batch)
+    linears = qkv_projections(different_vlm, change.layers)
+    assert len(linears) == 3 * different_vlm.num_layers
     before = {key: linear.weight.data for key, linear in linears.items()}
     for key, linear in linears.items():
         part = change.parts[key]
         linear.weight.data = linear.weight.data + 2.0 * part["up"].weight @ part["down"].weight
-    written = any_vlm.logits(batch)
+    written = different_vlm.logits(batch)
     for key, linear in linears.items():
         linear.weight.data = before[key]
     assert torch.allclose(found, written, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(found, plain, atol=1e-2)
-    assert torch.equal(any_vlm.logits(batch), plain)
+    assert torch.equal(different_vlm.logits(batch), plain)
 
 
 @pytest.mark.parametrize("parameters", ["low_rank", "all"])

@@ -60,21 +60,21 @@ def parting(vlm, edit, batch):
 
 
 @torch.no_grad()
-def test_out_of_scope_inputs_pass_bit_for_bit_and_others_do_not(any_vlm):
-    editor, request = untrained(any_vlm), samples(1)[0].request
+def test_out_of_scope_inputs_pass_bit_for_bit_and_others_do_not(different_vlm):
+    editor, request = untrained(different_vlm), samples(1)[0].request
     images, prompts = examples()
-    batch = any_vlm.encode(images, prompts, ["blue", "Emma", "a red one"])
-    edit = editor.edit(any_vlm, request)
-    threshold, served = parting(any_vlm, edit, batch)
+    batch = different_vlm.encode(images, prompts, ["blue", "Emma", "a red one"])
+    edit = editor.edit(different_vlm, request)
+    threshold, served = parting(different_vlm, edit, batch)
     assert served.any() and not served.all()
     edit = replace(edit, gate=replace(edit.gate, threshold=threshold))
-    plain = any_vlm.logits(batch)
-    with edit.applied(any_vlm):
-        found = any_vlm.logits(batch)
+    plain = different_vlm.logits(batch)
+    with edit.applied(different_vlm):
+        found = different_vlm.logits(batch)
     assert torch.equal(found[~served], plain[~served])
     assert not any(torch.allclose(a, b, atol=1e-2) for a, b in zip(found[served], plain[served],
                                                                    strict=True))  # fmt: skip
-    assert torch.equal(any_vlm.logits(batch), plain)
+    assert torch.equal(different_vlm.logits(batch), plain)
 
 
 @torch.no_grad()

@@ -50,8 +50,8 @@ def start(vlm, config=None):
     return network, at, TrainablePatch(network, at, config or TransformerPatcherConfig()).neurons
 
 
-def test_at_the_start_a_neuron_fires_with_one_at_its_token(any_vlm):
-    network, at, neurons = start(any_vlm)
+def test_at_the_start_a_neuron_fires_with_one_at_its_token(different_vlm):
+    network, at, neurons = start(different_vlm)
     assert 1 < len(at) <= 5
     fired = neurons.activations(at, network.activation)
     torch.testing.assert_close(fired.diagonal(), torch.ones(len(at)), rtol=1e-3, atol=1e-3)

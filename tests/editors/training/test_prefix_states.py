@@ -48,8 +48,8 @@ def check_against_hooks(vlm, first):
     assert (want - plain).abs().max() > 0.05
 
 
-def test_adapters_between_the_later_layers_do_what_hooks_do(any_vlm):
-    check_against_hooks(any_vlm, EMBED)
+def test_adapters_between_the_later_layers_do_what_hooks_do(different_vlm):
+    check_against_hooks(different_vlm, EMBED)
 
 
 def test_passes_resume_after_a_later_layer_too(different_vlm):
