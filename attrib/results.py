@@ -129,7 +129,7 @@ class Result:
     @property
     def examples(self) -> int:
         """How many examples the result rests on."""
-        return len(pd.unique(self.frame["example"]))
+        return len(set(self.frame["example"]))
 
     def where(self, **equal: Any) -> "Result":
         """The rows whose columns equal the given values, with the same provenance."""
