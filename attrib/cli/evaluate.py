@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 PANEL = "Evaluation"
-PROTOCOLS = ("paper", "exact", "generate", "easyedit")
+PROTOCOLS = ("paper", "exact", "generate", "generate-prefix", "easyedit")
 
 
 class EvaluateOptions(AnalysisOptions):
@@ -47,7 +47,8 @@ class EvaluateOptions(AnalysisOptions):
     )
     protocols: str = option(
         "paper,exact,generate",
-        "When an answer counts as right: paper, exact, generate, easyedit, comma-separated.",
+        "When an answer counts as right: paper, exact, generate (the whole answer), "
+        "generate-prefix (it may go on), easyedit; comma-separated.",
         panel=PANEL,
     )
     label: str | None = option(None, "Name of the editor in tables.", panel=PANEL, shown="its own")

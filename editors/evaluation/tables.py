@@ -31,7 +31,8 @@ NAMES = {
 TITLES = {
     "paper": "Protocol paper: teacher-forced token accuracy (the papers' program)",
     "exact": "Protocol exact: all tokens at once, teacher-forced",
-    "generate": "Protocol generate: greedy decoding from the prompt alone",
+    "generate": "Protocol generate: greedy decoding from the prompt alone, the whole answer",
+    "generate-prefix": "Protocol generate-prefix: greedy decoding, the answer may go on",
     "easyedit": "Protocol easyedit: EasyEdit's definitions",
 }
 COST_NAMES = {

@@ -26,7 +26,7 @@ from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum, NotRestored, ReferenceModel
 from editors.evaluation.scoring import COLUMNS, COST
 
-PROTOCOLS = ("paper", "exact", "generate", "easyedit")
+PROTOCOLS = ("paper", "exact", "generate", "generate-prefix", "easyedit")
 
 
 @pytest.fixture(scope="module")
