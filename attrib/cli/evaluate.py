@@ -9,8 +9,9 @@ from pydantic import Field, field_validator
 from typer import Option
 
 from attrib.cli.command import ExitCode, invocation, naming_option
+from attrib.cli.gates import gate_of
 from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
-from attrib.errors import AttribError, SetupError
+from attrib.errors import AttribError
 from attrib.pipeline.options import AnalysisOptions, ModelOptions, Photos, option
 from attrib.pipeline.source import load_model, load_samples
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from attrib.model.vlm import VLM
     from attrib.runs import Run
-    from editors import Editor
     from editors.base import Edit
     from editors.evaluation.scoring import Scoring
 
@@ -39,11 +39,17 @@ class EvaluateOptions(AnalysisOptions):
     editor: Path | None = option(
         None, "Folder of an editor that `attrib train --out` wrote.", panel=PANEL
     )
-    gate: Path | None = option(
+    gate: str | None = option(
         None,
-        "Folder of a gate that decides which inputs the edits apply to, or none.",
+        "What decides which inputs an edit applies to, for any editor: learned, prompt_last or "
+        "sequence_last, fitted to training edits; the folder of a gate or of an editor with one; "
+        "or none.",
         panel=PANEL,
         shown="the editor's own",
+    )
+    gate_layer: int = option(1, "Layer that a fitted gate reads.", panel=PANEL, ge=0)
+    gate_limit: int | None = option(
+        None, "Training edits that a gate is fitted to.", panel=PANEL, shown="all", ge=2
     )
     protocols: str = option(
         "paper,exact,generate",
@@ -113,6 +119,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     from editors.evaluation import prepare_evaluation
     from editors.evaluation.reference_model import ReferenceModel
     from editors.evaluation.scoring import Groups, Scoring
+    from editors.gating.gated_editor import behind
 
     rank = Rank.from_environment()
     numbers = [int(n) for n in (options.sequential or "1").split(",")]
@@ -125,7 +132,8 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     protocols = tuple(options.protocols.split(","))
     editor, sources = load_editor(folder, vlm), [folder, folder / "gate"]
     if options.gate is not None:
-        editor, sources = _with_gate(editor, options.gate), [*sources, options.gate]
+        gate, of_gate = gate_of(options.gate, vlm, options, out)
+        editor, sources = behind(editor, gate), [folder, *of_gate]
     reference = ReferenceModel(vlm, protocols, options.batch_size or 16)
     prepared = []
     for number, place in folders.items():
@@ -144,17 +152,6 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
         )
         prepared.append((run, scoring))
     return prepared
-
-
-def _with_gate(editor: "Editor", folder: Path) -> "Editor":
-    """Put the editor behind the gate in a folder, or behind none if the folder is called "none"."""
-    from editors.gating.gates import NO_GATE, load_gate
-
-    gate = None if str(folder) == NO_GATE else load_gate(folder)
-    with_gate = getattr(editor, "with_gate", None)
-    if with_gate is None:
-        raise SetupError(f"the editor {editor.name} takes no gate; leave --gate out")
-    return with_gate(gate)
 
 
 PANEL = "Questions"

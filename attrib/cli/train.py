@@ -47,13 +47,14 @@ class TrainOptions(ModelOptions):
     limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
     preset: str = option(
         "auto",
-        "auto: embedded for small models (dualedit, visedit: embedded_phrases for answers of "
-        "many words), published for others; some editors have more, a wrong name lists them.",
+        "A named configuration, such as dualedit-paper; a wrong name lists them, docs/editors.md "
+        "describes them. auto: tuned-small for small models (tuned-small-phrases for answers of "
+        "many words), for others that of a program.",
     )
     gate: GateName | None = option(
         None,
         "What decides which inputs an edit applies to; sequence_last reads the answer.",
-        shown="prompt_last for dualedit, none for the others",
+        shown="learned for dualedit and visedit, none for the others",
     )
     steps: int | None = option(None, "Optimizer steps.", panel=TRAINING)
     batch_size: int | None = option(None, "Edits per step.", panel=TRAINING)

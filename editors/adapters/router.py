@@ -143,8 +143,16 @@ class Router:
     @torch.no_grad()
     def _choose(self, gate: Gate, batch: Batch) -> Int[Tensor, " batch"]:
         queries = gate.states(self._hidden, batch)
-        best, nearest = gate.scores(queries, [memory.gate for memory in self.memories]).max(1)
-        return torch.where(best >= gate.threshold, nearest, -1)
+        return nearest(gate, queries, [memory.gate for memory in self.memories])
+
+
+def nearest(
+    gate: Gate, queries: Sequence[dict[str, Tensor]], edits: Sequence[dict[str, Tensor]]
+) -> Int[Tensor, " query"]:
+    """Index of the most similar edit above the threshold, -1 for none; of equals the newest."""
+    scores = gate.scores(list(queries), list(edits)).flip(1)
+    best, index = scores.max(1)
+    return torch.where(best >= gate.threshold, scores.shape[1] - 1 - index, -1)
 
 
 def active_batch(vlm: VLM, what: str) -> Batch:

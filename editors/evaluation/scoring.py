@@ -3,8 +3,6 @@
 With groups, a sample is scored while the edits of its group are applied too.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.runs.collected import Tables
 from editors.base import Edit, edit_all
+from editors.evaluation.items import item_of
 from editors.evaluation.protocols import Answer, EncodedProbes, Probe, judge
 from editors.evaluation.reference_model import ReferenceModel
 from editors.gating.gates import UNGATED
@@ -33,22 +32,6 @@ SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
 METRICS = (*FIVE, "avg", *SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality")
 COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value", "item")
 T = TypeVar("T")
-ITEM = 16  # characters of an item's digest
-
-
-def item_of(sample: EditSample, metric: str) -> str:
-    """What a score is about, as a digest: samples with one item are not independent.
-
-    Data files repeat their locality questions, and some their edits. The item of T-Loc and M-Loc is
-    the question with its image and answer, that of all other scores the edit.
-    """
-    asked = {"t_loc": sample.text_locality, "m_loc": sample.visual_locality}
-    digest = hashlib.sha256()
-    for request in asked.get(metric, [sample.request]):
-        digest.update(json.dumps([request.prompt, request.target]).encode())
-        for image in request.images:
-            digest.update(repr(image.size).encode() + image.tobytes())
-    return digest.hexdigest()[:ITEM]
 
 
 @runtime_checkable
@@ -148,7 +131,7 @@ class Scoring:
         after, costs = self._edited(vlm, batch, sample, probes)
         kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
         names = (self.label, self.gate)
-        items = {metric: item_of(sample, metric) for metric in ("t_loc", "m_loc", "rel")}
+        items = {metric: item_of(sample, metric) for metric in ("t_loc", "m_loc", "avg", "rel")}
         rows = [
             (sample.id, *editor, kind, protocol, metric, value, items.get(metric, items["rel"]))
             for editor, answers in (((UNEDITED, UNEDITED_GATE), before), (names, after))

@@ -15,7 +15,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from attrib.results import Result
-from attrib.stats import RESAMPLES
+from attrib.stats import RESAMPLES, clustered_interval
 from editors.adapters.sites import Gate
 from editors.base import encodable
 from editors.gating.features import (
@@ -166,10 +166,11 @@ def gate_table(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
-    """AUC and open rates of gates by kind of input, with 95 % bootstrap intervals.
+    """AUC and open rates of gates by kind of input, with 95 % intervals.
 
-    The bootstrap draws edits with all their inputs, and draws are shared by the gates. Thresholds
-    are the gates' own.
+    The bootstrap of AUCs draws edits with all their inputs, and draws are shared by the gates. Open
+    rates have Wilson's intervals where an edit has one input of the kind. Thresholds are the gates'
+    own.
 
     Args:
         vlm: The model; every input is run through it once per gate, unedited.
@@ -205,6 +206,8 @@ def open_rates(
     provenance = {"seed": seed}
     opened = scores.assign(value=(scores["value"] >= threshold).astype(float))
     shares = Result("open", opened, provenance).mean(["relation"], resamples=resamples)
+    ends = [_share_ends(opened[opened["relation"] == name], seed) for name in shares["relation"]]
+    shares[["low", "high"]] = np.array(ends).reshape(-1, 2)
     shares = shares.rename(columns={"mean": "open", "low": "open_low", "high": "open_high"})
     # The request itself would be compared with itself.
     rest = scores[scores["relation"] != REQUEST].assign(layer=0, token="gate")
@@ -213,6 +216,12 @@ def open_rates(
         return shares.assign(**dict.fromkeys(columns, float("nan")))
     auc = gate_roc(Result("gate", rest, provenance), resamples=resamples)
     return shares.merge(auc[["relation", *columns]], "left", "relation")
+
+
+def _share_ends(opened: pd.DataFrame, seed: int) -> tuple[float, float]:
+    """Interval of the share that opens; an edit may have several such inputs."""
+    items = pd.factorize(opened["example"])[0]
+    return clustered_interval(np.asarray(opened["value"], float), items, seed=seed)
 
 
 def _cuts(values: Values) -> Values:

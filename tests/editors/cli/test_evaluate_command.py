@@ -132,18 +132,29 @@ def test_another_editor_is_another_run(run, there):
     assert code == 3 and 'label: "says" there, "text 4" now' in err
 
 
-def test_a_gate_is_put_in_front_of_the_editor(run, tmp_path, monkeypatch):
-    gate = save_gate(tmp_path / "gate", CosineGate(0, 0.5, "sequence_last"))
-    code, _, err = run("--gate", gate)
-    assert code == 3 and "the editor says takes no gate" in err
+def test_a_gate_is_put_in_front_of_any_editor(run, tmp_path):
+    gate = save_gate(tmp_path / "g" / "gate", CosineGate(0, 0.5, "sequence_last"))
+    code, _, err = run("--gate", "garden")
+    assert code == 2 and "--gate garden: no such folder, and none of none, prompt_last" in err
     assert run("--gate", tmp_path)[0] == 3
-    monkeypatch.setattr(Loaded, "with_gate", lambda self, gate: setattr(self, "gate", gate) or self,
-                        raising=False)  # fmt: skip
-    code, out, _ = run("--gate", str(gate))
+    for folder in (gate, gate.parent):  # of a gate, or of an editor with one
+        code, out, _ = run("--gate", folder)
     assert code == 0 and "| says | sequence_last (reads the answer) |" in out
     assert scores(tmp_path).provenance["options"]["gate"] == "sequence_last (reads the answer)"
     code, _, err = run()
     assert code == 3 and 'gate: "sequence_last (reads the answer)" there, "ungated" now' in err
+
+
+def test_a_gate_is_fitted_to_the_training_edits_by_name(run, there, tmp_path):
+    rows = (there / "data" / "vqa" / "vqa_eval.json").read_text()
+    (there / "data" / "vqa" / "vqa_train.json").write_text(rows)
+    code, out, err = run("--gate", "prompt_last", "--gate-layer", 0)
+    (there / "data" / "vqa" / "vqa_train.json").unlink()
+    assert code in (0, 1) and "| says | prompt_last |" in out
+    assert "prompt_last at layer 0, fitted to 3 training edits, into o/gate-prompt_last" in err
+    assert json.loads((tmp_path / "o" / "gate-prompt_last" / "gate.json").read_text())["layer"] == 0
+    code, again, err = run("--gate", "prompt_last", "--gate-layer", 0)
+    assert again == out and "fitted" not in err  # it is kept
 
 
 def test_an_editor_that_leaves_the_model_changed_stops_the_run(run, monkeypatch):

@@ -74,7 +74,9 @@ def test_a_model_made_to_say_the_target_is_right_and_not_local(vlm, reference):
     result = evaluate(vlm, Says(), [sample(0), sample(1, "blue")], PROTOCOLS, reference=reference)
     for protocol in PROTOCOLS:
         own = values(result, "says", protocol)
-        assert all(own[metric] == 1 for metric in ("rel", "t_gen", "v_gen")), protocol
+        # It says the target again and again: the whole answer is longer.
+        right = float(protocol != "generate")
+        assert all(own[metric] == right for metric in ("rel", "t_gen", "v_gen")), protocol
         assert all(own[metric] < 1 for metric in ("t_loc", "m_loc", "same_image", *HARD_TYPES))
         assert values(result, "unedited", protocol)["rel"] < 1
 

@@ -10,9 +10,9 @@ from editors.evaluation.protocols import (
     GOLD,
     PROTOCOLS,
     Answer,
+    begins_with_target,
     best_tokens,
     judge,
-    begins_with_target,
     without_target,
 )
 from editors.evaluation.scoring import means
