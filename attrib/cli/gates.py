@@ -19,13 +19,13 @@ NO_GATE = "none"
 def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | None, list[Path]]":
     """The gate that an option names, and the folders whose files identify it.
 
-    A gate given by name is fitted once, to the edits that training reads, and kept in `out`.
+    A gate given by name is fitted once, to the edits that training reads, and kept beside `out`.
 
     Args:
         given: "none", the name of a gate, its folder, or the folder of an editor with a gate.
         vlm: The model.
         options: Has `data`, `split`, `image_root`, `gate_layer` and `gate_limit`.
-        out: Where a fitted gate is kept.
+        out: The folder beside which a fitted gate is kept.
 
     Raises:
         AttribError: Neither a name nor a folder.
@@ -35,7 +35,7 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
     if given == NO_GATE:
         return None, []
     if given in get_args(GateName):
-        folder = out / f"gate-{given}"
+        folder = out.with_name(f"{out.name}-gate-{given}")  # beside the run
         if options.dry_run and not folder.exists():
             log(f"gate: {given} would be fitted to training edits; the plan is without it")
             return None, []
@@ -75,6 +75,6 @@ def training_edits(options: Any) -> "EditData":
     from attrib.cli.train import PICTURES
 
     named = options.data in NAMED_SPLITS
-    split = "train" if named else str(options.split).replace("eval", "train")
-    root, limit = options.image_root, options.gate_limit
-    return data.load(options.data, split, image_root=root, limit=limit, need=PICTURES)
+    split = "train" if named else f"{str(options.split).rpartition('-')[0]}-train"
+    root, limit, style = options.image_root, options.gate_limit, options.style
+    return data.load(options.data, split, image_root=root, limit=limit, need=PICTURES, style=style)

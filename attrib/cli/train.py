@@ -35,16 +35,31 @@ class TrainOptions(ModelOptions):
     )
     data: str = option(
         "scenes-vqa",
-        "scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+        "scenes-vqa, scenes-captions, or a folder of a benchmark (E-VQA, E-IC, VLKEB, ...).",
         panel="Data",
     )
     split: str | None = option(
-        None, "train; vqa-train or caption-train for a folder.", panel="Data", shown="train"
+        None,
+        "train; vqa-train, caption-train, vlkeb-train, ... for a folder.",
+        panel="Data",
+        shown="train",
     )
     image_root: Path | None = option(
         None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
     )
     limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
+    style: str | None = option(
+        None,
+        "Prompt style: visedit, bare, short-answer, comprehendedit.",
+        panel="Data",
+        shown="the benchmark's",
+    )
+    disjoint: bool = option(
+        False,
+        "Leave out the M-Loc questions that another split of the benchmark has too.",
+        panel="Data",
+        flags=("--disjoint",),
+    )
     preset: str = option(
         "auto",
         "A named configuration, such as dualedit-paper; a wrong name lists them, docs/editors.md "
@@ -175,9 +190,13 @@ def training_data(options: TrainOptions) -> "EditData":
     known = {"scenes-vqa": "train", "scenes-captions": "train"}
     split = options.split or known.get(options.data)
     if split is None:
-        raise AttribError(f"--split: which part of {options.data}? vqa-train or caption-train")
-    root = options.image_root
-    return data.load(options.data, split, image_root=root, limit=options.limit, need=PICTURES)
+        raise AttribError(
+            f"--split: which part of {options.data}? such as vqa-train, caption-train, vlkeb-train"
+        )
+    more: Any = {"style": options.style, "disjoint": options.disjoint, "need": PICTURES}
+    return data.load(
+        options.data, split, image_root=options.image_root, limit=options.limit, **more
+    )
 
 
 def editor_options(options: TrainOptions) -> dict[str, Any]:

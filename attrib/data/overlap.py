@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 from attrib.data.easyedit import Row
 from attrib.data.samples import EditSample
 
-PAIRS = (("train", "eval"), ("train", "validation"), ("validation", "eval"))
+LATER = ("validation", "eval", "test", "onehop", "multihop")  # compared with the splits before
 EDIT, LOCALITY, ANSWERED = "(image, src)", "(m_loc, m_loc_q)", "(m_loc, m_loc_q, m_loc_a)"
 # Fields, alone and together, whose values are counted and compared.
 KEYS = (
@@ -63,9 +64,14 @@ def overlap(train: Sequence[Row], other: Sequence[Row]) -> dict[str, int]:
 
 def overlaps(tables: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]]:
     """Overlaps of the splits of each task, under names such as "vqa-eval in vqa-train"."""
-    pairs = [(f"{task}-{a}", f"{task}-{b}") for task in ("vqa", "caption") for a, b in PAIRS]
-    there = [(a, b) for a, b in pairs if a in tables and b in tables]
-    return {f"{b} in {a}": overlap(tables[a], tables[b]) for a, b in there}
+    families = dict.fromkeys(name.rpartition("-")[0] for name in tables)
+    found = {}
+    for family in families:
+        there = [n for n in (f"{family}-{part}" for part in ("train", *LATER)) if n in tables]
+        # Against train, and the evaluation against the validation.
+        pairs = [(a, b) for a, b in combinations(there, 2) if a.endswith(("train", "validation"))]
+        found |= {f"{b} in {a}": overlap(tables[a], tables[b]) for a, b in pairs}
+    return found
 
 
 def copied_columns(tables: Mapping[str, Sequence[Row]]) -> list[str]:

@@ -217,4 +217,5 @@ def select_signals(
     memories: Sequence[MemoryEntry], key: str, chosen: Int[Tensor, " batch"]
 ) -> EditSignalBatch:
     """Return, for each example, the signal of its `chosen` edit at the site called `key`."""
-    return pad_signals([m.signals[key] for m in memories]).rows(chosen)
+    # Only those that are chosen are padded: there may be a thousand others.
+    return pad_signals([memories[i].signals[key] for i in chosen.tolist()])

@@ -35,17 +35,21 @@ from editors.base import encode_requests, require_encodable
 
 PROTOCOLS = ("paper", "exact", "generate", "generate-prefix", "easyedit")
 GENERATED = ("generate", "generate-prefix")  # what they score is generated
-GOLD = ("rel", "t_gen", "v_gen")  # compared with the target; all others with the unedited model
+# Compared with the target, as is portability; all others with the unedited model.
+GOLD = ("rel", "t_gen", "v_gen", "text_rel", "picture_rel")
 RANKS = 10  # of EasyEdit's locality
 SPARE = 4  # tokens generated beyond the target's own: they show whether its last word continues
 LONGEST_LOCALITY = 32  # tokens of a locality answer; NQ has answers of 200 words
 HARD = "hard_locality"  # metric where a dataset does not name the types of hard locality inputs
+PORT = "port_"  # begins the metrics of portability, by type
 METRIC_OF = {
     "request": "rel",
     "text_generality": "t_gen",
     "visual_generality": "v_gen",
     "visual_locality": "m_loc",
     "text_locality": "t_loc",
+    "text_reliability": "text_rel",
+    "picture_reliability": "picture_rel",
 }
 
 
@@ -77,7 +81,7 @@ def judge(protocol: str, metric: str, before: Answer, after: Answer) -> float:
         before: The unedited model's answer.
         after: The answer to score.
     """
-    gold = metric in GOLD
+    gold = is_gold(metric)
     if protocol in GENERATED:
         assert before.text is not None and after.text is not None, "nothing was generated"
         if gold and protocol == "generate-prefix":
@@ -90,6 +94,11 @@ def judge(protocol: str, metric: str, before: Answer, after: Answer) -> float:
         return float((before.best[:, :ranks] == after.best[:, :ranks]).float().mean())
     right = after.forced == (after.gold if gold else before.forced)
     return float(right.float().mean() if protocol == "paper" else right.all())
+
+
+def is_gold(metric: str) -> bool:
+    """Whether a metric compares with the target, and not with the unedited model."""
+    return metric in GOLD or metric.startswith(PORT)
 
 
 def begins_with_target(answer: str, target: str) -> bool:
@@ -116,6 +125,9 @@ def probes_of(sample: EditSample) -> list[Probe]:
         found += [Probe(metric, request) for request in getattr(sample, field)]
     types = sample.meta.get("hard_types") or [HARD] * len(sample.hard_locality)
     found += [Probe(*pair) for pair in zip(types, sample.hard_locality, strict=True)]
+    kinds = sample.meta.get("portability_types") or ["any"] * len(sample.portability)
+    ports = zip(kinds, sample.portability, strict=True)
+    found += [Probe(PORT + kind.replace("-", "_"), request) for kind, request in ports]
     return sorted(found, key=lambda probe: probe.request.source is None)
 
 
@@ -163,7 +175,7 @@ class EncodedProbes:
         # All batches generate as many tokens as the longest needs, whatever is in which batch.
         longest = max(
             len(answer.gold) + SPARE
-            if probe.metric in GOLD
+            if is_gold(probe.metric)
             else min(len(answer.gold) + SPARE, LONGEST_LOCALITY)
             for probe, answer in zip(self.probes, answers, strict=True)
         )

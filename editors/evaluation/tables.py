@@ -27,6 +27,11 @@ NAMES = {
     "same_image": "same image, other question",
     "same_question_other_image": "same question, other image",
     "hard_locality": "hard locality",
+    "text_rel": "text Rel",
+    "picture_rel": "picture Rel",
+    "portability": "Port",
+    **{f"port_{hops}_hop": f"Port {hops}-hop" for hops in range(1, 5)},
+    "port_comp": "Port, both edits",
 }
 TITLES = {
     "paper": "Protocol paper: teacher-forced token accuracy (the papers' program)",
@@ -41,9 +46,17 @@ COST_NAMES = {
     "pass_ms": "a pass, ms",
     "edited_pass_ms": "with the edit, ms",
     "latency": "ratio",
+    "peak_bytes": "peak bytes of an edit",
+    "entropy_before": "n-gram entropy before",
+    "entropy_after": "n-gram entropy after",
+    "repetition_before": "repetition before",
+    "repetition_after": "repetition after",
 }
 KEYS = ["editor", "gate"]
+WHEN = ("before", "after")
 COSTS = ["edit_ms", "bytes", "pass_ms", "edited_pass_ms"]
+# Measured on one edit of a run, or if asked for.
+SOME_COSTS = ["peak_bytes", *(f"{m}_{w}" for m in ("entropy", "repetition") for w in WHEN)]
 DIGITS = 8  # of a fingerprint in an error message
 LARGE = 10_000  # numbers from here on are shown without decimals
 
@@ -96,13 +109,15 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
 
     Returns:
         editor, gate, edit_ms, bytes, pass_ms, edited_pass_ms, and latency: the median over edits of
-        the ratio of the times of a pass with and without the edit.
+        the ratio of the times of a pass with and without the edit; and those of `SOME_COSTS` that
+        were measured.
     """
     parts = [r.where(protocol=COST).frame.assign(run=i) for i, r in enumerate(results)]
     keys = [*KEYS, "run", "example"]
     wide = pd.concat(parts).pivot_table("value", keys, "metric", sort=False)
     wide["latency"] = wide["edited_pass_ms"] / wide["pass_ms"]
-    return wide.groupby(KEYS, sort=False)[[*COSTS, "latency"]].median().reset_index()
+    shown = [*COSTS, "latency", *(name for name in SOME_COSTS if name in wide)]
+    return wide.groupby(KEYS, sort=False)[shown].median().reset_index()
 
 
 def score_tables(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:

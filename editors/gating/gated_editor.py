@@ -74,6 +74,17 @@ class RoutedEdit:
         with routed(vlm, route):
             yield
 
+    def without(self, request: EditRequest) -> "RoutedEdit":
+        """The other edits, where the one of this very request (the object) is unlearned.
+
+        Raises:
+            AttribError: It is not among them.
+        """
+        left = [memory for memory in self.memories if memory.request is not request]
+        if len(left) == len(self.memories):
+            raise AttribError(f"no edit of {request!r} to remove")
+        return RoutedEdit(left, self.gate)
+
     @torch.no_grad()
     def choose(self, vlm: VLM, batch: Batch) -> Int[Tensor, " batch"]:
         """Index of the edit that holds for each example, -1 for none; of equals the newest."""

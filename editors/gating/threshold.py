@@ -18,6 +18,7 @@ from attrib.results import Result
 from attrib.stats import RESAMPLES, clustered_interval
 from editors.adapters.sites import Gate
 from editors.base import encodable
+from editors.gating.classifier import NEVER
 from editors.gating.features import (
     COVERED,
     EASY,
@@ -108,7 +109,11 @@ def calibrate_scores(
     by = {str(name): np.asarray(some["value"]) for name, some in scores.groupby("relation")}
     covered = {name: by[name] for name in COVERED[1:] if name in by} or {REQUEST: by[REQUEST]}
     hard = {name: values for name, values in by.items() if name not in (*COVERED, *EASY)}
-    others = hard or {name: by[name] for name in EASY if name in by}
+    easy = {name: by[name] for name in EASY if name in by}
+    # Inputs that the learned gate's rule shuts out need no threshold: averaged with the others they
+    # would let twice as many of those through.
+    open_to = {name: values for name, values in easy.items() if not values.max() <= NEVER}
+    others = hard or open_to or easy
     return calibrate(covered, others, false_open=false_open, keep=keep)
 
 

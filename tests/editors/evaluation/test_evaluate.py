@@ -117,6 +117,25 @@ def test_an_answer_that_is_read_from_the_input_is_right_under_teacher_forcing_al
         assert values(result, "unedited", "generate")[metric] == 0
 
 
+def test_portability_and_both_reliabilities_compare_with_their_own_answers(vlm, reference):
+    """The model is made to say "red": right where red is the answer, by hop and together."""
+    own = picture()
+    asked = replace(
+        sample(0),
+        portability=[EditRequest(own, "One?", "red"), EditRequest(own, "Two?", "big")],
+        text_reliability=[EditRequest(None, "By text?", "red")],
+        picture_reliability=[EditRequest(own, "By sight?", "odd")],
+    )
+    asked.meta["portability_types"] = ["1-hop", "2-hop"]
+    result = evaluate(vlm, Says(), [asked], ("generate-prefix", "exact"), reference=reference)
+    for protocol in ("generate-prefix", "exact"):
+        found = values(result, "says", protocol)
+        assert (found["port_1_hop"], found["port_2_hop"], found["portability"]) == (1, 0, 0.5)
+        assert (found["text_rel"], found["picture_rel"]) == (1, 0)
+        assert values(result, "unedited", protocol)["port_1_hop"] == 0
+        assert found["avg"] == pytest.approx(sum(found[metric] for metric in FIVE) / 5)
+
+
 def test_the_model_is_what_it_was_bit_for_bit(vlm, reference):
     weights = {name: w.detach().clone() for name, w in vlm.model.named_parameters()}
     places = {name: w.data_ptr() for name, w in vlm.model.named_parameters()}

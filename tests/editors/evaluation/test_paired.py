@@ -69,7 +69,7 @@ def test_seeds_are_drawn_as_well_and_editors_compared_with_one_or_with_all():
 def test_holm_and_intervals_of_shares_are_those_of_the_books():
     assert holm(np.array([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
     four = clustered_interval(np.ones(4), np.arange(4))
-    assert four == (pytest.approx(0.5101, abs=1e-4), 1.0)  # Wilson's of 4 of 4
+    assert four == (pytest.approx(0.5101, abs=1e-4), pytest.approx(1))  # Wilson's of 4 of 4
     shared = clustered_interval(np.ones(400), np.repeat(np.arange(4), 100))
     assert shared == four  # 400 rows about four facts are four
     mixed = clustered_interval(np.tile([1.0, 0.0], 50), np.repeat(np.arange(50), 2))
