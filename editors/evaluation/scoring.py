@@ -53,8 +53,7 @@ class MakesEdits(Protocol):
 class Groups:
     """Samples in groups of `size`, in their order, edited in one of the modes of `edit_all`.
 
-    The edit of the current group is cached. The last group may be smaller, as may one with unusable
-    samples.
+    The current group's edit is cached. A group with unusable samples is smaller, as may be the last.
     """
 
     samples: Sequence[EditSample]
