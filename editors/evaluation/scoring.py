@@ -53,7 +53,7 @@ class MakesEdits(Protocol):
 class Groups:
     """Samples in groups of `size`, in their order, edited in one of the modes of `edit_all`.
 
-    The current group's edit is cached. A group with unusable samples is smaller, as may be the last.
+    The current group's edit is cached. The last group, and any with unusable samples, is smaller.
     """
 
     samples: Sequence[EditSample]
