@@ -117,7 +117,11 @@ def _visual(vlm: VLM, full: Batch, passed: CapturedPass) -> dict[str, Tensor]:
         "visual_lens": tokens, "visual_p": values, "nearest": nearest, "cosine": cosines,
     }  # fmt: skip
     found = {k: torch.stack([one.to(first) for one in some]) for k, some in lists.items()}
-    heat = _heat(passed.heat, layers) if passed.heat else torch.zeros(0, len(layers), len(places))
+    heat = (
+        _heat(passed.heat, layers)
+        if passed.heat
+        else torch.zeros(0, len(layers), int(places.sum()))
+    )
     return {"heat": heat, **found}
 
 

@@ -70,9 +70,10 @@ class Vocabulary:
 def token_text(tokenizer: Any, token: int) -> str:
     """One token as a reader sees it: inert, never empty."""
     text = tokenizer.decode([token])
-    if not text.strip(" "):
-        return "␣" if text else visible(str(tokenizer.convert_ids_to_tokens(token)))
-    return visible(text.strip(" ").replace("\n", "⏎"))
+    if text.strip(" "):
+        return visible(text.strip(" ").replace("\n", "⏎"))
+    # A model may have more tokens than its tokenizer has names.
+    return "␣" if text else visible(tokenizer.convert_ids_to_tokens(token) or f"token {token}")
 
 
 def side_data(seen: Observation, label: str, images: list[Any]) -> dict[str, Any]:

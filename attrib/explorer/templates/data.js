@@ -4,7 +4,10 @@ const KINDS = { f4: Float32Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Arr
 const STEPS = 255;
 
 function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
+  return bytes;
 }
 
 async function readData() {

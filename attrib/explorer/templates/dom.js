@@ -84,13 +84,14 @@ function tableHead(columns) {
   return el("thead", {}, el("tr", {}, ...columns.map((name) => el("th", { scope: "col" }, name))));
 }
 
-// Numbers on demand: closed details with a table and a button that copies it as CSV.
+// Numbers on demand: closed details with a table and a button that copies it as CSV. The rows are
+// a function, which is called when somebody wants them.
 class NumberTable {
   constructor(title) {
     this.columns = [];
-    this.rows = [];
+    this.rows = () => [];
     this.slot = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title });
-    const copy = copyButton("Copy as CSV", () => csvOf(this.columns, this.rows));
+    const copy = copyButton("Copy as CSV", () => csvOf(this.columns, this.rows()));
     this.node = el("details", { class: "numbers" }, el("summary", {}, "Numbers"), copy, this.slot);
     this.node.addEventListener("toggle", () => this.draw());
     this.current = -1;
@@ -102,7 +103,7 @@ class NumberTable {
   draw() {
     if (!this.node.open) return;
     const cells = (one) => one.map((cell) => (typeof cell === "number" ? shown(cell) : word(cell)));
-    const body = this.rows.map((one, i) => row(String(one[0]), cells(one.slice(1)), i === this.current));
+    const body = this.rows().map((one, i) => row(String(one[0]), cells(one.slice(1)), i === this.current));
     this.slot.replaceChildren(el("table", {}, tableHead(this.columns), el("tbody", {}, ...body)));
   }
 }

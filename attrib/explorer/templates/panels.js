@@ -24,7 +24,7 @@ class ContributionPanel {
     this.total.textContent = scale === "shares" && known
       ? `The bars add up to ${shown(sum)}; ${this.others(embed, between, constant)}the logit is ${shown(sum + embed + between + constant)}.`
       : "Signed square roots, from −1 to 1, before the final norm: they do not add up.";
-    const rows = pairs.map((pair, i) => [i, ...side.shares.row(query, i), ...side.paper.row(query, i)]);
+    const rows = () => pairs.map((_, i) => [i, ...side.shares.row(query, i), ...side.paper.row(query, i)]);
     this.numbers.set(["layer", "attention, part of logit", "MLP, part of logit", "attention, Eq. 3", "MLP, Eq. 3"], rows, layer);
   }
 }
@@ -109,8 +109,11 @@ class WordPanel {
     const all = this.groups.map((name, group) => ({ name, values: [...Array(side.layers).keys()].map((i) => side.sums.at(query, i, group)) }));
     const lines = all.filter((one) => one.values.some((value) => value > 0));
     this.slot.replaceChildren(legend(lines.map((one) => one.name)), lineChart(lines, "Attention to the picture, the words, the first token and the answer, by layer", layer, (i) => this.act({ layer: i }), percent));
-    this.numbers.set(["word", ...[...Array(side.layers).keys()].map((i) => `layer ${i}`)], values.map((_, i) =>
-      [side.word(i), ...[...Array(side.layers).keys()].map((n) => side.attentionWords.row(query, n)[i])]));
+    const each = [...Array(side.layers).keys()];
+    this.numbers.set(["word", ...each.map((i) => `layer ${i}`)], () => {
+      const rows = each.map((n) => side.attentionWords.row(query, n));
+      return values.map((_, i) => [side.word(i), ...rows.map((one) => one[i])]);
+    });
   }
 }
 
@@ -192,6 +195,6 @@ class DeepPanel {
       data.forEach((one, i) => one.push(...spans.map((_, s) => this.patching.at(s, 1, i))));
     }
     this.slot.replaceChildren(...charts);
-    this.numbers.set(columns, data, layer);
+    this.numbers.set(columns, () => data, layer);
   }
 }

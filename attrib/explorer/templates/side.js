@@ -52,7 +52,8 @@ class Side {
   }
   change(change, told = false) {
     Object.assign(this.state, change);
-    this.draw();
+    if (Object.keys(change).every((name) => ["cell", "map", "view", "shared"].includes(name))) this.drawPicture();
+    else this.draw();
     if (!told) this.listeners.forEach((listen) => listen(change));
   }
   draw() {
@@ -93,7 +94,8 @@ class Side {
     const where = (cell) => this.views.map((one) => one.where(cell)).find((text) => text) ?? "outside the grid";
     this.token.show(state, state.cell >= 0 ? where(state.cell) : "");
     const columns = ["visual token", "place", ...[...Array(side.layers).keys()].map((i) => `layer ${i}`)];
-    this.numbers.set(columns, rows === null ? [] : [...Array(side.visual).keys()].map((cell) => [cell + 1, where(cell), ...rows.map((one) => one[cell])]));
+    const cells = rows === null ? [] : [...Array(side.visual).keys()];
+    this.numbers.set(columns, () => cells.map((cell) => [cell + 1, where(cell), ...rows.map((one) => one[cell])]));
   }
   explain(rows, values) {
     const { state, data: side } = this;
