@@ -85,7 +85,7 @@ class PictureView {
   show(values, range, cell, plain) {
     this.cell = cell;
     this.image.classList.toggle("under", !plain);
-    this.canvas.hidden = plain;
+    this.canvas.style.visibility = plain ? "hidden" : "visible";  // it keeps its place for the pointer
     if (!plain) drawMap(this.canvas, values.slice(this.start, this.stop), this.rows, this.cols, range);
     const inside = cell >= this.start && cell < this.stop;
     this.cursor.hidden = !inside;
