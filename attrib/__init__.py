@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from attrib.analyses.direct_logits import direct_logits
     from attrib.analyses.gating import gate_similarity
     from attrib.analyses.heatmaps import PUBLISHED_CODE, heatmaps
+    from attrib.analyses.logit_lens import Lens, logit_lens
     from attrib.analyses.patching import patching, patching_difference, patching_parts
     from attrib.analyses.qformer import qformer_picture, queries_to_patches
     from attrib.analyses.sensitivity import sensitivity
     from attrib.checks import check
     from attrib.errors import AttribError, RowError, SetupError
+    from attrib.explorer.explore import explore
+    from attrib.explorer.page import Explorer
     from attrib.forward.hooks import read, write
     from attrib.loading import load
     from attrib.model.batch import Batch, Grid
@@ -39,11 +42,14 @@ _NAMES = {
     "attrib.analyses.direct_logits": ("direct_logits",),
     "attrib.analyses.gating": ("gate_similarity",),
     "attrib.analyses.heatmaps": ("PUBLISHED_CODE", "heatmaps"),
+    "attrib.analyses.logit_lens": ("Lens", "logit_lens"),
     "attrib.analyses.patching": ("patching", "patching_difference", "patching_parts"),
     "attrib.analyses.qformer": ("qformer_picture", "queries_to_patches"),
     "attrib.analyses.sensitivity": ("sensitivity",),
     "attrib.checks": ("check",),
     "attrib.errors": ("AttribError", "RowError", "SetupError"),
+    "attrib.explorer.explore": ("explore",),
+    "attrib.explorer.page": ("Explorer",),
     "attrib.forward.hooks": ("read", "write"),
     "attrib.loading": ("load",),
     "attrib.model.batch": ("Batch", "Grid"),

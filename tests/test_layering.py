@@ -28,6 +28,7 @@ ATTRIB_ROOMS = (
     "attrib.plots",
     "attrib.report",
     "attrib.pipeline",
+    "attrib.explorer",
     "attrib.cli",
     "attrib.__main__",
 )
@@ -48,7 +49,10 @@ EXCEPTIONS = {
     ("attrib.results", "attrib.pipeline"),  # result.plot, result.summary: matplotlib
 }
 # What editors do not need: the drawing, the texts and the commands of attrib.
-CLOSED_TO_EDITORS = ("attrib.plots", "attrib.report", "attrib.pipeline", "attrib.cli", "attrib.zoo")
+CLOSED_TO_EDITORS = (
+    "attrib.plots", "attrib.report", "attrib.pipeline", "attrib.explorer", "attrib.cli",
+    "attrib.zoo",
+)  # fmt: skip
 
 
 def modules(package):

@@ -133,7 +133,7 @@ def heatmap_pass(
 
     def process(record: AttentionRecord) -> None:
         device = record.block.hidden.device
-        each = [_heatmap(record, tokens, how, one(device), neighbours) for one in noise]
+        each = [layer_heatmap(record, tokens, how, one(device), neighbours) for one in noise]
         maps[record.layer] = torch.stack(each).mean(0)
 
     with each_attention(vlm, tokens.last, layers, process):
@@ -151,7 +151,7 @@ def stack_maps(
     return values.masked_fill(~real.to(some.device)[:, None], torch.nan)
 
 
-def _heatmap(
+def layer_heatmap(
     record: AttentionRecord,
     tokens: VisualTokens,
     how: Perturbation,

@@ -25,6 +25,11 @@ COMMANDS = {
         "attrib.cli.report",
         "First report on an embedded model; needs no network, GPU or account.",
     ),
+    "explore": (
+        ANALYSIS,
+        "attrib.cli.explore",
+        "Explore one answer: a page with contributions, logit lens, attention and heatmaps.",
+    ),
     **{name: (ANALYSIS, "attrib.cli.analyse", text) for name, (_, text) in ANALYSES.items()},
     "select": (
         LAYERS,

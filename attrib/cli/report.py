@@ -52,6 +52,7 @@ def demo(options: DemoOptions) -> int:
     """First report on an embedded model; needs no network, GPU or account."""
     start = time.monotonic()
     from attrib.data import load as load_data
+    from attrib.explorer.explore import explore
     from attrib.report import study, write_page
     from attrib.report.summaries import summarize_demo
 
@@ -66,9 +67,15 @@ def demo(options: DemoOptions) -> int:
     page = write_page(made, options.out / "report.html")
     for name, result in made.results.items():
         result.save(options.out / f"{name}.parquet")
+    asked, photo = data[0].request, options.out / "sample.png"
+    asked.images[0].save(photo)
+    again = next_command("explore", options, "--image", str(photo), "--prompt", asked.prompt)
+    explorer = explore(vlm, asked.image, asked.prompt, command=again)
+    explored = explorer.save(options.out / "explore.html")
     write_manifest(options.out, "demo", made.provenance)
     write_quarantined(options.out, made.quarantined)
     print(summarize_demo(made.results["contributions"], made.results["wrong_key"]))
+    print(f"{explored} (one answer to explore)")
     print(f"{page} (written in {time.monotonic() - start:.0f} s; open it in a browser)")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from attrib.data.benchmarks import SPLITS, Benchmark, benchmark_of, splits_in
 from attrib.data.easyedit import Row, read_rows
 from attrib.data.images import MAX_PIXELS, BadImage, check_inside, open_inside
-from attrib.data.overlap import KEYS, copied_columns, overlaps, repeats, values_of
+from attrib.data.overlap import KEYS, copied_columns, each_value, overlaps, repeats
 from attrib.data.quality import QUALITY_FLAGS, is_yes_no
 from attrib.data.rows import image_names
 from attrib.data.samples import Quarantined
@@ -123,7 +123,7 @@ def check(
         totals={
             "rows": len(everything),
             "real images": len(_real_images(everything)),
-            "image_rephrase": len({row["image_rephrase"] for row in everything} - {None}),
+            "image_rephrase": len(_others(everything)),
         },
         overlaps=overlaps(rows),
         copies=copied_columns(rows),
@@ -154,7 +154,7 @@ def _statistics(rows: Sequence[Row], malformed: Sequence[Quarantined]) -> dict[s
         "rows": len(rows) + len(malformed),
         "malformed": [asdict(row) for row in malformed],
         "unique": {
-            **{key: len(set(values_of(rows, key))) for key in KEYS},
+            **{key: len(set().union(*each_value(rows, key))) for key in KEYS},
             "real images": len(_real_images(rows)),
         },
         "words": {name: _words(row[name] for row in rows) for name in COUNTED},
@@ -176,6 +176,11 @@ def _words(texts: Iterable[str]) -> dict[str, float]:
 
 def _real_images(rows: Iterable[Row]) -> set[str]:
     return {name for row in rows for _, name in image_names(row, ("image", "m_loc"))}
+
+
+def _others(rows: Sequence[Row]) -> set[Any]:
+    """The images of `image_rephrase`; some benchmarks have none."""
+    return set().union(*each_value(rows, "image_rephrase")) - {(None,)}
 
 
 def _check_images(rows: Iterable[Row], try_image: Callable[[str], object]) -> dict[str, Any]:

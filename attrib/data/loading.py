@@ -108,7 +108,8 @@ def load(
     samples, quarantined = _usable(rows, source, clean, need, style)
     before = sum(len(sample.visual_locality) for sample in samples)
     if disjoint:
-        samples = without_shared_locality(samples, rows, source.other_splits())
+        fields = [source.benchmark.named(name) for name in ("m_loc", "m_loc_q")]
+        samples = without_shared_locality(samples, rows, source.other_splits(), fields)
     provenance = {
         "file": source.file,
         "sha256": source.digest,

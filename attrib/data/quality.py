@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 from attrib.data.easyedit import Row
+from attrib.data.overlap import same_image
 
 REFUSAL = re.compile(r"(?i)\bsorry, but|\bi cannot\b|\bas an ai\b")
 OPEN_QUESTION = re.compile(r"(?i)\W*(what|how|where|which)\b")
@@ -24,7 +25,7 @@ QUALITY_FLAGS: dict[str, Callable[[Row], bool]] = {
     "alt has double blanks inside": lambda r: "  " in r["alt"].strip(),
     "loc_ans has line breaks": lambda r: "\n" in r["loc_ans"],
     "loc_ans is not ASCII": lambda r: not r["loc_ans"].isascii(),
-    "m_loc is the edit image": lambda r: r["m_loc"] == r["image"],
+    "m_loc is the edit image": same_image,
     "m_loc is null": lambda r: r["m_loc"] is None,
 }
 

@@ -48,7 +48,7 @@ class AttentionRecord:
         block: The call of the layer.
         attention: The call of its attention module, which attends and projects.
         call: Queries, keys and values.
-        out: The attention module's output at one position per example.
+        out: The attention module's output at one position per example, or at several.
         entered: Submodules that have been entered and not left, by id.
     """
 
@@ -56,7 +56,7 @@ class AttentionRecord:
     block: ModuleCall
     attention: ModuleCall | None = None
     call: AttentionCall | None = None
-    out: Float[Tensor, "batch d_model"] | None = None
+    out: Float[Tensor, "batch *several d_model"] | None = None
     entered: dict[int, ModuleCall] = field(default_factory=dict)
 
     def at_site(self, site: NoiseSite) -> ModuleCall:
@@ -111,14 +111,15 @@ def _select_positions(arguments: Any, at: Int[Tensor, "batch some"], pos: int) -
 @contextmanager
 def each_attention(
     vlm: VLM,
-    last: Int[Tensor, " batch"],
+    last: Int[Tensor, "batch *several"],
     layers: Collection[int],
     process: Callable[[AttentionRecord], None],
 ) -> Iterator[None]:
     """Call `process` for each of `layers` during the forward pass inside the context.
 
     A layer is processed when the next layer begins: other contexts on the same pass are done with
-    it, and only one layer is kept in memory. Layers without attention are skipped.
+    it, and only one layer is kept in memory. Layers without attention are skipped. The attention
+    module's output is kept at `last`: one position per example, or several.
     """
     pending: list[AttentionRecord] = []
     gather = PositionGather(last)

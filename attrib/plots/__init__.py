@@ -11,6 +11,7 @@ from attrib.plots.heatmaps import heatmap_pictures, heatmaps
 from attrib.plots.interventions import patching, patching_difference, sensitivity
 from attrib.plots.overlay import (
     HEATMAP_COLORS,
+    heatmap_palette,
     heatmap_png,
     heatmap_scale_png,
     overlay,
@@ -35,6 +36,7 @@ __all__ = [
     "gate_similarity",
     "gate_tokens",
     "heatmap_by_layer",
+    "heatmap_palette",
     "heatmap_pictures",
     "heatmap_png",
     "heatmap_scale_png",

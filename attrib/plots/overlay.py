@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import Normalize, PowerNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -137,6 +137,12 @@ def heatmap_png(values: Float[np.ndarray, "row col"]) -> bytes:
 def heatmap_scale_png() -> bytes:
     """A PNG with the colours of heatmaps, from the lowest to the highest value."""
     return _png(np.asarray(matplotlib.colormaps[HEATMAP_COLORS](np.linspace(0, 1, STEPS)[None])))
+
+
+def heatmap_palette() -> list[str]:
+    """The colours of heatmaps from the lowest to the highest value, such as "#000004"."""
+    colors = matplotlib.colormaps[HEATMAP_COLORS](np.linspace(0, 1, STEPS))
+    return [to_hex(color) for color in colors]
 
 
 def _opacity(shares: np.ndarray) -> np.ndarray:

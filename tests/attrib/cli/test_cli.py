@@ -103,7 +103,7 @@ def test_the_version_is_the_packages():
 
 
 NO_PHOTO = ("evaluate", "faithfulness", "gate", "report", "select")
-READS_ANSWER = ("contributions", "edit", "patching")  # of one photo
+READS_ANSWER = ("contributions", "edit", "explore", "patching")  # of one photo
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -136,6 +136,10 @@ def test_help_shows_what_a_command_has_and_nothing_else(command):
         (("sweep", "--modality", "visual", "--exclude-last"), "the last prompt token is text"),
         (("data", "check", "x", "--pixels", "header"), "--pixels: images are checked with --im"),
         (("edit", "--editor", "e", "--prompt", "x", "--load", "l", "--target", "y"), "of --load"),
+        (("explore",), "--prompt: give a question"),
+        (("explore", "--prompt", "x", "--target", "y"), "--target: it belongs to an edit"),
+        (("explore", "--prompt", "x", "--edit", "e", "--compare", "m"), "--edit or --compare"),
+        (("explore", "--prompt", "x", "--image", "lost.png"), "--image: 'lost.png': no such file"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(run, arguments, told):
@@ -373,6 +377,14 @@ def test_demo_writes_a_report_about_what_it_saw(run, model, tmp_path):
     page = (tmp_path / "demo" / "report.html").read_text()
     assert f"attrib demo --model {model} --data scenes-vqa" in page
     assert page.count("data:image/png;base64,") == 3
+    assert (tmp_path / "demo" / "explore.html").stat().st_size < 5e6
+
+
+def test_explore_writes_a_page_and_says_what_decides(run, model, photo, tmp_path):
+    asked = ("--image", photo, "--prompt", "What is it?", "--max-new-tokens", 2)
+    code, out, _ = run("explore", "--model", model, *asked, "--out", "page.html")
+    assert code == 0 and "page.html" in out and "The model says" in out
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_python_m_attrib_is_the_same_program():
