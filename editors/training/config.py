@@ -57,8 +57,8 @@ class EditorConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    presets: ClassVar[Mapping[str, Preset]]
-    large: ClassVar[str]
+    presets: ClassVar[Mapping[str, Preset]] = {"default": Preset("the options' defaults")}
+    large: ClassVar[str] = "default"
 
     seed: int = 0
 
@@ -90,7 +90,8 @@ class EditorConfig(BaseModel):
     ) -> str:
         """The preset that "auto" stands for: "tuned-small" for small models, else `large`."""
         del samples, options
-        return TUNED_SMALL if vlm.d_model < SMALL else cls.large
+        small = vlm.d_model < SMALL and TUNED_SMALL in cls.presets
+        return TUNED_SMALL if small else cls.large
 
     @classmethod
     def from_record(cls: "type[Config]", record: Mapping[str, Any]) -> "Config":
