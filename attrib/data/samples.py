@@ -94,11 +94,11 @@ class EditSample:
         text_locality: unrelated questions without an image.
         visual_locality: unrelated questions about other images.
         hard_locality: near neighbours of the request that must keep their answer.
+        meta: the other fields of the row (`task`, `row`, `pred`, `kind`, ...).
         portability: questions whose answer follows from the edit, with that answer.
         text_reliability: the edited fact, asked about by text alone.
         picture_reliability: the edited fact, asked about with the edit's image in other words.
         linked: further facts that a benchmark edits along with the request.
-        meta: the other fields of the row (`task`, `row`, `pred`, `kind`, ...).
     """
 
     id: str
@@ -108,11 +108,11 @@ class EditSample:
     text_locality: list[EditRequest] = field(default_factory=list)
     visual_locality: list[EditRequest] = field(default_factory=list)
     hard_locality: list[EditRequest] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
     portability: list[EditRequest] = field(default_factory=list)
     text_reliability: list[EditRequest] = field(default_factory=list)
     picture_reliability: list[EditRequest] = field(default_factory=list)
     linked: list[EditRequest] = field(default_factory=list)
-    meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def requests(self) -> "list[EditRequest]":
