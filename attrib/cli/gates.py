@@ -39,7 +39,8 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
         if options.dry_run and not folder.exists():
             log(f"gate: {given} would be fitted to training edits; the plan is without it")
             return None, []
-        fit_once(folder, given, vlm, training_edits(options), options.gate_layer)
+        if not is_fitted(folder):  # the training edits are not read again
+            fit_once(folder, given, vlm, training_edits(options), options.gate_layer)
         return load_gate(folder), [folder]
     folder = Path(given)
     if not folder.is_dir():
@@ -55,10 +56,10 @@ def fit_once(
     """Fit a gate into a folder, unless it is there."""
     import torch
 
-    from editors.gating.gates import CONFIG, save_gate
+    from editors.gating.gates import save_gate
     from editors.gating.training import fit_gate
 
-    if (folder / CONFIG).exists():
+    if is_fitted(folder):
         return
     if not 0 <= layer < vlm.num_layers:
         raise AttribError(f"--gate-layer {layer}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
@@ -67,6 +68,13 @@ def fit_once(
         gate = fit_gate(name, vlm, data, layer, seed)
     assert gate is not None
     save_gate(folder, gate)
+
+
+def is_fitted(folder: Path) -> bool:
+    """Whether a folder holds a whole gate: its configuration is written last."""
+    from editors.gating.gates import CONFIG
+
+    return (folder / CONFIG).exists()
 
 
 def training_edits(options: Any) -> "EditData":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.command import ExitCode, invocation
-from attrib.cli.gates import NO_GATE, fit_once
+from attrib.cli.gates import NO_GATE, fit_once, is_fitted
 from attrib.cli.outputs import log
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
@@ -133,10 +133,9 @@ def _gate(vlm: "VLM", job: "Job", options: TableOptions) -> Path | None:
         return None
     place = table_folder(options.out, job.backbone, job.data)
     folder = place / f"gate-{options.gate}-seed-{job.seed}"
-    if (folder / "gate.json").exists():
-        return folder
-    data = _load_data(job, "train", options)
-    fit_once(folder, options.gate, vlm, data, options.gate_layer, job.seed)
+    if not is_fitted(folder):
+        data = _load_data(job, "train", options)
+        fit_once(folder, options.gate, vlm, data, options.gate_layer, job.seed)
     return folder
 
 

@@ -34,7 +34,7 @@ def test_peak_memory_is_that_of_what_lives_at_once():
 
 
 def test_an_editor_that_repeats_one_word_shows_in_the_columns():
-    vlm, extra = tiny_vlm("llava"), ExtraCosts(fluency=24, peak=True)
+    vlm, extra = tiny_vlm("llava"), ExtraCosts(fluency=60, peak=True)
     result = evaluate(vlm, Says("red"), [sample(0), sample(1)], ("paper",), extra=extra)
     (row,) = costs([result]).to_dict("records")
     assert row["repetition_after"] > 0.5 and row["entropy_after"] == pytest.approx(0, abs=0.1)
