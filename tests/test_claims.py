@@ -53,13 +53,12 @@ def test_the_shallow_gate_keeps_as_few_rephrases_as_its_refusal_says():
     assert f"it kept {round(found['t_gen'])} % of rephrases" in refusal
 
 
-def test_the_published_gate_stays_shut_for_its_own_requests_without_the_answer():
-    own = {"gate": "sequence_last, calibrated", "relation": "request"}
-    (asked,), (forced,) = (rows("gates/open.csv", answer=a, **own) for a in ("False", "True"))
-    n = int(asked["n"])
-    told = f"for {round(float(asked['open']) * n)} of {n} of its own requests"
+def test_the_published_gate_has_hardly_an_effect_without_the_answer():
+    leaking = "sequence_last (reads the answer)"
+    kinds = {"editor": "dualedit", "gate": leaking}, {"editor": "unedited"}
+    edited, plain = (means("gates/summary.csv", protocol="generate-prefix", **k) for k in kinds)
+    told = f"{edited['rel']:.1f} % of requests are right behind it, {plain['rel']:.1f} % without"
     assert told in PAGES["docs/results.md"].replace("\n  ", " ")
-    assert float(forced["open"]) == 1  # with the answer in the input it compares equal tokens
     assert not any("opens for 3 %" in text for text in PAGES.values())
 
 
