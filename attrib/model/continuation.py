@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attrib.errors import AttribError
-from attrib.model.batch import Batch
+from attrib.model.batch import Batch, token_spans
 from attrib.model.encoding import append_target, pad_rows, unpadded_rows
 from attrib.model.vlm import VLM
 
@@ -63,7 +63,8 @@ def continued(vlm: VLM, batch: Batch, tokens: Sequence[int]) -> Batch:
     padded = pad_rows(rows, vlm.pad_id, "left")
     device = batch.inputs["input_ids"].device
     inputs = batch.inputs | {name: value.to(device) for name, value in padded.items()}
-    return replace(batch, inputs=inputs, spans=vlm._spans(inputs, [len(tokens)] * batch.size))
+    spans = token_spans(inputs, *vlm._span_ids, [len(tokens)] * batch.size)
+    return replace(batch, inputs=inputs, spans=spans)
 
 
 def is_rewriting(vlm: VLM) -> bool:
