@@ -10,7 +10,13 @@ from PIL import Image
 from attrib.data.images import GivenImage, as_source, open_sources
 from attrib.errors import AttribError
 from attrib.explorer.deep import deep_data, other_picture
-from attrib.explorer.observe import LITTLE_NOISE, MOST_HEATMAPS, Observation, observe
+from attrib.explorer.observe import (
+    LITTLE_NOISE,
+    MOST_HEATMAPS,
+    MOST_LENSES,
+    Observation,
+    observe,
+)
 from attrib.explorer.page import Explorer
 from attrib.explorer.payload import side_data
 from attrib.explorer.questions import Asked, ask
@@ -72,10 +78,16 @@ def explore(
         return model.encode([list(own) or None], [text], template=template).named([NAME])
 
     def look(model: VLM, applied: Any = None) -> Observation:
-        count = max_new_tokens if deep else MOST_HEATMAPS
+        most = (max_new_tokens, model.num_layers) if deep else (MOST_HEATMAPS, MOST_LENSES)
         batch = encode(model, prompt)
         return observe(
-            model, batch, edit=applied, max_new_tokens=max_new_tokens, how=how, heatmaps=count
+            model,
+            batch,
+            edit=applied,
+            max_new_tokens=max_new_tokens,
+            how=how,
+            heatmaps=most[0],
+            lenses=most[1],
         )
 
     sides = [(vlm.name, look(vlm))]

@@ -40,7 +40,7 @@ class CapturedPass:
 
 
 def numbers(
-    vlm: VLM, full: Batch, answer: list[int], queries: list[int], passed: CapturedPass
+    vlm: VLM, full: Batch, answer: list[int], queries: list[int], passed: CapturedPass, lenses: int
 ) -> dict[str, Any]:
     """The arrays of an observation."""
     each = (passed.hidden[layer][0, queries] for layer in range(vlm.num_layers))
@@ -55,7 +55,7 @@ def numbers(
         "lens": lens.tokens, "lens_p": lens.probabilities, "key_p": _probability(vlm, states, keys),
         "attention": head_mean(vlm, rows),
         **_contributions(vlm, passed.writes, keys, len(queries)),
-        **_visual(vlm, full, passed),
+        **_visual(vlm, full, passed, lenses),
     }  # fmt: skip
     return {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in arrays.items()}
 
@@ -88,7 +88,7 @@ def _contributions(
     }
 
 
-def _visual(vlm: VLM, full: Batch, passed: CapturedPass) -> dict[str, Tensor]:
+def _visual(vlm: VLM, full: Batch, passed: CapturedPass, lenses: int) -> dict[str, Tensor]:
     """Heatmaps, and the lens and the nearest words of visual tokens."""
     layers = range(vlm.num_layers)
     places, words = full["visual"][0], ~full["visual"][0]
@@ -99,12 +99,18 @@ def _visual(vlm: VLM, full: Batch, passed: CapturedPass) -> dict[str, Tensor]:
             "heat": none[None][:0], "visual_lens": none.long(), "visual_p": none,
             "nearest": pairs.long(), "cosine": pairs,
         }  # fmt: skip
+    read = set(torch.linspace(0, len(layers) - 1, min(lenses, len(layers))).round().int().tolist())
     tokens, values, nearest, cosines = [], [], [], []
     for layer in layers:
         h = passed.hidden[layer][0]
-        lens = lens_of(vlm, h[places.to(h.device)], 1)
-        tokens.append(lens.tokens[:, 0])
-        values.append(lens.probabilities[:, 0])
+        visual = h[places.to(h.device)]
+        if layer in read:
+            lens = lens_of(vlm, visual, 1)
+            tokens.append(lens.tokens[:, 0])
+            values.append(lens.probabilities[:, 0])
+        else:
+            tokens.append(torch.zeros(len(visual), dtype=torch.long))
+            values.append(torch.full((len(visual),), torch.nan))
         one, other = (
             torch.nn.functional.normalize(h[at.to(h.device)].float(), dim=-1)
             for at in (places, words)
@@ -112,7 +118,7 @@ def _visual(vlm: VLM, full: Batch, passed: CapturedPass) -> dict[str, Tensor]:
         best = (one @ other.T).topk(min(NEAREST, len(other)), -1)
         nearest.append(best.indices)
         cosines.append(best.values)
-    first = tokens[0].device
+    first = cosines[0].device
     lists = {
         "visual_lens": tokens, "visual_p": values, "nearest": nearest, "cosine": cosines,
     }  # fmt: skip

@@ -26,7 +26,9 @@ from attrib.model.continuation import continued, generated_tokens, is_rewriting
 from attrib.model.vlm import VLM
 
 MOST_PROMPT = 48  # prompt positions that can be looked at: the last ones
-MOST_HEATMAPS = 4  # generated tokens with heatmaps: each costs an attention call per layer
+# What keeps the cost below three generations; `deep` has no limits.
+MOST_HEATMAPS = 1  # generated tokens with heatmaps: each costs an attention call per layer
+MOST_LENSES = 12  # layers, evenly spaced, of which the lens of visual tokens is taken
 LITTLE_NOISE = Perturbation(noise=0.1)  # one draw of it shows what is read
 
 
@@ -49,7 +51,7 @@ class Observation:
         attention: Attention from each query, mean over heads.
         heat: Heatmaps of the first generated tokens.
         visual_lens: Likeliest token of each visual token's state.
-        visual_p: Its probability.
+        visual_p: Its probability; NaN in layers without a lens of the visual tokens.
         nearest: Indices into `words` of the words with the most similar states.
         cosine: Their cosines.
         seconds: Of the generation and of the captured pass.
@@ -109,6 +111,7 @@ def observe(
     max_new_tokens: int = 16,
     how: Perturbation = LITTLE_NOISE,
     heatmaps: int = MOST_HEATMAPS,
+    lenses: int = MOST_LENSES,
 ) -> Observation:
     """Generate an answer to one prompt and look inside.
 
@@ -119,6 +122,7 @@ def observe(
         max_new_tokens: The longest answer.
         how: Perturbation of the heatmaps.
         heatmaps: Number of generated tokens with heatmaps.
+        lenses: Number of layers, evenly spaced, with a logit lens of the visual tokens.
 
     Raises:
         AttribError: Several prompts, or an edit that rewrites the prompt.
@@ -135,7 +139,7 @@ def observe(
     full = continued(vlm, batch, answer[:-1])
     queries = _queries(batch, len(answer))
     passed = _pass(vlm, full, queries, edit, how, min(heatmaps, len(answer)))
-    observed = numbers(vlm, full, answer, queries, passed)
+    observed = numbers(vlm, full, answer, queries, passed, lenses)
     ended = time.perf_counter()
     return Observation(
         vlm, batch, full.inputs["input_ids"][0].tolist(), answer, queries,

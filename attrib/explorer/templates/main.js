@@ -103,6 +103,8 @@ async function main() {
   if (several) {
     link(...sides);
     link(sides[1], sides[0]);
+    const { layer, cell } = sides[0].state;
+    sides[0].listeners.forEach((listen) => listen({ layer, cell }));  // both start at the same place
   }
   const title = el("h1", {}, "Where the answer comes from", several && !data.edited ? "" : " · ", el("span", { class: "model" }, word(several && !data.edited ? "" : data.sides[0].model)));
   const head = el("header", {}, title, el("div", { class: "controls" }, several ? sideChoices(data, sides) : null, themeChoices()));

@@ -142,18 +142,19 @@ class TokenPanel {
     const layers = [...Array(side.layers).keys()];
     const attention = layers.map((i) => side.attentionVisual.row(query, i)[cell]);
     const heat = heated ? layers.map((i) => side.heat.row(answer, i)[cell]) : [];
-    const known = attention.map((v) => (Number.isFinite(v) ? v : -1));
-    const most = known.indexOf(Math.max(...known));
-    const said = [word(side.text(side.visualLens.at(layer, cell))), ` (${percent(side.visualP.row(layer)[cell])})`];
-    this.title.replaceChildren(`Visual token ${cell + 1}, ${where}: ${percent(attention[layer])} of the attention in layer ${layer}, where its state says `, ...said, ".");
+    const weights = attention.map((v) => (Number.isFinite(v) ? v : -1));
+    const most = weights.indexOf(Math.max(...weights));
+    const known = (i) => Number.isFinite(side.visualP.largest.at(i));
+    const said = known(layer) ? [", where its state says ", word(side.text(side.visualLens.at(layer, cell))), ` (${percent(side.visualP.row(layer)[cell])})`] : [];
+    this.title.replaceChildren(`Visual token ${cell + 1}, ${where}: ${percent(attention[layer])} of the attention in layer ${layer}`, ...said, ".");
     this.head.textContent = `Visual token ${cell + 1}, ${where}. Layer ${most} attends to it most (${percent(attention[most])}). Point at another cell, or move with the arrow keys.`;
     const draw = (values, label, format) => lineChart([{ values }], label, layer, (i) => this.act({ layer: i }), format);
     this.slot.replaceChildren(el("div", {}, el("h4", {}, "Attention to it"), draw(attention, "Attention to the visual token by layer", percent)),
       ...(heated ? [el("div", {}, el("h4", {}, "Change when it is perturbed"), draw(heat, "Change of the attention output when the token is perturbed, by layer"))] : []));
     const near = (i) => side.near.row(i, cell).map((w, k) => `${side.word(w)} (${side.cosine.row(i, cell)[k].toFixed(2)})`);
     this.columns = ["layer", "attention", ...(heated ? ["perturbation"] : []), "its state says", "p", "nearest words (cosine)"];
-    this.data = layers.map((i) => [i, attention[i], ...(heated ? [heat[i]] : []), side.text(side.visualLens.at(i, cell)), side.visualP.row(i)[cell], near(i).join(", ")]);
-    const says = (i) => el("span", {}, word(side.text(side.visualLens.at(i, cell))), el("span", { class: "p" }, ` ${percent(side.visualP.row(i)[cell])}`));
+    this.data = layers.map((i) => [i, attention[i], ...(heated ? [heat[i]] : []), known(i) ? side.text(side.visualLens.at(i, cell)) : "", known(i) ? side.visualP.row(i)[cell] : "", near(i).join(", ")]);
+    const says = (i) => !known(i) ? el("span", { class: "p" }, "with --deep") : el("span", {}, word(side.text(side.visualLens.at(i, cell))), el("span", { class: "p" }, ` ${percent(side.visualP.row(i)[cell])}`));
     const words = (i) => el("span", {}, ...near(i).flatMap((text, k) => [k ? ", " : "", word(text)]));
     const rows = layers.map((i) => row(String(i), [says(i), words(i)], i === layer));
     this.slot.append(this.table);
