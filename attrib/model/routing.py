@@ -7,7 +7,6 @@ innermost route is asked first, and its `run` asks the next one.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import wraps
 from typing import Any
 
 from attrib.model.batch import Batch
@@ -21,17 +20,10 @@ def routed(vlm: Any, route: Route) -> AbstractContextManager[None]:
     return pushed(vlm._routes, route)
 
 
-def routable(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method of a model, whose first argument is a batch, ask the innermost route."""
-
-    @wraps(method)
-    def asked(vlm: Any, batch: Batch, *args: Any, **kwargs: Any) -> Any:
-        if not vlm._routes:
-            return method(vlm, batch, *args, **kwargs)
-        route = vlm._routes.pop()
-        try:
-            return route(batch, lambda: asked(vlm, batch, *args, **kwargs))
-        finally:
-            vlm._routes.append(route)
-
-    return asked
+def ask(vlm: Any, method: Callable[..., Any], batch: Batch, *args: Any, **kwargs: Any) -> Any:
+    """Let the innermost route run a method of a model on a batch."""
+    route = vlm._routes.pop()
+    try:
+        return route(batch, lambda: method(vlm, batch, *args, **kwargs))
+    finally:
+        vlm._routes.append(route)

@@ -4,7 +4,6 @@ Components are found by structure (`attrib.model.components`); nothing given is 
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,7 +25,7 @@ from attrib.model.pictures import GivenImages, PictureFinder
 from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
-from attrib.model.routing import Route, routable
+from attrib.model.routing import Route, ask
 from attrib.model.row_checks import check_lengths
 from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
@@ -119,15 +118,17 @@ class VLM:
         """`unembed` in float32 or wider, whatever the model runs in."""
         return self.unembedding.float32(h)
 
-    @routable
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
+        if self._routes:
+            return ask(self, VLM.logits, batch)
         run = apply_rewriters(self._rewriters, batch)
         return run.gather_back(self._run(run.batch))
 
-    @routable
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last prompt token, without those of other positions where possible."""
+        if self._routes:
+            return ask(self, VLM.last_logits, batch)
         run = apply_rewriters(self._rewriters, batch).batch
         keep = logits_to_keep(self.model, self.components.decoder, run)
         return gather_last(self._run(run, **keep), run)
@@ -183,31 +184,31 @@ class VLM:
         """Id of the first token with content of `text` as the continuation of a prompt."""
         return answer_ids(self.tokenizer, "a", text)[0]
 
-    @routable
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
         """Continue each prompt, greedily by default; the new texts, without space around them.
 
-        Of a checkpoint's generation config only the special tokens count. Right padding moves to
-        the left and grows by a column: an open `write` for the old positions is an error.
+        Right padding moves to the left by a column: an open `write` for the old positions fails.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
             max_new_tokens: Maximum number of new tokens.
-            settings: Further arguments of Hugging Face's `generate`.
+            settings: More for Hugging Face's `generate`; a checkpoint's own are not used.
         """
+        if self._routes:
+            return ask(self, VLM.generate, batch, max_new_tokens, **settings)
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
         run = apply_rewriters(self._rewriters, batch).batch
         inputs = encoding.pad_left(run.inputs, self.pad_id)
-        settings = keep_all(self.components.decoder) | settings
-        limits = self.tokenizer, self.pad_id, max_new_tokens
+        kept = keep_all(self.components.decoder) | settings
+        limits = self.tokenizer, self.pad_id, max_new_tokens, kept
         padded = self.batch(inputs, run.alone)
         with eager(), loaded(self.model), pushed(self._active, padded), own_inputs(self, padded):
-            out = generated_ids(self.model, inputs, *limits, settings)
+            out = generated_ids(self.model, inputs, *limits)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
-    def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:
+    def rewrite_prompts(self, rewriter: Rewriter) -> Any:
         """Run `rewriter(batch)` in place of each batch of `logits` and `generate`."""
         return pushed(self._rewriters, rewriter)
 

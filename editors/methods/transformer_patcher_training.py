@@ -84,7 +84,8 @@ class TransformerPatcherConfig(EditorConfig):
     def auto_preset(cls, vlm: VLM, samples: Any, options: Mapping[str, Any]) -> str:
         """As for all editors, but the preset of the variant that is asked for."""
         variant = options.get("variant")
-        return variant if variant == "liveedit" else super().auto_preset(vlm, samples, options)
+        own = super().auto_preset(vlm, samples, options)
+        return "tp-liveedit" if variant == "liveedit" else own
 
 
 @dataclass(frozen=True, eq=False)
