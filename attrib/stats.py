@@ -15,6 +15,8 @@ PERCENTILES = (2.5, 97.5)
 Z = 1.959964  # of a normal distribution, 95 %
 DRAWS_PER_CHUNK = 100
 FEWEST_RANKS = 3
+FEWEST_ITEMS = 2  # of which a bootstrap has a spread
+_NONE = (float("nan"), float("nan"))
 
 
 def bootstrap_weights(
@@ -92,6 +94,44 @@ def wilson(successes: float | int, n: int) -> tuple[float, float]:
     middle, scale = share + Z**2 / (2 * n), 1 + Z**2 / n
     spread = Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     return max(0.0, float((middle - spread) / scale)), min(1.0, float((middle + spread) / scale))
+
+
+def clustered_interval(
+    values: Float[np.ndarray, " example"],
+    items: Int[np.ndarray, " example"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The ends of a 95 % interval of the mean over examples, of which some may share an item.
+
+    Where every item is all right or all wrong (1 or 0) it is Wilson's over items: a bootstrap of
+    four right answers would end at 100 and 100 %. Otherwise it is that of a cluster bootstrap; NaN
+    for a single item.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        return _NONE
+    _, item = np.unique(items[finite], return_inverse=True)
+    means = np.bincount(item, values[finite]) / np.bincount(item)
+    if np.isin(values[finite], (0, 1)).all() and np.isin(means, (0, 1)).all():
+        # Items weigh as much as their examples; where all agree, only their number matters.
+        return wilson(float(values[finite].mean()) * len(means), len(means))
+    if len(means) < FEWEST_ITEMS:
+        return _NONE
+    drawn = bootstrap_item_means(values, items, resamples=resamples, seed=seed)
+    low, high = interval(drawn).tolist()
+    return low, high
+
+
+def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """p-values after Holm's correction for their number (family-wise error)."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    raised = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
+    found = np.empty(len(p_values))
+    found[order] = raised
+    return found
 
 
 def spearman(one: Float[np.ndarray, " item"], other: Float[np.ndarray, " item"]) -> float:

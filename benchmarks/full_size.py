@@ -140,7 +140,7 @@ class FullSize:
         depth = self._vlm.num_layers / DEPTH
         layers = {"text": [round(TEXT * depth)], "visual": [round(VISUAL * depth)]}
         edit, other = attrib.data.load("scenes-vqa", split="train", limit=2)
-        options: dict[str, Any] = {"preset": "published", "gate": "none", "batch_size": 1}
+        options: dict[str, Any] = {"preset": "default", "gate": "none", "batch_size": 1}
         options |= {"validation": [EditSample(other.id, other.request)], "layers": layers}
 
         def train(vlm: attrib.VLM) -> None:

@@ -143,7 +143,7 @@ class GPU:
 
     @property
     def _preset(self) -> str:
-        return "embedded" if self.dry else "published"
+        return "tuned-small" if self.dry else "auto"
 
     def _samples(self, split: str, num: int) -> list[EditSample]:
         return list(attrib.data.load("scenes-vqa", split=split, limit=4 if self.dry else num))

@@ -6,19 +6,16 @@ Contestants take turns in one process, so that whatever slows one down slows the
 import json
 import statistics
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from attrib.files import versions
+from attrib.forward.peak_memory import peak_bytes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,7 +38,7 @@ def compare(
 ) -> dict[str, Timed]:
     """Time contestants in turns for some rounds, after a warm-up round that measures memory."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    peaks = {name: _peak_of(run, device) for name, run in contestants.items()}
+    peaks = {name: peak_bytes(run, device) for name, run in contestants.items()}
     for _ in range(rounds):
         for name, run in contestants.items():
             began = clock(device)
@@ -90,52 +87,3 @@ def save(path: Path, head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"date": date.today().isoformat(), **head, "versions": versions(), **tables}
     path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-class CountedMemory(TorchDispatchMode):
-    """Bytes of the tensors that were allocated inside and are alive: now, and at the peak.
-
-    Workspace of kernels is not counted.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operation and count the tensors that it returns."""
-        del types
-        result = func(*args, **(kwargs or {}))
-        given = {id(t.untyped_storage()) for t in _tensors((args, kwargs))}
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if id(storage) not in given | self._known:
-                self._known.add(id(storage))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _freed(self, storage: int, size: int) -> None:
-        self._known.discard(storage)
-        self.now -= size
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
-
-
-def _peak_of(run: Callable[[], object], device: str) -> int:
-    if is_gpu(device):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with CountedMemory() as counted:
-        run()
-    return counted.peak

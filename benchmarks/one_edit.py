@@ -39,7 +39,7 @@ def measure(
     vlm: VLM,
     samples: Sequence[EditSample],
     checksum: Checksum,
-    preset: str = "published",
+    preset: str = "auto",
 ) -> Any:
     """The costs of one edit, or the error."""
     try:

@@ -46,7 +46,7 @@ class Bench:
     def measure(self, cached: bool) -> dict[str, Any]:
         """Seconds per step, peak memory and the projection, with cached prefixes or without."""
         few: dict[str, Any] = {"steps": WARMUP, "validate_every": 10**9, "save_every": 10**9}
-        config = AdapterConfig.from_preset(self.vlm, "published", **few)
+        config = AdapterConfig.from_preset(self.vlm, "default", **few)
         sites = config.build(self.vlm, {"text": [self.text], "visual": [self.visual]}, seed=0)
         needed = signal_layers(config.signal, [self.text, self.visual])
         reset_peak(self.vlm.device)

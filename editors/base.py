@@ -16,11 +16,12 @@ from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
 
 __all__ = [
-    "Edit", "Editor", "SequentialEdit", "WeightEdit", "edit_all", "encodable", "encode_requests",
-    "require_encodable",
+    "Edit", "Editor", "Mode", "SequentialEdit", "WeightEdit", "edit_all", "encodable",
+    "encode_requests", "require_encodable",
 ]  # fmt: skip
 
 logger = logging.getLogger("attrib")
+Mode = Literal["sequential", "batch"]
 
 
 @runtime_checkable
@@ -127,17 +128,29 @@ class SequentialEdit:
             yield
 
 
-def edit_all(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
+def edit_all(
+    vlm: VLM, editor: Any, samples: Sequence[EditSample], mode: Mode | None = None
+) -> Edit:
     """Return the edits of several samples as one, in their order.
 
-    An editor whose edits set the same weights (`sequential`) makes each edit with the earlier ones
-    applied. Any other editor edits the original model for each sample, and the edits are merged:
-    batch editing.
+    Args:
+        vlm: The model.
+        editor: The editor.
+        samples: The edits.
+        mode: "sequential": each edit is made on the model as edited so far. "batch": each is made
+            on the original model, and all are held at once. By default that of the editor:
+            sequential where edits set the same weights.
 
     Raises:
-        AttribError: The editor supports one edit at a time only.
+        AttribError: The editor cannot do that.
     """
-    if getattr(editor, "sequential", False):
+    own: Mode = "sequential" if getattr(editor, "sequential", False) else "batch"
+    if (mode or own) == "sequential":
+        if getattr(editor, "from_memories", None) is not None:
+            raise AttribError(
+                f"{editor.name} keeps its edits apart: none is made on an edited model; hold them "
+                "at once, --at-once"
+            )
         edits: list[Edit] = []
         with ExitStack() as stack:
             for sample in samples:
@@ -147,6 +160,10 @@ def edit_all(vlm: VLM, editor: Any, samples: Sequence[EditSample]) -> Edit:
     merge = getattr(editor, "merge", None)
     if merge is None:
         raise AttribError(f"{editor.name} keeps one edit at a time: it has no `merge`")
+    if own == "sequential":
+        raise AttribError(
+            f"{editor.name} sets the same weights in each edit: make them in sequence, --sequential"
+        )
     return merge([editor.edit(vlm, sample.request) for sample in samples])
 
 

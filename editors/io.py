@@ -111,17 +111,14 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
     Raises:
         SetupError: Edits of this kind cannot be saved, or not without their editor.
     """
-    record: dict[str, Any] = {
-        "model": _model_record(vlm),
-        "kind": type(edit).__name__,
-    }
+    record: dict[str, Any] = {"model": _model_record(vlm), "kind": type(edit).__name__}
     tensors: dict[str, Tensor] = {}
     if isinstance(edit, WeightEdit):
         tensors = dict(edit.weights)
     elif isinstance(edit, NeuronEdit):
         tensors, record["layer"] = edit.neurons.tensors, edit.layer
     elif editor is not None and (memories := getattr(edit, "memories", None)) is not None:
-        tensors = _of_memories(memories)
+        tensors = tensors_of(memories)
         record |= _of_editor(editor, [memory.request for memory in memories])
     elif editor is not None and (facts := getattr(edit, "facts", None)) is not None:
         record |= _of_editor(editor, facts)
@@ -154,8 +151,7 @@ def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
         raise SetupError(f"{path} was made with another editor; load the one it was made with")
     requests = [EditRequest(None, about["prompt"], about["target"]) for about in record["edits"]]
     if record["kind"] in ("HiddenEdit", "SERACEdit", "SeracEdit"):
-        memories = [_memory(i, request, tensors) for i, request in enumerate(requests)]
-        return editor.from_memories(memories)
+        return editor.from_memories(memories_from(requests, tensors))
     edits = [editor.edit(vlm, request) for request in requests]  # prompts, made of text alone
     return edits[0] if len(edits) == 1 else editor.merge(edits)
 
@@ -165,7 +161,8 @@ def _of_editor(editor: Any, requests: Sequence[EditRequest]) -> dict[str, Any]:
     return {"editor": digest_of(editor.tensors), "edits": edits}
 
 
-def _of_memories(memories: Sequence[MemoryEntry]) -> dict[str, Tensor]:
+def tensors_of(memories: Sequence[MemoryEntry]) -> dict[str, Tensor]:
+    """The tensors of encoded edits, by number and part."""
     tensors: dict[str, Tensor] = {}
     for i, memory in enumerate(memories):
         tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
@@ -174,14 +171,18 @@ def _of_memories(memories: Sequence[MemoryEntry]) -> dict[str, Tensor]:
     return tensors
 
 
-def _memory(number: int, request: EditRequest, tensors: Mapping[str, Tensor]) -> MemoryEntry:
-    def part(kind: str) -> dict[str, Tensor]:
-        start = f"{number}/{kind}/"
-        return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-
-    last = part("last")
-    signals = {key: EditSignal(states, last[key]) for key, states in part("signal").items()}
-    return MemoryEntry(request, signals, part("gate"))
+def memories_from(
+    requests: Sequence[EditRequest], tensors: Mapping[str, Tensor]
+) -> list[MemoryEntry]:
+    """The encoded edits of `tensors_of`."""
+    parts: list[dict[str, dict[str, Tensor]]]
+    parts = [{"signal": {}, "last": {}, "gate": {}} for _ in requests]
+    for name, value in tensors.items():
+        number, part, key = name.split("/", 2)
+        parts[int(number)][part][key] = value
+    signals = [{k: EditSignal(v, p["last"][k]) for k, v in p["signal"].items()} for p in parts]
+    found = zip(requests, signals, parts, strict=True)
+    return [MemoryEntry(request, own, p["gate"]) for request, own, p in found]
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -92,10 +92,10 @@ def influence_maps(
     vlm: "VLM", editor: Any, samples: Sequence["EditSample"]
 ) -> list[dict[str, GridMap]]:
     """Return the maps of each sample by name, after the sigmoid."""
-    from editors.methods.visedit import ATTRIBUTIONS, target_heat
+    from editors.methods.influence_target import target_heat
 
     site = editor.sites[0]
-    heat = target_heat(vlm, samples, site.layer, ATTRIBUTIONS[editor.config.mapper_target])
+    heat = target_heat(vlm, samples, site.layer, editor.config)
     roles = {
         "request": [s.request for s in samples],
         "other picture": [s.visual_generality[0] for s in samples],
@@ -109,7 +109,7 @@ def influence_maps(
         mine = {role: _map(site.adapter, *states[role][i], last[i]) for role in roles}
         if (state := other[i]) is not None:
             mine["other question"] = _map(site.adapter, *states["request"][i], state)
-        target = heat[i]["request"][0].double().cpu().numpy()
+        target = heat[i]["request"][0].mean(0).double().cpu().numpy()
         maps.append({**mine, HEAT: GridMap(target, mine["request"].grid)})
     return maps
 

@@ -60,7 +60,7 @@ if has_editor(setting, "visedit"):
 else:
     few = attrib.data.load(DATA, "train" if MODEL == "tiny-llava" else SPLIT, limit=4)
     with tempfile.TemporaryDirectory() as out:
-        editor = VisEdit.train(vlm, few, layers={"visual": [1]}, out=out, steps=2)
+        editor = VisEdit.train(vlm, few, layers={"visual": [1]}, out=out, steps=2, gate="none")
     print(f"TRAINED FOR 2 STEPS ONLY. {training_hint(setting, 'visedit')}")
 parts = structure(editor)
 display(parts["sites"].T)

@@ -48,7 +48,7 @@ COMMANDS = {
     ),
     "edit": (
         EDITING,
-        "attrib.cli.evaluate",
+        "attrib.cli.edit",
         "Edit one fact and show the answers before and after.",
     ),
     "evaluate": (

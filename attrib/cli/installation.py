@@ -131,7 +131,7 @@ def fetch(
 
 
 def check_data(
-    folder: Annotated[Path, typer.Argument(help="Folder in the E-VQA / E-IC layout.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a benchmark: E-VQA, VLKEB, ...")],
     image_root: Annotated[
         Path | None, typer.Option(help="Folder of the images; without it they are not checked.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.command import ExitCode, invocation
+from attrib.cli.gates import NO_GATE, fit_once, is_fitted
 from attrib.cli.outputs import log
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
@@ -49,13 +50,23 @@ class TableOptions(ModelOptions):
         "Where adapters write, such as 'text:1 visual:1'.",
         shown="as `attrib select` chooses, with two words of long answers",
     )
-    gate: GateName = option("learned", "Gate of VisEdit and DualEdit.")
+    gate: GateName = option(
+        "learned",
+        "Gate behind which every editor is scored, besides as it is (ungated; serac with its own "
+        "classifier); fitted once per model, data and seed. none: as they are alone.",
+    )
+    gate_layer: int = option(1, "Layer that the gate reads.", ge=0)
     train_split: str | None = option(None, "Part to train on.", shown="train")
     test_split: str | None = option(None, "Part to score on.", shown="test")
     image_root: Path | None = option(None, "Folder of a folder's images.")
     train_limit: int | None = option(None, "Edits to train on.", shown="all", ge=1)
     limit: int = option(500, "Edits to score.", ge=1)
-    seeds: int = option(1, "Trainings per editor.", ge=1)
+    seeds: int = option(
+        1,
+        "Trainings per editor, each with its own gate, and on scenes with training data of its "
+        "own.",
+        ge=1,
+    )
     steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
     protocols: str = option("paper,exact,generate", "When an answer counts as right.")
     out: Path = option(Path("runs/table"), "Folder of editors, scores and tables.")
@@ -73,14 +84,15 @@ def table(options: TableOptions) -> int:
     load = ModelLoader()  # keeps the model for consecutive jobs
     jobs = make_jobs(_listed(options.backbones), _listed(options.data), wanted, options.seeds)
     _write_settings(options)
-    missing = [job for job in jobs if not job.is_done(out)]
+    gated = options.gate != NO_GATE
+    missing = [job for job in jobs if not job.is_done(out, gated)]
     log(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {out}")
     run = TableRun(
         out,
         load_model=lambda name: load(options.model_copy(update={"model": name}), device),
-        load_data=lambda name, part: _load_data(name, part, options),
+        load_data=lambda job, part: _load_data(job, part, options),
         layers=lambda vlm, job: _layers(vlm, job, options),
-        gate=options.gate,
+        gate=lambda vlm, job: _gate(vlm, job, options),
         steps=options.steps,
         protocols=tuple(_listed(options.protocols)),
         options={"limit": options.limit, "dtype": options.dtype, "revision": options.revision},
@@ -113,9 +125,25 @@ def _write_settings(options: TableOptions) -> None:
     write_text(path, json.dumps(now, indent=1))
 
 
-def _load_data(name: str, part: str, options: TableOptions) -> "EditData":
+def _gate(vlm: "VLM", job: "Job", options: TableOptions) -> Path | None:
+    """The folder of the gate of a model, data and seed, fitted once to the training edits."""
+    from editors.evaluation.editor_table import table_folder
+
+    if options.gate == NO_GATE:
+        return None
+    place = table_folder(options.out, job.backbone, job.data)
+    folder = place / f"gate-{options.gate}-seed-{job.seed}"
+    if not is_fitted(folder):
+        data = _load_data(job, "train", options)
+        fit_once(folder, options.gate, vlm, data, options.gate_layer, job.seed)
+    return folder
+
+
+def _load_data(job: "Job", part: str, options: TableOptions) -> "EditData":
     from attrib import data
     from attrib.cli.train import PICTURES
+
+    name = job.data
 
     if part == "train":
         split, limit, need = options.train_split, options.train_limit, PICTURES
@@ -124,7 +152,10 @@ def _load_data(name: str, part: str, options: TableOptions) -> "EditData":
     split = split or (part if name in NAMED_SPLITS else None)
     if split is None:
         raise AttribError(f"--{part}-split: which part of {name}? Such as vqa-{part}")
-    return data.load(name, split, image_root=options.image_root, limit=limit, need=need)
+    # Scenes can be drawn anew: then a seed varies the training data and their split as well.
+    seed = job.seed if part == "train" and name in NAMED_SPLITS else 0
+    root = options.image_root
+    return data.load(name, split, image_root=root, limit=limit, need=need, seed=seed)
 
 
 def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":

@@ -35,25 +35,41 @@ class TrainOptions(ModelOptions):
     )
     data: str = option(
         "scenes-vqa",
-        "scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+        "scenes-vqa, scenes-captions, or a folder of a benchmark (E-VQA, E-IC, VLKEB, ...).",
         panel="Data",
     )
     split: str | None = option(
-        None, "train; vqa-train or caption-train for a folder.", panel="Data", shown="train"
+        None,
+        "train; vqa-train, caption-train, vlkeb-train, ... for a folder.",
+        panel="Data",
+        shown="train",
     )
     image_root: Path | None = option(
         None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
     )
     limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
+    style: str | None = option(
+        None,
+        "Prompt style: visedit, bare, short-answer, comprehendedit.",
+        panel="Data",
+        shown="the benchmark's",
+    )
+    disjoint: bool = option(
+        False,
+        "Leave out the M-Loc questions that another split of the benchmark has too.",
+        panel="Data",
+        flags=("--disjoint",),
+    )
     preset: str = option(
         "auto",
-        "auto: embedded for small models (dualedit, visedit: embedded_phrases for answers of "
-        "many words), published for others; some editors have more, a wrong name lists them.",
+        "A named configuration, such as dualedit-paper; a wrong name lists them, docs/editors.md "
+        "describes them. auto: tuned-small for small models (tuned-small-phrases for answers of "
+        "many words), for others that of a program.",
     )
     gate: GateName | None = option(
         None,
         "What decides which inputs an edit applies to; sequence_last reads the answer.",
-        shown="prompt_last for dualedit, none for the others",
+        shown="learned for dualedit and visedit, none for the others",
     )
     steps: int | None = option(None, "Optimizer steps.", panel=TRAINING)
     batch_size: int | None = option(None, "Edits per step.", panel=TRAINING)
@@ -174,9 +190,13 @@ def training_data(options: TrainOptions) -> "EditData":
     known = {"scenes-vqa": "train", "scenes-captions": "train"}
     split = options.split or known.get(options.data)
     if split is None:
-        raise AttribError(f"--split: which part of {options.data}? vqa-train or caption-train")
-    root = options.image_root
-    return data.load(options.data, split, image_root=root, limit=options.limit, need=PICTURES)
+        raise AttribError(
+            f"--split: which part of {options.data}? such as vqa-train, caption-train, vlkeb-train"
+        )
+    more: Any = {"style": options.style, "disjoint": options.disjoint, "need": PICTURES}
+    return data.load(
+        options.data, split, image_root=options.image_root, limit=options.limit, **more
+    )
 
 
 def editor_options(options: TrainOptions) -> dict[str, Any]:

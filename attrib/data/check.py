@@ -1,6 +1,5 @@
-"""Check a folder of E-VQA / E-IC files: counts over valid rows, quality flags, overlaps, images."""
+"""Check a folder of a benchmark: counts over valid rows, quality flags, overlaps, images."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,38 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from attrib.data.easyedit import FILES, Row, image_names, read_rows, splits_in, validate_row
+from attrib.data.benchmarks import SPLITS, Benchmark, benchmark_of, splits_in
+from attrib.data.easyedit import Row, read_rows
 from attrib.data.images import MAX_PIXELS, BadImage, check_inside, open_inside
-from attrib.data.overlap import KEYS, copied_columns, each_value, overlaps, repeats, same_image
+from attrib.data.overlap import KEYS, copied_columns, each_value, overlaps, repeats
+from attrib.data.quality import QUALITY_FLAGS, is_yes_no
+from attrib.data.rows import image_names
 from attrib.data.samples import Quarantined
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.progress import progress
 
 MAX_ITEMS_SHOWN = 5
 COUNTED = ("src", "rephrase", "alt", "loc", "loc_ans", "m_loc_q", "m_loc_a")
-REFUSAL = re.compile(r"(?i)\bsorry, but|\bi cannot\b|\bas an ai\b")
-OPEN_QUESTION = re.compile(r"(?i)\W*(what|how|where|which)\b")
-# What makes a usable row doubtful.
-QUALITY_FLAGS: dict[str, Callable[[Row], bool]] = {
-    "rephrase starts with a quote": lambda r: r["rephrase"].startswith('"'),
-    "rephrase has line breaks": lambda r: "\n" in r["rephrase"],
-    "rephrase is a refusal": lambda r: REFUSAL.search(r["rephrase"]) is not None,
-    "rephrase equals src": lambda r: r["rephrase"].lower() == r["src"].lower(),
-    "yes/no answer, but rephrase asks what, how, where or which": lambda r: (
-        _is_yes_no(r) and OPEN_QUESTION.match(r["rephrase"]) is not None
-    ),
-    "src or rephrase ends with a blank": lambda r: " " in (r["src"][-1:], r["rephrase"][-1:]),
-    "pred equals alt": lambda r: r["pred"].lower() == r["alt"].lower(),
-    "alt has outer white space": lambda r: r["alt"] != r["alt"].strip(),
-    "alt ends with a blank": lambda r: r["alt"].endswith(" "),
-    "alt ends with a line break": lambda r: r["alt"].endswith("\n"),
-    "alt starts with white space": lambda r: r["alt"] != r["alt"].lstrip(),
-    "alt has double blanks inside": lambda r: "  " in r["alt"].strip(),
-    "loc_ans has line breaks": lambda r: "\n" in r["loc_ans"],
-    "loc_ans is not ASCII": lambda r: not r["loc_ans"].isascii(),
-    "m_loc is the edit image": same_image,
-    "m_loc is null": lambda r: r["m_loc"] is None,
-}
 
 
 @dataclass(frozen=True)
@@ -110,7 +89,7 @@ def check(
     pixels: Literal["decode", "header"] = "decode",
     max_pixels: int = MAX_PIXELS,
 ) -> CheckReport:
-    """Check the files of a folder in the E-VQA / E-IC layout.
+    """Check the files of a folder in the layout of `attrib.data.benchmarks`.
 
     Args:
         folder: holds vqa/vqa_train.json and its siblings, or some of them.
@@ -126,11 +105,11 @@ def check(
         if not Path(path).is_dir():
             raise AttribError(f"{path}: no such folder")
     if not (there := splits_in(Path(folder))):
-        raise SetupError(f"{folder}: holds none of {', '.join(FILES.values())}")
+        raise SetupError(f"{folder}: holds none of {', '.join(SPLITS.values())}")
     rows, files, unreadable = {}, {}, {}
     for split in there:
         try:
-            rows[split], malformed = _validated(Path(folder) / FILES[split])
+            rows[split], malformed = _validated(Path(folder) / SPLITS[split], benchmark_of(split))
             files[split] = _statistics(rows[split], malformed)
         except SetupError as error:
             unreadable[split] = str(error)
@@ -140,11 +119,11 @@ def check(
         folder=str(folder),
         files=files,
         unreadable=unreadable,
-        absent=[split for split in FILES if split not in there],
+        absent=_absent(there),
         totals={
             "rows": len(everything),
             "real images": len(_real_images(everything)),
-            "image_rephrase": len(set().union(*each_value(everything, "image_rephrase"))),
+            "image_rephrase": len(_others(everything)),
         },
         overlaps=overlaps(rows),
         copies=copied_columns(rows),
@@ -154,11 +133,17 @@ def check(
     )
 
 
-def _validated(path: Path) -> tuple[list[Row], list[Quarantined]]:
+def _absent(there: Sequence[str]) -> list[str]:
+    """Splits of the benchmarks that the folder has some of."""
+    names = {split.partition("-")[0] for split in there}
+    return [s for s in SPLITS if s.partition("-")[0] in names and s not in there]
+
+
+def _validated(path: Path, benchmark: Benchmark) -> tuple[list[Row], list[Quarantined]]:
     good, bad = [], []
     for index, row in enumerate(read_rows(path)[0]):
         try:
-            good.append(validate_row(row, str(path), index))
+            good.append(benchmark.validate(row, str(path), index))
         except RowError as error:
             bad.append(Quarantined.from_error(error))
     return good, bad
@@ -174,17 +159,13 @@ def _statistics(rows: Sequence[Row], malformed: Sequence[Quarantined]) -> dict[s
         },
         "words": {name: _words(row[name] for row in rows) for name in COUNTED},
         "answers": {
-            "yes/no": sum(map(_is_yes_no, rows)),
+            "yes/no": sum(map(is_yes_no, rows)),
             "digits": sum(row["alt"].strip().isdigit() for row in rows),
             "top": Counter(row["alt"] for row in rows).most_common(MAX_ITEMS_SHOWN),
         },
         "quality_flags": {name: sum(map(flag, rows)) for name, flag in QUALITY_FLAGS.items()},
         "repeats": repeats(rows),
     }
-
-
-def _is_yes_no(row: Row) -> bool:
-    return row["alt"].strip().lower() in ("yes", "no")
 
 
 def _words(texts: Iterable[str]) -> dict[str, float]:
@@ -195,6 +176,11 @@ def _words(texts: Iterable[str]) -> dict[str, float]:
 
 def _real_images(rows: Iterable[Row]) -> set[str]:
     return {name for row in rows for _, name in image_names(row, ("image", "m_loc"))}
+
+
+def _others(rows: Sequence[Row]) -> set[Any]:
+    """The images of `image_rephrase`; some benchmarks have none."""
+    return set().union(*each_value(rows, "image_rephrase")) - {(None,)}
 
 
 def _check_images(rows: Iterable[Row], try_image: Callable[[str], object]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The E-VQA and E-IC file formats: folder layout, row fields, and the sample that a row makes.
+"""The E-VQA and E-IC file formats: folder layout and row fields, which other benchmarks share.
 
     FOLDER/vqa/vqa_train.json               split vqa-train
     FOLDER/vqa/vqa_eval.json                      vqa-eval
@@ -24,15 +24,11 @@ Questions about images get the suffix " The answer is:"; caption prompts do not.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
-from attrib.data.images import BadImage
-from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import RowError, SetupError
 
 Task = Literal["vqa", "captions"]
@@ -50,22 +46,12 @@ FILES = {
 PROMPTS = ("src", "rephrase", "loc", "m_loc_q")
 TARGETS = ("alt", "loc_ans", "m_loc_a")
 IMAGES = ("image", "image_rephrase", "m_loc")
-FIELDS = (*PROMPTS, *TARGETS, *IMAGES, "pred")
+ELEVEN = (*PROMPTS, *TARGETS, *IMAGES, "pred")
 MAY_BE_EMPTY = ("pred",)  # a model may have answered nothing
 MAY_BE_NULL = ("m_loc",)  # a locality question without an image
 HARD = "hard"
 HARD_FIELDS = ("image", "prompt", "target", "type")
-SUFFIX = " The answer is:"
-
-
-def splits_in(folder: Path) -> list[str]:
-    """The splits whose file is in a folder."""
-    return [split for split, file in FILES.items() if (folder / file).is_file()]
-
-
-def task_of(split: str) -> Task:
-    """The task of a folder's split."""
-    return "vqa" if split.startswith("vqa") else "captions"
+Bad = Callable[[str, str], RowError]
 
 
 def read_rows(path: Path) -> tuple[list[object], str]:
@@ -95,8 +81,17 @@ def read_rows(path: Path) -> tuple[list[object], str]:
     return rows, hashlib.sha256(raw).hexdigest()
 
 
-def validate_row(row: object, file: str, index: int) -> Row:
+def validate_row(
+    row: object, file: str, index: int, names: Mapping[str, str | None] | None = None
+) -> Row:
     """The row itself, once every field is present and usable; lists of images become tuples.
+
+    Args:
+        row: what the file holds.
+        file: the file to name in an error.
+        index: the row's number in it.
+        names: the file's names of the eleven fields; None for one that it lacks, which is then
+            null (an image) or empty.
 
     Raises:
         RowError: naming the first field that is missing, not text, empty or not Unicode.
@@ -107,72 +102,24 @@ def validate_row(row: object, file: str, index: int) -> Row:
 
     if not isinstance(row, dict):
         raise bad("row", f"is {_kind(row)}, not an object with the eleven fields")
-    for name in FIELDS:
-        if name not in row:
-            raise bad(name, "is missing")
-        if not (row[name] is None and name in MAY_BE_NULL):
-            _check(row[name], name, name, bad)
+    found: dict[str, Any] = {}
+    for name in ELEVEN:
+        given = name if names is None else names.get(name, name)
+        if given is None:
+            found[name] = None if name in IMAGES else ""
+            continue
+        if given not in row:
+            raise bad(given, "is missing")
+        if not (row[given] is None and name in MAY_BE_NULL):
+            _check(row[given], name, given, bad)
+        found[name] = tuple(row[given]) if isinstance(row[given], list) else row[given]
     items = row.get(HARD, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise bad(HARD, f"is {_kind(items)}, not a list of objects")
     for i, item in enumerate(items):
         for name in HARD_FIELDS:
             _check(item.get(name), name, f"{HARD}[{i}].{name}", bad)
-    return row | {name: tuple(row[name]) for name in IMAGES if isinstance(row[name], list)}
-
-
-def to_sample(
-    row: Row,
-    id: str,
-    *,
-    task: Task,
-    file: str,
-    index: int,
-    open_image: Callable[[str], Image.Image],
-) -> EditSample:
-    """The sample of a valid row; its images are opened on access.
-
-    Args:
-        row: what `validate_row` returned.
-        id: name of the sample.
-        task: decides whether the prompts get the suffix.
-        file: the file to name when an image turns out bad.
-        index: the row's number in it.
-        open_image: returns the RGB image of a name.
-    """
-
-    def opener(names: Names, field: str) -> list[partial[Image.Image]]:
-        pairs = _named(field, names)
-        return [partial(_open, open_image, name, file, index, at) for at, name in pairs]
-
-    image, alt = opener(row["image"], "image"), row["alt"]
-    prompt = _with_suffix if task == "vqa" else str
-    m_loc = None if row["m_loc"] is None else opener(row["m_loc"], "m_loc")
-    hard = row.get(HARD, [])
-    extras = {name: value for name, value in row.items() if name not in (*FIELDS, HARD)}
-    return EditSample(
-        id=id,
-        request=EditRequest(image, prompt(row["src"]), alt),
-        text_generality=[EditRequest(image, prompt(row["rephrase"]), alt)],
-        visual_generality=[
-            EditRequest(opener(row["image_rephrase"], "image_rephrase"), prompt(row["src"]), alt)
-        ],
-        text_locality=[EditRequest(None, f"{row['loc']}?", row["loc_ans"])],
-        visual_locality=[EditRequest(m_loc, _with_suffix(row["m_loc_q"]), row["m_loc_a"])],
-        hard_locality=[
-            EditRequest(
-                opener(item["image"], f"{HARD}[{i}].image"), prompt(item["prompt"]), item["target"]
-            )
-            for i, item in enumerate(hard)
-        ],
-        meta={
-            "task": task,
-            "row": index,
-            "pred": row["pred"],
-            "hard_types": [item["type"] for item in hard],
-            **extras,
-        },
-    )
+    return row | found
 
 
 def clean_row(row: Row) -> Row:
@@ -182,35 +129,6 @@ def clean_row(row: Row) -> Row:
     kept, and the target loses its outer white space.
     """
     return {**row, "rephrase": _first_paraphrase(row), "alt": row["alt"].strip()}
-
-
-def image_names(row: Row, fields: Iterable[str] = (*IMAGES, HARD)) -> list[tuple[str, str]]:
-    """(field, name) of every image that the row names in `fields`."""
-    fields = tuple(fields)
-    plain = [(field, row[field]) for field in IMAGES if field in fields and row[field] is not None]
-    hard = enumerate(row.get(HARD, []) if HARD in fields else [])
-    every = plain + [(f"{HARD}[{i}].image", item["image"]) for i, item in hard]
-    return [pair for field, names in every for pair in _named(field, names)]
-
-
-def _named(field: str, names: Any) -> list[tuple[str, Any]]:
-    """(field, name) of each image of a field: "image[1]" for the second of several."""
-    if isinstance(names, list | tuple):
-        return [(f"{field}[{i}]", name) for i, name in enumerate(names)]
-    return [(field, names)]
-
-
-def _open(
-    open_image: Callable[[str], Image.Image], name: str, file: str, index: int, field: str
-) -> Image.Image:
-    try:
-        return open_image(name)
-    except BadImage as error:
-        raise RowError(str(error), file=file, row=index, field=field) from error
-
-
-def _with_suffix(question: str) -> str:
-    return question if question.endswith(SUFFIX) else question + SUFFIX
 
 
 def _first_paraphrase(row: Row) -> str:
@@ -227,14 +145,22 @@ def _unquoted(text: str) -> str:
     return text[1:-1].strip() if quoted else text
 
 
-def _check(value: object, name: str, place: str, bad: Callable[[str, str], RowError]) -> None:
+def named(field: str, names: Any) -> list[tuple[str, Any]]:
+    """(field, name) of each image of a field: "image[1]" for the second of several."""
+    if isinstance(names, list | tuple):
+        return [(f"{field}[{i}]", name) for i, name in enumerate(names)]
+    return [(field, names)]
+
+
+def _check(value: object, name: str, place: str, bad: Bad) -> None:
     if name in IMAGES and value == []:
         raise bad(place, "is an empty list; give the name of an image, or several")
-    for field, text in _named(place, value) if name in IMAGES else [(place, value)]:
-        _check_text(text, name in MAY_BE_EMPTY, partial(bad, field))
+    for field, text in named(place, value) if name in IMAGES else [(place, value)]:
+        check_text(text, name in MAY_BE_EMPTY, partial(bad, field))
 
 
-def _check_text(value: object, may_be_empty: bool, bad: Callable[[str], RowError]) -> None:
+def check_text(value: object, may_be_empty: bool, bad: Callable[[str], RowError]) -> None:
+    """Raise the RowError of `bad` unless a value is text, and not empty unless it may be."""
     if not isinstance(value, str):
         raise bad(f"is {_kind(value)}, not text")
     if not value.strip() and not may_be_empty:

@@ -1,6 +1,7 @@
-"""Load edit samples by name: the embedded scenes, or a folder of E-VQA / E-IC files.
+"""Load edit samples by name: the embedded scenes, or a folder of a benchmark's files.
 
-Both sources give rows with the same fields, and `attrib.data.easyedit` reads them all.
+All give rows with the same fields (`attrib.data.benchmarks`), of which `attrib.data.rows` makes
+samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,28 +12,20 @@ from typing import get_args
 
 from PIL import Image
 
-from attrib.data.easyedit import (
-    FILES,
-    IMAGES,
-    Task,
-    clean_row,
-    image_names,
-    read_rows,
-    splits_in,
-    task_of,
-    to_sample,
-    validate_row,
-)
+from attrib.data.benchmarks import BENCHMARKS, SPLITS, Benchmark, benchmark_of, splits_in
+from attrib.data.easyedit import FILES, IMAGES, clean_row, read_rows
 from attrib.data.images import MAX_PIXELS, BadImage, check_inside, open_inside
 from attrib.data.overlap import without_shared_locality
+from attrib.data.prompt_styles import style_named
+from attrib.data.rows import image_names, to_sample
 from attrib.data.samples import EditData, EditSample, Quarantined
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.vocabulary import SceneSplit
 
-SCENES: dict[str, Task] = {"scenes-vqa": "vqa", "scenes-captions": "captions"}
+SCENES: dict[str, str] = {"scenes-vqa": "vqa", "scenes-captions": "caption"}
 SCENE_SPLITS = get_args(SceneSplit)
 # The split without which shared items of a split cannot be found.
-SIBLING = {"train": "eval", "validation": "train", "eval": "train"}
+SIBLING = {"train": ("eval", "test")}  # of the others: train
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class SplitSource:
         ids: prefix of the samples' ids.
         rows: the content of the file, usable or not.
         digest: SHA-256 of the file.
-        task: decides the prompts.
+        benchmark: its layout and prompt style.
         open_image: the RGB image of a name.
         check_image: raises BadImage for a name whose image is missing or not sane.
         other_splits: reads the rows of the other splits of the same task.
@@ -54,7 +47,7 @@ class SplitSource:
     ids: str
     rows: Sequence[object]
     digest: str
-    task: Task
+    benchmark: Benchmark
     open_image: Callable[[str], Image.Image]
     check_image: Callable[[str], None]
     other_splits: Callable[[], list[Sequence[object]]]
@@ -69,17 +62,18 @@ def load(
     disjoint: bool = False,
     clean: bool = False,
     need: Sequence[str] = ("image",),
+    style: str | None = None,
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,
 ) -> EditData:
     """Load the samples of one split. Rows that cannot be used are quarantined with the reason.
 
     Args:
-        name_or_folder: "scenes-vqa", "scenes-captions", or a folder in the layout of
-            `attrib.data.easyedit`.
-        split: "train", "validation" or "test" of scenes; "vqa-train", "vqa-eval",
-            "caption-train", "caption-eval" (or "...-validation") of a folder.
-        image_root: where a folder's images are; by default its subfolder `images`.
+        name_or_folder: "scenes-vqa", "scenes-captions", a folder in the layout of one of
+            `attrib.data.benchmarks`, or a file of one.
+        split: "train", "validation" or "test" of scenes; "vqa-train", "vlkeb-onehop", ... of a
+            folder, as `attrib.data.benchmarks` lists them; of a file, which of them it is.
+        image_root: where a folder's images are; by default the benchmark's subfolder.
         limit: read at most the first `limit` rows, usable or not, so that the same limit selects
             the same rows whatever images are there (`rows_read` in `provenance`).
         disjoint: leave out the visual-locality items that another split of the same task has too,
@@ -88,6 +82,7 @@ def load(
         need: the fields whose image must exist, with a sane header, for a row to be used.
             Attribution needs "image", editors "image", "image_rephrase" and "m_loc". Damage that
             only decoding finds is raised as a RowError when an image is accessed.
+        style: the prompt style, one of `attrib.data.prompt_styles`; by default the benchmark's.
         max_pixels: larger images are refused.
         seed: of the scenes; a folder has none.
 
@@ -110,10 +105,11 @@ def load(
             f"limit={limit} reads nothing of {source.file}; give 1 or more, or no limit"
         )
     rows = source.rows[:limit]
-    samples, quarantined = _usable(rows, source, clean, need)
+    samples, quarantined = _usable(rows, source, clean, need, style)
     before = sum(len(sample.visual_locality) for sample in samples)
     if disjoint:
-        samples = without_shared_locality(samples, rows, source.other_splits())
+        fields = [source.benchmark.named(name) for name in ("m_loc", "m_loc_q")]
+        samples = without_shared_locality(samples, rows, source.other_splits(), fields)
     provenance = {
         "file": source.file,
         "sha256": source.digest,
@@ -125,6 +121,7 @@ def load(
         "m_loc_removed": before - sum(len(sample.visual_locality) for sample in samples),
         "clean": clean,
         "need": list(need),
+        "style": style or source.benchmark.style,
         "seed": seed if str(name_or_folder) in SCENES else None,
     }
     return EditData(str(name_or_folder), split or "", samples, quarantined, provenance)
@@ -138,7 +135,8 @@ def scenes_source(name: str, split: str | None, seed: int, limit: int | None = N
     if split is None or split not in SCENE_SPLITS:
         what = f"has no split {split!r}; choose from" if split else "needs a split: one of"
         raise AttribError(f"{name} {what} {', '.join(SCENE_SPLITS)}")
-    task = SCENES[name]
+    benchmark = BENCHMARKS[SCENES[name]]
+    task = benchmark.task
     digest = DIGESTS[task, split] if seed == 0 else None
     rows = edit_rows(task, split, seed, max(limit, 1) if digest and limit is not None else None)
     return SplitSource(
@@ -146,7 +144,7 @@ def scenes_source(name: str, split: str | None, seed: int, limit: int | None = N
         ids=f"{name}-{split}",
         rows=rows,
         digest=digest or digest_of(rows),
-        task=task,
+        benchmark=benchmark,
         open_image=open_image,
         check_image=lambda _name: None,  # any scene can be drawn
         other_splits=lambda: [edit_rows(task, s, seed) for s in SCENE_SPLITS if s != split],
@@ -162,18 +160,26 @@ def folder_source(
         AttribError: for a folder, a split or an image root that does not exist.
         SetupError: for a file that is missing or damaged.
     """
-    if not folder.is_dir():
+    if folder.is_file():
+        if split not in SPLITS:
+            raise AttribError(
+                f"{folder}: say what it holds, as a split: one of {', '.join(SPLITS)}"
+            )
+        path, folder = folder, folder.parent
+    elif not folder.is_dir():
         raise AttribError(
             f"no data {str(folder)!r}; choose from {', '.join(SCENES)}, or give a folder with "
-            f"{FILES['vqa-train']} or {FILES['caption-train']} in it"
+            f"{FILES['vqa-train']}, {FILES['caption-train']} or another benchmark's files in it"
         )
-    found = f"{folder} has {', '.join(splits_in(folder)) or 'none of the splits'}"
-    if split not in FILES:
-        raise AttribError(f"no split {split!r}; {found}" if split else f"give a split: {found}")
-    path = folder / FILES[split]
-    if not path.is_file():
-        raise SetupError(f"{path}: no such file; {found}")
-    root = folder / "images" if image_root is None else Path(image_root)
+    else:
+        found = f"{folder} has {', '.join(splits_in(folder)) or 'none of the splits'}"
+        if split not in SPLITS:
+            raise AttribError(f"no split {split!r}; {found}" if split else f"give a split: {found}")
+        path = folder / SPLITS[split]
+        if not path.is_file():
+            raise SetupError(f"{path}: no such file; {found}")
+    benchmark = benchmark_of(split)
+    root = folder / benchmark.images if image_root is None else Path(image_root)
     if image_root is not None and not root.is_dir():
         raise AttribError(f"image root {image_root}: no such folder; give the one of the images")
     rows, digest = read_rows(path)
@@ -182,7 +188,7 @@ def folder_source(
         ids=split,
         rows=rows,
         digest=digest,
-        task=task_of(split),
+        benchmark=benchmark,
         open_image=partial(open_inside, root, max_pixels=max_pixels),
         check_image=partial(check_inside, root, max_pixels=max_pixels),
         other_splits=partial(_other_splits, folder, split),
@@ -190,19 +196,24 @@ def folder_source(
 
 
 def _other_splits(folder: Path, split: str) -> list[Sequence[object]]:
-    task, part = split.split("-")
-    needed = folder / FILES[f"{task}-{SIBLING[part]}"]
-    if not needed.is_file():
+    family, _, part = split.rpartition("-")
+    siblings = [f"{family}-{name}" for name in SIBLING.get(part, ("train",))]
+    known = [name for name in siblings if name in SPLITS]
+    if not any((folder / SPLITS[name]).is_file() for name in known):
         raise SetupError(
-            f"{needed}: no such file; disjoint=True compares {split} with it: "
+            f"{folder / SPLITS[known[0]]}: no such file; disjoint=True compares {split} with it: "
             "add it, or leave disjoint out"
         )
-    others = [name for name in splits_in(folder) if name.startswith(task) and name != split]
-    return [read_rows(folder / FILES[name])[0] for name in others]
+    others = [n for n in splits_in(folder) if n.rpartition("-")[0] == family and n != split]
+    return [read_rows(folder / SPLITS[name])[0] for name in others]
 
 
 def _usable(
-    rows: Sequence[object], source: SplitSource, clean: bool, need: Sequence[str]
+    rows: Sequence[object],
+    source: SplitSource,
+    clean: bool,
+    need: Sequence[str],
+    style: str | None,
 ) -> tuple[list[EditSample], list[Quarantined]]:
     @cache  # many rows name the same image
     def refusal(name: str) -> BadImage | None:
@@ -212,15 +223,19 @@ def _usable(
             return error
         return None
 
+    benchmark, asked = source.benchmark, style_named(style or source.benchmark.style)
+
     def sample(raw: object, index: int) -> EditSample:
-        row = validate_row(raw, source.file, index)
+        row = benchmark.validate(raw, source.file, index)
         for field, name in image_names(row, need):
             if error := refusal(name):
-                raise RowError(str(error), file=source.file, row=index, field=field)
+                place = benchmark.named(field)
+                raise RowError(str(error), file=source.file, row=index, field=place)
         return to_sample(
             clean_row(row) if clean else row,
             f"{source.ids}/{index}",
-            task=source.task,
+            benchmark=benchmark,
+            style=asked,
             file=source.file,
             index=index,
             open_image=source.open_image,

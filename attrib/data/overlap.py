@@ -5,13 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 from attrib.data.easyedit import Row
 from attrib.data.samples import EditSample
 
-PAIRS = (("train", "eval"), ("train", "validation"), ("validation", "eval"))
+LATER = ("validation", "eval", "test", "onehop", "multihop")  # compared with the splits before
 EDIT, LOCALITY, ANSWERED = "(image, src)", "(m_loc, m_loc_q)", "(m_loc, m_loc_q, m_loc_a)"
 # Fields, alone and together, whose values are counted and compared.
 KEYS = (
@@ -82,9 +82,14 @@ def overlap(train: Sequence[Row], other: Sequence[Row]) -> dict[str, int]:
 
 def overlaps(tables: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]]:
     """Overlaps of the splits of each task, under names such as "vqa-eval in vqa-train"."""
-    pairs = [(f"{task}-{a}", f"{task}-{b}") for task in ("vqa", "caption") for a, b in PAIRS]
-    there = [(a, b) for a, b in pairs if a in tables and b in tables]
-    return {f"{b} in {a}": overlap(tables[a], tables[b]) for a, b in there}
+    families = dict.fromkeys(name.rpartition("-")[0] for name in tables)
+    found = {}
+    for family in families:
+        there = [n for n in (f"{family}-{part}" for part in ("train", *LATER)) if n in tables]
+        # Against train, and the evaluation against the validation.
+        pairs = [(a, b) for a, b in combinations(there, 2) if a.endswith(("train", "validation"))]
+        found |= {f"{b} in {a}": overlap(tables[a], tables[b]) for a, b in pairs}
+    return found
 
 
 def copied_columns(tables: Mapping[str, Sequence[Row]]) -> list[str]:
@@ -99,7 +104,10 @@ def copied_columns(tables: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def without_shared_locality(
-    samples: Sequence[EditSample], rows: Sequence[object], others: Sequence[Sequence[object]]
+    samples: Sequence[EditSample],
+    rows: Sequence[object],
+    others: Sequence[Sequence[object]],
+    fields: Sequence[str] = ("m_loc", "m_loc_q"),
 ) -> list[EditSample]:
     """The samples without the visual-locality items that another split has too.
 
@@ -107,16 +115,17 @@ def without_shared_locality(
         samples: of one split.
         rows: the rows of that split, by the `row` of the samples' meta; not validated.
         others: the rows of the other splits; not validated.
+        fields: the file's names of an item's image and question.
     """
-    elsewhere = {_locality(row) for other in others for row in other}
+    elsewhere = {_locality(row, fields) for other in others for row in other}
     return [
         replace(sample, visual_locality=[])
-        if _locality(rows[sample.meta["row"]]) in elsewhere
+        if _locality(rows[sample.meta["row"]], fields) in elsewhere
         else sample
         for sample in samples
     ]
 
 
-def _locality(row: object) -> tuple[str, str]:
+def _locality(row: object, fields: Sequence[str]) -> tuple[str, ...]:
     row = row if isinstance(row, dict) else {}
-    return str(row.get("m_loc")), str(row.get("m_loc_q"))
+    return tuple(str(row.get(field)) for field in fields)

@@ -25,6 +25,9 @@ MAX_QUARANTINED_SHOWN = 3
 MAX_ROWS_SHOWN = 5
 MAX_CHARACTERS_SHOWN = 80
 THUMBNAIL = 128  # pixels
+_ALWAYS_SHOWN = tuple(f"{kind}_{what}" for what in ("generality", "locality") for kind in (
+    "text", "visual", "hard"
+))  # fmt: skip
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -92,6 +95,10 @@ class EditSample:
         visual_locality: unrelated questions about other images.
         hard_locality: near neighbours of the request that must keep their answer.
         meta: the other fields of the row (`task`, `row`, `pred`, `kind`, ...).
+        portability: questions whose answer follows from the edit, with that answer.
+        text_reliability: the edited fact, asked about by text alone.
+        picture_reliability: the edited fact, asked about with the edit's image in other words.
+        linked: further facts that a benchmark edits along with the request.
     """
 
     id: str
@@ -102,18 +109,16 @@ class EditSample:
     visual_locality: list[EditRequest] = field(default_factory=list)
     hard_locality: list[EditRequest] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    portability: list[EditRequest] = field(default_factory=list)
+    text_reliability: list[EditRequest] = field(default_factory=list)
+    picture_reliability: list[EditRequest] = field(default_factory=list)
+    linked: list[EditRequest] = field(default_factory=list)
 
     @property
     def requests(self) -> "list[EditRequest]":
         """The request itself, then everything it is judged by."""
-        return [
-            self.request,
-            *self.text_generality,
-            *self.visual_generality,
-            *self.text_locality,
-            *self.visual_locality,
-            *self.hard_locality,
-        ]
+        judged = [some for name, some in self._requests().items() if name != "linked"]
+        return [self.request, *(one for some in judged for one in some)]
 
     def _requests(self) -> dict[str, list[EditRequest]]:
         lists = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -123,7 +128,8 @@ class EditSample:
         lines = [f"EditSample({self.id!r}): {_line(self.request)}"]
         for name, requests in self._requests().items():
             more = f" (and {len(requests) - 1} more)" if len(requests) > 1 else ""
-            lines.append(f"  {name}: {_line(requests[0]) if requests else 'none'}{more}")
+            if requests or name in _ALWAYS_SHOWN:
+                lines.append(f"  {name}: {_line(requests[0]) if requests else 'none'}{more}")
         return "\n".join([*lines, f"  meta: {_cut(str(self.meta))}"])
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 `vlm.rewrite_prompts` applies a rewriter to the batches of `vlm.logits` and `vlm.generate`. Logits
 are returned at the positions of the original batch, so callers need not know of the rewriting.
+Contexts nest: the innermost rewriter is applied first. None applies inside a rewriter.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -26,6 +26,7 @@ from attrib.model.pictures import GivenImages, PictureFinder
 from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
+from attrib.model.routing import Route, routable
 from attrib.model.row_checks import check_lengths
 from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
@@ -48,6 +49,7 @@ class VLM:
     name: str = ""
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
+    _routes: list[Route] = field(default_factory=list, init=False)
     verified: dict[Any, Any] = field(default_factory=dict, init=False)
     unembedding: Unembedding = field(init=False)
     _counts_padding: bool = field(init=False)  # as positions, unless told the positions
@@ -56,8 +58,8 @@ class VLM:
         vars(self).update(model=unwrapped(self.model))
         name = self.name or self.model.name_or_path or type(self.model).__name__
         vars(self).update(name=name, processor=completed(self.processor, self.model))
-        unembedding, counts_padding = examine(self.model, self.components)  # or refuse it
-        vars(self).update(unembedding=unembedding, _counts_padding=counts_padding)
+        found = examine(self.model, self.components)  # or refuse it
+        vars(self).update(zip(("unembedding", "_counts_padding"), found, strict=True))
 
     def __repr__(self) -> str:
         return describe(self)
@@ -70,9 +72,9 @@ class VLM:
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
-        if self.processor is None:
-            raise AttribError(f"{self.name} has no processor: give one, VLM(model, processor)")
-        return self.processor.tokenizer
+        if self.processor is not None:
+            return self.processor.tokenizer
+        raise AttribError(f"{self.name} has no processor: give one, VLM(model, processor)")
 
     @property
     def pad_id(self) -> int:
@@ -117,16 +119,18 @@ class VLM:
         """`unembed` in float32 or wider, whatever the model runs in."""
         return self.unembedding.float32(h)
 
+    @routable
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position, from one forward pass."""
         run = apply_rewriters(self._rewriters, batch)
         return run.gather_back(self._run(run.batch))
 
+    @routable
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last prompt token, without those of other positions where possible."""
-        run = apply_rewriters(self._rewriters, batch)
-        keep = logits_to_keep(self.model, self.components.decoder, run.batch)
-        return gather_last(self._run(run.batch, **keep), run.batch)
+        run = apply_rewriters(self._rewriters, batch).batch
+        keep = logits_to_keep(self.model, self.components.decoder, run)
+        return gather_last(self._run(run, **keep), run)
 
     def _run(self, batch: Batch, **settings: int) -> Float[Tensor, "batch kept d_vocab"]:
         told = encoding.positions(batch.inputs["attention_mask"]) if self._counts_padding else {}
@@ -152,8 +156,7 @@ class VLM:
         """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt, read as `attrib.data.pixels` says; None for no image. A list for
-                several in one prompt, or the frames of a video: they precede the text in order.
+            images: One per prompt (`attrib.data.pixels`), None, or a list that precedes the text.
             prompts: The questions, without image markers: these are inserted automatically.
             targets: Text after each prompt, teacher-forced: adds `labels` and a "target" span.
             template: "raw" for the prompt as it is, "chat" for the model's chat template.
@@ -167,8 +170,7 @@ class VLM:
         given = (self._placeholder, pictures, prompts, targets, template, answers)
         rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
         check_lengths(rows, tensors, self.model.config)
-        if not any(pictures) and not self.components.needs_pixels:
-            tensors = {}
+        tensors = tensors if any(pictures) or self.components.needs_pixels else {}
         tensors |= encoding.pad_rows(rows, self.pad_id, padding_side)
         dtype = precision.pixel_dtype(self.model, self.components.decoder)
         inputs = encoding.to_device(tensors, self.device, dtype)
@@ -181,17 +183,18 @@ class VLM:
         """Id of the first token with content of `text` as the continuation of a prompt."""
         return answer_ids(self.tokenizer, "a", text)[0]
 
+    @routable
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:
         """Continue each prompt, greedily by default; the new texts, without space around them.
 
-        Of the checkpoint's generation config only the special tokens are used. Right padding moves
-        to the left and grows by one column: an open `write` for the old positions is an error.
+        Of a checkpoint's generation config only the special tokens count. Right padding moves to
+        the left and grows by a column: an open `write` for the old positions is an error.
 
         Args:
             batch: Prompts without targets; padded on the left for use under a `write`.
             max_new_tokens: Maximum number of new tokens.
-            settings: Further arguments of the Hugging Face `generate`.
+            settings: Further arguments of Hugging Face's `generate`.
         """
         if batch.labels is not None:
             raise AttribError("generate continues prompts: encode them without targets")
@@ -205,10 +208,7 @@ class VLM:
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
     def rewrite_prompts(self, rewriter: Rewriter) -> AbstractContextManager[None]:
-        """Run `rewriter(batch)` in place of each batch given to `logits` or `generate`.
-
-        Contexts nest: the innermost rewriter is applied first. None applies inside a rewriter.
-        """
+        """Run `rewriter(batch)` in place of each batch of `logits` and `generate`."""
         return pushed(self._rewriters, rewriter)
 
     def cache(self, batch: Batch, positions: str = "last", *, attention: bool = True) -> Any:

@@ -142,12 +142,12 @@ class AnalysisOptions(MeasureOptions, ModelOptions):
 
     data: str = option(
         "scenes-vqa",
-        "scenes-vqa, scenes-captions, or a folder in the E-VQA / E-IC layout.",
+        "scenes-vqa, scenes-captions, or a folder of a benchmark (E-VQA, E-IC, VLKEB, ...).",
         panel="Data",
     )
     split: str | None = option(
         None,
-        "test for scenes; vqa-train, vqa-eval, caption-train or caption-eval for a folder.",
+        "test for scenes; vqa-train, caption-eval, vlkeb-onehop, ... for a folder.",
         panel="Data",
         shown="test",
     )

@@ -70,7 +70,12 @@ def load_samples(options: AnalysisOptions) -> EditData:
 def read_data(options: AnalysisOptions) -> EditData:
     """The samples of a dataset as they are, without answer words behind the prompts."""
     split = options.split or NAMED_SPLITS.get(options.data, "")
-    return load(options.data, split, image_root=options.image_root, limit=options.limit)
+    # Options of commands that read edits with everything they are judged by.
+    more = {
+        "style": getattr(options, "style", None),
+        "disjoint": getattr(options, "disjoint", False),
+    }
+    return load(options.data, split, image_root=options.image_root, limit=options.limit, **more)
 
 
 def prefix_length(options: AnalysisOptions, data: EditData | None = None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from attrib.data.easyedit import SUFFIX
+from attrib.data.prompt_styles import SUFFIX
 from attrib.data.scenes import Scene
 from attrib.data.scenes.questions import (
     CAPTION_PROMPT,

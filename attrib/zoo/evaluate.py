@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
-from attrib.data.easyedit import SUFFIX
+from attrib.data.prompt_styles import SUFFIX
 from attrib.data.scenes import (
     COLORS,
     PLACES,

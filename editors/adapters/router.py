@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_output, write
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate, MemoryEntry, Site, select_signals
+
+ROUNDING = 1e-5  # of a score
+Some = TypeVar("Some", bound="GatedEdit")
 
 
 class GatedEdit:
@@ -26,6 +30,19 @@ class GatedEdit:
     def __post_init__(self):
         if self.gate is None and len(self.memories) != 1:
             raise AttribError(f"{len(self.memories)} edits together need {self.needs}")
+
+    def without(self: Some, request: EditRequest) -> Some:
+        """The other edits, where the one of this very request (the object) is unlearned.
+
+        The model answers as if that edit had never been made, bit for bit.
+
+        Raises:
+            AttribError: It is not among them.
+        """
+        left = [memory for memory in self.memories if memory.request is not request]
+        if len(left) == len(self.memories):
+            raise AttribError(f"no edit of {request!r} to remove")
+        return replace(self, memories=left)  # pyright: ignore[reportArgumentType]
 
     @property
     def num_bytes(self) -> int:
@@ -143,8 +160,24 @@ class Router:
     @torch.no_grad()
     def _choose(self, gate: Gate, batch: Batch) -> Int[Tensor, " batch"]:
         queries = gate.states(self._hidden, batch)
-        best, nearest = gate.scores(queries, [memory.gate for memory in self.memories]).max(1)
-        return torch.where(best >= gate.threshold, nearest, -1)
+        return nearest(gate, queries, [memory.gate for memory in self.memories])
+
+
+def nearest(
+    gate: Gate, queries: Sequence[dict[str, Tensor]], edits: Sequence[dict[str, Tensor]]
+) -> Int[Tensor, " query"]:
+    """Index of the most similar edit above the threshold, -1 for none; of equals the newest.
+
+    Two edits of one picture and question have the same features, and scores that are equal up to
+    rounding: the newer one replaces the older.
+    """
+    if not len(edits):
+        return torch.full((len(queries),), -1, dtype=torch.long)
+    scores = gate.scores(list(queries), list(edits))
+    best = scores.max(1, keepdim=True).values
+    equal = scores >= best - ROUNDING * best.abs().clamp(min=1.0)
+    newest = torch.where(equal, torch.arange(scores.shape[1], device=scores.device), -1).max(1)
+    return torch.where(best[:, 0] >= gate.threshold, newest.values, -1)
 
 
 def active_batch(vlm: VLM, what: str) -> Batch:

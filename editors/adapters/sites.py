@@ -131,6 +131,14 @@ class AdapterOptions(BaseModel):
         mapper_target: Noise of the heatmaps that supervise the mapper: 3 standard deviations of a
             layer's input ("paper"), 0.7 after its norm ("published", the published code), or 0.1
             standard deviations ("0.1-sigma").
+        mapper_query: Whose heatmap supervises the mapper on a generality input: that of the input
+            with its "own" prompt; that of the "edit"'s prompt, with the input's visual states in
+            place of the edit's (VisEdit Eq. 18); or the "request"'s own, whatever the input (the
+            published code, in which the replacement fails).
+        mapper_inputs: Whether a step takes "one" of request and generality inputs (the code), or
+            sums over "all" (Eq. 16).
+        mapper_mean: Whether heatmaps are averaged over layers "before" they are normalised to
+            shares (the code), or "after" (Eq. 19).
         own_units: Whether adapters standardise every channel over the training edits; the papers
             do not. The name is that of saved settings.
     """
@@ -146,6 +154,9 @@ class AdapterOptions(BaseModel):
     write_last: bool = False
     mapper: bool = False
     mapper_target: MapperTarget = "paper"
+    mapper_query: Literal["own", "edit", "request"] = "own"
+    mapper_inputs: Literal["one", "all"] = "one"
+    mapper_mean: Literal["before", "after"] = "before"
     own_units: bool = False
 
     def build(self, vlm: VLM, layers: Layers, seed: int) -> list[Site]:
@@ -206,4 +217,5 @@ def select_signals(
     memories: Sequence[MemoryEntry], key: str, chosen: Int[Tensor, " batch"]
 ) -> EditSignalBatch:
     """Return, for each example, the signal of its `chosen` edit at the site called `key`."""
-    return pad_signals([m.signals[key] for m in memories]).rows(chosen)
+    # Only those that are chosen are padded: there may be a thousand others.
+    return pad_signals([memories[i].signals[key] for i in chosen.tolist()])

@@ -19,6 +19,7 @@ from attrib.results import Result
 from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
 from attrib.runs.collect import collect
 from attrib.runs.manifest import provenance_of
+from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
 from editors.evaluation.scoring import SCORES, Groups, MakesEdits, Scoring
 from editors.evaluation.tables import save_tables
@@ -36,6 +37,7 @@ def evaluate(
     num_edits: int = 1,
     batch_size: int = 16,
     seed: int = 0,
+    extra: ExtraCosts = NO_EXTRA,
 ) -> Result:
     """Score `editor`, one edit at a time or several at once.
 
@@ -51,12 +53,14 @@ def evaluate(
         num_edits: Edits that are applied at once; samples are grouped in their order.
         batch_size: Inputs per pass.
         seed: Seed of the bootstrap intervals that are computed from the result.
+        extra: Whether to measure fluency and peak memory as well.
 
     Returns:
         One row per sample, protocol and metric (`editors.evaluation.scoring.METRICS`), of the
         editor and of the unedited model: example, editor, gate, kind (of the request), protocol,
         metric, value from 0 to 1. Rows of the protocol "cost" hold per edit: edit_ms; bytes stored;
-        pass_ms and edited_pass_ms, of one pass over the request without and with the edit.
+        pass_ms and edited_pass_ms, of one pass over the request without and with the edit;
+        with `extra` peak_bytes of making the first edit, and fluency before and after.
 
     Raises:
         NotRestored: An edit left the model changed.
@@ -67,7 +71,7 @@ def evaluate(
     groups = Groups(list(samples), num_edits) if num_edits > 1 else None
     if reference.vlm is not vlm:
         raise AttribError(f"the unedited answers are of another model: {reference.vlm.name}")
-    scoring = Scoring.of(editor, reference, protocols, label, groups)
+    scoring = Scoring.of(editor, reference, protocols, label, groups, extra)
     reference.require_restored(scoring.label, "an earlier run")
     done = collect(vlm, samples, scoring, batch_size=1, what=f"edits of {scoring.label}")
     data = samples if isinstance(samples, EditData) else EditData("samples", "", list(samples))

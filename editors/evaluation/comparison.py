@@ -13,8 +13,10 @@ import pandas as pd
 
 from attrib.files import write_text
 from attrib.results import Result
+from editors.evaluation.paired import differences
 from editors.evaluation.tables import costs, markdown_parts, markdown_text, score_tables, summary
 
+REFERENCE, SHOWN = "dualedit", "avg"  # what differences are shown from, and of which metric
 PUBLISHED = Path(__file__).with_name("published.csv")
 DATASETS = {"scenes-vqa": "E-VQA", "scenes-captions": "E-IC"}
 # VisEdit copied rows that were measured by EasyEdit's definitions, on other prompts and images.
@@ -76,6 +78,7 @@ class Comparison:
     def parts(self) -> list[tuple[str, pd.DataFrame, str]]:
         """Title, table and note of each part: one per protocol, costs, published rows."""
         parts = score_tables(self._scores)
+        parts += self._against()
         parts.append(("Costs of an edit (medians) and of training", self._costs(), ""))
         rows = published(self.model, self.data)
         if len(rows):
@@ -91,6 +94,8 @@ class Comparison:
             "scores.csv": self._scores.to_csv(index=False),
             "costs.csv": self._costs().to_csv(index=False),
         }
+        if len(self._differences):
+            texts["differences.csv"] = self._differences.to_csv(index=False)
         curves = self.curves()
         if len(curves):
             texts["learning.csv"] = curves.to_csv(index=False)
@@ -139,6 +144,41 @@ class Comparison:
         """The summary, whose intervals take a moment: every format shows it."""
         return summary(self.results)
 
+    @cached_property
+    def _differences(self) -> pd.DataFrame:
+        """All paired differences of editors on the same edits."""
+        return differences(self.results)
+
+    def _against(self) -> list[tuple[str, pd.DataFrame, str]]:
+        """The differences of the average from one editor, in words, and how they were tested."""
+        table = self._differences
+        if table.empty or SHOWN not in set(table["metric"]):
+            return []
+        base = REFERENCE if REFERENCE in {*table["editor"], *table["other"]} else table["other"][0]
+        own = table[(table["metric"] == SHOWN)]
+        own = own[(own["editor"] == base) != (own["other"] == base)]
+        rows = []
+        for row in own.to_dict("records"):
+            sides = [(row["editor"], row["gate"]), (row["other"], row["other_gate"])]
+            sign = 1 if row["other"] == base else -1
+            (one, gate), (_, base_gate) = sides if sign > 0 else sides[::-1]
+            ends = sorted((sign * row["low"], sign * row["high"]))
+            rows.append(
+                {
+                    "editor": one, "gate": gate, f"{base}'s gate": base_gate,
+                    "protocol": row["protocol"],
+                    f"Avg minus {base}'s": f"{sign * row['difference']:+.1f} "
+                    f"[{ends[0]:+.1f}, {ends[1]:+.1f}]",
+                    "p": f"{row['p']:.3f}", "p, Holm": f"{row['p_holm']:.3f}",
+                }
+            )  # fmt: skip
+        note = (
+            f"Bootstrap over facts and seeds, the same edits for both; p-values by Holm's method "
+            f"over all {len(table)} comparisons of pairs, protocols and metrics "
+            "(`differences.csv`)."
+        )
+        return [("Paired differences", pd.DataFrame(rows), note)]
+
     def _costs(self) -> pd.DataFrame:
         spent: list[dict[str, Any]] = costs(self.results).to_dict("records")
         seconds: dict[str, list[float]] = {}
@@ -153,10 +193,15 @@ class Comparison:
                 "edit, ms": f"{row['edit_ms']:,.1f}",
                 "bytes stored": f"{row['bytes']:,.0f}",
                 "pass with the edit / without": f"{row['latency']:.2f}",
+                "peak MiB of an edit": _mib(row.get("peak_bytes")),
                 "CPU in all, min": cpu.get(row["editor"], "-"),
             }
             for row in spent
         )
+
+
+def _mib(size: float | None) -> str:
+    return "-" if size is None or pd.isna(size) else f"{size / 2**20:,.1f}"
 
 
 def published(backbone: str, data: str) -> pd.DataFrame:

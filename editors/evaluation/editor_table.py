@@ -18,11 +18,15 @@ from attrib.runs import Rank
 from editors import EDITORS, load_editor
 from editors.evaluation import prepare_evaluation, save_scores
 from editors.evaluation.comparison import Comparison, Trained
+from editors.evaluation.extra_costs import ExtraCosts
 from editors.evaluation.reference_model import ReferenceModel
 from editors.evaluation.scoring import Scoring
+from editors.gating.gated_editor import behind
+from editors.gating.gates import load_gate
 from editors.io import SETTINGS
 
-SCORES = Path("scores", "scores.parquet")  # in the folder of a finished job
+SCORES = "scores.parquet"
+OWN, GATED = "scores", "scores-behind-the-gate"  # folders of a finished job's scores
 CPU_TIME = "spent.json"
 FOLDER = re.compile(r"(.+)-seed-(\d+)")
 Layers = Mapping[str, Sequence[int]]
@@ -44,9 +48,10 @@ class Job:
         """Folder of the editor and its scores."""
         return table_folder(out, self.backbone, self.data) / f"{self.editor}-seed-{self.seed}"
 
-    def is_done(self, out: Path) -> bool:
-        """Whether its scores exist."""
-        return (self.folder(out) / SCORES).exists()
+    def is_done(self, out: Path, gated: bool = False) -> bool:
+        """Whether its scores exist, with `gated` those behind the table's gate as well."""
+        places = (OWN, GATED) if gated else (OWN,)
+        return all((self.folder(out) / place / SCORES).exists() for place in places)
 
 
 def make_jobs(
@@ -75,9 +80,10 @@ class TableRun:
     Attributes:
         out: Folder of all jobs.
         load_model: Loads a model by name.
-        load_data: Loads a dataset by its name, to train on ("train") or to score ("test").
+        load_data: Loads the data of a job, to train on ("train") or to score ("test").
         layers: Returns where adapters write, for a model and a job.
-        gate: Gate of editors that write at layers.
+        gate: The gate behind which every editor is scored as well, for a model and a seed; its
+            folder, or None to score editors as they are alone.
         steps: Optimizer steps; None for the preset's.
         protocols: See `editors.evaluation.protocols`.
         options: Further settings, for the manifests.
@@ -86,9 +92,9 @@ class TableRun:
 
     out: Path
     load_model: Callable[[str], VLM]
-    load_data: Callable[[str, str], EditData]
+    load_data: Callable[[Job, str], EditData]
     layers: Callable[[VLM, Job], Layers]
-    gate: str
+    gate: Callable[[VLM, Job], Path | None]
     steps: int | None
     protocols: tuple[str, ...]
     options: Mapping[str, Any]
@@ -107,30 +113,37 @@ class TableRun:
             with cpu_time(folder / CPU_TIME, "scoring"):
                 if reference is None or reference.vlm is not vlm:
                     reference = ReferenceModel(vlm, self.protocols, self.batch_size)
-                self._score(job, reference)
+                self._score(job, reference, OWN)
+                if (gate := self.gate(vlm, job)) is not None:
+                    self._score(job, reference, GATED, gate)
 
     def _train(self, vlm: VLM, job: Job) -> None:
         kind: Any = EDITORS[job.editor]
         steps = {"steps": self.steps} if self.steps is not None and kind.is_trained else {}
         kind.train(
             vlm,
-            self.load_data(job.data, "train"),
+            self.load_data(job, "train"),
             layers=self.layers(vlm, job) if kind.needs_layers else None,
             out=job.folder(self.out),
             preset="auto",
-            gate=self.gate if kind.needs_layers else None,
+            gate="none" if kind.takes_gate else None,  # that of the table is put in front
             seed=job.seed,
             **steps,
         )
 
-    def _score(self, job: Job, reference: ReferenceModel) -> None:
+    def _score(
+        self, job: Job, reference: ReferenceModel, place: str, gate: Path | None = None
+    ) -> None:
         folder = job.folder(self.out)
-        scoring = Scoring.of(load_editor(folder, reference.vlm), reference, self.protocols)
+        editor = load_editor(folder, reference.vlm)
+        if gate is not None:
+            editor = behind(editor, load_gate(gate))
+        scoring = Scoring.of(editor, reference, self.protocols, extra=ExtraCosts(peak=True))
         run = prepare_evaluation(
             scoring,
-            self.load_data(job.data, "test"),
-            folder / "scores",
-            [folder, folder / "gate"],
+            self.load_data(job, "test"),
+            folder / place,
+            [folder, folder / "gate", *([gate] if gate else [])],
             options={**self.options, "data": job.data, "protocols": list(self.protocols)},
             rank=Rank.from_environment(),
         )
@@ -144,7 +157,12 @@ def comparison(out: Path, backbone: str, data: str, command: str) -> Comparison:
     order = list(EDITORS)
     jobs = [job for job in _done_jobs(out, backbone, data) if job.editor in order]
     jobs.sort(key=lambda job: (order.index(job.editor), job.seed))
-    results = [Result.load(job.folder(out) / SCORES) for job in jobs]
+    results = [
+        Result.load(path)
+        for job in jobs
+        for place in (OWN, GATED)
+        if (path := job.folder(out) / place / SCORES).exists()
+    ]
     trainings = [_trained(job, out) for job in jobs if EDITORS[job.editor].is_trained]
     cpu: dict[str, float] = {}
     for job in jobs:
@@ -178,7 +196,7 @@ def cpu_seconds(path: Path) -> dict[str, float]:
 
 def _done_jobs(out: Path, backbone: str, data: str) -> list[Job]:
     folder = table_folder(out, backbone, data)
-    names = [path.parent.parent.name for path in folder.glob(f"*/{SCORES}")]
+    names = [path.parent.parent.name for path in folder.glob(f"*/{OWN}/{SCORES}")]
     found = [match for name in names if (match := FOLDER.fullmatch(name))]
     return [Job(backbone, data, match[1], int(match[2])) for match in found]
 

@@ -5,11 +5,13 @@ Numbers of two protocols do not compare.
 paper: teacher-forced token accuracy; for locality, agreement with the unedited model's argmax on
     the answer's tokens (VisEdit's and DualEdit's program).
 exact: all of these tokens at once, the equality in the papers' equations (DualEdit Eqs. 1-3).
-generate: greedy decoding from the prompt alone. An answer is right if it is the target, or
-    continues after it with a new word: the benchmarks' targets have no end token, so that no editor
-    was trained to stop. A longer word is another word: "20" is not "2", "reddish" not "red". For
-    locality, the same text as the unedited model's, for at most `SPARE` tokens more than the
-    longest target.
+generate: greedy decoding from the prompt alone, until the model ends. The whole answer is the
+    target, after normalisation. For locality, the same text as the unedited model's. At most
+    `SPARE` tokens more than the longest target are generated: an answer that has not ended by then
+    is longer than the target, and wrong.
+generate-prefix: the same texts, but a right answer may go on after the target with a new word. The
+    benchmarks' targets have no end token, so that no editor was trained to stop. A longer word is
+    another word: "20" is not "2", "reddish" not "red". Locality as in "generate".
 easyedit: EasyEdit's definitions (MultimodalTrainer). Every token of the target at once; for T-Loc
     the argmax at every position, for the other localities the ten best tokens in their order at
     every position, visual ones included.
@@ -31,18 +33,23 @@ from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from editors.base import encode_requests, require_encodable
 
-PROTOCOLS = ("paper", "exact", "generate", "easyedit")
-GOLD = ("rel", "t_gen", "v_gen")  # compared with the target; all others with the unedited model
+PROTOCOLS = ("paper", "exact", "generate", "generate-prefix", "easyedit")
+GENERATED = ("generate", "generate-prefix")  # what they score is generated
+# Compared with the target, as is portability; all others with the unedited model.
+GOLD = ("rel", "t_gen", "v_gen", "text_rel", "picture_rel")
 RANKS = 10  # of EasyEdit's locality
 SPARE = 4  # tokens generated beyond the target's own: they show whether its last word continues
 LONGEST_LOCALITY = 32  # tokens of a locality answer; NQ has answers of 200 words
 HARD = "hard_locality"  # metric where a dataset does not name the types of hard locality inputs
+PORT = "port_"  # begins the metrics of portability, by type
 METRIC_OF = {
     "request": "rel",
     "text_generality": "t_gen",
     "visual_generality": "v_gen",
     "visual_locality": "m_loc",
     "text_locality": "t_loc",
+    "text_reliability": "text_rel",
+    "picture_reliability": "picture_rel",
 }
 
 
@@ -74,12 +81,13 @@ def judge(protocol: str, metric: str, before: Answer, after: Answer) -> float:
         before: The unedited model's answer.
         after: The answer to score.
     """
-    gold = metric in GOLD
-    if protocol == "generate":
+    gold = is_gold(metric)
+    if protocol in GENERATED:
         assert before.text is not None and after.text is not None, "nothing was generated"
-        if gold:
-            return float(matches_target(after.text, after.target))
-        return float(exact_match([after.text], [before.text]).all())
+        if gold and protocol == "generate-prefix":
+            return float(begins_with_target(after.text, after.target))
+        wanted = after.target if gold else before.text
+        return float(exact_match([after.text], [wanted]).all())
     if protocol == "easyedit" and not gold:
         assert before.best is not None and after.best is not None, "no best tokens were stored"
         ranks = 1 if metric == "t_loc" else RANKS
@@ -88,7 +96,12 @@ def judge(protocol: str, metric: str, before: Answer, after: Answer) -> float:
     return float(right.float().mean() if protocol == "paper" else right.all())
 
 
-def matches_target(answer: str, target: str) -> bool:
+def is_gold(metric: str) -> bool:
+    """Whether a metric compares with the target, and not with the unedited model."""
+    return metric in GOLD or metric.startswith(PORT)
+
+
+def begins_with_target(answer: str, target: str) -> bool:
     """Whether a normalised answer is the target, or continues after it with a new word."""
     said, wanted = normalise(answer), normalise(target)
     if not wanted or said == wanted:
@@ -112,6 +125,9 @@ def probes_of(sample: EditSample) -> list[Probe]:
         found += [Probe(metric, request) for request in getattr(sample, field)]
     types = sample.meta.get("hard_types") or [HARD] * len(sample.hard_locality)
     found += [Probe(*pair) for pair in zip(types, sample.hard_locality, strict=True)]
+    kinds = sample.meta.get("portability_types") or ["any"] * len(sample.portability)
+    ports = zip(kinds, sample.portability, strict=True)
+    found += [Probe(PORT + kind.replace("-", "_"), request) for kind, request in ports]
     return sorted(found, key=lambda probe: probe.request.source is None)
 
 
@@ -154,12 +170,12 @@ class EncodedProbes:
         answers: list[Answer] = []
         for batch in self.batches:
             answers += self._forced(vlm, batch, self.probes[len(answers) :])
-        if "generate" not in self.protocols:
+        if not set(GENERATED) & set(self.protocols):
             return answers
         # All batches generate as many tokens as the longest needs, whatever is in which batch.
         longest = max(
             len(answer.gold) + SPARE
-            if probe.metric in GOLD
+            if is_gold(probe.metric)
             else min(len(answer.gold) + SPARE, LONGEST_LOCALITY)
             for probe, answer in zip(self.probes, answers, strict=True)
         )

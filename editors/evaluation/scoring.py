@@ -3,8 +3,6 @@
 With groups, a sample is scored while the edits of its group are applied too.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +17,10 @@ from attrib.errors import AttribError, RowError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.runs.collected import Tables
-from editors.base import Edit, edit_all
-from editors.evaluation.protocols import Answer, EncodedProbes, Probe, judge
+from editors.base import Edit, Mode, edit_all
+from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
+from editors.evaluation.items import item_of
+from editors.evaluation.protocols import PORT, Answer, EncodedProbes, Probe, judge
 from editors.evaluation.reference_model import ReferenceModel
 from editors.gating.gates import UNGATED
 
@@ -30,25 +30,12 @@ UNEDITED, UNEDITED_GATE = "unedited", "-"  # editor and gate in the unedited mod
 COST = "cost"  # the protocol in rows of costs
 FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
 SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
-METRICS = (*FIVE, "avg", *SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality")
+METRICS = (
+    *(*FIVE, "avg", "text_rel", "picture_rel", "portability"),
+    *(*SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality"),
+)
 COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value", "item")
 T = TypeVar("T")
-ITEM = 16  # characters of an item's digest
-
-
-def item_of(sample: EditSample, metric: str) -> str:
-    """What a score is about, as a digest: samples with one item are not independent.
-
-    Data files repeat their locality questions, and some their edits. The item of T-Loc and M-Loc is
-    the question with its image and answer, that of all other scores the edit.
-    """
-    asked = {"t_loc": sample.text_locality, "m_loc": sample.visual_locality}
-    digest = hashlib.sha256()
-    for request in asked.get(metric, [sample.request]):
-        digest.update(json.dumps([request.prompt, request.target]).encode())
-        for image in request.images:
-            digest.update(repr(image.size).encode() + image.tobytes())
-    return digest.hexdigest()[:ITEM]
 
 
 @runtime_checkable
@@ -64,13 +51,14 @@ class MakesEdits(Protocol):
 
 @dataclass(eq=False)
 class Groups:
-    """Samples in groups of `size`, in their order; the edit of the current group is cached.
+    """Samples in groups of `size`, in their order, edited in one of the modes of `edit_all`.
 
-    The last group may be smaller, as may one with unusable samples.
+    The current group's edit is cached. The last group, and any with unusable samples, is smaller.
     """
 
     samples: Sequence[EditSample]
     size: int
+    mode: Mode | None = None
     _of: dict[str, int] = field(init=False, repr=False)
     _current: int | None = field(default=None, init=False, repr=False)
     _edit: tuple[Edit, int, float] | None = field(default=None, init=False, repr=False)
@@ -86,7 +74,7 @@ class Groups:
         if self._edit is None or self._current != number:
             group = self.samples[number * self.size : (number + 1) * self.size]
             usable = [one for one in group if _is_usable(one)]
-            edit, ms = timed(vlm, lambda: edit_all(vlm, editor, usable))
+            edit, ms = timed(vlm, lambda: edit_all(vlm, editor, usable, self.mode))
             self._current, self._edit = number, (edit, len(usable), ms / len(usable))
         return self._edit
 
@@ -102,6 +90,7 @@ class Scoring:
         reference: The unedited model's answers.
         protocols: See `editors.evaluation.protocols`.
         groups: Edits that are applied at once; None for one at a time.
+        extra: What to measure besides.
     """
 
     editor: MakesEdits
@@ -110,6 +99,7 @@ class Scoring:
     reference: ReferenceModel
     protocols: tuple[str, ...]
     groups: Groups | None = None
+    extra: ExtraCosts = NO_EXTRA
 
     @classmethod
     def of(
@@ -119,6 +109,7 @@ class Scoring:
         protocols: Sequence[str],
         label: str | None = None,
         groups: Groups | None = None,
+        extra: ExtraCosts = NO_EXTRA,
     ) -> "Scoring":
         """Build the measurement; raise AttribError if `reference` lacks a protocol.
 
@@ -132,8 +123,9 @@ class Scoring:
         if label == UNEDITED:
             raise AttribError(f"{UNEDITED!r} names the rows of the model itself; give a label")
         if groups is not None:
-            label = f"{label}, {groups.size} edits at once"
-        return cls(editor, label, gate_name(editor), reference, tuple(protocols), groups)
+            how = "in sequence" if groups.mode == "sequential" else "at once"
+            label = f"{label}, {groups.size} edits {how}"
+        return cls(editor, label, gate_name(editor), reference, tuple(protocols), groups, extra)
 
     @property
     def num_edits(self) -> int:
@@ -148,7 +140,7 @@ class Scoring:
         after, costs = self._edited(vlm, batch, sample, probes)
         kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
         names = (self.label, self.gate)
-        items = {metric: item_of(sample, metric) for metric in ("t_loc", "m_loc", "rel")}
+        items = {metric: item_of(sample, metric) for metric in ("t_loc", "m_loc", "avg", "rel")}
         rows = [
             (sample.id, *editor, kind, protocol, metric, value, items.get(metric, items["rel"]))
             for editor, answers in (((UNEDITED, UNEDITED_GATE), before), (names, after))
@@ -170,6 +162,7 @@ class Scoring:
             "protocols": list(self.protocols),
             "inputs_in_a_pass": self.reference.batch_size,
             "edits_at_once": self.num_edits,
+            "fluency_tokens": self.extra.fluency,
         }
 
     def _edited(
@@ -177,16 +170,22 @@ class Scoring:
     ) -> tuple[list[Answer], dict[str, float]]:
         """Return the edited model's answers and the costs of the edit."""
         _, pass_ms = timed(vlm, lambda: vlm.logits(batch))
+        before = self.extra.writing(vlm, batch, "before")
         try:
             with torch.enable_grad():  # some editors train on the request
                 edit, size, edit_ms = self._edit(vlm, sample)
+                peak = self.extra.making(
+                    vlm, sample.id, lambda: self.editor.edit(vlm, sample.request)
+                )
             with edit.applied(vlm):
                 after = probes.answers(vlm)
                 _, edited_pass_ms = timed(vlm, lambda: vlm.logits(batch))
+                written = self.extra.writing(vlm, batch, "after")
         finally:
             self.reference.require_restored(self.label, sample.id)
-        costs = {"edit_ms": edit_ms, "bytes": edit.num_bytes / size}
-        return after, costs | {"pass_ms": pass_ms, "edited_pass_ms": edited_pass_ms}
+        costs = {"edit_ms": edit_ms, "bytes": edit.num_bytes / size, **peak}
+        costs |= {"pass_ms": pass_ms, "edited_pass_ms": edited_pass_ms}
+        return after, costs | before | written
 
     def _edit(self, vlm: VLM, sample: EditSample) -> tuple[Edit, int, float]:
         """Return the edit to apply, the number of edits in it, and milliseconds for one."""
@@ -217,15 +216,16 @@ def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the mean of each metric, and the metrics that combine several.
 
     "avg" is the mean of the papers' five metrics, where all of them exist; "same_image" is over all
-    other questions about the edited image.
+    other questions about the edited image, "portability" over all questions that follow from it.
     """
     found = {metric: float(np.mean(some)) for metric, some in values.items()}
     if all(metric in found for metric in FIVE):
         found["avg"] = float(np.mean([found[metric] for metric in FIVE]))
-    same_image = [value for metric in SAME_IMAGE for value in values.get(metric, ())]
-    if same_image:
-        found["same_image"] = float(np.mean(same_image))
-    return found
+    several = {
+        "portability": [v for m, some in values.items() if m.startswith(PORT) for v in some],
+        "same_image": [value for metric in SAME_IMAGE for value in values.get(metric, ())],
+    }
+    return found | {name: float(np.mean(some)) for name, some in several.items() if some}
 
 
 def timed(vlm: VLM, run: Callable[[], T]) -> tuple[T, float]:

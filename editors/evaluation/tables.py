@@ -11,7 +11,7 @@ import pandas as pd
 from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.results import Result
-from attrib.stats import bootstrap_item_means, interval
+from attrib.stats import clustered_interval
 from editors.evaluation.protocols import PROTOCOLS
 from editors.evaluation.scoring import COST, METRICS, UNEDITED, UNEDITED_GATE
 
@@ -27,11 +27,17 @@ NAMES = {
     "same_image": "same image, other question",
     "same_question_other_image": "same question, other image",
     "hard_locality": "hard locality",
+    "text_rel": "text Rel",
+    "picture_rel": "picture Rel",
+    "portability": "Port",
+    **{f"port_{hops}_hop": f"Port {hops}-hop" for hops in range(1, 5)},
+    "port_comp": "Port, both edits",
 }
 TITLES = {
     "paper": "Protocol paper: teacher-forced token accuracy (the papers' program)",
     "exact": "Protocol exact: all tokens at once, teacher-forced",
-    "generate": "Protocol generate: greedy decoding from the prompt alone",
+    "generate": "Protocol generate: greedy decoding from the prompt alone, the whole answer",
+    "generate-prefix": "Protocol generate-prefix: greedy decoding, the answer may go on",
     "easyedit": "Protocol easyedit: EasyEdit's definitions",
 }
 COST_NAMES = {
@@ -40,9 +46,17 @@ COST_NAMES = {
     "pass_ms": "a pass, ms",
     "edited_pass_ms": "with the edit, ms",
     "latency": "ratio",
+    "peak_bytes": "peak bytes of an edit",
+    "entropy_before": "n-gram entropy before",
+    "entropy_after": "n-gram entropy after",
+    "repetition_before": "repetition before",
+    "repetition_after": "repetition after",
 }
 KEYS = ["editor", "gate"]
+WHEN = ("before", "after")
 COSTS = ["edit_ms", "bytes", "pass_ms", "edited_pass_ms"]
+# Measured on one edit of a run, or if asked for.
+SOME_COSTS = ["peak_bytes", *(f"{m}_{w}" for m in ("entropy", "repetition") for w in WHEN)]
 DIGITS = 8  # of a fingerprint in an error message
 LARGE = 10_000  # numbers from here on are shown without decimals
 
@@ -55,10 +69,9 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
     Returns:
         One row per editor, protocol and metric: editor, gate, protocol, metric, mean, low and high
-        (a 95 % bootstrap interval over edits, of which rows may share one; for T-Loc and M-Loc over
-        their questions, which edits share),
-        n (edits), runs, and spread, the standard deviation of the runs' own means (NaN for one
-        run).
+        (a 95 % interval, clustered by what edits share: `attrib.stats.clustered_interval`),
+        n (edits), items (clusters), runs, and spread, the standard deviation of the runs' own means
+        (NaN for one run).
 
     Raises:
         AttribError: There are no results, or they are of different models or data.
@@ -78,19 +91,17 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def _over_items(table: pd.DataFrame, scores: Result, by: list[str]) -> pd.DataFrame:
-    """The table with intervals over items where several examples share one."""
-    if "item" not in scores.frame:  # of an earlier version
-        return table
-    table = table.set_index(by)
-    for key, part in scores.frame.groupby(by):
+    """The table with intervals over items, and their number."""
+    frame, table = scores.frame, table.set_index(by)
+    if "item" not in frame:  # of an earlier version
+        frame = frame.assign(item=frame["example"])
+    for key, part in frame.groupby(by):
         each = part.groupby("example", sort=False).agg({"value": "mean", "item": "first"})
         items, names = pd.factorize(each["item"])
-        if len(names) < len(items):
-            values = np.asarray(each["value"], dtype=float)
-            drawn = bootstrap_item_means(values, items, seed=scores.seed)
-            ends = interval(drawn) if len(names) > 1 else np.full(2, np.nan)
-            table.loc[key, ["low", "high"]] = ends
-    return table.reset_index()
+        values = np.asarray(each["value"], dtype=float)
+        ends = clustered_interval(values, items, seed=scores.seed)
+        table.loc[key, ["low", "high", "items"]] = (*ends, len(names))
+    return table.astype({"items": int}).reset_index()
 
 
 def costs(results: Sequence[Result]) -> pd.DataFrame:
@@ -98,13 +109,15 @@ def costs(results: Sequence[Result]) -> pd.DataFrame:
 
     Returns:
         editor, gate, edit_ms, bytes, pass_ms, edited_pass_ms, and latency: the median over edits of
-        the ratio of the times of a pass with and without the edit.
+        the ratio of the times of a pass with and without the edit; and those of `SOME_COSTS` that
+        were measured.
     """
     parts = [r.where(protocol=COST).frame.assign(run=i) for i, r in enumerate(results)]
     keys = [*KEYS, "run", "example"]
     wide = pd.concat(parts).pivot_table("value", keys, "metric", sort=False)
     wide["latency"] = wide["edited_pass_ms"] / wide["pass_ms"]
-    return wide.groupby(KEYS, sort=False)[[*COSTS, "latency"]].median().reset_index()
+    shown = [*COSTS, "latency", *(name for name in SOME_COSTS if name in wide)]
+    return wide.groupby(KEYS, sort=False)[shown].median().reset_index()
 
 
 def score_tables(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
@@ -180,8 +193,9 @@ def _note(scores: pd.DataFrame) -> str:
     n = f"{low}" if low == high else f"{low} to {high}"
     seeds = f"Up to {runs} seeds; ± is the standard deviation of their means."
     return (
-        f"In per cent, with 95 % bootstrap intervals over {n} edits, for T-Loc and M-Loc over "
-        "their different questions. "
+        f"In per cent, with 95 % intervals over {n} edits, clustered by what they share: T-Loc and "
+        "Avg by fact, M-Loc by its image, other scores by the edit's image; Wilson's where each "
+        "cluster is all right or all wrong. "
         f"{seeds if runs > 1 else 'One seed.'}"
     )
 

@@ -15,9 +15,10 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from attrib.results import Result
-from attrib.stats import RESAMPLES
+from attrib.stats import RESAMPLES, clustered_interval
 from editors.adapters.sites import Gate
 from editors.base import encodable
+from editors.gating.classifier import NEVER
 from editors.gating.features import (
     COVERED,
     EASY,
@@ -108,7 +109,11 @@ def calibrate_scores(
     by = {str(name): np.asarray(some["value"]) for name, some in scores.groupby("relation")}
     covered = {name: by[name] for name in COVERED[1:] if name in by} or {REQUEST: by[REQUEST]}
     hard = {name: values for name, values in by.items() if name not in (*COVERED, *EASY)}
-    others = hard or {name: by[name] for name in EASY if name in by}
+    easy = {name: by[name] for name in EASY if name in by}
+    # Inputs that the learned gate's rule shuts out need no threshold: averaged with the others they
+    # would let twice as many of those through.
+    open_to = {name: values for name, values in easy.items() if not values.max() <= NEVER}
+    others = hard or open_to or easy
     return calibrate(covered, others, false_open=false_open, keep=keep)
 
 
@@ -166,10 +171,11 @@ def gate_table(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
-    """AUC and open rates of gates by kind of input, with 95 % bootstrap intervals.
+    """AUC and open rates of gates by kind of input, with 95 % intervals.
 
-    The bootstrap draws edits with all their inputs, and draws are shared by the gates. Thresholds
-    are the gates' own.
+    The bootstrap of AUCs draws edits with all their inputs, and draws are shared by the gates. Open
+    rates have Wilson's intervals where an edit has one input of the kind. Thresholds are the gates'
+    own.
 
     Args:
         vlm: The model; every input is run through it once per gate, unedited.
@@ -205,6 +211,8 @@ def open_rates(
     provenance = {"seed": seed}
     opened = scores.assign(value=(scores["value"] >= threshold).astype(float))
     shares = Result("open", opened, provenance).mean(["relation"], resamples=resamples)
+    ends = [_share_ends(opened[opened["relation"] == name], seed) for name in shares["relation"]]
+    shares[["low", "high"]] = np.array(ends).reshape(-1, 2)
     shares = shares.rename(columns={"mean": "open", "low": "open_low", "high": "open_high"})
     # The request itself would be compared with itself.
     rest = scores[scores["relation"] != REQUEST].assign(layer=0, token="gate")
@@ -213,6 +221,12 @@ def open_rates(
         return shares.assign(**dict.fromkeys(columns, float("nan")))
     auc = gate_roc(Result("gate", rest, provenance), resamples=resamples)
     return shares.merge(auc[["relation", *columns]], "left", "relation")
+
+
+def _share_ends(opened: pd.DataFrame, seed: int) -> tuple[float, float]:
+    """Interval of the share that opens; an edit may have several such inputs."""
+    items = pd.factorize(opened["example"])[0]
+    return clustered_interval(np.asarray(opened["value"], float), items, seed=seed)
 
 
 def _cuts(values: Values) -> Values:

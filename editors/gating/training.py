@@ -62,7 +62,7 @@ class GateTraining:
 
 
 def fit_gate(
-    name: str, vlm: VLM, samples: Sequence[EditSample], layer: int, **settings: Any
+    name: str, vlm: VLM, samples: Sequence[EditSample], layer: int, seed: int = 0, **settings: Any
 ) -> CosineGate | LearnedGate | None:
     """Fit the gate called `name` to training edits; None for "none".
 
@@ -73,6 +73,7 @@ def fit_gate(
         vlm: The model.
         samples: Training edits.
         layer: The layer that the gate reads; the first that is written.
+        seed: Seed of a learned gate.
         settings: Arguments of `fit_cosine_gate` or `train_gate`.
     """
     check_gate(name)
@@ -80,7 +81,7 @@ def fit_gate(
         return None
     if name in COSINES:
         return fit_cosine_gate(vlm, samples, layer, cast("Token", name), **settings)
-    return train_gate(vlm, samples, [layer], **settings)
+    return train_gate(vlm, samples, [layer], **{"settings": GateTraining(seed=seed), **settings})
 
 
 def train_gate(
@@ -134,8 +135,9 @@ def fit_cosine_gate(
     *,
     false_open: float | None = None,
     keep: float | None = None,
+    threshold: float | None = None,
 ) -> CosineGate:
-    """Calibrate a cosine gate on training edits.
+    """Calibrate a cosine gate on training edits, or take a fixed threshold.
 
     Args:
         vlm: The model.
@@ -145,7 +147,15 @@ def fit_cosine_gate(
         false_open: See `calibrate`. By default Youden's threshold: at a low rate of false openings
             a cosine covers next to nothing.
         keep: See `calibrate`.
+        threshold: A fixed threshold, such as DualEdit's 0.6 and 0.8; nothing is calibrated then.
+
+    Raises:
+        AttribError: A threshold that is no cosine.
     """
+    if threshold is not None:
+        if not -1 <= threshold <= 1:
+            raise AttribError(f"gate_threshold: {threshold} is no cosine; give one from -1 to 1")
+        return CosineGate(layer, threshold, token, {"calibration": {"rule": "given"}})
     gate, samples = CosineGate(layer, 0.0, token), encodable(vlm, samples)
     found = calibrate_scores(gate_scores(vlm, samples, gate), false_open=false_open, keep=keep)
     record = {"samples": {"held_out": len(samples)}, "calibration": found.record()}

@@ -19,7 +19,15 @@ from editors.adapters.edit_signal import EMBED, EditSignal, signal_layers
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import Gate, MemoryEntry, Site
 from editors.base import Edit, encode_requests
-from editors.gating.gates import NO_GATE, CosineGate, LearnedGate, check_gate, load_gate, save_gate
+from editors.gating.gates import (
+    NO_GATE,
+    CosineGate,
+    LearnedGate,
+    check_gate,
+    load_gate,
+    refuse_shallow,
+    save_gate,
+)
 from editors.gating.training import fit_gate
 from editors.io import save_tensors
 from editors.methods.adapter_objective import (
@@ -31,6 +39,7 @@ from editors.methods.adapter_objective import (
 from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, StreamedDataset
 from editors.training.editor import TrainableEditor
+from editors.training.presets import Preset
 from editors.training.run import TrainingJob
 
 ADAPTERS, GATE = "adapters.safetensors", "gate"
@@ -52,7 +61,6 @@ class AdapterEditor(TrainableEditor):
     takes_gate: ClassVar[bool] = True
     config_class: ClassVar[type[EditorConfig]] = AdapterConfig
     modalities: ClassVar[tuple[str, ...]]
-    default_gate: ClassVar[str] = NO_GATE
 
     layers: Mapping[str, Sequence[int]]
     sites: Sequence[Site]
@@ -61,18 +69,21 @@ class AdapterEditor(TrainableEditor):
     @classmethod
     def _train(cls: "type[Made]", job: TrainingJob) -> "Made":
         vlm, config = job.vlm, job.config
-        gate = cls.default_gate if job.gate is None else job.gate
+        gate = config.gate if job.gate is None else job.gate
         check_gate(gate)
         by_modality = getattr(job.layers, "layers", job.layers) or {}
         layers = {m: list(some) for m, some in by_modality.items() if m in cls.modalities}
         sites = config.build(vlm, layers, config.seed)
         written = [site.layer for site in sites]
+        if not config.shallow_gate:
+            refuse_shallow(gate, min(written), vlm)
         signals, roles = signal_layers(config.signal, written), cls.needed_roles(config, sites)
         data, validation = job.inputs([min(written)], signals, roles)
         objective = cls.objective(vlm, config, sites, data, validation, job.split[0])
         trained = job.fit(objective, adapters={"layers": layers, **config.settings()})
         with torch.enable_grad():
-            fitted = fit_gate(gate, vlm, job.split[0], min(written))
+            options = {} if gate in (NO_GATE, "learned") else {"threshold": config.gate_threshold}
+            fitted = fit_gate(gate, vlm, job.split[0], min(written), seed=config.seed, **options)
         return cls(vlm, config, layers, sites, fitted, trained=trained)
 
     @classmethod
@@ -168,6 +179,42 @@ class AdapterEditor(TrainableEditor):
         return editor.with_gate(load_gate(path / GATE)) if (path / GATE).exists() else editor
 
 
+PROGRAM = {"init": "published", "gate": "sequence_last", "validate_every": 1000, "save_every": 1000}
+SELECTION = {
+    "weights kept": "those of the smallest loss on held-out edits (program: by hand, of the "
+    "smallest moving average of the training loss)",
+    "order of edits": "seeded, each once per epoch (program: seeded by the time)",
+}
+
+
+class DualEditConfig(AdapterConfig):
+    """Options of DualEdit: those of adapters, with the settings of its paper and its program."""
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        **AdapterConfig.presets,
+        "dualedit-paper": Preset(
+            "DualEdit, sections 3-4, App. A and D (LLaVA-1.5: text 16, visual 19; BLIP-2 the same, "
+            "with `gate_threshold=0.8`)",
+            {**PROGRAM, "gate_threshold": 0.6},
+            {
+                "form of the adapter": "that of the program: layer norms, 8 heads, a residual "
+                "(section 3.2 writes one head without norms, which replaces the states)",
+                **SELECTION,
+            },
+        ),
+        "dualedit-code": Preset(
+            "zhiyiscs/DualEdit, `configs/vead/*.yaml` and `adpt_model.py`",
+            {**PROGRAM, "gate_threshold": 0.8, "text_locality": 0.0},
+            {
+                "unused influence mapper": "not built (program: built and never called)",
+                "end of the prompt": "each input's own (program: set by an evaluator that was "
+                "never published)",
+                **SELECTION,
+            },
+        ),
+    }
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class DualEdit(AdapterEditor):
     """Text and visual adapters (DualEdit, section 4); one modality alone is an ablation (Table 1).
@@ -178,4 +225,4 @@ class DualEdit(AdapterEditor):
 
     name: ClassVar[str] = "dualedit"
     modalities: ClassVar[tuple[str, ...]] = ("text", "visual")
-    default_gate: ClassVar[str] = "prompt_last"
+    config_class: ClassVar[type[EditorConfig]] = DualEditConfig

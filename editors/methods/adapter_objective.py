@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
+from attrib.vocabulary import GateName
 from editors.adapters import EditAdapter
 from editors.adapters.edit_signal import EditSignal, EditSignalBatch, pad_signals
 from editors.adapters.sites import AdapterOptions, Site
@@ -17,9 +18,10 @@ from editors.methods.objective import EditObjective
 from editors.training.config import SMALL_MODEL, TrainingConfig, has_phrases
 from editors.training.dataset import CachedDataset, PrefixRows
 from editors.training.prefix import Intervention, PrefixStates, collate
+from editors.training.presets import TUNED, TUNED_PHRASES, TUNED_SMALL, Preset
 
 MapperTerm = Literal["mapper_up", "mapper_down", "mapper_attribution"]
-EMBEDDED = {
+SMALL_ADAPTERS = {
     **SMALL_MODEL,
     "steps": 400,
     "batch_size": 16,
@@ -37,25 +39,36 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
     """Options of editors with adapters; see the base classes.
 
     Attributes:
+        gate: The gate of a training that names none.
+        gate_threshold: A fixed threshold of a cosine gate; None calibrates it on training edits.
+        shallow_gate: Whether a "prompt_last" gate may read a layer at which it is known to fail.
         influence: Weight of the influence mapper's terms (VisEdit's code: 0.1, the paper: 1).
         mapper_terms: Which of its terms the loss has.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {},
-        "embedded": EMBEDDED,
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset("the programs of VisEdit and DualEdit, mended", {}, {
+            "adapters at the start": "the identity (program: random)",
+            "text locality": "in the loss, as in the papers (program: left out)",
+            "gate": "`learned`; it never reads an answer (papers: `sequence_last`, or none)",
+        }),
+        TUNED_SMALL: Preset(TUNED, SMALL_ADAPTERS),
         # No single word shows which words of a phrase belong together, hence the window. An edit
         # over a whole scene cannot spare other questions, which is left to the gate. At the rate
         # for single words adapters confuse phrases even after 1,000 steps: see LOG.md.
-        "embedded_phrases": {
-            **EMBEDDED,
+        TUNED_PHRASES: Preset(TUNED, {
+            **SMALL_ADAPTERS,
             "steps": 600,
             "learning_rate": 5e-3,
             "signal_window": 8,
             "locality": 0.1,
-        },
-    }
+        }),
+    }  # fmt: skip
+    large: ClassVar[str] = "default"
 
+    gate: GateName = "learned"
+    gate_threshold: float | None = None
+    shallow_gate: bool = False
     influence: float = 0.1
     mapper_terms: tuple[MapperTerm, ...] = ("mapper_up", "mapper_down", "mapper_attribution")
 
@@ -63,9 +76,18 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
     def auto_preset(
         cls, vlm: VLM, samples: Sequence[EditSample], options: Mapping[str, Any]
     ) -> str:
-        """As for all editors, but "embedded_phrases" where most answers have many words."""
+        """As for all editors, but "tuned-small-phrases" where most answers have many words."""
         preset = super().auto_preset(vlm, samples, options)
-        return f"{preset}_phrases" if preset == "embedded" and has_phrases(samples) else preset
+        return TUNED_PHRASES if preset == TUNED_SMALL and has_phrases(samples) else preset
+
+    def settings(self) -> dict[str, Any]:
+        """The options that belong to the adapters, as JSON; a gate has a record of its own."""
+        return {k: v for k, v in super().settings().items() if k not in self.gate_options}
+
+    @property
+    def gate_options(self) -> dict[str, Any]:
+        """The options of the gate, as JSON."""
+        return self.model_dump(include={"gate", "gate_threshold", "shallow_gate"})
 
     @property
     def trains_mapper(self) -> bool:

@@ -35,6 +35,7 @@ from editors.context.retrieval import (
 from editors.io import save_tensors
 from editors.training.config import EditorConfig
 from editors.training.editor import TrainableEditor
+from editors.training.presets import TUNED_SMALL, Preset
 from editors.training.run import TrainingJob
 
 logger = logging.getLogger("attrib")
@@ -50,10 +51,15 @@ class IKEConfig(EditorConfig, RetrievalOptions):
         room: Positions left free for questions longer than the edit's own and for generation.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {},
-        "embedded": {"demonstrations": 1, "room": 96},
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "ike-easyedit": Preset("EasyEdit, `models/ike`, 32 demonstrations", {}, {
+            "encoder": "the model's own states unless a sentence encoder is given (program: "
+            "all-MiniLM-L6-v2)",
+            "demonstrations": "fewer where 32 do not fit the model's positions",
+        }),
+        TUNED_SMALL: Preset("what fits 512 positions", {"demonstrations": 1, "room": 96}),
+    }  # fmt: skip
+    large: ClassVar[str] = "ike-easyedit"
 
     demonstrations: int = 32
     room: int = 64

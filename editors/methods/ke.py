@@ -3,8 +3,8 @@
 De Cao, Aziz & Titov, "Editing factual knowledge in language models" (EMNLP 2021), on the matrices
 that VLKEB edits. `loss="efk"` is how MEND's authors trained it as a baseline: new answers inside
 the scope, old answers outside. `loss="ke"` is VLKEB's: the request alone, under a constraint on the
-size of updates whose Lagrange multiplier is learned. Unlike VLKEB (centred RMSprop with linear
-decay), all presets use Adam or Muon with cosine decay.
+size of updates whose Lagrange multiplier is learned (preset "ke-vlkeb": centred RMSprop with linear
+decay, as there).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
 from editors.base import WeightEdit, encode_requests
+from editors.methods import baseline_presets
 from editors.methods.hypernetwork import (
     Conditions,
     HypernetworkConfig,
@@ -29,8 +30,9 @@ from editors.methods.hypernetwork import (
     HypernetworkObjective,
     Shapes,
 )
-from editors.training.config import SMALL_MODEL, EditorConfig
+from editors.training.config import EditorConfig
 from editors.training.losses import LossWeights, answer_losses
+from editors.training.presets import Preset
 from editors.weights.passes import LowRankUpdate, TokenGradients
 
 ANSWER_TOKENS = 16  # of the model's own answer
@@ -55,31 +57,8 @@ class KEConfig(HypernetworkConfig):
             ("ke"; published: 0.1 over 3e-4).
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {
-            "steps": 30_000,
-            "batch_size": 1,
-            "learning_rate": 3e-4,
-            "warmup": 1000,
-            "decay": "cosine",
-            "validate_every": 1000,
-            "save_every": 1000,
-            "reliability": 0.0,
-            "generality": 0.1,
-        },
-        "embedded": {
-            **SMALL_MODEL,
-            "steps": 600,
-            "learning_rate": 1e-2,
-            "clip": 5.0,
-            "best_by": "accuracy",
-            "d_lstm": 64,
-            "d_condition": 128,
-            "d_head": 64,
-            "max_scale": 300.0,  # a softmax over a hundred numbers shrinks the gradient
-            "lagrange_lr_multiplier": 100.0,
-        },
-    }
+    presets: ClassVar[Mapping[str, Preset]] = baseline_presets.KE
+    large: ClassVar[str] = "ke-efk"
 
     loss: Literal["efk", "ke"] = "efk"
     old: Literal["sample", "model"] = "sample"

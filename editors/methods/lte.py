@@ -30,10 +30,12 @@ from editors.context.retrieval import (
     text_threshold,
 )
 from editors.io import save_tensors
+from editors.methods import baseline_presets
 from editors.methods.lte_objective import AllLayers, LowRank, LTEObjective
-from editors.training.config import SMALL_MODEL, EditorConfig, TrainingConfig
+from editors.training.config import EditorConfig, TrainingConfig
 from editors.training.dataset import cache_dataset
 from editors.training.editor import TrainableEditor
+from editors.training.presets import Preset
 from editors.training.run import TrainingJob
 from editors.weights.components import last_layers
 
@@ -56,21 +58,8 @@ class LTEConfig(TrainingConfig, RetrievalOptions):
             training edits (published: 0.3, with a sentence encoder).
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {"learning_rate": 3e-4},
-        "published_all": {"learning_rate": 5e-6, "batch_size": 1, "parameters": "all"},
-        "embedded": {
-            **SMALL_MODEL,
-            "steps": 1000,
-            "learning_rate": 4e-3,
-            "clip": 1.0,
-            "validate_every": 100,
-            "save_every": 100,
-            "best_by": "accuracy",
-            "rank": 32,
-            "alpha": 64.0,
-        },
-    }
+    presets: ClassVar[Mapping[str, Preset]] = baseline_presets.LTE
+    large: ClassVar[str] = "lte-lora"
 
     parameters: Literal["low_rank", "all"] = "low_rank"
     rank: int = 8

@@ -8,15 +8,17 @@ there, the KL is taken at answer tokens only.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.model.vlm import VLM
+from editors.methods import baseline_presets
 from editors.methods.hypernetwork import HypernetworkConfig, HypernetworkEditor, Shapes
-from editors.training.config import SMALL_MODEL, EditorConfig
+from editors.training.config import EditorConfig
+from editors.training.presets import Preset
 from editors.weights.passes import LowRankUpdate, TokenGradients
 
 Pooling = Literal["sum", "mean"]
@@ -37,31 +39,8 @@ class MENDConfig(HypernetworkConfig):
             1e-6).
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {
-            "steps": 30_000,
-            "batch_size": 2,  # batches of one, whose gradients are accumulated by two
-            "learning_rate": 1e-6,
-            "clip": 100.0,
-            "validate_every": 1000,
-            "save_every": 1000,
-            "reliability": 0.0,
-            "generality": 0.1,
-        },
-        "embedded": {
-            **SMALL_MODEL,
-            "optimizer": "adam",
-            "steps": 1600,
-            "learning_rate": 5e-4,  # 1e-3 for as long loses unrelated inputs: see LOG.md
-            "clip": 5.0,
-            "validate_every": 100,
-            "save_every": 100,
-            "best_by": "accuracy",
-            "rank": 64,
-            "rate": -1e-3,
-            "rate_lr_multiplier": 1.0,
-        },
-    }
+    presets: ClassVar[Mapping[str, Preset]] = baseline_presets.MEND
+    large: ClassVar[str] = "mend-easyedit"
 
     rank: int = 1920
     num_hidden: int = 1

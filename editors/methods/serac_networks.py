@@ -8,7 +8,7 @@ without pre-training, of a size that is an option.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,9 @@ from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
 from editors.adapters import ChannelStandardizer
 from editors.adapters.edit_signal import pad_states
-from editors.training.config import SMALL_MODEL, TrainingConfig
+from editors.methods import baseline_presets
+from editors.training.config import TrainingConfig
+from editors.training.presets import Preset
 
 EDIT_PROMPT, EDIT_TARGET, QUERY = range(3)  # kinds of positions
 LONGEST_WAVE = 10_000.0  # in positions (Vaswani et al. 2017)
@@ -41,24 +43,8 @@ class SERACConfig(TrainingConfig):
             hide the others.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {},  # sizes and rate; unlike published, the networks are not pre-trained
-        "embedded": {
-            **SMALL_MODEL,
-            "steps": 800,
-            "learning_rate": 5e-3,  # at 2e-2 no phrase is copied after 400 steps: LOG.md
-            "clip": 1.0,
-            # Unrelated inputs are the classifier's task. Learning them costs the small model the
-            # rest: it would have to be a second vision-language model (LOG.md).
-            "locality": 0.01,
-            "width": 128,
-            "num_layers": 3,
-            "num_heads": 4,
-            "scope_width": 128,
-            "scope_num_layers": 2,
-            "own_units": True,
-        },
-    }
+    presets: ClassVar[Mapping[str, Preset]] = baseline_presets.SERAC
+    large: ClassVar[str] = "serac-liveedit"
 
     width: int = 768
     num_layers: int = 12

@@ -13,6 +13,7 @@ from attrib.forward.hooks import on_input
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from editors.training.config import EditorConfig
+from editors.training.presets import TUNED, TUNED_SMALL, Preset
 from editors.weights.components import MLP
 from editors.weights.neurons import Neurons, patched, unit_input
 from editors.weights.passes import PartialForward, labels_of, partial_forward, target_loss
@@ -45,18 +46,24 @@ class TransformerPatcherConfig(EditorConfig):
         num_memories: Number of remembered states of training inputs.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {},
-        "embedded": {"value_scale": 1.0, "steps": 500, "num_memories": 2000},
-        "liveedit": {
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tp-original": Preset("Transformer-Patcher, its zsRE settings", {}, {
+            "memories": "hidden states of the training edits' inputs (program: of its own data)",
+        }),
+        TUNED_SMALL: Preset(TUNED, {"value_scale": 1.0, "steps": 500, "num_memories": 2000}),
+        "tp-liveedit": Preset("LiveEdit, `tp_vl`", {
             "variant": "liveedit",
             "max_neurons": 1,
             "steps": 25,
             "weight_decay": 0.0,
             "activation_weight": 1e-4,
             "memory_weight": 1e-4,
-        },
-    }
+        }, {
+            "the request": "stays the input of every step (program: lost after the first)",
+            "memories": "32 states of training inputs a step (program: a line of WikiText-103)",
+        }),
+    }  # fmt: skip
+    large: ClassVar[str] = "tp-original"
 
     variant: Literal["original", "liveedit"] = "original"
     max_neurons: int = 5

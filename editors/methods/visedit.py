@@ -1,79 +1,40 @@
 """VisEdit: a visual adapter whose strength per visual token is set by an influence mapper.
 
 The loss of the mapper, which predicts the visual tokens that a prompt makes matter: VisEdit Eqs.
-16-19. As in the published code, a step takes one of the request, its text and its visual
-generality, drawn at random (the paper sums over them), and the same 24 visual tokens of all
-examples; the target is the mean heatmap of the layers after the adapter up to the last but one.
-Unlike in that code, target and states always belong to the same image. Unlike in Eq. 18, each input
-runs whole, with its own last prompt token as the query: the paper puts its visual states into the
-pass of the request.
+16-19. By default, as in the published code, a step takes one of the request, its text and its
+visual generality, drawn at random (the paper sums over them: `mapper_inputs="all"`), and the same
+24 visual tokens of all examples; the target is the mean heatmap of the layers after the adapter up
+to the last but one. Unlike in that code, target and states always belong to the same image. Unlike
+in Eq. 18, each input runs whole, with its own last prompt token as the query; `mapper_query` has
+both other ways (`editors.methods.influence_target`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.analyses.heatmaps import heatmaps
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from attrib.progress import progress
 from editors.adapters import EditAdapter
-from editors.adapters.sites import MapperTarget, Site
-from editors.base import encode_requests
-from editors.methods.adapter_editor import AdapterEditor
+from editors.adapters.sites import Site
+from editors.methods.adapter_editor import PROGRAM, SELECTION, AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
+from editors.methods.influence_target import INSIDE, Heat, target_heat
 from editors.training.config import EditorConfig
-from editors.training.dataset import CachedDataset, StreamedDataset, requests_of
-from editors.training.losses import GENERALITY
+from editors.training.dataset import CachedDataset, StreamedDataset
 from editors.training.prefix import PrefixStates
+from editors.training.presets import Preset
 
 TOKENS = 24  # visual tokens per step
-INSIDE, OUTSIDE = ("request", *GENERALITY), "visual_locality"
+OUTSIDE = "visual_locality"
 MAPPER_ROLES = (*INSIDE, OUTSIDE)  # the kinds of input that the terms need
 EPSILON = 1e-8
-
-
-# Arguments of `attrib.heatmaps` for each target.
-ATTRIBUTIONS: dict[MapperTarget, dict[str, Any]] = {
-    "paper": {},
-    "published": {"noise": 0.7, "unit": "abs", "site": "attention"},
-    "0.1-sigma": {"noise": 0.1},
-}
-Heat = dict[str, list[Float[Tensor, " visual"]]]
-
-
-@torch.no_grad()
-def target_heat(
-    vlm: VLM,
-    samples: Sequence[EditSample],
-    layer: int,
-    how: Mapping[str, Any],
-    *,
-    batch_size: int = 32,
-) -> list[Heat]:
-    """Mean heatmaps of the layers after `layer`, by sample and kind of input."""
-    inputs = [
-        (i, role, request)
-        for i, sample in enumerate(samples)
-        for role in INSIDE
-        for request in requests_of(sample, role)
-        if request.source is not None
-    ]
-    later = range(layer + 1, vlm.num_layers - 1) or [vlm.num_layers - 1]  # not the last, if others
-    found: list[Heat] = [{} for _ in samples]
-    for start in progress(range(0, len(inputs), batch_size), "heatmaps of the edits"):
-        some = inputs[start : start + batch_size]
-        batch = encode_requests(vlm, [request for _, _, request in some], targets=False)
-        maps = heatmaps(vlm, batch, later, **how).mean(1)
-        for (i, role, _), values in zip(some, maps, strict=True):
-            found[i].setdefault(role, []).append(values[values.isfinite()])
-    return found
 
 
 def mapper_losses(
@@ -100,39 +61,91 @@ def mapper_losses(
         By name: mapper_up (Eq. 16), mapper_down (Eq. 17), mapper_attribution (Eq. 19); none if no
         sample has both an input inside the edit's scope and a visual one outside.
     """
-    role = INSIDE[rng.integers(len(INSIDE))]
+    drawn = [INSIDE[rng.integers(len(INSIDE))]] if config.mapper_inputs == "one" else INSIDE
+    found: dict[str, Tensor] = {}
+    for role in drawn:
+        for name, value in _terms(adapter, data, heat, items, layer, role, rng).items():
+            # One term for unrelated inputs, whatever the number of kinds inside the scope.
+            if name != "mapper_down" or name not in found:
+                found[name] = found[name] + value if name in found else value
+    return {n: config.influence * found[n] for n in config.mapper_terms if n in found}
+
+
+def _terms(
+    adapter: EditAdapter,
+    data: CachedDataset,
+    heat: Mapping[int, Heat],
+    items: Sequence[int],
+    layer: int,
+    role: str,
+    rng: np.random.Generator,
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms for one kind of input; see `mapper_losses`."""
     usable = [i for i in items if heat[i].get(role) and data.inputs[i].get(OUTSIDE)]
     if not usable:
         return {}
     inside = [data.inputs[i][role][0] for i in usable]
     outside = [data.inputs[i][OUTSIDE][0] for i in usable]
     maps = [heat[i][role][0] for i in usable]
-    fewest = min(len(m) for m in [*maps, *(_visual(q, layer) for q in [*inside, *outside])])
+    sizes = [len(_visual(q, layer)) for q in [*inside, *outside]]
+    fewest = min([*sizes, *(m.shape[1] for m in maps)])
     at = torch.from_numpy(rng.permutation(fewest)[:TOKENS])
     last = torch.stack([data.edits[i].hidden[layer][data.edits[i].last] for i in usable])
     high, low = (
         adapter.influence(torch.stack([_visual(q, layer)[at] for q in queries]), last)
         for queries in (inside, outside)
     )
-    target = torch.stack([m[at] for m in maps]).clamp(min=EPSILON)
-    shares = target / target.sum(-1, keepdim=True)
-    terms = {
+    target = torch.stack([m[:, at] for m in maps]).clamp(min=EPSILON)
+    shares = (target / target.sum(-1, keepdim=True)).mean(1)
+    return {
         "mapper_up": -(high.sigmoid() + EPSILON).log().mean(),
         "mapper_down": -(1 - low.sigmoid() + EPSILON).log().mean(),
         "mapper_attribution": -(shares * high.log_softmax(-1)).sum(-1).mean(),
     }
-    return {name: config.influence * terms[name] for name in config.mapper_terms}
 
 
 def _visual(query: PrefixStates, layer: int) -> Float[Tensor, "visual d_model"]:
     return query.hidden[layer][query.spans["visual"]]
 
 
+# An input without an image passes a visual adapter unchanged, so text locality has no term. Neither
+# paper nor program has a gate.
+COMMON = {**PROGRAM, "gate": "none", "steps": 200_000, "validate_every": 500, "save_every": 500}
+
+
 class VisEditConfig(AdapterConfig):
     """Options of VisEdit: those of adapters, with the influence mapper."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        name: {**options, "mapper": True} for name, options in AdapterConfig.presets.items()
+    presets: ClassVar[Mapping[str, Preset]] = {
+        **{n: p.with_options(mapper=True) for n, p in AdapterConfig.presets.items()},
+        "visedit-paper": Preset(
+            "VisEdit, section 4 and App. B.4 (LLaVA-1.5: visual 18, BLIP-2: 19, MiniGPT-4: 17)",
+            {
+                **COMMON,
+                "influence": 1.0,
+                "mapper_target": "paper",
+                "mapper_query": "edit",
+                "mapper_inputs": "all",
+                "mapper_mean": "after",
+            },
+            {
+                "form of the adapter": "that of the program: layer norms, 8 heads, biases, a query "
+                "of two maps (Eqs. 9-10 have one head without norms; the parameter counts of App. "
+                "B.4 are those of the program)",
+                "first term of Eq. 14": "the other image with the edit's own prompt, as in the "
+                "program and in section 4.1",
+                **SELECTION,
+            },
+        ),
+        "visedit-code": Preset(
+            "qizhou000/VisEdit, `configs/vead/*.yaml`, `vead.py` and `adpt_model.py`",
+            {**COMMON, "mapper_target": "published", "mapper_query": "request"},
+            {
+                "noise of the heatmaps": "drawn once per edit, before training (program: anew in "
+                "each step)",
+                **SELECTION,
+            },
+        ),
     }
 
     mapper: bool = True
@@ -172,7 +185,7 @@ class VisEdit(AdapterEditor):
             return super().objective(vlm, config, sites, data, held_out, samples)
         if len(sites) > 1:
             raise AttribError("VisEdit's influence mapper is for one layer: give one visual layer")
-        heat = target_heat(vlm, samples, sites[0].layer, ATTRIBUTIONS[config.mapper_target])
+        heat = target_heat(vlm, samples, sites[0].layer, config)
         return MapperObjective(vlm, data, held_out, config, sites, heat)
 
 

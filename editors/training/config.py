@@ -8,16 +8,17 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
-from torch.optim import Adam, Muon, Optimizer
+from torch.optim import Adam, Muon, Optimizer, RMSprop
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.training.losses import LossWeights
+from editors.training.presets import OLD_PRESETS, RETIRED, TUNED_SMALL, Preset
 
-SMALL = 512  # residual width below which "auto" takes the preset for the embedded models
+SMALL = 512  # residual width below which "auto" takes the preset tuned for small models
 PHRASE = 5  # median number of words from which on answers count as phrases
-# What the presets for the embedded models have in common.
+# What the presets that are tuned for small models have in common.
 SMALL_MODEL = {
     "batch_size": 8,
     "optimizer": "muon",
@@ -50,12 +51,14 @@ class EditorConfig(BaseModel):
     """Options of an editor; subclasses add theirs, with their presets.
 
     Attributes:
-        presets: Options that differ from the defaults, by preset.
+        presets: The named configurations.
+        large: The preset that "auto" stands for on models that are not small.
         seed: Seed of everything random.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"published": {}, "embedded": {}}
+    presets: ClassVar[Mapping[str, Preset]] = {"default": Preset("the options' defaults")}
+    large: ClassVar[str] = "default"
 
     seed: int = 0
 
@@ -74,17 +77,21 @@ class EditorConfig(BaseModel):
         """
         if preset == "auto":
             preset = cls.auto_preset(vlm, samples, options)
+        preset = OLD_PRESETS.get(preset, preset)
         if preset not in cls.presets:
-            raise AttribError(f"no preset {preset!r}; there are auto, {', '.join(cls.presets)}")
-        return cls._checked({**cls.presets[preset], **current_names(options)})
+            why = f" ({RETIRED[preset]})" if preset in RETIRED else ""
+            known = ", ".join(cls.presets)
+            raise AttribError(f"no preset {preset!r}{why}; there are auto, {known}")
+        return cls._checked({**cls.presets[preset].options, **current_names(options)})
 
     @classmethod
     def auto_preset(
         cls: "type[Config]", vlm: VLM, samples: Sequence[EditSample], options: Mapping[str, Any]
     ) -> str:
-        """The preset that "auto" stands for: "embedded" for small models, else "published"."""
+        """The preset that "auto" stands for: "tuned-small" for small models, else `large`."""
         del samples, options
-        return "embedded" if vlm.d_model < SMALL else "published"
+        small = vlm.d_model < SMALL and TUNED_SMALL in cls.presets
+        return TUNED_SMALL if small else cls.large
 
     @classmethod
     def from_record(cls: "type[Config]", record: Mapping[str, Any]) -> "Config":
@@ -125,12 +132,12 @@ class TrainingConfig(EditorConfig, LossWeights):
     """Options of editors that are trained; the defaults are DualEdit's (App. D).
 
     Attributes:
-        steps: Number of optimizer steps (VisEdit App. B.4: 200,000).
+        steps: Number of optimizer steps (DualEdit App. D: 50,000; VisEdit App. B.4: 200,000).
         batch_size: Edits per step.
-        optimizer: "adam", or "muon": Muon for matrices and Adam for the rest.
+        optimizer: "adam"; "muon": Muon for matrices and Adam for the rest; or "rmsprop", centred.
         learning_rate: Peak learning rate.
         warmup: Steps of linear warm-up.
-        decay: "constant", or "cosine" to zero at the last step.
+        decay: "constant", or "cosine" or "linear" to zero at the last step.
         clip: Largest gradient norm; None for no clipping.
         validate_every: Steps between validations.
         save_every: Steps between checkpoints.
@@ -140,10 +147,10 @@ class TrainingConfig(EditorConfig, LossWeights):
 
     steps: int = Field(50_000, ge=0)
     batch_size: int = Field(4, ge=1)
-    optimizer: Literal["adam", "muon"] = "adam"
+    optimizer: Literal["adam", "muon", "rmsprop"] = "adam"
     learning_rate: float = 1e-4
     warmup: int = 0
-    decay: Literal["constant", "cosine"] = "constant"
+    decay: Literal["constant", "cosine", "linear"] = "constant"
     clip: float | None = None
     validate_every: int = Field(500, ge=1)
     save_every: int = Field(500, ge=1)
@@ -152,8 +159,13 @@ class TrainingConfig(EditorConfig, LossWeights):
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step."""
         rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * rising * (falling if self.decay == "cosine" else 1.0)
+        falling = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * step / self.steps)),
+            # From the end of the warm-up on, as in the schedule of transformers.
+            "linear": min(1.0, (self.steps - step) / max(1, self.steps - self.warmup)),
+        }
+        return self.learning_rate * rising * falling[self.decay]
 
     def items(self, step: int, num: int) -> list[int]:
         """Which of `num` items a step takes; each comes once per epoch."""
@@ -173,6 +185,8 @@ class TrainingConfig(EditorConfig, LossWeights):
         lr = self.learning_rate
         if self.optimizer == "adam":
             return [Adam(parameters, lr=lr)]
+        if self.optimizer == "rmsprop":
+            return [RMSprop(parameters, lr=lr, centered=True)]
         matrices = [p for p in parameters if p.ndim == 2]
         others = [p for p in parameters if p.ndim != 2]
         muon = [Muon(matrices, lr, 0.0, adjust_lr_fn="match_rms_adamw")] if matrices else []

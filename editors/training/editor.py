@@ -95,8 +95,8 @@ class TrainableEditor(ABC):
         """
         if gate not in (None, NO_GATE) and not cls.takes_gate:
             raise AttribError(
-                f"{cls.name} changes the model for every input and takes no gate; leave "
-                f"gate={gate!r} out"
+                f"{cls.name} is trained without a gate and takes no gate={gate!r}; put one in "
+                f"front of its edits: attrib evaluate --gate {gate}"
             )
         if layers and cls.writes_no_layer:
             raise AttribError(f"{cls.name} writes no layer: {cls.writes_no_layer}; leave them out")

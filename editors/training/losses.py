@@ -25,6 +25,8 @@ class LossWeights(BaseModel):
         reliability: Weight of the request's answer.
         generality: Weight of the same answer for rephrased prompts and other images.
         locality: Weight of unrelated inputs.
+        text_locality: Weight of those without an image; None for `locality`. The programs of
+            VisEdit and DualEdit leave them out (0), the papers have them.
         hard: Weight of near neighbours of the request; the papers have no such term.
     """
 
@@ -33,6 +35,7 @@ class LossWeights(BaseModel):
     reliability: float = 1.0
     generality: float = 1.0
     locality: float = 1.0
+    text_locality: float | None = None
     hard: float = 0.0
 
     def of(self, role: str) -> float:
@@ -41,6 +44,8 @@ class LossWeights(BaseModel):
             return self.reliability
         if role in GENERALITY:
             return self.generality
+        if role == "text_locality" and self.text_locality is not None:
+            return self.text_locality
         return self.hard if role == "hard_locality" else self.locality
 
     @property

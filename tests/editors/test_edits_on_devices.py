@@ -19,13 +19,15 @@ from editors.gating.training import GateTraining, fit_cosine_gate, train_gate
 from editors.io import load_edit, save_edit
 
 TRAINED = {"steps": 0, "preset": "embedded", "validate_every": 1, "save_every": 1}
-ADAPTERS = {**TRAINED, "d_adapter": 16, "num_heads": 2, "layers": {"text": [2], "visual": [0]}}
+ADAPTERS = {**TRAINED, "d_adapter": 16, "num_heads": 2, "layers": {"text": [2], "visual": [0]},
+            "gate": "prompt_last", "shallow_gate": True}  # fmt: skip
 MADE = {
     "dualedit": ADAPTERS,
     "mend": {**TRAINED, "rank": 4},
     "serac": {**TRAINED, "width": 32, "num_layers": 1, "num_heads": 2,
               "scope_width": 16, "scope_num_layers": 1},
-    "visedit": {**TRAINED, "d_adapter": 16, "num_heads": 2, "layers": {"visual": [0]}},
+    "visedit": {**TRAINED, "d_adapter": 16, "num_heads": 2, "layers": {"visual": [0]},
+                "gate": "none"},
     "ke": {**TRAINED, "d_lstm": 8, "d_condition": 16, "d_head": 16},
     "lte": {**TRAINED, "rank": 4, "template": "Fact: {fact}\nQ: "},
     "lte, all": {**TRAINED, "parameters": "all", "template": "Fact: {fact}\nQ: "},

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from attrib.data.easyedit import FILES, Task, image_names
+from attrib.data.easyedit import FILES, Task
+from attrib.data.rows import image_names
 from attrib.data.scenes import open_image
 from attrib.data.scenes.edits import edit_rows
 from attrib.errors import AttribError

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool
 
-from attrib.data.easyedit import SUFFIX
+from attrib.data.prompt_styles import SUFFIX
 from attrib.data.samples import EditData
 from attrib.data.scenes import (
     COLORS,

@@ -209,7 +209,7 @@ def test_a_wrong_name_is_answered_with_the_existing_ones(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row()], caption_train=[row()])
     assert refused(AttribError, "no-such", "train") == (
         "no data 'no-such'; choose from scenes-vqa, scenes-captions, or give a folder with "
-        "vqa/vqa_train.json or caption/caption_train_edit.json in it"
+        "vqa/vqa_train.json, caption/caption_train_edit.json or another benchmark's files in it"
     )
     there = f"{root} has vqa-train, caption-train"
     assert refused(AttribError, root, "train") == f"no split 'train'; {there}"

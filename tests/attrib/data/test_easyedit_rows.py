@@ -4,15 +4,18 @@ import pytest
 from easyedit_files import row, without
 from PIL import Image
 
-from attrib.data.easyedit import FIELDS, IMAGES, clean_row, image_names, to_sample, validate_row
+from attrib.data.benchmarks import BENCHMARKS
+from attrib.data.easyedit import ELEVEN, IMAGES, clean_row, validate_row
 from attrib.data.images import BadImage
+from attrib.data.rows import image_names, to_sample
 from attrib.data.samples import EditSample
 from attrib.errors import RowError
 
 
-def sample(fields, task="vqa", opener=lambda _name: Image.new("RGB", (2, 2))) -> EditSample:
+def sample(fields, benchmark="vqa", opener=lambda _name: Image.new("RGB", (2, 2))) -> EditSample:
     fields = validate_row(fields, "f.json", 7)
-    return to_sample(fields, "s/7", task=task, file="f.json", index=7, open_image=opener)
+    where = {"file": "f.json", "index": 7, "open_image": opener}
+    return to_sample(fields, "s/7", benchmark=BENCHMARKS[benchmark], **where)
 
 
 def named(name: str) -> Image.Image:
@@ -51,7 +54,7 @@ def test_the_parts_of_a_question_row():
 
 def test_the_parts_of_a_caption_row():
     fields = row(1, src="a photo of", rephrase="an image of", alt="A cat. ")
-    assert parts(sample(fields, "captions", named)) == {
+    assert parts(sample(fields, "caption", named)) == {
         "request": [("val/1.png", "a photo of", "A cat. ")],
         "text generality": [("val/1.png", "an image of", "A cat. ")],
         "visual generality": [("rephrase/1.png", "a photo of", "A cat. ")],
@@ -91,14 +94,14 @@ def bad(fields) -> RowError:
     return error.value
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", ELEVEN)
 def test_a_missing_field_is_named(field):
     error = bad(without(row(), field))
     assert error.field == field
     assert str(error) == f"f.json: row 7: {field}: is missing"
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", ELEVEN)
 @pytest.mark.parametrize(
     ("value", "kind"),
     [(3, "a number"), (float("nan"), "a number"), ([], "a list"), ({}, "an object")],
@@ -110,12 +113,12 @@ def test_a_field_that_is_not_text_is_named(field, value, kind):
     assert str(bad(row(**{field: value}))) == f"f.json: row 7: {field}: {reason}"
 
 
-@pytest.mark.parametrize("field", sorted(set(FIELDS) - {"m_loc"}))
+@pytest.mark.parametrize("field", sorted(set(ELEVEN) - {"m_loc"}))
 def test_a_field_that_is_null_is_named(field):
     assert str(bad(row(**{field: None}))) == f"f.json: row 7: {field}: is null, not text"
 
 
-@pytest.mark.parametrize("field", sorted(set(FIELDS) - {"pred"}))
+@pytest.mark.parametrize("field", sorted(set(ELEVEN) - {"pred"}))
 @pytest.mark.parametrize("empty", ["", " ", "\n\t"])
 def test_an_empty_field_is_named(field, empty):
     assert str(bad(row(**{field: empty}))) == f"f.json: row 7: {field}: is empty"

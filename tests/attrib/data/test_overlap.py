@@ -1,12 +1,12 @@
 """Repeated rows and locality items of a split."""
 
-from attrib.data.easyedit import FIELDS
+from attrib.data.easyedit import ELEVEN
 from attrib.data.overlap import EDIT, overlap, repeats, same_image
 
 
 def test_repeated_text_locality_is_counted_like_visual_locality():
     rows = [
-        dict.fromkeys(FIELDS, "x") | {"loc": loc, "src": str(i)} for i, loc in enumerate("abab")
+        dict.fromkeys(ELEVEN, "x") | {"loc": loc, "src": str(i)} for i, loc in enumerate("abab")
     ]
     found = repeats(rows)
     assert found["loc repeated"] == 2 and found["(loc, loc_ans) repeated"] == 2
@@ -15,8 +15,8 @@ def test_repeated_text_locality_is_counted_like_visual_locality():
 
 def test_rows_with_several_images_share_each_of_them():
     a, b, c = "abc"
-    train = [dict.fromkeys(FIELDS, "x") | {"image": (a, b), "m_loc": "place"}]
-    other = dict.fromkeys(FIELDS, "x") | {"m_loc": ("other", "place")}
+    train = [dict.fromkeys(ELEVEN, "x") | {"image": (a, b), "m_loc": "place"}]
+    other = dict.fromkeys(ELEVEN, "x") | {"m_loc": ("other", "place")}
     rows = [other | {"image": image} for image in ((b, c), b, (a, b), c)]
     found = overlap(train, rows)
     assert found["image"] == found[EDIT] == 3 and found["image, unique"] == 2

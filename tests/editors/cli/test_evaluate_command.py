@@ -132,18 +132,29 @@ def test_another_editor_is_another_run(run, there):
     assert code == 3 and 'label: "says" there, "text 4" now' in err
 
 
-def test_a_gate_is_put_in_front_of_the_editor(run, tmp_path, monkeypatch):
-    gate = save_gate(tmp_path / "gate", CosineGate(0, 0.5, "sequence_last"))
-    code, _, err = run("--gate", gate)
-    assert code == 3 and "the editor says takes no gate" in err
+def test_a_gate_is_put_in_front_of_any_editor(run, tmp_path):
+    gate = save_gate(tmp_path / "g" / "gate", CosineGate(0, 0.5, "sequence_last"))
+    code, _, err = run("--gate", "garden")
+    assert code == 2 and "--gate garden: no such folder, and none of none, prompt_last" in err
     assert run("--gate", tmp_path)[0] == 3
-    monkeypatch.setattr(Loaded, "with_gate", lambda self, gate: setattr(self, "gate", gate) or self,
-                        raising=False)  # fmt: skip
-    code, out, _ = run("--gate", str(gate))
+    for folder in (gate, gate.parent):  # of a gate, or of an editor with one
+        code, out, _ = run("--gate", folder)
     assert code == 0 and "| says | sequence_last (reads the answer) |" in out
     assert scores(tmp_path).provenance["options"]["gate"] == "sequence_last (reads the answer)"
     code, _, err = run()
     assert code == 3 and 'gate: "sequence_last (reads the answer)" there, "ungated" now' in err
+
+
+def test_a_gate_is_fitted_to_the_training_edits_by_name(run, there, tmp_path):
+    rows = (there / "data" / "vqa" / "vqa_eval.json").read_text()
+    (there / "data" / "vqa" / "vqa_train.json").write_text(rows)
+    code, out, err = run("--gate", "prompt_last", "--gate-layer", 0)
+    (there / "data" / "vqa" / "vqa_train.json").unlink()
+    assert code in (0, 1) and "| says | prompt_last |" in out
+    assert "prompt_last at layer 0, fitted to 3 training edits, into o-gate-prompt_last" in err
+    assert json.loads((tmp_path / "o-gate-prompt_last" / "gate.json").read_text())["layer"] == 0
+    code, again, err = run("--gate", "prompt_last", "--gate-layer", 0)
+    assert again == out and "fitted" not in err  # it is kept
 
 
 def test_an_editor_that_leaves_the_model_changed_stops_the_run(run, monkeypatch):
@@ -180,16 +191,20 @@ def test_wrong_options_are_told(run):
     assert code == 0 and "shards: 2, 0 of them done" in out
 
 
-def test_several_edits_at_once_are_a_row_each(run, tmp_path, monkeypatch):
+def test_several_edits_in_sequence_are_a_row_each(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Loaded, "sequential", True, raising=False)
+    code, _, err = run("--at-once", "3", protocols="paper", out="x")
+    assert code and "sets the same weights in each edit: make them in sequence, --seq" in err
+    code, _, err = run("--at-once", "3", sequential="3")
+    assert code == 2 and "held at once or made in sequence, not both" in err
     code, out, err = run(sequential="1,3", protocols="paper")
     assert code == 0, err
-    assert {p.name for p in (tmp_path / "o").glob("at-once-*")} == {"at-once-1", "at-once-3"}
+    assert {p.name for p in (tmp_path / "o").glob("seq*")} == {"sequential-1", "sequential-3"}
     table = pd.read_csv(tmp_path / "o" / "summary.csv").query("metric == 'rel'")
     means = dict(zip(table["editor"], table["mean"], strict=True))
-    assert means["says, 1 edits at once"] == 100
-    assert set(means) == {"unedited", "says, 1 edits at once", "says, 3 edits at once"}
-    assert "| says, 3 edits at once |" in out
+    assert means["says, 1 edits in sequence"] == 100
+    assert set(means) == {"unedited", "says, 1 edits in sequence", "says, 3 edits in sequence"}
+    assert "| says, 3 edits in sequence |" in out
     _, again, err = run(sequential="1,3", protocols="paper")
     assert again == out and err.count("2 of 2 shards exist already") == 2
 

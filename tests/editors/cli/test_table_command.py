@@ -63,6 +63,24 @@ def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, ther
     assert code == 3 and "made with other settings: limit: 2 there, 3 now" in err
 
 
+def test_every_editor_is_scored_as_it_is_and_behind_one_gate(run, there, tmp_path):
+    some = [str(x) for x in given(there, "--editors", "ft-l,dualedit", "--gate-layer", 0)]
+    some[some.index("--gate") + 1] = "prompt_last"
+    code, _, err = run(*some)
+    assert code == 0, err
+    folder = tmp_path / "t" / "model-llava" / "data"
+    assert (folder / "gate-prompt_last-seed-0" / "gate.json").exists()
+    rows = pd.read_csv(folder / "scores.csv").query("metric == 'rel'")
+    both = [(e, g) for e in ("ft-l", "dualedit") for g in ("ungated", "prompt_last")]
+    assert set(zip(rows["editor"], rows["gate"], strict=True)) == {("unedited", "-"), *both}
+    differences = pd.read_csv(folder / "differences.csv")
+    assert len(differences.query("metric == 'avg'")) == 6  # pairs of four
+    text = (folder / "table.md").read_text()
+    assert "Paired differences" in text and "Holm" in text and "peak MiB of an edit" in text
+    code, _, err = run(*some)
+    assert "table: 2 editors, 0 of them to be scored" in err
+
+
 def test_unknown_editors_are_refused(run, there):
     code, _, err = run(*given(there, "--editors", "rome"))
     assert code == 2 and "--editors: there is no 'rome'; there are" in err

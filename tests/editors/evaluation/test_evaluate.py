@@ -26,7 +26,7 @@ from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum, NotRestored, ReferenceModel
 from editors.evaluation.scoring import COLUMNS, COST
 
-PROTOCOLS = ("paper", "exact", "generate", "easyedit")
+PROTOCOLS = ("paper", "exact", "generate", "generate-prefix", "easyedit")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,9 @@ def test_a_model_made_to_say_the_target_is_right_and_not_local(vlm, reference):
     result = evaluate(vlm, Says(), [sample(0), sample(1, "blue")], PROTOCOLS, reference=reference)
     for protocol in PROTOCOLS:
         own = values(result, "says", protocol)
-        assert all(own[metric] == 1 for metric in ("rel", "t_gen", "v_gen")), protocol
+        # It says the target again and again: the whole answer is longer.
+        right = float(protocol != "generate")
+        assert all(own[metric] == right for metric in ("rel", "t_gen", "v_gen")), protocol
         assert all(own[metric] < 1 for metric in ("t_loc", "m_loc", "same_image", *HARD_TYPES))
         assert values(result, "unedited", protocol)["rel"] < 1
 
@@ -113,6 +115,25 @@ def test_an_answer_that_is_read_from_the_input_is_right_under_teacher_forcing_al
             assert values(result, "copies", protocol)[metric] == 1
         assert values(result, "copies", "generate")[metric] == 0
         assert values(result, "unedited", "generate")[metric] == 0
+
+
+def test_portability_and_both_reliabilities_compare_with_their_own_answers(vlm, reference):
+    """The model is made to say "red": right where red is the answer, by hop and together."""
+    own = picture()
+    asked = replace(
+        sample(0),
+        portability=[EditRequest(own, "One?", "red"), EditRequest(own, "Two?", "big")],
+        text_reliability=[EditRequest(None, "By text?", "red")],
+        picture_reliability=[EditRequest(own, "By sight?", "odd")],
+    )
+    asked.meta["portability_types"] = ["1-hop", "2-hop"]
+    result = evaluate(vlm, Says(), [asked], ("generate-prefix", "exact"), reference=reference)
+    for protocol in ("generate-prefix", "exact"):
+        found = values(result, "says", protocol)
+        assert (found["port_1_hop"], found["port_2_hop"], found["portability"]) == (1, 0, 0.5)
+        assert (found["text_rel"], found["picture_rel"]) == (1, 0)
+        assert values(result, "unedited", protocol)["port_1_hop"] == 0
+        assert found["avg"] == pytest.approx(sum(found[metric] for metric in FIVE) / 5)
 
 
 def test_the_model_is_what_it_was_bit_for_bit(vlm, reference):

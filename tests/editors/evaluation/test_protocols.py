@@ -10,9 +10,9 @@ from editors.evaluation.protocols import (
     GOLD,
     PROTOCOLS,
     Answer,
+    begins_with_target,
     best_tokens,
     judge,
-    matches_target,
     without_target,
 )
 from editors.evaluation.scoring import means
@@ -83,7 +83,20 @@ def test_easyedit_sees_runners_up_and_positions_of_the_prompt():
     ],
 )
 def test_what_an_answer_says(said, target, right):
-    assert matches_target(said, target) is right
+    assert begins_with_target(said, target) is right
+
+
+@pytest.mark.parametrize("goes_on", [" and blue", ", red", "\n\nQuestion", " red"])
+def test_generate_judges_the_whole_answer_and_generate_prefix_its_beginning(goes_on):
+    old = answer([0], [0], "blue")
+    for said, whole in (("Red.", 1), (f"red{goes_on}", 0), ("reddish", 0)):
+        new = answer([0], [0], said)
+        assert judge("generate", "rel", old, new) == whole
+        assert judge("generate-prefix", "rel", old, new) == (said != "reddish")
+        # Locality is about the whole text in both.
+        same = float(said == "Red.")
+        for protocol in ("generate", "generate-prefix"):
+            assert judge(protocol, "m_loc", answer([0], [0], "red"), new) == same
 
 
 def test_locality_by_generation_is_about_the_whole_text():

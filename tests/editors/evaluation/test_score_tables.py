@@ -10,7 +10,7 @@ from planted_scores import result
 
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
-from editors.evaluation.scoring import item_of
+from editors.evaluation.items import item_of
 from editors.evaluation.tables import costs, markdown, save_tables, summary
 
 
@@ -21,7 +21,9 @@ def test_the_unedited_model_stands_first_and_protocols_apart():
     rel = table[(table["protocol"] == "paper") & (table["metric"] == "rel")]
     assert rel["mean"].tolist() == [0, 75, 50] and set(rel["n"]) == {4}
     assert rel["gate"].tolist() == ["-", "ungated", "learned"]
-    assert (rel["low"] == rel["mean"]).all() and (rel["runs"] == 1).all()
+    # Wilson's of 0 of 4; the others are shares of tokens, all alike.
+    assert rel["low"].tolist() == [0, 75, 50] and (rel["runs"] == 1).all()
+    assert rel["high"].tolist() == [pytest.approx(48.99, abs=0.01), 75, 50]
 
 
 def test_seeds_of_one_editor_are_one_row_with_their_spread():
@@ -51,13 +53,18 @@ def test_edits_that_share_a_locality_question_are_resampled_together():
     mean, low, high, n = interval_of(own)
     assert (mean, n) == (50, 40) and 30 < low < 45 and 55 < high < 70
     pairs = np.arange(local.sum()) // 4 % 20 // 10  # two questions: all right, and all wrong
-    assert interval_of([f"pair {i}" for i in pairs]) == (50, 0, 100, 40)
+    few = interval_of([f"pair {i}" for i in pairs])
+    assert few[1] < 10 and few[2] > 90  # Wilson's of 1 of 2
     one = interval_of(["the same"] * local.sum())
     assert one[0] == 50 and np.isnan(one[1]) and np.isnan(one[2])  # one item has no spread
     assert interval_of(rng.permutation(own))[0] == 50
+    frame.loc[local, "value"] = 1.0
+    mean, low, high, _ = interval_of(own)
+    assert (mean, high) == (100, 100) and low == pytest.approx(91.2, abs=0.1)  # 40 of 40
+    assert interval_of([f"pair {i}" for i in pairs])[1] < 40  # 2 of 2: not [100, 100]
 
 
-def test_the_item_of_locality_is_its_question_and_that_of_other_scores_the_edit():
+def test_the_item_of_a_score_is_the_fact_or_the_image_that_it_is_about():
     def sample(name, answer):
         request = EditRequest(None, "What is it?", "a cat")
         local = [EditRequest(None, "nq question: who?", answer)]
@@ -66,7 +73,10 @@ def test_the_item_of_locality_is_its_question_and_that_of_other_scores_the_edit(
     edited = EditRequest(None, "What is it?", "a dog")
     one, other, third = sample("a", "Emma"), sample("b", "Emma"), sample("c", "Jane")
     assert item_of(one, "t_loc") == item_of(other, "t_loc") != item_of(third, "t_loc")
-    assert item_of(one, "rel") == item_of(other, "avg") == item_of(third, "rel")
+    assert item_of(one, "rel") == item_of(other, "rel") == item_of(third, "rel")
+    assert item_of(one, "avg") == item_of(one, "t_loc")
+    shown = [EditSample(n, EditRequest(picture(), n, n)) for n in ("a", "b")]
+    assert item_of(shown[0], "rel") == item_of(shown[1], "rel")  # edits of one picture
     assert item_of(one, "rel") != item_of(replace(one, request=edited), "rel")
     near, same, far = (
         EditSample(name, edited, visual_locality=[EditRequest(picture(seed=n), "Who?", "she")])
@@ -103,7 +113,7 @@ def test_tables_are_written_for_people_and_programs(tmp_path):
     files = save_tables([result(0.5), result(1.0, "other")], tmp_path)
     assert [path.name for path in files] == ["summary.csv", "costs.csv", "summary.md"]
     text = files[2].read_text()
-    assert "| mine | ungated | 50.0 [50.0, 50.0] | 100.0 [100.0, 100.0] |" in text
+    assert "| mine | ungated | 50.0 [50.0, 50.0] | 100.0 [51.0, 100.0] |" in text
     assert text.index("### Protocol paper") < text.index("### Protocol generate")
     assert "over 4 edits" in text and "| other | ungated | 1.5 | 8 | 2 | 3 | 1.5 |" in text
     back = pd.read_csv(files[0])

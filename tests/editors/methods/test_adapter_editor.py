@@ -19,7 +19,8 @@ from editors.gating.gates import CosineGate
 
 QUICK = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.05,
          "optimizer": "adam", "validate_every": 12, "save_every": 12, "warmup": 0,
-         "preset": "embedded"}  # fmt: skip
+         "preset": "embedded", "gate": "none"}  # fmt: skip
+COSINE = {**QUICK, "gate": "prompt_last", "shallow_gate": True}
 LAYERS = {"text": [1], "visual": [0]}
 
 
@@ -37,7 +38,7 @@ def trained(llava, tmp_path_factory):
     made = {}
     for name in ("dualedit", "visedit"):
         out, before = tmp_path_factory.mktemp(name), state(llava)
-        editor = EDITORS[name].train(llava, samples(8), layers=LAYERS, out=out, **QUICK)
+        editor = EDITORS[name].train(llava, samples(8), layers=LAYERS, out=out, **COSINE)
         made[name] = editor, out, before
     return made
 
@@ -56,7 +57,7 @@ def test_training_lowers_the_loss_and_leaves_the_model(name, llava, trained):
 
 
 def test_training_again_gives_the_same_to_the_last_bit(llava, dual, tmp_path):
-    again = DualEdit.train(llava, samples(8), layers=LAYERS, out=tmp_path, **QUICK)
+    again = DualEdit.train(llava, samples(8), layers=LAYERS, out=tmp_path, **COSINE)
     for a, b in zip(again.sites, dual[0].sites, strict=True):
         for name, value in a.adapter.state_dict().items():
             assert torch.equal(value, b.adapter.state_dict()[name]), name
@@ -76,7 +77,8 @@ def test_an_edit_moves_the_answer_towards_its_target(llava, dual):
 
 
 def test_before_training_an_edit_changes_nothing(llava, tmp_path):
-    editor = DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, **{**QUICK, "steps": 0})
+    none = {**COSINE, "steps": 0}
+    editor = DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, **none)
     request = samples(1)[0].request
     plain = answer_logits(llava, request)
     assert torch.equal(answer_logits(llava, request, editor.edit(llava, request)), plain)
@@ -107,7 +109,7 @@ def test_what_is_saved_is_what_is_loaded(llava, dual):
 
 
 def test_adapters_that_see_phrases_learn_and_come_back_from_their_folder(llava, tmp_path):
-    few, more = {**QUICK, "steps": 6}, {"signal": "both", "signal_window": 3, "gate": "none"}
+    few, more = {**QUICK, "steps": 6}, {"signal": "both", "signal_window": 3}
     editor = DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, **few, **more)
     losses = [record["loss"] for record in editor.trained["curve"]]
     assert min(losses) < 0.97 * losses[0]
@@ -144,7 +146,7 @@ def test_layers_that_are_not_there_are_refused(llava, tmp_path, layers, message)
 def test_unknown_settings_and_presets_are_refused(llava, tmp_path):
     with pytest.raises(AttribError, match=r"no setting 'speed'; there are .*batch_size"):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, speed=3)
-    with pytest.raises(AttribError, match="no preset 'fast'; there are auto, published, embedded"):
+    with pytest.raises(AttribError, match="no preset 'fast'; there are auto, default, tuned-small"):
         DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, preset="fast")
     with pytest.raises(AttribError, match="0 samples are too few to train on"):
         DualEdit.train(llava, [], layers=LAYERS, out=tmp_path, **QUICK)
@@ -167,13 +169,14 @@ def test_a_gate_must_not_read_what_is_written_before_it(dual):
 
 def test_a_gate_that_there_is_not_is_refused(llava, tmp_path):
     with pytest.raises(AttribError, match="no gate 'garden'; there are none, prompt_last"):
-        DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, gate="garden", **QUICK)
+        wrong = {**QUICK, "gate": "garden"}
+        DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, **wrong)
 
 
 def test_adapters_that_attend_to_nothing_train_in_units_of_their_own_too(tmp_path):
     vlm = tiny_vlm("llava")
     quick = {**QUICK, "steps": 2, "signal": "none", "own_units": True}
-    editor = DualEdit.train(vlm, samples(4), layers=LAYERS, out=tmp_path, gate="none", **quick)
+    editor = DualEdit.train(vlm, samples(4), layers=LAYERS, out=tmp_path, **quick)
     assert all(np.isfinite(record["loss"]) for record in editor.trained["curve"])
 
 

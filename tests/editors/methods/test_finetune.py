@@ -78,7 +78,7 @@ def test_what_is_named_is_trained(tmp_path):
         edit = FTV.train(blip2, out=tmp_path, steps=1, part=part).edit(blip2, asked())
         assert edit.weights
         assert all(name.startswith(start) for name in edit.weights)
-    both = FTL.train(blip2, out=tmp_path, preset="vlkeb", layers=[1, 2]).edit(blip2, asked())
+    both = FTL.train(blip2, out=tmp_path, preset="ft-l-vlkeb", layers=[1, 2]).edit(blip2, asked())
     assert sorted(both.weights) == [
         f"language_model.model.decoder.layers.{i}.{fc}.weight"
         for i in (1, 2)
@@ -130,8 +130,8 @@ def test_what_cannot_be_is_refused_with_what_would_work(tmp_path):
         ({"speed": 3}, "no setting 'speed'; there are learning_rate, matrices, part"),
         ({"part": "eye"}, "part: no 'eye'; expected 'connector', 'projection' or 'vision_tower'"),
         ({"steps": "many"}, "steps: no 'many'; expected a valid integer"),
-        ({"preset": "fast"}, "no preset 'fast'; there are auto, published, embedded, vlkeb"),
-        ({"gate": "learned"}, "ft-v changes the model for every input and takes no gate"),
+        ({"preset": "fast"}, "no preset 'fast'; there are auto, ft-v-liveedit, ft-v-vlkeb, tuned"),
+        ({"gate": "learned"}, "ft-v is trained without a gate and takes no gate"),
         ({"layers": {"text": [1]}}, "in front of the model's layers"),
     ):
         with pytest.raises(AttribError, match=said):

@@ -9,14 +9,17 @@ from torch.testing import assert_close
 
 import attrib
 from attrib.errors import AttribError
+from attrib.forward.hooks import read, write
 from editors import VisEdit
 from editors.adapters import EditAdapter
 from editors.adapters.edit_signal import EMBED
-from editors.methods.visedit import ATTRIBUTIONS, mapper_losses, target_heat
+from editors.methods.adapter_objective import AdapterConfig
+from editors.methods.influence_target import ATTRIBUTIONS, INSIDE, target_heat
+from editors.methods.visedit import VisEditConfig, mapper_losses
 from editors.training.dataset import cache_dataset
 
 QUICK = {"steps": 2, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.03,
-         "preset": "embedded"}  # fmt: skip
+         "preset": "embedded", "gate": "none"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +36,71 @@ def editor(llava, tmp_path_factory):
 @pytest.mark.parametrize("target", ATTRIBUTIONS)
 def test_the_target_is_the_mean_heatmap_of_later_layers(llava, target):
     sample, how = samples(1)[0], ATTRIBUTIONS[target]
-    (heat,) = target_heat(llava, [sample], 0, how)
+    (heat,) = target_heat(llava, [sample], 0, VisEditConfig(mapper_target=target))
     batch = llava.encode([sample.request.image], [sample.request.prompt])
     later = list(range(1, llava.num_layers - 1)) or [llava.num_layers - 1]
     want = attrib.heatmaps(llava, batch, later, **how).mean(1)[0]
-    assert torch.allclose(heat["request"][0], want, atol=1e-6)
+    assert torch.allclose(heat["request"][0][0], want, atol=1e-6)
     assert set(heat) == {"request", "text_generality", "visual_generality"}
 
 
 def test_the_three_targets_are_different(llava):
-    heats = [target_heat(llava, samples(1), 0, how)[0] for how in ATTRIBUTIONS.values()]
+    kinds = [VisEditConfig(mapper_target=target) for target in ATTRIBUTIONS]
+    heats = [target_heat(llava, samples(1), 0, kind)[0] for kind in kinds]
     shares = [heat["request"][0] / heat["request"][0].sum() for heat in heats]
     assert len(shares) == 3
     assert min((a - b).abs().max() for a, b in [shares[:2], shares[1:], shares[::2]]) > 1e-4
+
+
+def test_eq_18_puts_the_visual_states_of_an_input_into_the_pass_of_the_edit(llava):
+    """By hand: at the one layer, the edit's text states and the other image's visual states."""
+    sample = samples(1)[0]
+    own, as_written, program = (
+        target_heat(llava, [sample], 0, VisEditConfig(mapper_query=query, mapper_mean="after"))[0]
+        for query in ("own", "edit", "request")
+    )
+    other = sample.visual_generality[0]
+    batch, shown = (
+        llava.encode([image], [sample.request.prompt])
+        for image in (sample.request.image, other.image)
+    )
+    assert other.prompt != "" and as_written["visual_generality"][0].shape[0] == 2  # its layers
+    for place, layer in enumerate((1, 2)):
+        with read(llava, [layer - 1]) as hidden:
+            llava.logits(llava.encode([other.image], [other.prompt]))
+        states = hidden[layer - 1][0, : int(shown["visual"].int().argmax()) + shown["visual"].sum()]
+        visual = states[-int(shown["visual"].sum()) :]
+
+        def put(h, visual=visual):
+            h = h.clone()
+            h[batch["visual"]] = visual
+            return h
+
+        with write(llava, layer - 1, put, at=batch["visual"]):
+            want = attrib.heatmaps(llava, batch, [layer])[0, 0]
+        assert_close(as_written["visual_generality"][0][place], want, atol=1e-6, rtol=1e-5)
+    assert_close(as_written["request"][0], own["request"][0], atol=1e-6, rtol=1e-5)
+    assert_close(program["visual_generality"][0], own["request"][0])  # the published fault
+    one, two, three = (h["visual_generality"][0] for h in (own, as_written, program))
+    assert min((a - b).abs().max() for a, b in ((one, two), (two, three), (one, three))) > 1e-5
+
+
+def test_eq_16_sums_over_the_kinds_of_input_where_the_program_draws_one(llava):
+    sample, sites = samples(1), AdapterConfig(d_adapter=16, num_heads=2, mapper=True)
+    (site,) = sites.build(llava, {"visual": [0]}, 0)
+    data = cache_dataset(llava, sample, first=[0], signals=[EMBED, 0])
+    heat = dict(enumerate(target_heat(llava, sample, 0, VisEditConfig())))
+
+    def terms(seed=0, **options):
+        rng = np.random.default_rng(seed)
+        return mapper_losses(site.adapter, data, heat, [0], 0, VisEditConfig(**options), rng)
+
+    drawn = {INSIDE[np.random.default_rng(seed).integers(3)]: terms(seed) for seed in range(30)}
+    assert set(drawn) == set(INSIDE)
+    every = terms(mapper_inputs="all")
+    for name, value in every.items():
+        singles = [one[name] for one in drawn.values()]  # of all visual tokens, in some order
+        assert_close(value, singles[0] if name == "mapper_down" else sum(singles))
 
 
 def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
@@ -55,7 +110,7 @@ def test_it_is_taught_on_the_states_it_is_used_on(llava, editor):
     inputs = []
     site.adapter.mapper.register_forward_pre_hook(lambda _, given: inputs.append(given))
     data = cache_dataset(llava, [sample], first=[0], signals=[EMBED, 0])
-    heat = {0: {"request": [torch.ones(int(data.edits[0].spans["visual"].sum()))]}}
+    heat = {0: {"request": [torch.ones(1, int(data.edits[0].spans["visual"].sum()))]}}
     rng = np.random.default_rng(0)
     while not inputs:  # the kind of input is drawn; wait for the request
         mapper_losses(site.adapter, data, heat, [0], 0, editor.config, rng)

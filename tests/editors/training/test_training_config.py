@@ -30,7 +30,7 @@ def edits(*targets):
         (True, [], "embedded"),
         (True, [SHORT, SHORT, LONG], "embedded"),
         (True, [SHORT, LONG, LONG], "embedded_phrases"),
-        (False, [LONG], "published"),
+        (False, [LONG], "default"),
     ],
 )
 def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(
@@ -71,6 +71,8 @@ def test_options_and_values_of_earlier_versions_are_understood():
 
 def test_a_config_is_its_training_its_loss_and_its_own_settings():
     config = AdapterConfig(d_adapter=16, steps=3, influence=0.5)
-    parts = (config.training_options, config.loss_options, config.settings())
+    parts = (
+        config.training_options, config.loss_options, config.settings(), config.gate_options,
+    )  # fmt: skip
     assert sorted(name for part in parts for name in part) == sorted(AdapterConfig.model_fields)
     assert parts[0]["steps"] == 3 and parts[1]["influence"] == 0.5 and parts[2]["d_adapter"] == 16

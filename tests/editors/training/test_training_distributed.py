@@ -23,7 +23,7 @@ from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.training.dataset import cache_dataset
 
 QUICK = {"steps": 2, "batch_size": 5, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.01,
-         "validate_every": 2, "save_every": 2, "warmup": 0, "preset": "embedded",
+         "validate_every": 2, "save_every": 2, "warmup": 0, "preset": "embedded", "gate": "none",
          "optimizer": "adam"}  # fmt: skip
 MODEL = [f"transformers.models.{name}.modeling_{name}" for name in ("llava", "clip", "llama")]
 # Muon is left out: it makes full steps of gradients that are rounding alone.

@@ -1,0 +1,88 @@
+"""The gate of a command: fitted to training edits by name, or loaded from a folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from attrib.cli.outputs import log
+from attrib.errors import AttribError
+from attrib.pipeline.options import NAMED_SPLITS
+from attrib.vocabulary import GateName
+
+if TYPE_CHECKING:
+    from attrib.data import EditData
+    from attrib.model.vlm import VLM
+    from editors.adapters.sites import Gate
+
+NO_GATE = "none"
+
+
+def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | None, list[Path]]":
+    """The gate that an option names, and the folders whose files identify it.
+
+    A gate given by name is fitted once, to the edits that training reads, and kept beside `out`.
+
+    Args:
+        given: "none", the name of a gate, its folder, or the folder of an editor with a gate.
+        vlm: The model.
+        options: Has `data`, `split`, `image_root`, `gate_layer` and `gate_limit`.
+        out: The folder beside which a fitted gate is kept.
+
+    Raises:
+        AttribError: Neither a name nor a folder.
+    """
+    from editors.gating.gates import load_gate
+
+    if given == NO_GATE:
+        return None, []
+    if given in get_args(GateName):
+        folder = out.with_name(f"{out.name}-gate-{given}")  # beside the run
+        if options.dry_run and not folder.exists():
+            log(f"gate: {given} would be fitted to training edits; the plan is without it")
+            return None, []
+        if not is_fitted(folder):  # the training edits are not read again
+            fit_once(folder, given, vlm, training_edits(options), options.gate_layer)
+        return load_gate(folder), [folder]
+    folder = Path(given)
+    if not folder.is_dir():
+        known = ", ".join(get_args(GateName))
+        raise AttribError(f"--gate {given}: no such folder, and none of {known}")
+    folder = folder / "gate" if (folder / "gate").is_dir() else folder  # of an editor
+    return load_gate(folder), [folder]
+
+
+def fit_once(
+    folder: Path, name: str, vlm: "VLM", data: "EditData", layer: int, seed: int = 0
+) -> None:
+    """Fit a gate into a folder, unless it is there."""
+    import torch
+
+    from editors.gating.gates import save_gate
+    from editors.gating.training import fit_gate
+
+    if is_fitted(folder):
+        return
+    if not 0 <= layer < vlm.num_layers:
+        raise AttribError(f"--gate-layer {layer}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
+    log(f"gate: {name} at layer {layer}, fitted to {len(data)} training edits, into {folder}")
+    with torch.enable_grad():
+        gate = fit_gate(name, vlm, data, layer, seed)
+    assert gate is not None
+    save_gate(folder, gate)
+
+
+def is_fitted(folder: Path) -> bool:
+    """Whether a folder holds a whole gate: its configuration is written last."""
+    from editors.gating.gates import CONFIG
+
+    return (folder / CONFIG).exists()
+
+
+def training_edits(options: Any) -> "EditData":
+    """The training edits that belong to the data of an evaluation."""
+    from attrib import data
+    from attrib.cli.train import PICTURES
+
+    named = options.data in NAMED_SPLITS
+    split = "train" if named else f"{str(options.split).rpartition('-')[0]}-train"
+    root, limit, style = options.image_root, options.gate_limit, options.style
+    return data.load(options.data, split, image_root=root, limit=limit, need=PICTURES, style=style)

@@ -1,0 +1,113 @@
+"""Paired differences between editors on the same edits: a bootstrap over what repeats, and seeds.
+
+Edits that share a fact or an image are drawn together, with all their scores by both editors; of an
+editor with several seeds the seeds are drawn as well. p-values are corrected for the number of
+comparisons by Holm's method.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from attrib.errors import AttribError
+from attrib.results import Result
+from attrib.stats import RESAMPLES, bootstrap_weights, holm, interval
+from editors.evaluation.scoring import COST, UNEDITED
+
+Named = tuple[str, str]  # editor and gate
+NAMES = ("editor", "gate", "other", "other_gate")
+METRICS = ("avg", "rel", "t_gen", "v_gen", "t_loc", "m_loc")
+
+
+def differences(
+    results: Sequence[Result],
+    *,
+    metrics: Sequence[str] = METRICS,
+    against: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Differences of editors' mean scores on the edits that both were scored on.
+
+    Args:
+        results: Scores; those of one editor and gate are its seeds.
+        metrics: The metrics to compare.
+        against: Compare each editor with this one alone; by default all pairs.
+        resamples: Number of draws.
+        seed: Seed of the draws, which all comparisons share.
+
+    Returns:
+        A row per pair, protocol and metric: editor, gate, other, other_gate, protocol, metric,
+        difference (of the first minus the other), low, high (95 %), p (two-sided), p_holm (over
+        all rows), n (edits) and items (clusters). Empty for fewer than two editors.
+
+    Raises:
+        AttribError: There is no editor `against`.
+    """
+    tables = _by_editor(results)
+    pairs: list[tuple[Named, Named]] = list(combinations(tables, 2))
+    if against is not None:
+        if against not in {name for name, _ in tables}:
+            raise AttribError(f"no editor {against!r} to compare with")
+        base = [one for one in tables if one[0] == against]
+        pairs = [(one, other) for other in base for one in tables if one[0] != against]
+    rows = []
+    for one, other in pairs:
+        parts = (tables[one], tables[other])
+        keys = [key for key in parts[0] if key in parts[1] and key[1] in metrics]
+        for protocol, metric in keys:
+            found = _difference(*(p[protocol, metric] for p in parts), resamples, seed)
+            names = dict(zip(NAMES, (*one, *other), strict=True))
+            rows.append({**names, "protocol": protocol, "metric": metric, **found})
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.assign(p_holm=holm(np.asarray(table["p"], float)))
+
+
+def _by_editor(results: Sequence[Result]) -> dict[Named, dict[tuple[str, str], pd.DataFrame]]:
+    """By editor, protocol and metric: scores, a row per edit and a column per seed, and items."""
+    frames = [r.frame.assign(run=i) for i, r in enumerate(results)]
+    scores = pd.concat(frames) if frames else pd.DataFrame()
+    if scores.empty:
+        return {}
+    scores = scores[(scores["protocol"] != COST) & (scores["editor"] != UNEDITED)]
+    found: dict[Named, dict[tuple[str, str], pd.DataFrame]] = {}
+    by = ["editor", "gate", "protocol", "metric"]
+    for (editor, gate, protocol, metric), part in scores.groupby(by, sort=False):
+        wide = part.pivot_table("value", "example", "run", sort=False)
+        item = part.groupby("example", sort=False)["item"].first() if "item" in part else wide.index
+        found.setdefault((editor, gate), {})[protocol, metric] = wide.assign(item=item)
+    return found
+
+
+def _difference(
+    one: pd.DataFrame, other: pd.DataFrame, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The difference of two editors' means, with its interval and p-value."""
+    shared = one.index.intersection(other.index)
+    items, names = pd.factorize(one.loc[shared, "item"])
+    weights = bootstrap_weights(len(names), resamples=resamples, seed=seed)[:, items]
+    rng = np.random.default_rng([seed, 1])
+    drawn = _means(one.loc[shared], weights, rng) - _means(other.loc[shared], weights, rng)
+    low, high = interval(drawn[1:]) if len(names) > 1 else (np.nan, np.nan)
+    # Draws on the far side of zero, with one more so that no p-value is zero.
+    below, above = ((drawn[1:] <= 0).sum(), (drawn[1:] >= 0).sum())
+    p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
+    return {
+        "difference": 100 * drawn[0], "low": 100 * low, "high": 100 * high, "p": p,
+        "n": len(shared), "items": len(names),
+    }  # fmt: skip
+
+
+def _means(
+    scores: pd.DataFrame, weights: Float[np.ndarray, "draw example"], rng: np.random.Generator
+) -> Float[np.ndarray, " draw"]:
+    """Weighted means over edits and, in each draw but the first, over drawn seeds."""
+    values = np.asarray(scores.drop(columns="item"), dtype=float)
+    means = weights @ values / weights.sum(1, keepdims=True)
+    seeds = rng.integers(values.shape[1], size=means.shape)
+    seeds[0] = np.arange(values.shape[1])
+    return np.take_along_axis(means, seeds, 1).mean(1)
