@@ -62,6 +62,21 @@ def test_the_published_gate_has_hardly_an_effect_without_the_answer():
     assert not any("opens for 3 %" in text for text in PAGES.values())
 
 
+def test_the_published_gate_is_shut_without_the_answer_and_open_to_all_at_fixed_thresholds():
+    def share(gate, answer, relation="request"):
+        wanted = {"gate": f"sequence_last, {gate}", "answer": answer, "relation": relation}
+        (row,) = rows("gates/open.csv", **wanted)
+        return float(row["open"]), int(row["n"])
+
+    opened, n = share("calibrated", "False")
+    page = PAGES["docs/results.md"].replace("\n  ", " ")
+    assert f"opened for {round(opened * n)} of {n} of its own requests" in page
+    assert share("calibrated", "True")[0] == 1  # with the answer it compares equal tokens
+    kinds = ("request", "visual_locality", "text_locality", "same_image_other_kind")
+    assert {share("0.8", "False", kind)[0] for kind in kinds} == {0.95}
+    assert {share("0.6", "False", kind)[0] for kind in kinds} == {1.0}
+
+
 def test_the_published_setting_of_ft_l_stands_beside_the_tuned_one():
     found = means("ft-l-liveedit/summary.csv", editor="ft-l", protocol="paper")
     (line,) = re.findall(r"\| `ft-l-liveedit` \|.*", PAGES["docs/results.md"])
