@@ -11,6 +11,7 @@ from attrib.analyses.sensitivity import sensitivity
 from attrib.explorer.payload import array
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from attrib.vocabulary import NoiseModality
 
 SIGMAS = (0.1, 0.5, 1.0)
 SPANS = ("visual", "last")
@@ -25,7 +26,9 @@ def deep_data(vlm: VLM, batch: Batch, other: Batch | None, seed: int) -> dict[st
         other: The same prompt with another picture; None for a text alone.
         seed: Seed of the noise.
     """
-    modalities = ["text", "visual"] if bool(batch["visual"].any()) else ["text"]
+    modalities: list[NoiseModality] = (
+        ["text", "visual"] if bool(batch["visual"].any()) else ["text"]
+    )
     noise = {m: sensitivity(vlm, batch, m, SIGMAS, seed=seed)[0] for m in modalities}
     data: dict[str, Any] = {
         "sigmas": list(SIGMAS),

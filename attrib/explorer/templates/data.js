@@ -74,8 +74,9 @@ function shown(value, digits = 3) {
 function percent(share) {
   if (!Number.isFinite(share)) return "none";
   if (share >= 0.9995) return "100\u00a0%";
-  if (share < 0.0005) return share > 0 ? "< 0.1\u00a0%" : "0\u00a0%";
-  return `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}\u00a0%`;
+  if (share < 0.00005) return share > 0 ? "< 0.01\u00a0%" : "0\u00a0%";
+  const digits = [0.01, 0.1].filter((bound) => share < bound).length;
+  return `${(100 * share).toFixed(digits)}\u00a0%`;
 }
 
 // Per cent without the sign, for cells of a table whose head has it; "" below half a per mille.

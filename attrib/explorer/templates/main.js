@@ -29,7 +29,8 @@ function leakSentence(data) {
   const own = data.asked[0];
   const gate = own.gate ? ` The gate is ${own.gate.open ? "open" : "shut"} for it (score ${shown(Number(own.gate.score))}, opens from ${shown(Number(own.gate.threshold))}).` : " The edit has no gate: it applies to every input.";
   const took = own.changed ? "The answer to the question changes." : "The answer to the question stays the same.";
-  const rest = others.length ? ` Of ${others.length} other question${others.length > 1 ? "s" : ""} about the picture, ${leaks || "none"} change${leaks === 1 ? "s" : ""} ${leaks === 1 ? "its" : "their"} answer${leaks ? ": the edit leaks" : ""}.` : "";
+  if (others.length === 1) return `${took}${gate} The other question about the picture ${leaks ? "changes its answer: the edit leaks" : "keeps its answer"}.`;
+  const rest = others.length ? ` Of ${others.length} other questions about the picture, ${leaks || "none"} change${leaks === 1 ? "s" : ""} ${leaks === 1 ? "its" : "their"} answer${leaks ? ": the edit leaks" : ""}.` : "";
   return took + gate + rest;
 }
 
