@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attrib.checks.inputs import FAILURES, CheckFailed, CheckInputs, all_readings
 from attrib.errors import AttribError
@@ -112,7 +112,7 @@ def hooks_are_gone_after_an_error(inputs: CheckInputs) -> str:
         modules: list[Any] = list(vlm.model.modules())
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
         names = {m.config._attn_implementation for m in modules if hasattr(m, "config")}
-        return hooks, {f"{name}: {AttentionInterface().get(name)}" for name in names}
+        return hooks, {f"{name}: {ALL_ATTENTION_FUNCTIONS.get(name)}" for name in names}
 
     before = entered = state()
     with (

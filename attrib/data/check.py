@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from attrib.data.easyedit import FILES, Row, image_names, read_rows, splits_in, validate_row
 from attrib.data.images import MAX_PIXELS, BadImage, check_inside, open_inside
-from attrib.data.overlap import KEYS, copied_columns, overlaps, repeats, values_of
+from attrib.data.overlap import KEYS, copied_columns, each_value, overlaps, repeats, same_image
 from attrib.data.samples import Quarantined
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.progress import progress
@@ -37,7 +37,7 @@ QUALITY_FLAGS: dict[str, Callable[[Row], bool]] = {
     "alt has double blanks inside": lambda r: "  " in r["alt"].strip(),
     "loc_ans has line breaks": lambda r: "\n" in r["loc_ans"],
     "loc_ans is not ASCII": lambda r: not r["loc_ans"].isascii(),
-    "m_loc is the edit image": lambda r: r["m_loc"] == r["image"],
+    "m_loc is the edit image": same_image,
     "m_loc is null": lambda r: r["m_loc"] is None,
 }
 
@@ -144,7 +144,7 @@ def check(
         totals={
             "rows": len(everything),
             "real images": len(_real_images(everything)),
-            "image_rephrase": len({row["image_rephrase"] for row in everything}),
+            "image_rephrase": len(set().union(*each_value(everything, "image_rephrase"))),
         },
         overlaps=overlaps(rows),
         copies=copied_columns(rows),
@@ -169,7 +169,7 @@ def _statistics(rows: Sequence[Row], malformed: Sequence[Quarantined]) -> dict[s
         "rows": len(rows) + len(malformed),
         "malformed": [asdict(row) for row in malformed],
         "unique": {
-            **{key: len(set(values_of(rows, key))) for key in KEYS},
+            **{key: len(set().union(*each_value(rows, key))) for key in KEYS},
             "real images": len(_real_images(rows)),
         },
         "words": {name: _words(row[name] for row in rows) for name in COUNTED},

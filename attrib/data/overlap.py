@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from attrib.data.easyedit import Row
@@ -23,6 +24,20 @@ def values_of(rows: Sequence[Row], key: str) -> list[tuple[Any, ...]]:
     """The values of a key such as "(src, alt)", row by row."""
     fields = re.findall(r"\w+", key)
     return [tuple(row[field] for field in fields) for row in rows]
+
+
+def each_value(rows: Sequence[Row], key: str) -> list[set[tuple[Any, ...]]]:
+    """The values of a key row by row; of several images in a field, a value with each."""
+    return [
+        set(product(*(one if isinstance(one, tuple) else (one,) for one in values)))
+        for values in values_of(rows, key)
+    ]
+
+
+def same_image(row: Row) -> bool:
+    """Whether an image of the edit is one of visual locality too."""
+    images, places = (each_value([row], field)[0] for field in ("image", "m_loc"))
+    return not images.isdisjoint(places)
 
 
 def repeats(rows: Sequence[Row]) -> dict[str, int | None]:
@@ -47,17 +62,21 @@ def repeats(rows: Sequence[Row]) -> dict[str, int | None]:
 
 
 def overlap(train: Sequence[Row], other: Sequence[Row]) -> dict[str, int]:
-    """How many rows of `other` share which values with any row of `train`."""
+    """How many rows of `other` share which values with any row of `train`.
+
+    Rows with several images share them if they share one.
+    """
     shared = {"rows": len(other)}
     for key in KEYS:
-        seen = set(values_of(train, key))
-        shared[key] = sum(value in seen for value in values_of(other, key))
+        seen = set().union(*each_value(train, key))
+        shared[key] = sum(not seen.isdisjoint(values) for values in each_value(other, key))
     pairs = zip(values_of(train, ANSWERED), values_of(other, ANSWERED), strict=False)
     shared[f"{ANSWERED} in the same row"] = sum(a == b for a, b in pairs)
-    images, places = ({row[field] for row in train} for field in ("image", "m_loc"))
-    shared["image, unique"] = len(images & {row["image"] for row in other})
-    shared["image as m_loc"] = sum(row["image"] in places for row in other)
-    shared["m_loc as image"] = sum(row["m_loc"] in images for row in other)
+    images, places = (set().union(*each_value(train, field)) for field in ("image", "m_loc"))
+    own, own_places = (each_value(other, field) for field in ("image", "m_loc"))
+    shared["image, unique"] = len(images & set().union(*own))
+    shared["image as m_loc"] = sum(not places.isdisjoint(values) for values in own)
+    shared["m_loc as image"] = sum(not images.isdisjoint(values) for values in own_places)
     return shared
 
 

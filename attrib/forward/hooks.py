@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attrib.errors import AttribError
 from attrib.model.batch import Batch
@@ -215,9 +216,9 @@ def _count(change: int) -> None:
         _open += change
         AttentionInterface.register("sdpa", _attention if _open else sdpa_attention_forward)
         if _open:
-            AttentionInterface.register("eager", _attention)
-        else:  # a name without a function: the model's own is called
-            AttentionInterface._global_mapping.pop("eager", None)
+            ALL_ATTENTION_FUNCTIONS["eager"] = _attention
+        else:  # a name without a function: the model's own is called; no `register` takes one back
+            ALL_ATTENTION_FUNCTIONS.pop("eager", None)
 
 
 @contextmanager

@@ -63,6 +63,8 @@ class Batch:
             Empty without an image, and where the processor was called elsewhere (`vlm.batch`).
         ids: Names of the examples (see `named`), which seed their noise.
         prompts: The prompts as they were given.
+        alone: Per example the inputs that its own images become, where a model would read them
+            differently in another batch (`attrib.model.company`); else empty.
     """
 
     inputs: dict[str, Any]
@@ -70,6 +72,7 @@ class Batch:
     pictures: tuple[tuple[Picture, ...], ...] = ()
     ids: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    alone: tuple[dict[str, Any], ...] = ()
 
     def __getitem__(self, span: Span) -> Bool[Tensor, "batch pos"]:
         """The positions of a span."""

@@ -1,9 +1,5 @@
 """A Hugging Face vision-language model seen as a stack of decoder layers.
 
-    vlm = attrib.load("tiny-llava")
-    batch = vlm.encode([image, None], ["What is this?", "nq question: who wrote Emma?"])
-    logits = vlm.logits(batch)
-
 Components are found by structure (`attrib.model.components`); nothing given is ever modified.
 """
 
@@ -14,13 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from attrib.model import encoding, precision
 from attrib.model.answers import answer_ids, generated_ids
 from attrib.model.batch import Batch, token_spans, visual_token_ids
+from attrib.model.company import own_inputs, with_inputs_alone, without_strangers
 from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
@@ -133,13 +130,14 @@ class VLM:
 
     def _run(self, batch: Batch, **settings: int) -> Float[Tensor, "batch kept d_vocab"]:
         told = encoding.positions(batch.inputs["attention_mask"]) if self._counts_padding else {}
-        with running(self._active, batch, self.processor):
+        with running(self._active, batch, self.processor), own_inputs(self, batch, told):
             return self.model(**told | batch.inputs, **settings, use_cache=False).logits
 
-    def batch(self, inputs: dict[str, Any]) -> Batch:
-        """Wrap keyword arguments of the model's forward, with `input_ids`, and find their spans."""
+    def batch(self, inputs: dict[str, Any], alone: tuple[dict[str, Any], ...] = ()) -> Batch:
+        """Wrap arguments of the model's forward, with `input_ids`; `alone` as in `Batch`."""
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
-        return Batch(inputs, self._spans(inputs), ((),) * len(inputs["input_ids"]))
+        spans, pictures = token_spans(inputs, *self._span_ids), ((),) * len(inputs["input_ids"])
+        return without_strangers(self, Batch(inputs, spans, pictures, alone=alone))
 
     def encode(
         self,
@@ -174,9 +172,10 @@ class VLM:
         tensors |= encoding.pad_rows(rows, self.pad_id, padding_side)
         dtype = precision.pixel_dtype(self.model, self.components.decoder)
         inputs = encoding.to_device(tensors, self.device, dtype)
-        spans = self._spans(inputs, lengths)
+        spans = token_spans(inputs, *self._span_ids, lengths)
         found = self._picture_finder.find(pictures, spans["visual"])
-        return Batch(inputs, spans, found, prompts=tuple(prompts))
+        batch = Batch(inputs, spans, found, prompts=tuple(prompts))
+        return with_inputs_alone(self, batch, pictures, template)
 
     def answer_token(self, text: str) -> int:
         """Id of the first token with content of `text` as the continuation of a prompt."""
@@ -200,7 +199,8 @@ class VLM:
         inputs = encoding.pad_left(run.inputs, self.pad_id)
         settings = keep_all(self.components.decoder) | settings
         limits = self.tokenizer, self.pad_id, max_new_tokens
-        with eager(), loaded(self.model), pushed(self._active, self.batch(inputs)):
+        padded = self.batch(inputs, run.alone)
+        with eager(), loaded(self.model), pushed(self._active, padded), own_inputs(self, padded):
             out = generated_ids(self.model, inputs, *limits, settings)
         return encoding.new_texts(self.tokenizer, inputs["input_ids"], out)
 
@@ -230,12 +230,11 @@ class VLM:
 
         return from_bridge(bridge)
 
-    def _spans(
-        self, inputs: dict[str, Any], target_lengths: Sequence[int] | None = None
-    ) -> dict[str, Bool[Tensor, "batch pos"]]:
+    @cached_property
+    def _span_ids(self) -> tuple[list[int], int | None]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
         visual = visual_token_ids(self.components.image_token_id, self.model.config)
-        return token_spans(inputs, visual, source.bos_token_id, target_lengths)
+        return visual, source.bos_token_id
 
     @cached_property
     def _picture_finder(self) -> PictureFinder:

@@ -24,6 +24,7 @@ from attrib.errors import SetupError
 
 InputFn = Callable[[Tensor, tuple[Any, ...], dict[str, Any]], None]
 OutputFn = Callable[[Any], Tensor | None]
+CallFn = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 # What runs outside the model within, or needs inputs that no prompt has.
 REFUSED = {"XLORA": "mixes its adapters", "POLY": "needs the ids of tasks"}
@@ -179,6 +180,24 @@ def on_output(module: nn.Module, fn: OutputFn, *, whole: bool = False) -> Iterat
     With `whole`, `fn` gets all that the module returns.
     """
     handle = _after(module, fn, whole)
+    try:
+        with eager():
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def on_call(module: nn.Module, fn: CallFn) -> Iterator[None]:
+    """Call `fn(arguments, keyword arguments)` before `module` runs; a returned pair replaces them.
+
+    The function gets all arguments, for modules that are not given hidden states first.
+    """
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return fn(args, kwargs)
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with eager():
             yield

@@ -205,4 +205,5 @@ def without_target(vlm: VLM, batch: Batch) -> Batch:
         fill = vlm.tokenizer.pad_token_id if name == "input_ids" else 0
         return torch.where(kept, value.gather(1, index), fill)
 
-    return vlm.batch({name: shift(name, value) for name, value in batch.inputs.items()})
+    shifted = {name: shift(name, value) for name, value in batch.inputs.items()}
+    return vlm.batch(shifted, batch.alone)

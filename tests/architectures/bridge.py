@@ -27,6 +27,8 @@ def is_bridged(model: Any) -> bool:
 def differences(vlm: VLM) -> list[list[str]]:
     """Where our reads differ from the bridge's: [what, by how much], as failed checks."""
     inputs = CheckInputs(vlm)
+    if inputs.batch.alone:  # theirs is a pass over the batch as the processor made it
+        inputs = CheckInputs(vlm, inputs.images[:2], inputs.prompts[:2])
     batch, real = inputs.batch, inputs.real
     with read(vlm) as hidden, attention_rows(vlm, batch["last"]) as rows:
         logits = vlm.logits(batch)

@@ -9,11 +9,13 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 import attrib
 from attrib.errors import AttribError
+from attrib.model.company import mixes_pictures
 from tests.architectures.bridge import differences, is_bridged
 from tests.architectures.prompts import ByHand
 from tests.architectures.registry import BUILDERS, OUT_OF_SCOPE, REMARKS, TYPES, build, type_of
 
 Row = dict[str, Any]
+ALONE = "pictures of a batch change each other: each example is read as if it were alone"
 LONGEST = 300  # characters of an error
 
 
@@ -60,8 +62,9 @@ def _outcome(name: str) -> Row:
     report, bridge = attrib.check(vlm), _bridge(vlm)
     failed = [[one.check, _cut(one.detail)] for one in report.failed]
     passed = len(report.results) - len(failed)
+    remarks = [ALONE] if mixes_pictures(vlm) else []
     return {"processor": kind(name, processor), "passed": passed, "total": len(report.results),
-            "failed": failed, "bridge": bridge}  # fmt: skip
+            "failed": failed, "bridge": bridge, "remarks": remarks}  # fmt: skip
 
 
 def _bridge(vlm: attrib.VLM) -> str:

@@ -136,7 +136,4 @@ BUILDERS = {
     "emu3": _emu3,
     "chameleon": _chameleon,
 }
-REMARKS = {
-    "emu3": "pictures of a batch are padded to the largest before its tower reads them",
-    "hunyuan_vl": "transformers counts pictures over the whole batch: their number is a position",
-}
+REMARKS = {}

@@ -2,8 +2,10 @@
 
 import pytest
 
-from benchmarks import smol_llava
-from benchmarks.smol_llava import Pieces, Subject, layer_scores, measure, shares, text_scores
+from benchmarks.smol_llava import pieces as module
+from benchmarks.smol_llava.pieces import Pieces, measure
+from benchmarks.smol_llava.scores import layer_scores, shares, text_scores
+from benchmarks.smol_llava.subject import Subject, contains
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def subject(monkeypatch):
         "layers": {"lens": lambda i: [i % 2, 1.0], "patch": lambda _: [None, None]},
     }
     made = {name: fake(name, columns) for name, columns in parts.items()}
-    monkeypatch.setattr(smol_llava, "PARTS", made)
+    monkeypatch.setattr(module, "PARTS", made)
     return Subject(None, None, None, count=60, curve_count=20), asked
 
 
@@ -31,8 +33,8 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(subject, tmp_path):
     s, asked = subject
     file = tmp_path / "new" / "pieces.jsonl"
     while not measure(s, Pieces(file), ["vqa", "layers"], seconds=0):
-        Pieces(file).add(*next((p, r.start, smol_llava.PARTS[p](s, r)) for p, r in
-                               smol_llava.missing(s, Pieces(file), ["vqa", "layers"])))  # fmt: skip
+        Pieces(file).add(*next((p, r.start, module.PARTS[p](s, r)) for p, r in
+                               module.missing(s, Pieces(file), ["vqa", "layers"])))  # fmt: skip
     assert asked == [("vqa", k) for k in (0, 25, 50)] + [("layers", k) for k in (0, 5, 10, 15)]
     pieces = Pieces(file)
     assert pieces.column("vqa", "hit") == [i % 4 > 0 for i in range(60)]
@@ -61,4 +63,4 @@ def test_only_what_the_plain_model_knows_counts_as_still_known():
 def test_no_common_fact_is_asked_twice_or_answers_itself():
     asked = Subject(None, None, None).common
     assert len({question for _, question, _ in asked}) == len(asked) > 250
-    assert not [q for _, q, answer in asked if smol_llava._contains(q, answer)]
+    assert not [q for _, q, answer in asked if contains(q, answer)]

@@ -9,6 +9,7 @@ from conftest import examples, tiny_vlm
 from torch.testing import assert_close
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attrib.analyses.qformer import find_qformer
 from attrib.errors import AttribError
@@ -83,8 +84,10 @@ def test_the_attention_function_is_restored_and_keeps_its_name(vlm, batch):
     with pytest.raises(ZeroDivisionError), attention_rows(vlm, batch["last"]):
         assert [config._attn_implementation for config in configs] == before
         assert AttentionInterface()["sdpa"] is not sdpa_attention_forward
+        assert "eager" in ALL_ATTENTION_FUNCTIONS
         raise ZeroDivisionError
     assert AttentionInterface()["sdpa"] is sdpa_attention_forward
+    assert "eager" not in ALL_ATTENTION_FUNCTIONS
 
 
 @pytest.mark.parametrize("name", ["paligemma: Gemma 2", "inkling_mm_model"])

