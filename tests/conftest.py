@@ -27,9 +27,17 @@ gc.disable()  # until all modules are imported
 
 
 def pytest_configure(config):
-    """Compute on one thread: tiny models gain nothing from more, which wait for each other."""
+    """Compute on one thread: tiny models gain nothing from more, which wait for each other.
+
+    Hypothesis does not fail on time, which says how busy the machine is.
+    """
     if not config.getoption("numprocesses", 0):  # not the process that shares tests out
         import torch
+        from hypothesis import HealthCheck, settings
+
+        untimed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+        settings.register_profile("untimed", **untimed)
+        settings.load_profile("untimed")
 
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start

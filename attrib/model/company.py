@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import getLogger
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -29,7 +29,10 @@ from attrib.model.wrapped import StopForward, on_call
 from attrib.vocabulary import Template
 
 logger = getLogger("attrib")
-MIXES, BEYOND = "pictures change each other", "beyond what the decoder is given"
+# "alone": what the decoder is given is made for each example alone; "one example per batch": the
+# layers themselves mix examples.
+Reading = Literal["together", "alone", "one example per batch"]
+READING = "reading of pictures"
 SIZES = (96, 64), (60, 90)  # of different shape: processors that pad to the largest pad both
 PROMPTS = "a", "b c"
 
@@ -46,47 +49,52 @@ def probe_pictures() -> list[Image.Image]:
     return [Image.merge("RGB", bands).resize(size) for size in SIZES]
 
 
-def mixes_pictures(vlm: Any) -> bool:
-    """Whether the pictures of a batch change each other in a model; tried once.
-
-    Raises:
-        AttribError: They do, and not only by what the decoder is given.
-    """
+def reading_of(vlm: Any) -> Reading:
+    """How a model reads the pictures of a batch; found by two pictures, once."""
     if vlm.processor is None:
-        return False
-    if MIXES not in vlm.verified:
-        vlm.verified[MIXES] = True  # so that `encode` keeps the inputs of each picture alone
+        return "together"
+    if READING not in vlm.verified:
+        vlm.verified[READING] = "alone"  # so that `encode` keeps the inputs of each picture alone
         try:
-            vlm.verified[MIXES] = _tried(vlm, vlm.encode(probe_pictures(), PROMPTS))
+            vlm.verified[READING] = _probe(vlm, vlm.encode(probe_pictures(), PROMPTS))
         except FAILURES as error:
-            del vlm.verified[MIXES]
+            del vlm.verified[READING]
             if is_out_of_memory(error):
                 raise
-            vlm.verified[MIXES] = False
+            vlm.verified[READING] = "together"
             logger.warning(
                 "%s: two pictures could not be tried alone and together (%s); if pictures of a "
                 "batch change each other, only --batch-size 1 is right: run attrib.check",
                 vlm.name, describe(error),
             )  # fmt: skip
-    if vlm.verified[MIXES] is BEYOND:
+    return vlm.verified[READING]
+
+
+def mixes_pictures(vlm: Any) -> bool:
+    """Whether the pictures of a batch change each other in a model.
+
+    Raises:
+        AttribError: They do, and not only by what the decoder is given.
+    """
+    if (reading := reading_of(vlm)) == "one example per batch":
         raise AttribError(
             f"the layers of {vlm.name} read a picture differently beside those of other examples: "
             "use one example per batch (--batch-size 1)"
         )
-    return vlm.verified[MIXES]
+    return reading == "alone"
 
 
 @torch.no_grad()
-def _tried(vlm: Any, batch: Batch) -> bool | str:
-    """What enters the first layer for two pictures: by itself, or mended, as for each alone?"""
+def _probe(vlm: Any, batch: Batch) -> Reading:
+    """Compare what enters the first layer for two pictures with what enters it for each alone."""
     first = vlm.layers[0]
     together = call_of(first, vlm.model, batch.inputs)
     alone = _merged(together, _calls_alone(first, vlm.model, batch), "")
     if _all_close(together, alone):
-        return False
+        return "together"
     with own_inputs(vlm, batch):
-        mended = call_of(first, vlm.model, batch.inputs)
-    return True if _all_close(mended, alone) else BEYOND
+        replaced = call_of(first, vlm.model, batch.inputs)
+    return "alone" if _all_close(replaced, alone) else "one example per batch"
 
 
 def with_inputs_alone(vlm: Any, batch: Batch, pictures: Pictures, template: Template) -> Batch:
@@ -99,8 +107,8 @@ def with_inputs_alone(vlm: Any, batch: Batch, pictures: Pictures, template: Temp
     return replace(batch, alone=tuple(alone))
 
 
-def without_strangers(vlm: Any, batch: Batch) -> Batch:
-    """Return a batch that was made elsewhere, unless its pictures change each other.
+def check_inputs_alone(vlm: Any, batch: Batch) -> Batch:
+    """Return a batch that was made elsewhere, unless the inputs of its pictures alone are needed.
 
     Raises:
         AttribError: They do, and the inputs of each example alone are unknown.

@@ -16,7 +16,7 @@ from attrib.errors import AttribError
 from attrib.model import encoding, precision
 from attrib.model.answers import answer_ids, generated_ids
 from attrib.model.batch import Batch, token_spans, visual_token_ids
-from attrib.model.company import own_inputs, with_inputs_alone, without_strangers
+from attrib.model.company import check_inputs_alone, own_inputs, with_inputs_alone
 from attrib.model.components import Components, describe, find_components
 from attrib.model.devices import execution_device, loaded
 from attrib.model.image_placeholder import ImagePlaceholder, find_placeholder
@@ -142,7 +142,7 @@ class VLM:
         """Wrap arguments of the model's forward, with `input_ids`; `alone` as in `Batch`."""
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
         spans, pictures = token_spans(inputs, *self._span_ids), ((),) * len(inputs["input_ids"])
-        return without_strangers(self, Batch(inputs, spans, pictures, alone=alone))
+        return check_inputs_alone(self, Batch(inputs, spans, pictures, alone=alone))
 
     def encode(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrib.data import EditData
 from attrib.errors import SetupError
 from attrib.files import locked, versions, weights_digest, write_text
-from attrib.model.company import mixes_pictures
+from attrib.model.company import reading_of
 from attrib.model.vlm import VLM
 from attrib.model.weight_files import fingerprint
 
@@ -71,7 +71,7 @@ def provenance_of(
             "weights_sha256": weights_digest(folder) if folder.is_dir() else None,
             "fingerprint": fingerprint(vlm),
             **({} if cap is None else {"soft_cap": cap}),
-            **({"pictures": "read alone"} if mixes_pictures(vlm) else {}),
+            **({} if (reading := reading_of(vlm)) == "together" else {"pictures": reading}),
         },
         "data": {"name": data.name, "split": data.split, **data.provenance},
         "options": dict(options),

@@ -173,7 +173,7 @@ def test_links_inside_the_root_are_followed(tmp_path, put, photo):
     assert open_inside(tmp_path / "root", "x.png").size == photo.size
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     parts=st.lists(
         st.sampled_from(
@@ -222,7 +222,7 @@ def test_a_truncated_jpeg_is_found_by_decoding(tmp_path, put, photo):
     assert reason.endswith("); copy or download it again")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]))
 def test_a_damaged_file_is_decoded_or_refused_but_never_breaks_the_run(
     tmp_path_factory, data, format

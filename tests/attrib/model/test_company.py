@@ -62,10 +62,7 @@ def test_an_example_is_the_same_in_any_batch(vlm):
     batch = vlm.encode(IMAGES, PROMPTS)
     company = vlm.last_logits(replace(batch, alone=()))  # the control
     assert (company - vlm.last_logits(batch))[2].abs().max() > 1e-3
-    assert (
-        provenance_of(vlm, EditData("scenes-vqa", "test", []), {}, 0)["model"]["pictures"]
-        == "read alone"
-    )
+    assert provenance_of(vlm, NO_DATA, {}, 0)["model"]["pictures"] == "alone"
     with pytest.raises(AttribError, match="their inputs alone are unknown here: use encode"):
         vlm.batch(batch.inputs)
     assert vlm.batch(vlm.encode(IMAGES[1:], PROMPTS[1:]).inputs).size == 2  # one picture
@@ -84,4 +81,5 @@ def test_a_model_whose_layers_mix_examples_is_refused():
     with pytest.raises(AttribError, match="use one example per batch"):
         vlm.encode(IMAGES, PROMPTS)
     assert vlm.encode(IMAGES[:2], PROMPTS[:2]).size == 2
+    assert provenance_of(vlm, NO_DATA, {}, 0)["model"]["pictures"] == "one example per batch"
     handle.remove()
