@@ -155,8 +155,8 @@ class Comparison:
         if table.empty or SHOWN not in set(table["metric"]):
             return []
         base = REFERENCE if REFERENCE in {*table["editor"], *table["other"]} else table["other"][0]
-        own = table[(table["metric"] == SHOWN)]
-        own = own[(own["editor"] == base) != (own["other"] == base)]
+        is_pair = (table["editor"] == base) != (table["other"] == base)
+        own = table.loc[(table["metric"] == SHOWN) & is_pair]
         rows = []
         for row in own.to_dict("records"):
             sides = [(row["editor"], row["gate"]), (row["other"], row["other_gate"])]

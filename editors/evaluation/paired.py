@@ -7,7 +7,7 @@ comparisons by Holm's method.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -57,12 +57,12 @@ def differences(
         pairs = [(one, other) for other in base for one in tables if one[0] != against]
     rows = []
     for one, other in pairs:
-        parts = (tables[one], tables[other])
-        keys = [key for key in parts[0] if key in parts[1] and key[1] in metrics]
-        for protocol, metric in keys:
-            found = _difference(*(p[protocol, metric] for p in parts), resamples, seed)
-            names = dict(zip(NAMES, (*one, *other), strict=True))
-            rows.append({**names, "protocol": protocol, "metric": metric, **found})
+        names = dict(zip(NAMES, (*one, *other), strict=True))
+        scores, others = tables[one], tables[other]
+        for key in scores:
+            if key in others and key[1] in metrics:
+                found = _difference(scores[key], others[key], resamples, seed)
+                rows.append({**names, "protocol": key[0], "metric": key[1], **found})
     table = pd.DataFrame(rows)
     return table if table.empty else table.assign(p_holm=holm(np.asarray(table["p"], float)))
 
@@ -76,7 +76,8 @@ def _by_editor(results: Sequence[Result]) -> dict[Named, dict[tuple[str, str], p
     scores = scores[(scores["protocol"] != COST) & (scores["editor"] != UNEDITED)]
     found: dict[Named, dict[tuple[str, str], pd.DataFrame]] = {}
     by = ["editor", "gate", "protocol", "metric"]
-    for (editor, gate, protocol, metric), part in scores.groupby(by, sort=False):
+    for key, part in scores.groupby(by, sort=False):
+        editor, gate, protocol, metric = map(str, cast(tuple, key))
         wide = part.pivot_table("value", "example", "run", sort=False)
         item = part.groupby("example", sort=False)["item"].first() if "item" in part else wide.index
         found.setdefault((editor, gate), {})[protocol, metric] = wide.assign(item=item)

@@ -211,7 +211,7 @@ def open_rates(
     provenance = {"seed": seed}
     opened = scores.assign(value=(scores["value"] >= threshold).astype(float))
     shares = Result("open", opened, provenance).mean(["relation"], resamples=resamples)
-    ends = [_share_ends(opened[opened["relation"] == name], seed) for name in shares["relation"]]
+    ends = [_share_ends(opened.loc[opened["relation"] == n], seed) for n in shares["relation"]]
     shares[["low", "high"]] = np.array(ends).reshape(-1, 2)
     shares = shares.rename(columns={"mean": "open", "low": "open_low", "high": "open_high"})
     # The request itself would be compared with itself.
