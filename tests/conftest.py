@@ -4,6 +4,7 @@ Heavy packages are imported inside functions: the process that shares tests out 
 none of them.
 """
 
+import copy
 import gc
 import os
 import sys
@@ -22,7 +23,7 @@ FAMILIES = ("llava", "blip2_opt", "blip2_llama")
 # The most different decoders: LayerNorm, biases, learned positions; norms after sublayers and
 # attention in both directions over the image; writes between layers and rotary positions in 3D.
 DIFFERENT = ("blip2_opt", "gemma3", "qwen3_vl")
-_built = {}
+_built, _read = {}, {}
 gc.disable()  # until all modules are imported
 
 
@@ -69,10 +70,9 @@ def tiny_vlm(name):
 
 def save_tiny(folder, name="llava"):
     """The folder, with a tiny model of one architecture and its processor in it."""
-    import tiny_models
-
-    for part in tiny_models.build(name):
-        part.save_pretrained(folder)
+    vlm = tiny_vlm(name)
+    copy.deepcopy(vlm.model).save_pretrained(folder)  # a copy: saving changes the config
+    vlm.processor.save_pretrained(folder)
     return folder
 
 
@@ -117,14 +117,34 @@ def batch(vlm):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder; its exit code, standard output and error.
+def quickly_loaded(monkeypatch):
+    """Models are not verified, and a checkpoint is read once, as long as its files stay the same.
 
-    Models are not verified (half a second each): tests/attrib/test_loading.py is about that.
+    Half a second each: tests/attrib/test_loading.py is about both.
     """
-    from attrib import cli
+    from attrib import loading
 
-    monkeypatch.setattr("attrib.loading.verify_model", lambda _: None)
+    read = loading.read_checkpoint
+
+    def read_once(name, *how):
+        files = sorted(Path(name).rglob("*")) if Path(name).is_dir() else []
+        if any(file.name == "adapter_config.json" for file in files):
+            return read(name, *how)  # its base is elsewhere
+        state = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
+        key = repr((state or name, how))
+        if key not in _read:
+            _read[key] = read(name, *how)
+        model, processor = _read[key]
+        return copy.deepcopy(model), processor
+
+    monkeypatch.setattr(loading, "read_checkpoint", read_once)
+    monkeypatch.setattr(loading, "verify_model", lambda _: None)
+
+
+@pytest.fixture
+def run(quickly_loaded, monkeypatch, capsys, tmp_path):  # noqa: ARG001 - patches
+    """Run a command line in an empty folder; its exit code, standard output and error."""
+    from attrib import cli
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])

@@ -1,7 +1,6 @@
 """The documentation: worked examples run as they stand, pages agree with the tree."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +8,11 @@ from types import ModuleType
 import pytest
 from conftest import save_tiny
 from test_equations import resolve
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+from transformer_lens.utilities.architectures import MULTIMODAL_ARCHITECTURES
 
+import attrib.bridges
+from attrib.bridges.adapters import ARCHITECTURES
 from attrib.pipeline import ANALYSES
 from editors import EDITORS
 
@@ -48,10 +51,11 @@ def _registries_are_restored():
 
 
 def run(code, monkeypatch):
-    """Run a program as a module of its own."""
+    """Run a program as a module of its own, and return it."""
     module = ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", module)
     exec(compile(code, "example", "exec"), vars(module))
+    return module
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -66,23 +70,32 @@ def test_every_page_with_python_is_run():
     assert pages == {*PRINTED, "transformerlens.md"}
 
 
-def test_users_of_transformer_lens_get_a_model_that_it_lacks_by_the_import_alone(tmp_path):
+@pytest.fixture
+def without_adapters(monkeypatch):
+    """TransformerLens as it is before our adapters are imported, as if they never were."""
+    for name in ARCHITECTURES:
+        monkeypatch.delitem(SUPPORTED_ARCHITECTURES, name)
+    MULTIMODAL_ARCHITECTURES.difference_update(ARCHITECTURES)
+    monkeypatch.setattr(attrib, "bridges", attrib.bridges)  # put back, with its modules
+    for name in [name for name in sys.modules if name.startswith("attrib.bridges")]:
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    MULTIMODAL_ARCHITECTURES.update(ARCHITECTURES)
+
+
+@pytest.mark.usefixtures("without_adapters")
+def test_users_of_transformer_lens_get_a_model_that_it_lacks_by_the_import_alone(
+    monkeypatch, tmp_path
+):
     boot = example("transformerlens.md")
     boot = boot.replace(CHECKPOINT, str(save_tiny(tmp_path, "blip2_opt")))
     assert boot.startswith("import attrib.bridges") and str(tmp_path) in boot
-    # A new interpreter, first without the import, or rather with one that is not enough.
-    code = f"""
-try:
-    exec({boot.replace("import attrib.bridges", "import attrib")!r})
-except ValueError as error:
-    print(str(error).split(" from ")[0])
-exec({boot!r})
-print(type(bridge.original_model).__name__, bridge.cfg.n_layers)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    printed = ["Could not determine supported architecture", "Blip2ForConditionalGeneration 4"]
-    assert done.stdout.splitlines() == printed
+    # First without the import, or rather with one that is not enough.
+    with pytest.raises(ValueError, match="Could not determine supported architecture"):
+        run(boot.replace("import attrib.bridges", "import attrib"), monkeypatch)
+    bridge = run(boot, monkeypatch).bridge
+    assert type(bridge.original_model).__name__ == "Blip2ForConditionalGeneration"
+    assert bridge.cfg.n_layers == 4
 
 
 @pytest.mark.parametrize("name", ADDING)

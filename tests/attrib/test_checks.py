@@ -161,13 +161,19 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize("name", BREAKS)
-def test_every_check_fails_when_its_promise_is_broken(name, monkeypatch):
+@pytest.fixture(scope="module")
+def passing():
+    """A model that passes every check as long as nothing is broken."""
     shared = tiny_vlm("qwen3_vl")
-    vlm = VLM(shared.model, shared.processor)
-    hooks = [(m, dict(m._forward_hooks)) for m in vlm.model.modules()]
+    assert check(VLM(shared.model, shared.processor)).passed
+    return shared
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_every_check_fails_when_its_promise_is_broken(name, passing, monkeypatch):
+    shared = passing
+    hooks = [(m, dict(m._forward_hooks)) for m in shared.model.modules()]
     selected = [one for one in CHECKS if one.__name__ == name.replace(" ", "_")]
-    assert check(vlm, selected).passed
     BREAKS[name](monkeypatch)
     broken = VLM(shared.model, shared.processor)
     report = check(broken, selected)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import attrib
 from attrib.analyses import key_value_swap
 from attrib.analyses.key_value_swap import LastQuery
 from attrib.analyses.sensitivity import clean_pass
-from attrib.checks import CHECKS, check, checks, continued, inputs, verify
+from attrib.checks import CHECKS, QUICK, check, checks, continued, inputs
 from attrib.checks.inputs import _float32_attention as float32_attention
 from attrib.forward import attention_replay, layer_call
 from attrib.forward import suffix as suffixes
@@ -22,12 +23,20 @@ from attrib.forward.layer_call import KeyValues
 from attrib.forward.replay import logits_from
 from attrib.forward.suffix import Suffix
 from attrib.model import encoding
-from attrib.model.precision import WHOLE_PASS, log_normalizer, main_dtype, token_directions
+from attrib.model.precision import (
+    ONE_STEP,
+    WHOLE_PASS,
+    log_normalizer,
+    main_dtype,
+    token_directions,
+)
 from attrib.model.vlm import VLM
 from attrib.runs.manifest import provenance_of
 from benchmarks.precision import ANALYSES, curves, deviation
 
 DTYPES = ("float32", "float16", "bfloat16")
+# For faults: the limits of float16 are between theirs, and a fault is as large in each dtype.
+EXTREMES = ("float32", "bfloat16")
 MODELS = ("tiny-llava", "tiny-blip2", "tiny-minigpt4")
 ATTENTION = (checks.attention_rows_are_the_models,)
 _loaded = {}
@@ -44,8 +53,8 @@ def loaded(name, dtype):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_embedded_models_pass_in_half_precision(name, dtype):
     vlm = loaded(name, dtype)
-    verify(vlm)
-    assert check(vlm, CHECKS if dtype == "bfloat16" else ATTENTION).failed == ()
+    selected = CHECKS if dtype == "bfloat16" else (*QUICK, *ATTENTION)  # QUICK are of CHECKS
+    assert check(vlm, selected).failed == ()
     assert vlm.dtype == getattr(torch, dtype)
 
 
@@ -68,6 +77,12 @@ def test_instructblip_loads_in_half_precision(dtype, tmp_path):
 
 
 # --- nonsense, in every dtype
+
+
+@pytest.mark.parametrize("limits", [ONE_STEP, WHOLE_PASS])
+def test_what_bfloat16_refuses_float16_refuses_too(limits):
+    single, half, brain = (limits[getattr(torch, dtype)] for dtype in DTYPES)
+    assert single < half < brain
 
 
 def _always(change):
@@ -133,7 +148,7 @@ NONSENSE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EXTREMES)
 @pytest.mark.parametrize("fault", NONSENSE)
 def test_nonsense_is_refused_in_every_dtype(fault, dtype, monkeypatch):
     patch, selected = NONSENSE[fault]
@@ -173,7 +188,7 @@ def test_a_query_rotated_one_position_too_early_is_refused_in_every_head(dtype, 
                 checks.attention_rows_are_the_models(given)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EXTREMES)
 @pytest.mark.parametrize("change", [torch.zeros_like, lambda x: x.roll(1, -1)])
 def test_hooked_logits_that_are_nonsense_differ_from_plain_ones(dtype, change, monkeypatch):
     given = inputs.CheckInputs(loaded("tiny-llava", dtype))
@@ -210,6 +225,11 @@ def test_texts_may_part_where_two_tokens_tie_and_nowhere_else(dtype, monkeypatch
 # --- a suffix or a swap of keys and values that is wrong is not used, in any dtype
 
 
+def with_dtypes(faults):
+    """Each fault in the dtypes of the extreme limits; what is right in every dtype."""
+    return [(fault, d) for fault in faults for d in (DTYPES if fault == "none" else EXTREMES)]
+
+
 def one_off(call, start, stop, num_pos, like):
     late = int(start > 0)  # the suffix gets the positions one in front of its own
     return layer_call.slice_positions(call, start - late, stop - late, num_pos, like)
@@ -238,8 +258,7 @@ SUFFIX_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fault", SUFFIX_FAULTS)
+@pytest.mark.parametrize(("fault", "dtype"), with_dtypes(SUFFIX_FAULTS))
 def test_a_wrong_suffix_is_refused_in_every_dtype(fault, dtype, monkeypatch):
     vlm = loaded("tiny-llava", dtype)
     pictures = [s.request.image for s in attrib.data.load("scenes-vqa", split="test", limit=2)]
@@ -272,8 +291,7 @@ SWAP_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fault", SWAP_FAULTS)
+@pytest.mark.parametrize(("fault", "dtype"), with_dtypes(SWAP_FAULTS))
 def test_a_wrong_swap_of_keys_and_values_is_refused_in_every_dtype(fault, dtype, monkeypatch):
     vlm, refused = loaded("tiny-llava", dtype), []
     picture = attrib.data.load("scenes-vqa", split="test", limit=1)[0].request.image
@@ -329,13 +347,16 @@ def test_analyses_of_a_half_precision_model_return_float32():
         assert values.dtype == torch.float32 and values.isfinite().all()
 
 
+@cache
+def curves_of(analysis, dtype):
+    samples = list(attrib.data.load("scenes-vqa", split="test", limit=4))
+    return curves(loaded("tiny-blip2", dtype), samples, ANALYSES[analysis])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("analysis", ["direct logits", "attention, visual", "gradient times input"])
 def test_layers_rank_as_in_float32(analysis, dtype):
-    samples = list(attrib.data.load("scenes-vqa", split="test", limit=4))
-    exact, half = (
-        curves(loaded("tiny-blip2", d), samples, ANALYSES[analysis]) for d in ("float32", dtype)
-    )
+    exact, half = curves_of(analysis, "float32"), curves_of(analysis, dtype)
     found = deviation(exact, half)
     assert found["rank_correlation_median"] >= 0.97
     assert found["relative_deviation_median"] < (0.01 if dtype == "float16" else 0.08)

@@ -104,17 +104,6 @@ def test_the_index_is_made_of_the_committed_numbers(tmp_path, monkeypatch):
         assert f"({name}.svg)" in page and find(name).claim in page
 
 
-def test_the_same_numbers_are_the_same_files_and_another_style_is_not(tmp_path):
-    figure, measured = find("visedit_figure_5"), committed("visedit_figure_5")
-    once, again = (
-        [path.read_bytes() for path in write(figure, measured, tmp_path / str(i))] for i in (1, 2)
-    )
-    other = [path.read_bytes() for path in write(figure, measured, tmp_path / "3", PAPER)]
-    assert once == again and once[0] != other[0] and once[1] != other[1]
-    if same_versions.args[0] is False:
-        assert once[1] == (FIGURES / "visedit_figure_5.png").read_bytes()
-
-
 def test_what_is_saved_is_loaded_and_saved_again_the_same(tmp_path):
     table = pd.DataFrame({"example": ["1", "None"], "layer": [0, 1], "value": [1 / 3, np.nan]})
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -157,7 +146,9 @@ def test_wrong_names_and_missing_results_say_what_would_work(tmp_path):
         Measured.load(tmp_path)
 
 
-def test_the_command_draws_the_figures_that_are_named(monkeypatch, capsys, tmp_path):
+def test_the_command_draws_the_figures_that_are_named_the_same_every_time(
+    monkeypatch, capsys, tmp_path
+):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["figures", *map(str, arguments)])
         monkeypatch.chdir(tmp_path)
@@ -168,7 +159,21 @@ def test_the_command_draws_the_figures_that_are_named(monkeypatch, capsys, tmp_p
     name = "visedit_figure_5"
     code, out = run(name, "--results", FIGURES / "data", "--out", "new")
     assert code == 0 and find(name).verdict(committed(name)).text in out
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {f"{name}.svg", f"{name}.png"}
+    files = [tmp_path / "new" / f"{name}.svg", tmp_path / "new" / f"{name}.png"]
+    assert {*(tmp_path / "new").iterdir()} == {*files}
+    vector, pixels = (
+        [path.read_bytes() for path in both]
+        for both in zip(
+            files,
+            write(find(name), committed(name), tmp_path / "again"),
+            write(find(name), committed(name), tmp_path / "paper", PAPER),
+            strict=True,
+        )
+    )
+    for made, again, other in (vector, pixels):
+        assert made == again and made != other
+    if same_versions.args[0] is False:
+        assert pixels[0] == (FIGURES / f"{name}.png").read_bytes()
     assert run("visedit_figure_99")[0] == 2
     assert run(name, "--results", "nowhere")[0] == 3
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from contextlib import nullcontext
 from itertools import pairwise
@@ -205,23 +206,32 @@ def test_nothing_runs_compiled_and_every_hook_is_called(compiled):
 # --- folders of adapters
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A folder with a base model, one with its adapter, and a function that changes its config."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a base model and its adapter, and the model with the adapter in it."""
+    folder = tmp_path_factory.mktemp("made")
     model, processor = tiny_models.build("blip2_opt")
     for part in (model, processor):
-        part.save_pretrained(tmp_path / "base")
-    model.name_or_path = str(tmp_path / "base")
+        part.save_pretrained(folder / "base")
+    model.name_or_path = str(folder / "base")
     torch.manual_seed(0)
     config = peft.LoraConfig(init_lora_weights=False, target_modules=TARGETS)
     wrapped = peft.get_peft_model(model, config).eval()
-    wrapped.save_pretrained(tmp_path / "adapter")
+    wrapped.save_pretrained(folder / "adapter")
+    return folder, VLM(wrapped, processor)
+
+
+@pytest.fixture
+def saved(made, tmp_path):
+    """A folder with an adapter beside its base model, and a function that changes its config."""
+    folder, wrapped = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
 
     def change(**settings):
         path = tmp_path / "adapter" / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
-    return tmp_path / "adapter", VLM(wrapped, processor), change
+    return tmp_path / "adapter", wrapped, change
 
 
 def test_a_folder_with_an_adapter_loads_with_its_base(saved, monkeypatch):
@@ -274,7 +284,7 @@ def test_an_adapter_in_a_pickle_is_refused(saved):
 @pytest.mark.parametrize("name", ["gptq", "awq", "hqq", "torchao", "quanto", "compressed-tensors",
                                   "bitsandbytes", "foo", None, "old", "inner"])  # fmt: skip
 def test_a_quantised_checkpoint_says_what_it_needs(name, tmp_path, monkeypatch, run):
-    config, processor = tiny_models.build("llava")[0].config.to_dict(), tiny_vlm("llava").processor
+    config, processor = tiny_vlm("llava").model.config.to_dict(), tiny_vlm("llava").processor
     packages = {"hqq": "hqq", "quanto": "optimum-quanto", "gptq": "optimum gptqmodel",
                 "awq": "gptqmodel"}  # fmt: skip
     message = f"pip install {packages.get(name, name)}"

@@ -22,6 +22,7 @@ def samples():
     ]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_layers_are_selected_from_samples_and_the_same_call_continues(llava, samples, tmp_path):
     first = select(llava, samples, tmp_path / "o", rule="onset")
     assert LayerReport.load(tmp_path / "o" / "layers.json").layers == first.layers

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import tiny_models
-from conftest import picture
+from conftest import picture, save_tiny
 from planted_editors import Leaks, Says
 
 import editors
@@ -46,9 +45,7 @@ class Loaded(Says):
 def there(tmp_path_factory):
     """A model, data with one row that cannot be used, and a saved editor."""
     folder = tmp_path_factory.mktemp("evaluate")
-    model, processor = tiny_models.build("llava")
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     (folder / "data" / "vqa").mkdir(parents=True)
     (folder / "data" / "images").mkdir()
     for i in range(2):
@@ -61,12 +58,8 @@ def there(tmp_path_factory):
 
 
 @pytest.fixture
-def run(there, monkeypatch, capsys, tmp_path):
-    """Run the command in an empty folder; its exit code, standard output and error.
-
-    The model is not verified each time: that takes longer than all the rest.
-    """
-    monkeypatch.setattr("attrib.loading.verify_model", lambda _: None)
+def run(there, quickly_loaded, monkeypatch, capsys, tmp_path):  # noqa: ARG001 - patches
+    """Run the command in an empty folder; its exit code, standard output and error."""
     monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
     monkeypatch.setattr("attrib.runs.shards.ROWS", 2)
 

@@ -34,7 +34,7 @@ def there(tmp_path_factory):
 
 def given(there, *more):
     return ("table", "--backbones", there / "model-llava", "--data", there / "data",
-            "--train-split", "vqa-train", "--test-split", "vqa-eval", "--limit", 2, "--steps", 2,
+            "--train-split", "vqa-train", "--test-split", "vqa-eval", "--limit", 2, "--steps", 1,
             "--layers", "text:1 visual:0", "--gate", "none", "--protocols", "paper",
             "--out", "t", *more)  # fmt: skip
 

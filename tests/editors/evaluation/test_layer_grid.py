@@ -13,7 +13,7 @@ from editors.evaluation.layer_grid import Cell, cells, grid
 from editors.evaluation.scoring import FIVE
 from editors.gating.gates import load_gate
 
-CHANGES = {"steps": 2, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
+CHANGES = {"steps": 2, "batch_size": 2, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}
 PLACES = ([1], [0], [(1, 0)])
 
 
