@@ -141,7 +141,8 @@ def differences(table: pd.DataFrame, by: Sequence[str], ax: Axes | None = None) 
     """
     if "layer" not in table:
         raise AttribError("the differences have no layers to draw them over")
-    groups = table[list(by)].drop_duplicates().to_dict("records")[:MOST_CURVES]
+    varied = [name for name in by if len(set(table[name])) > 1]
+    groups = pd.DataFrame(table[varied]).drop_duplicates().to_dict("records")[:MOST_CURVES]
     looks = zip(groups, (BLUE, VERMILION, INK, GREEN, GREY, MUTED), "os^Dxv", strict=False)
     series = [
         Series(", ".join(f"{name} {value}" for name, value in rows.items()) or "difference",

@@ -24,7 +24,7 @@ SETTINGS = ("model", "data", "options")
 IGNORED = frozenset(
     f"options.{name}" for name in ("out", "batch_size", "device", "device_map", "model")
 ) | {"model.class", "model.fingerprint", "model.device"}  # fmt: skip
-MOST_DIFFERENCES = 6
+MOST_DIFFERENCES, LONGEST_VALUE = 6, 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,9 @@ class Comparison:
               f"{self.examples[1]}."  # fmt: skip
         if self.unmatched:
             yield f"{self.unmatched} groups are in one of the two only and are left out."
-        changed = [f"{name} ({one} / {other})" for name, (one, other) in self.settings.items()]
+        changed = [
+            f"{n} ({_short(one)} / {_short(other)})" for n, (one, other) in self.settings.items()
+        ]
         more = len(changed) - MOST_DIFFERENCES
         tail = [f"and {more} more"] if more > 0 else []
         yield f"They differ in {', '.join(changed[:MOST_DIFFERENCES] + tail) or 'no setting'}."
@@ -76,7 +78,7 @@ class Comparison:
             "groups; about 1 in 20 would without any difference."
         )
         if len(sure):
-            row = sure.loc[sure["difference"].abs().idxmax()]
+            row = sure.iloc[int(np.abs(np.asarray(sure["difference"])).argmax())]
             where = ", ".join(f"{name} {row[name]}" for name in self.by)
             yield (
                 f"The largest of them: {row['difference']:+.4g} ({row['low']:.4g} to "
@@ -118,23 +120,20 @@ def compare(
     if one.analysis != other.analysis:
         raise AttribError(f"{one.analysis} cannot be compared with {other.analysis}")
     groups = _columns(one, other, by)
-    sides = {name: _means(result, groups) for name, result in (("one", one), ("other", other))}
-    pairs = pd.concat(sides, axis=1, join="inner")
+    sides = [_means(one, groups, "one"), _means(other, groups, "other")]
+    pairs = sides[0].merge(sides[1], on=["example", *groups])
     if pairs.empty:
         raise AttribError(_nothing_shared(one, other))
-    table = pairs.reset_index()
-    values = Result("difference", table.assign(value=table["one"] - table["other"]), {})
-    frame = values.mean(groups, resamples=resamples, seed=seed).rename(
-        columns={"mean": "difference"}
-    )
-    both = pairs.groupby(groups, sort=True, dropna=False).mean().reset_index()
-    frame = both.merge(frame, on=groups)
-    known = [len(side.groupby(groups, dropna=False)) for side in sides.values()]
+    values = Result("difference", pairs.assign(value=pairs["one"] - pairs["other"]), {})
+    found = values.mean(groups, resamples=resamples, seed=seed)
+    both = pairs.groupby(groups, dropna=False)[["one", "other"]].mean().reset_index()
+    frame = both.merge(found.rename(columns={"mean": "difference"}), on=groups)
+    known = [len(side.drop_duplicates(groups)) for side in sides]
     return Comparison(
         one.analysis,
         frame,
         tuple(groups),
-        len(set(table["example"])),
+        len(set(pairs["example"])),
         (one.examples, other.examples),
         sum(known) - 2 * len(frame),
         _changed(one.provenance, other.provenance),
@@ -153,10 +152,12 @@ def _columns(one: Result, other: Result, by: Sequence[str] | None) -> list[str]:
     return list(by)
 
 
-def _means(result: Result, groups: Sequence[str]) -> pd.Series:
-    """The mean value by example and group; values that are not finite are ignored."""
-    finite = result.frame[np.isfinite(np.asarray(result.frame["value"], float))]
-    return finite.groupby(["example", *groups], sort=False, dropna=False)["value"].mean()
+def _means(result: Result, groups: Sequence[str], name: str) -> pd.DataFrame:
+    """The mean value by example and group, as a column; values that are not finite are ignored."""
+    finite = result.frame.loc[np.isfinite(np.asarray(result.frame["value"], float))]
+    by = ["example", *groups]
+    means = finite.groupby(by, sort=False, dropna=False, as_index=False)[["value"]].mean()
+    return pd.DataFrame(means).rename(columns={"value": name})
 
 
 def _nothing_shared(one: Result, other: Result) -> str:
@@ -173,6 +174,11 @@ def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tupl
     return {
         name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in IGNORED
     }
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
