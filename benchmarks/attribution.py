@@ -82,7 +82,6 @@ def capture(vlm: VLM, batch: Batch) -> object:
 def measure(bench: Bench) -> list[Row]:
     """All comparisons on one shape."""
     vlm, batch, shape = bench.vlm, bench.batch, bench.shape
-    plain = partial(vlm.logits, batch)
     single = baselines.single_tokens(shape.visual)
     near = baselines.neighbourhoods(shape.side, radius=3)
     some = [0, vlm.num_layers // 2]  # the naive ways are slow: two layers represent all
@@ -97,10 +96,7 @@ def measure(bench: Bench) -> list[Row]:
             partial(ours, radius=3),
             share,
         ),
-        bench.versus(
-            "all analyses of one pass, over a plain one", partial(one_pass, vlm, batch), plain
-        ),
-        bench.versus("capture for them, over a plain one", partial(capture, vlm, batch), plain),
+        *over_a_plain_pass(bench),
     ]
     for modality in ("text", "visual", "both"):
         rows.append(
@@ -112,6 +108,16 @@ def measure(bench: Bench) -> list[Row]:
             )
         )
     return rows + against_peers(bench)
+
+
+def over_a_plain_pass(bench: Bench) -> list[Row]:
+    """All analyses of one pass, and the capture that they need."""
+    plain = partial(bench.vlm.logits, bench.batch)
+    ours = {"all analyses of one pass": one_pass, "capture for them": capture}
+    return [
+        bench.versus(f"{what}, over a plain one", partial(run, bench.vlm, bench.batch), plain)
+        for what, run in ours.items()
+    ]
 
 
 def against_peers(bench: Bench) -> list[Row]:
@@ -167,13 +173,16 @@ def show(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+PARTS = {"passes": over_a_plain_pass, "peers": against_peers}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attribution", description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--shape", default="small", choices=("small", "llava-7b"))
-    parser.add_argument("--part", default="all", choices=("all", "peers"))
+    parser.add_argument("--part", default="all", choices=("all", *PARTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -181,11 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = getattr(torch, options.dtype)
     vlm = random_vlm(shape, dtype, options.device)
     bench = Bench(vlm, random_batch(vlm, shape), shape, options.rounds, options.device)
-    if options.part == "peers":
-        with torch.no_grad():
-            tables = {"ratios": against_peers(bench)}
-    else:
-        tables = {"ratios": measure(bench)}
+    with torch.no_grad():
+        tables = {"ratios": PARTS.get(options.part, measure)(bench)}
     if options.shape == "small" and options.part == "all":
         tables["growth"] = scaling(dtype, options.device, options.rounds)
     for rows in tables.values():
@@ -202,7 +208,7 @@ def _save(options: argparse.Namespace, shape: Shape, tables: dict[str, list[Row]
         "shape": asdict(shape),
         "rounds": options.rounds,
     }
-    name = "attribution" if options.part == "all" else "peers"
+    name = "attribution" if options.part == "all" else options.part
     file = options.out / f"{name}-{options.shape}-{options.device.partition(':')[0]}.json"
     save(file, head, tables)
     sys.stdout.write(f"{file}\n")

@@ -11,7 +11,7 @@ from torch import nn
 from attrib.analyses.cost_plan import sweep_cost
 from attrib.analyses.sensitivity import SIGMAS, sensitivity
 from attrib.errors import AttribError
-from benchmarks.harness import CountedMemory
+from attrib.forward.peak_memory import CountedMemory
 from benchmarks.shapes import Shape, random_batch, random_vlm
 
 SMALL = Shape(side=8, text=24, layers=6, width=64, heads=4, vocab=64)
