@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import torch
@@ -14,9 +15,9 @@ from attrib.errors import AttribError
 from attrib.forward.hooks import on_output, write
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+from editors.adapters.lookup import EditIndex, index_of
 from editors.adapters.sites import Gate, MemoryEntry, Site, select_signals
 
-ROUNDING = 1e-5  # of a score
 Some = TypeVar("Some", bound="GatedEdit")
 
 
@@ -49,10 +50,17 @@ class GatedEdit:
         """Bytes of the encoded edits; networks are shared by any number of them."""
         return sum(memory.num_bytes for memory in self.memories)
 
+    @cached_property
+    def index(self) -> EditIndex | None:
+        """Finds the edit that applies to an input; made once."""
+        if self.gate is None:
+            return None
+        return index_of(self.gate, [memory.gate for memory in self.memories])
+
     @contextmanager
     def routed(self, vlm: VLM) -> Iterator["Router"]:
         """Let the gate decide in passes inside; return its decisions."""
-        router = Router(vlm, self.memories, self.gate)
+        router = Router(vlm, self.memories, self.gate, self.index)
         with ExitStack() as stack:
             for layer in () if self.gate is None else self.gate.layers:
                 stack.enter_context(on_output(vlm.layers[layer], router.capture_hook(layer)))
@@ -102,6 +110,7 @@ class Router:
     """The gate's decision for the current pass, taken once, on the prompt.
 
     Attributes:
+        index: Finds the edit of an input among the memories, where there is a gate.
         chosen: Index of the edit that applies to each example, -1 for none; None before the gate
             has decided.
     """
@@ -109,6 +118,7 @@ class Router:
     vlm: VLM
     memories: Sequence[MemoryEntry]
     gate: Gate | None
+    index: EditIndex | None
     chosen: Int[Tensor, " batch"] | None = None
     _hidden: dict[int, Tensor] = field(default_factory=dict)
 
@@ -160,24 +170,8 @@ class Router:
     @torch.no_grad()
     def _choose(self, gate: Gate, batch: Batch) -> Int[Tensor, " batch"]:
         queries = gate.states(self._hidden, batch)
-        return nearest(gate, queries, [memory.gate for memory in self.memories])
-
-
-def nearest(
-    gate: Gate, queries: Sequence[dict[str, Tensor]], edits: Sequence[dict[str, Tensor]]
-) -> Int[Tensor, " query"]:
-    """Index of the most similar edit above the threshold, -1 for none; of equals the newest.
-
-    Two edits of one picture and question have the same features, and scores that are equal up to
-    rounding: the newer one replaces the older.
-    """
-    if not len(edits):
-        return torch.full((len(queries),), -1, dtype=torch.long)
-    scores = gate.scores(list(queries), list(edits))
-    best = scores.max(1, keepdim=True).values
-    equal = scores >= best - ROUNDING * best.abs().clamp(min=1.0)
-    newest = torch.where(equal, torch.arange(scores.shape[1], device=scores.device), -1).max(1)
-    return torch.where(best[:, 0] >= gate.threshold, newest.values, -1)
+        assert self.index is not None
+        return self.index.nearest(queries)
 
 
 def active_batch(vlm: VLM, what: str) -> Batch:

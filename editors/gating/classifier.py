@@ -20,6 +20,7 @@ PATCHES = "patches"
 WORST = 8  # the mean of the least similar 1/8 of the visual tokens is one of the features
 BEYOND = 2.0  # above any cosine: padding sorts last
 NUM_PATCH_FEATURES = 4
+PATCH_LOW, PATCH_HIGH = (-1.0, -1.0, 0.0, -1.0), (1.0, 1.0, 1.0, 1.0)  # the range of each
 NEVER = -50.0  # log-odds
 RENAMED = {"asked": "text_embedding", "shown": "image_embedding"}  # old names, in saved gates
 

@@ -8,6 +8,7 @@ run has the same rows. A gate reads the unedited model's states, so it may read 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.routing import routed
 from attrib.model.vlm import VLM
-from editors.adapters.router import nearest
+from editors.adapters.lookup import EditIndex, index_of
 from editors.adapters.sites import Gate
 from editors.base import Edit, encode_requests
 
@@ -85,11 +86,15 @@ class RoutedEdit:
             raise AttribError(f"no edit of {request!r} to remove")
         return RoutedEdit(left, self.gate)
 
+    @cached_property
+    def index(self) -> EditIndex:
+        """Finds the edit that holds for an input; made once."""
+        return index_of(self.gate, [memory.features for memory in self.memories])
+
     @torch.no_grad()
     def choose(self, vlm: VLM, batch: Batch) -> Int[Tensor, " batch"]:
         """Index of the edit that holds for each example, -1 for none; of equals the newest."""
-        features = gate_features(vlm, self.gate, batch)
-        return nearest(self.gate, features, [m.features for m in self.memories]).cpu()
+        return self.index.nearest(gate_features(vlm, self.gate, batch)).cpu()
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,16 +21,16 @@ from attrib.analyses.gating import token_positions
 from attrib.errors import AttribError, SetupError, describe
 from attrib.files import atomic_write, read_json, write_text
 from attrib.model.batch import Batch
-from attrib.model.vlm import VLM
+from editors.adapters.lookup import KeyIndex
 from editors.gating.classifier import EncodedInputs, GateNet
 from editors.gating.features import GateInputs, GateReader
+from editors.gating.shortlist import ShortlistIndex
 
 Token = Literal["prompt_last", "sequence_last"]
 NO_GATE = "none"
 COSINES = ("prompt_last", "sequence_last")
 GATES = (NO_GATE, *COSINES, "learned")
 UNGATED = "ungated"  # name in tables
-SHALLOW = 0.2  # of the layers
 CONFIG, TENSORS = "gate.json", "gate.safetensors"
 STATE = "state"
 PAIRS_PER_PASS = 4096
@@ -80,10 +80,22 @@ class CosineGate:
         self, queries: Sequence[Mapping[str, Tensor]], edits: Sequence[Mapping[str, Tensor]]
     ) -> Float[Tensor, "query edit"]:
         """Return cosines."""
-        one, other = (
-            normalize(torch.stack([s[STATE] for s in some]), dim=-1) for some in (queries, edits)
-        )
-        return one @ other.to(one).T
+        one, other = self.keys(queries), self.keys(edits)
+        return self.compare_keys(one, other.to(one))
+
+    def keys(self, states: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, "input d_model"]:
+        """Return the states of unit length."""
+        return normalize(torch.stack([one[STATE] for one in states]), dim=-1)
+
+    def compare_keys(
+        self, one: Float[Tensor, "query d_model"], other: Float[Tensor, "edit d_model"]
+    ) -> Float[Tensor, "query edit"]:
+        """Return the cosines of keys."""
+        return one @ other.T
+
+    def index(self, edits: Sequence[Mapping[str, Tensor]]) -> KeyIndex:
+        """Return the index of edits: one matrix product per input, exact."""
+        return KeyIndex(self, self.keys(edits))
 
     def config(self) -> dict[str, Any]:
         """Return the configuration as JSON."""
@@ -113,6 +125,8 @@ class LearnedGate:
         net: Embeds them and scores pairs; in evaluation mode.
         threshold: Lowest log-odds at which it opens.
         record: Training settings, calibration and rates on held-out training edits; JSON.
+        shortlist: Number of edits that a look-up scores exactly at a time; it changes how long
+            a look-up takes, never its decision (see `editors.gating.shortlist`).
     """
 
     reader: GateReader = field(repr=False)
@@ -120,6 +134,7 @@ class LearnedGate:
     threshold: float
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     name: str = "learned"
+    shortlist: int = 8
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -150,6 +165,10 @@ class LearnedGate:
         found = [net.compare(one[p[:, 0]], other[p[:, 1]]) for p in pairs.split(PAIRS_PER_PASS)]
         return torch.cat(found).view(len(queries), len(edits))
 
+    def index(self, edits: Sequence[Mapping[str, Tensor]]) -> ShortlistIndex:
+        """Return the index of edits: two matrix products per input, then exact scores of a few."""
+        return ShortlistIndex(self, self.net, edits, self.shortlist)
+
     def config(self) -> dict[str, Any]:
         """Return everything but the tensors as JSON."""
         return {
@@ -178,21 +197,6 @@ class LearnedGate:
             own = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
             module.load_state_dict(own)
         return cls(reader, net.eval(), config["threshold"], config["record"])
-
-
-def refuse_shallow(name: str, layer: int, vlm: VLM) -> None:
-    """Raise AttribError for a gate on the last prompt token at a layer that is known to fail.
-
-    In the first layers that token has hardly read the question: at layer 1 of 10 of `tiny-llava`
-    the gate kept 17 % of 500 rephrases (`figures/tables/gates/`).
-    """
-    first = round(SHALLOW * vlm.num_layers)
-    if name == "prompt_last" and layer < first:
-        raise AttribError(
-            f"gate prompt_last at layer {layer} of {vlm.num_layers}: there the last prompt token "
-            "has hardly read the question (at layer 1 of 10 it kept 17 % of rephrases); take gate "
-            f"learned, or write from layer {first} on, or compare with shallow_gate=true"
-        )
 
 
 def check_gate(name: str) -> None:

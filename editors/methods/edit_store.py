@@ -48,6 +48,7 @@ class EditStore:
     editor: Any
     _memories: dict[str, MemoryEntry] = field(default_factory=dict, repr=False)
     _made: int = field(default=0, repr=False)
+    _edit: Edit | None = field(default=None, repr=False)  # of all memories, with their index
 
     @classmethod
     def open(cls, path: str | Path, vlm: VLM, editor: Any) -> "EditStore":
@@ -85,8 +86,10 @@ class EditStore:
 
     @property
     def edit(self) -> Edit:
-        """All edits as one."""
-        return self.editor.from_memories(list(self._memories.values()))
+        """All edits as one; the index of their keys is made once after each change."""
+        if self._edit is None:
+            self._edit = self.editor.from_memories(list(self._memories.values()))
+        return self._edit
 
     def applied(self) -> AbstractContextManager[None]:
         """Apply the edits inside the context."""
@@ -105,6 +108,7 @@ class EditStore:
         about = {"name": name, "prompt": request.prompt, "target": request.target}
         self._append(save(tensors_of([memory]), {ABOUT: json.dumps(about)}))
         self._memories[name], self._made = memory, self._made + 1
+        self._edit = None
         return name
 
     def remove(self, name: str) -> None:
@@ -118,6 +122,7 @@ class EditStore:
             raise AttribError(f"the store has no edit {name!r}; its newest are {known}")
         self._append(save({}, {ABOUT: json.dumps({"removed": name})}))
         del self._memories[name]
+        self._edit = None
 
     def _append(self, record: bytes) -> None:
         if self.path is None:

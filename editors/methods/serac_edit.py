@@ -15,6 +15,7 @@ from attrib.forward.hooks import on_input, on_output
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import pad_states
+from editors.adapters.lookup import KeyIndex
 from editors.adapters.router import GatedEdit, Router, active_batch
 from editors.adapters.sites import Gate, MemoryEntry
 from editors.gating.features import COVERED
@@ -62,8 +63,23 @@ class ScopeGate:
         self, queries: Sequence[Mapping[str, Tensor]], edits: Sequence[Mapping[str, Tensor]]
     ) -> Float[Tensor, "query edit"]:
         """Scores of the classifier, symmetric in query and edit."""
-        one, other = (torch.stack([s[VECTOR] for s in some]) for some in (queries, edits))
-        return self.net.scores(one, other.to(one))
+        one, other = self.keys(queries), self.keys(edits)
+        return self.compare_keys(one, other.to(one))
+
+    def keys(self, states: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, "input axis"]:
+        """The vectors of inputs or edits."""
+        return torch.stack([one[VECTOR] for one in states])
+
+    @torch.no_grad()
+    def compare_keys(
+        self, one: Float[Tensor, "query axis"], other: Float[Tensor, "edit axis"]
+    ) -> Float[Tensor, "query edit"]:
+        """Scores of vectors."""
+        return self.net.scores(one, other)
+
+    def index(self, edits: Sequence[Mapping[str, Tensor]]) -> KeyIndex:
+        """The index of edits: one matrix product per input, exact."""
+        return KeyIndex(self, self.keys(edits))
 
     def calibrated(self, vlm: VLM, samples: Sequence[EditSample]) -> "ScopeGate":
         """A copy with a threshold from held-out edits.

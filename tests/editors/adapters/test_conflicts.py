@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
-from editors.adapters.router import HiddenEdit, nearest
+from editors.adapters.lookup import index_of, nearest
+from editors.adapters.router import HiddenEdit
 from editors.gating.classifier import PATCHES, GateNet
 from editors.gating.features import GateReader
 from editors.gating.gates import STATE, CosineGate, LearnedGate
@@ -39,6 +40,7 @@ def test_the_newest_of_two_edits_of_one_input_wins_in_100_of_100(which):
     found = nearest(gate, features, held)
     alone = nearest(gate, features, features)
     assert (found >= 100).all() and torch.equal(found - 100, alone)
+    assert torch.equal(index_of(gate, held).nearest(features), found)
     assert nearest(gate, features, []).tolist() == [-1] * 100
 
 

@@ -179,9 +179,9 @@ def test_the_decision_is_taken_once_on_the_prompt_when_generating(vlm, name, mon
     query = prefix_states(vlm, asked[:1], [2])[0]
     memory = memory_of(asked[0], query, written, known)
     calls = []
-    find = type(gate).scores
+    find = type(gate).states
     monkeypatch.setattr(
-        type(gate), "scores", lambda self, *given: calls.append(1) or find(self, *given)
+        type(gate), "states", lambda self, *given: calls.append(1) or find(self, *given)
     )
     with HiddenEdit(written, [memory], gate).applied(vlm):
         vlm.generate(encoded(vlm, asked), max_new_tokens=4)
