@@ -124,10 +124,16 @@ def compare(
     pairs = sides[0].merge(sides[1], on=["example", *groups])
     if pairs.empty:
         raise AttribError(_nothing_shared(one, other))
-    values = Result("difference", pairs.assign(value=pairs["one"] - pairs["other"]), {})
-    found = values.mean(groups, resamples=resamples, seed=seed)
-    both = pairs.groupby(groups, dropna=False)[["one", "other"]].mean().reset_index()
-    frame = both.merge(found.rename(columns={"mean": "difference"}), on=groups)
+    # The same pairs make the same groups, in the same order.
+    one_mean, other_mean, found = (
+        Result("mean", pairs.assign(value=values), {}).mean(groups, resamples=draws, seed=seed)
+        for values, draws in (
+            (pairs["one"], 1), (pairs["other"], 1), (pairs["one"] - pairs["other"], resamples),
+        )
+    )  # fmt: skip
+    means = found[list(groups)].assign(one=one_mean["mean"], other=other_mean["mean"])
+    statistics = found.rename(columns={"mean": "difference"})[["difference", "low", "high", "n"]]
+    frame = pd.concat([means, statistics], axis=1)
     known = [len(side.drop_duplicates(groups)) for side in sides]
     return Comparison(
         one.analysis,
