@@ -20,7 +20,7 @@ from editors.adapters.sites import Gate
 from editors.base import encodable
 from editors.gating.classifier import NEVER
 from editors.gating.features import (
-    COVERED,
+    APPLIES,
     EASY,
     REQUEST,
     RelatedInput,
@@ -103,12 +103,13 @@ def calibrate_scores(
 ) -> Calibration:
     """Find a threshold from the table of `gate_scores`.
 
-    Covered inputs are the generality inputs (a request is always similar to its own edit), others
-    the hard locality inputs; without any of these, the requests and all locality inputs.
+    Covered inputs are the generality inputs (a request is always similar to its own edit) and
+    changed pictures, others the hard locality inputs and those that were mined; without any of
+    these, the requests and all locality inputs.
     """
     by = {str(name): np.asarray(some["value"]) for name, some in scores.groupby("relation")}
-    covered = {name: by[name] for name in COVERED[1:] if name in by} or {REQUEST: by[REQUEST]}
-    hard = {name: values for name, values in by.items() if name not in (*COVERED, *EASY)}
+    covered = {name: by[name] for name in APPLIES[1:] if name in by} or {REQUEST: by[REQUEST]}
+    hard = {name: values for name, values in by.items() if name not in (*APPLIES, *EASY)}
     easy = {name: by[name] for name in EASY if name in by}
     # Inputs that the learned gate's rule shuts out need no threshold: averaged with the others they
     # would let twice as many of those through.

@@ -15,6 +15,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.base import encodable
+from editors.gating.augmentation import further_inputs
 from editors.gating.classifier import GateNet
 from editors.gating.features import REQUEST, GateInputs, GateReader, collect_states, related_inputs
 from editors.gating.gates import COSINES, NO_GATE, CosineGate, LearnedGate, Token, check_gate
@@ -42,6 +43,8 @@ class GateTraining:
         pools: Number of learned weighted averages over the text tokens.
         patch: Width of a visual token's embedding.
         dropout: Dropout rate.
+        changes: Kinds of changed pictures that each edit is trained and calibrated on (crop, JPEG,
+            flip, frame), in turn; see `editors.gating.augmentation`.
     """
 
     steps: int = 600
@@ -54,6 +57,7 @@ class GateTraining:
     pools: int = 4
     patch: int = 32
     dropout: float = 0.1
+    changes: int = 2
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def train_gate(
     false_open: float | None = None,
     keep: float | None = None,
 ) -> LearnedGate:
-    """Train a gate on edits and the inputs that they are evaluated on.
+    """Train a gate on edits, the inputs that they are evaluated on, and those made of them.
 
     Args:
         vlm: The model; all inputs are run through it once, unedited.
@@ -112,6 +116,8 @@ def train_gate(
     learned, held = split(len(samples), settings)
     reader = _fit_reader(vlm, samples, learned, layers, settings.seed)
     inputs = related_inputs(samples)
+    for rows in (learned, held):  # apart: nothing of the held-out edits is learned from
+        inputs += further_inputs(samples, rows, settings.changes, settings.seed)
     states = collect_states(vlm, [one.request for one in inputs], reader.layers, reader.states)
     data = InputStates(inputs, states)
     gate = LearnedGate(reader, fit_net(data.select(learned), reader, settings), 0.0)
