@@ -5,11 +5,11 @@
 
 Open rates and AUC on held-out edits of scenes-vqa. The request must open the gate, also cropped to
 90 % of each side, as a JPEG of quality 30, mirrored, in a frame, in a new rendering
-(`visual_generality`) and in other words (`text_generality`). It must stay closed for the same picture with another
-question, for the same question about another picture or about the most similar picture of another
-edit, for other pictures with other questions, and for text alone. Besides the gate as it is trained
-by default, one is trained without changed pictures, and one without each kind of near neighbour,
-which it then meets for the first time. AUC is that of all requests that must open against one kind.
+(`visual_generality`) and in other words (`text_generality`). It must stay closed for the same
+picture with another question, for the same question about another picture or about the most similar
+picture of another edit, for other pictures with other questions, and for text alone. Besides the
+gate as it is trained by default, one is trained without changed pictures, and one without each kind
+of near neighbour, which it then meets for the first time. AUC is that of all requests that must open against one kind.
 Each gate is kept in a folder and not trained again. Writes `figures/tables/gate-robustness/`.
 """
 
