@@ -9,8 +9,9 @@ Open rates and AUC on held-out edits of scenes-vqa. The request must open the ga
 picture with another question, for the same question about another picture or about the most similar
 picture of another edit, for other pictures with other questions, and for text alone. Besides the
 gate as it is trained by default, one is trained without changed pictures, and one without each kind
-of near neighbour, which it then meets for the first time. AUC is that of all requests that must open against one kind.
-Each gate is kept in a folder and not trained again. Writes `figures/tables/gate-robustness/`.
+of near neighbour, which it then meets for the first time. AUC is that of all requests that must
+open against one kind. Each gate is kept in a folder and not trained again. Writes
+`figures/tables/gate-robustness/`.
 """
 
 import argparse
