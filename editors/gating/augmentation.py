@@ -2,9 +2,9 @@
 
 The picture of an edit comes back cropped, compressed, mirrored or in another frame. Its edit still
 applies, and with another question about the changed picture it does not: without those, a gate
-would learn that what is changed is covered. Where a dataset names no near neighbours of its edits,
-such as E-VQA, they are mined: another edit's question about the same picture, and the same question
-about the most similar picture of another edit.
+would learn that what is changed is covered. The same question about the most similar picture of
+another edit is a near negative, too. Where a dataset names no near neighbours of its edits, such as
+E-VQA, another edit's question is asked about the same picture.
 """
 
 import io
@@ -95,8 +95,7 @@ def further_inputs(
             RelatedInput(row, *one) for one in _changed(samples[row], row, other, num_changes, seed)
         ]
         if other is not None and not samples[row].hard_locality:
-            asked = EditRequest(samples[row].request.source, other, "")
-            found.append(RelatedInput(row, MINED_QUESTION, asked))
+            found.append(RelatedInput(row, MINED_QUESTION, _about(samples[row], other)))
     return [*found, *_nearest(samples, rows)]
 
 
@@ -126,18 +125,16 @@ def _other_question(
 
 
 def _nearest(samples: Sequence[EditSample], rows: Sequence[int]) -> list[RelatedInput]:
-    """The question about the most similar other picture, where a sample has no near negatives."""
-    bare = [
-        r for r in rows if not samples[r].hard_locality and samples[r].request.source is not None
-    ]
+    """Each question about the most similar picture of another edit."""
+    seen = [row for row in rows if samples[row].request.source is not None]
     return [
-        RelatedInput(
-            row,
-            MINED_IMAGE,
-            EditRequest(samples[near].request.source, samples[row].request.prompt, ""),
-        )
-        for row, near in nearest_pictures(samples, bare).items()
+        RelatedInput(row, MINED_IMAGE, _about(samples[near], samples[row].request.prompt))
+        for row, near in nearest_pictures(samples, seen).items()
     ]
+
+
+def _about(sample: EditSample, prompt: str) -> EditRequest:
+    return EditRequest(sample.request.source, prompt, "")
 
 
 def nearest_pictures(samples: Sequence[EditSample], rows: Sequence[int]) -> dict[int, int]:
