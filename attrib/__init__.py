@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
     from attrib.pipeline.run import run
     from attrib.pipeline.select import select
+    from attrib.report.comparison import Comparison, compare
     from attrib.results import Result
     from attrib.selection import LayerReport, select_layers
 
@@ -56,6 +57,7 @@ _NAMES = {
     "attrib.model.vlm": ("VLM",),
     "attrib.pipeline.run": ("run",),
     "attrib.pipeline.select": ("select",),
+    "attrib.report.comparison": ("Comparison", "compare"),
     "attrib.results": ("Result",),
     "attrib.selection": ("LayerReport", "select_layers"),
 }

@@ -31,6 +31,11 @@ COMMANDS = {
         "Explore one answer: a page with contributions, logit lens, attention and heatmaps.",
     ),
     **{name: (ANALYSIS, "attrib.cli.analyse", text) for name, (_, text) in ANALYSES.items()},
+    "compare": (
+        ANALYSIS,
+        "attrib.cli.compare",
+        "Compare two runs of one analysis: paired differences per layer, with intervals.",
+    ),
     "select": (
         LAYERS,
         "attrib.cli.select",

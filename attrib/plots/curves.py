@@ -9,9 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from attrib.errors import AttribError
 from attrib.plots.drawing import (
     AXES,
     BLUE,
+    GREEN,
     GREY,
     INK,
     MUTED,
@@ -49,6 +51,7 @@ SHARES = (
     Series("all visual", {"statistic": "visual_sum"}, BLUE, "o"),
     Series("BOS", {"statistic": "bos"}, GREY, "x", ":"),
 )
+MOST_CURVES = 6
 MOST_IMAGES = 6  # of a prompt, with a curve each
 METHODS = {
     "heatmap": (BLUE, "o", "-"), "attention": (VERMILION, "s", "--"), "gradient": (INK, "^", "-."),
@@ -122,6 +125,33 @@ def faithfulness(
         ax.axhline(chance, color=MUTED, linewidth=0.8, label="chance")
     draw_series(table, series, ax, FAITHFULNESS[statistic], columns=2)
     ax.set_ylim(bottom=0 if statistic == "hit" else None)
+    return ax
+
+
+def differences(table: pd.DataFrame, by: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Difference of two runs over the layers, a curve per group; 0 means no difference.
+
+    Args:
+        table: Columns `layer`, `difference`, `low`, `high` and those of `by`.
+        by: The columns that make a curve; the first `MOST_CURVES` groups are drawn.
+        ax: Where to draw.
+
+    Raises:
+        AttribError: The table has no layers.
+    """
+    if "layer" not in table:
+        raise AttribError("the differences have no layers to draw them over")
+    varied = [name for name in by if len(set(table[name])) > 1]
+    groups = pd.DataFrame(table[varied]).drop_duplicates().to_dict("records")[:MOST_CURVES]
+    looks = zip(groups, (BLUE, VERMILION, INK, GREEN, GREY, MUTED), "os^Dxv", strict=False)
+    series = [
+        Series(", ".join(f"{name} {value}" for name, value in rows.items()) or "difference",
+               {str(name): value for name, value in rows.items()}, color, marker)
+        for rows, color, marker in looks
+    ]  # fmt: skip
+    table = table.rename(columns={"difference": "mean"})
+    ax = draw_series(table, series, ax, "Difference, first run - second run", columns=2)
+    ax.axhline(0, color=MUTED, linewidth=0.8)
     return ax
 
 
