@@ -127,8 +127,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         for row in one["rows"]:
             means = [f"{100 * score['mean']:.1f}" for score in row["scores"].values()]
             each = f"{row['bytes'] / row['held']:,.0f}"
-            looked = [f"{row['look-up ms']:.2f}", f"{row['look-up ratio']['median']:.2f}"]
-            looked = looked if "look-up ms" in row else ["-", "-"]
+            looked = ["-", "-"]
+            if "look-up ms" in row:
+                looked = [f"{row['look-up ms']:.2f}", f"{row['look-up ratio']['median']:.2f}"]
             name = f"{one['editor']}, {one['part']}"
             passed = f"{row['pass ratio']['median']:.2f}"
             lines.append([name, str(row["held"]), *means, each, *looked, passed])

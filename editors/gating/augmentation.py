@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from attrib.data.samples import EditRequest, EditSample
-from editors.gating.features import CHANGED, RelatedInput
+from editors.gating.features import CHANGED, MINED_IMAGE, MINED_QUESTION, RelatedInput
 
 CROP = 0.9  # share of each side that is kept
 QUALITY = 30  # of JPEG
@@ -29,7 +29,6 @@ EQUAL = 1 - 1e-4  # cosine from which two pictures are one
 CHUNK = 512  # pictures compared with all at a time
 TRIES = 8  # draws of another question
 OTHER_QUESTION = "changed_other_question"
-MINED_QUESTION, MINED_IMAGE = "mined_other_question", "mined_nearest_image"
 Change = Callable[[Image.Image, random.Random], Image.Image]
 
 

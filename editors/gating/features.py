@@ -26,11 +26,21 @@ COVERED = (REQUEST, "text_generality", "visual_generality")
 CHANGED = ("crop", "jpeg", "flip", "frame")  # the request's picture, see `augmentation`
 APPLIES = (*COVERED, *CHANGED)  # inputs that an edit applies to
 EASY = ("text_locality", "visual_locality")
+MINED_QUESTION, MINED_IMAGE = "mined_other_question", "mined_nearest_image"
 HARD = "hard_locality"  # for datasets that do not name the types of hard locality inputs
 Features = Callable[[dict[int, Tensor], Batch], list[dict[str, Tensor]]]  # such as `Gate.states`
 TEXT, VISUAL = "text", "visual"
 WIDTHS = {TEXT: 256, VISUAL: 128}  # channels kept of each layer where the model has more
 SMALLEST_SPREAD = 1e-3  # least standard deviation by which a channel is divided
+
+
+def group_of(relation: str) -> str:
+    """What kinds of near negatives a kind is judged with, such as "same picture"."""
+    if relation.startswith("same_image") or relation == MINED_QUESTION:
+        return "same picture, other question"
+    if relation in ("same_question_other_image", MINED_IMAGE):
+        return "same question, other picture"
+    return relation
 
 
 class RelatedInput(NamedTuple):

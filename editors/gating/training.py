@@ -25,7 +25,7 @@ from editors.gating.threshold import calibrate_scores, gate_scores, score_table
 STATISTICS_INPUTS = 256  # inputs from which features are standardised
 LARGEST_GRADIENT = 1.0  # norm
 WARMUP = 0.1  # of the steps
-FALSE_OPEN = 0.03  # share of hard locality inputs that open, averaged over relations
+FALSE_OPEN = 0.03  # share of near negatives that opens, by group
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def train_gate(
         samples: Training edits.
         layers: Layers that it reads; none after the first layer that is written.
         settings: Settings of the training.
-        false_open: Calibrate on held-out samples to this share of open hard locality inputs (see
-            `calibrate`); with neither this nor `keep`, 0.03.
+        false_open: Calibrate on held-out samples to this share of open near negatives of each group
+            (see `calibrate`); with neither this nor `keep`, 0.03.
         keep: Or to this share of open generality inputs.
 
     Raises:
