@@ -14,6 +14,21 @@ BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 logger = logging.getLogger("attrib")
 
 
+class Pace:
+    """Says when the next line about long work is due."""
+
+    def __init__(self, seconds: float = SECONDS_BETWEEN_LINES):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether that many seconds passed since the start, or since it last was."""
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
 def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
     """Yield the items; report on standard error, as a bar or as lines, how many are done.
 
@@ -27,13 +42,11 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
             from tqdm.auto import tqdm
         yield from tqdm(items, desc=what, unit="batch", leave=False)
         return
-    last = start = time.monotonic()
+    start, pace = time.monotonic(), Pace()
     for done, item in enumerate(items):
-        now = time.monotonic()
-        if done and now - last > SECONDS_BETWEEN_LINES:
-            left = (now - start) / done * (len(items) - done)
+        if done and pace.is_due():
+            left = (time.monotonic() - start) / done * (len(items) - done)
             logger.info("%s: %d of %d batches, %.0f s left", what, done, len(items), left)
-            last = now
         yield item
     logger.info("%s: %d batches in %.1f s", what, len(items), time.monotonic() - start)
 

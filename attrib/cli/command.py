@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     TOO_MANY_FAILURES = 1
     USAGE = 2
     CANNOT_START = 3
+    NOT_TAKEN = 4  # an edit was made, and the model does not give the new answer
     INTERRUPTED = 130
     TERMINATED = 143
 

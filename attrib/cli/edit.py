@@ -1,10 +1,12 @@
 """`attrib edit`: make one edit, and ask the model before and after it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, naming_option
+from attrib.cli.outputs import log
 from attrib.errors import AttribError
 from attrib.pipeline.options import ModelOptions, Photos, option
 from attrib.pipeline.source import load_model
@@ -54,11 +56,13 @@ def edit(options: EditOptions) -> int:
     editor: Any = load_editor(options.editor, vlm)
     questions = list(_questions(options, vlm))
     made = _make_edit(options, vlm, editor)
-    print("\n".join(_answers(vlm, made, questions, options.max_new_tokens)))
+    target = options.target or _target_of(made)
+    asked = _ask(vlm, made, questions, _longest(options, vlm, target))
+    print("\n".join(asked.lines(questions)))
     print(f"edit: {made.num_bytes:,} bytes")
     if options.save is not None:
         print(f"  {save_edit(made, options.save, vlm, editor)}")
-    return ExitCode.DONE
+    return _outcome(options, asked.after[0], target)
 
 
 def _make_edit(options: EditOptions, vlm: "VLM", editor: Any) -> "Edit":
@@ -90,14 +94,52 @@ def _questions(options: EditOptions, vlm: "VLM") -> Iterator[Question]:
             yield name, images, prompt
 
 
-def _answers(vlm: "VLM", edit: "Edit", questions: list[Question], longest: int) -> list[str]:
-    """A paragraph per question, with the answers before and after."""
-    names, images, prompts = zip(*questions, strict=True)
+@dataclass(frozen=True)
+class Asked:
+    """Answers to the questions before and after the edit."""
+
+    before: list[str]
+    after: list[str]
+
+    def lines(self, questions: list[Question]) -> list[str]:
+        """A paragraph per question."""
+        return [
+            f"{name}: {prompt}\n  before: {old}\n  after:  {new}"
+            for (name, _, prompt), old, new in zip(questions, self.before, self.after, strict=True)
+        ]
+
+
+def _ask(vlm: "VLM", edit: "Edit", questions: list[Question], longest: int) -> Asked:
+    _, images, prompts = zip(*questions, strict=True)
     batch = vlm.encode(images, prompts)
     before = vlm.generate(batch, max_new_tokens=longest)
     with edit.applied(vlm):
-        after = vlm.generate(batch, max_new_tokens=longest)
-    return [
-        f"{name}: {prompt}\n  before: {old}\n  after:  {new}"
-        for name, prompt, old, new in zip(names, prompts, before, after, strict=True)
-    ]
+        return Asked(before, vlm.generate(batch, max_new_tokens=longest))
+
+
+def _longest(options: EditOptions, vlm: "VLM", target: str | None) -> int:
+    """Tokens to generate: as asked for, and enough to tell whether the answer is the target."""
+    from editors.evaluation.protocols import SPARE
+
+    ids = vlm.tokenizer(target or "", add_special_tokens=False)["input_ids"]
+    return max(options.max_new_tokens, len(ids) + SPARE)
+
+
+def _target_of(edit: "Edit") -> str | None:
+    """The answer that a loaded edit installs; edits of weights do not name it."""
+    memories = [one.request for one in getattr(edit, "memories", ())]
+    facts = memories or list(getattr(edit, "facts", ()))
+    return facts[0].target if len(facts) == 1 else None
+
+
+def _outcome(options: EditOptions, answer: str, target: str | None) -> ExitCode:
+    """Whether the edited model gives the new answer; it may go on after it."""
+    from editors.evaluation.protocols import begins_with_target
+
+    if target is None or begins_with_target(answer, target):
+        return ExitCode.DONE
+    log(
+        f"the edit did not take: the edited model answers {answer!r}, not {target!r}; train "
+        f"{options.editor} for more steps or on more edits, or take another editor"
+    )
+    return ExitCode.NOT_TAKEN

@@ -69,6 +69,11 @@ def grid(options: GridOptions) -> int:
     where: Any = {"image_root": options.image_root, "limit": options.test_limit, "need": PICTURES}
     test = data.load(options.data, options.test_split, **where)
     steps, gate = config.steps, options.gate or "none"
+    if options.dry_run:
+        from attrib.cli.plans import grid_plan
+
+        print("\n".join(grid_plan(wanted, (samples, test), (steps, gate), vlm, out)))
+        return ExitCode.DONE
     log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
     frame = layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate)
     print(grid_text(frame))

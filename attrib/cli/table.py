@@ -29,6 +29,7 @@ GROWING = (
     "device",
     "device_map",
     "model",
+    "dry_run",
 )  # may differ later
 SELECTION_SAMPLES = 200
 SELECTION_WORDS = 2  # words of a long answer, which the model reads at different layers
@@ -70,6 +71,7 @@ class TableOptions(ModelOptions):
     steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
     protocols: str = option("paper,exact,generate", "When an answer counts as right.")
     out: Path = option(Path("runs/table"), "Folder of editors, scores and tables.")
+    dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
 
 
 def table(options: TableOptions) -> int:
@@ -86,6 +88,11 @@ def table(options: TableOptions) -> int:
     _write_settings(options)
     gated = options.gate != NO_GATE
     missing = [job for job in jobs if not job.is_done(out, gated)]
+    if options.dry_run:
+        from attrib.cli.plans import table_plan
+
+        print("\n".join(table_plan(jobs, missing, options)))
+        return ExitCode.DONE
     log(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {out}")
     run = TableRun(
         out,
@@ -122,7 +129,8 @@ def _write_settings(options: TableOptions) -> None:
             f"{options.out} was made with other settings: {'; '.join(different)}; give another "
             "--out, or the settings that are there"
         )
-    write_text(path, json.dumps(now, indent=1))
+    if not options.dry_run:
+        write_text(path, json.dumps(now, indent=1))
 
 
 def _gate(vlm: "VLM", job: "Job", options: TableOptions) -> Path | None:

@@ -89,6 +89,7 @@ class TrainOptions(ModelOptions):
         "Folder of checkpoints and of the editor; the same command resumes there.",
         shown="runs/train-EDITOR-MODEL-DATA",
     )
+    dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
 
     @field_validator("set")
     @classmethod
@@ -113,8 +114,17 @@ def train(options: TrainOptions) -> int:
     own = options.layers is None and not kind.needs_layers
     layers = None if own else layers_of(options.layers, vlm)
     data = training_data(options)
+    if options.dry_run:
+        from attrib.cli.plans import training_plan
+
+        given = editor_options(options)
+        given |= {"gate": options.gate} if options.gate and kind.takes_gate else {}
+        config = kind.config_class.from_preset(vlm, options.preset, data, **given)
+        print("\n".join(training_plan(kind, layers_text(layers), config, vlm, data, out)))
+        return ExitCode.DONE
     if rank.number == 0:
-        log(f"train: {options.editor} of {vlm.name}{_where(layers)}, {len(data)} edits, into {out}")
+        what = f"{options.editor} of {vlm.name}{layers_text(layers)}"
+        log(f"train: {what}, {len(data)} edits, into {out}")
         if data.quarantined:
             log(data.summary())
     editor = kind.train(
@@ -143,7 +153,8 @@ def _evaluation(options: TrainOptions, out: Path) -> str:
     return next_command("evaluate", options, *more)
 
 
-def _where(layers: Mapping[str, list[int]] | None) -> str:
+def layers_text(layers: Mapping[str, list[int]] | None) -> str:
+    """Where an editor writes, such as " at text 1; visual 1"; empty where that is its own."""
     if layers is None:
         return ""
     return " at " + "; ".join(f"{m} {', '.join(map(str, some))}" for m, some in layers.items())

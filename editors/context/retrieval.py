@@ -20,8 +20,8 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.context import NO_TEXT, PromptStarts
+from editors.gating.calibration import Calibration, calibrate
 from editors.gating.features import COVERED, EASY, related_inputs
-from editors.gating.threshold import Calibration, calibrate
 
 BATCH_SIZE = 64  # texts per pass
 FIT_SIZE = 512  # texts whose mean is taken, and edits on which a threshold is found

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def grid(
         wanted: The cells.
         out: Folder of the cells.
         config: Options of the adapters and of their training; the seed is the cell's.
-        log: Receives one line per cell.
+        log: Receives the lines of each training, and one per cell.
         gate: One of `editors.gating.gates.GATES`, fitted once to `samples` for all cells; cells are
             scored with it and without a gate.
         inputs: The cached inputs of these edits and layers, to share them between grids.
@@ -152,7 +153,8 @@ def grid(
         for done, cell in enumerate(missing):
             inputs = inputs or GridInputs.of(vlm, samples, test, layers)
             folder = Path(out) / cell.name
-            record = _score(cell, editor, vlm, config, inputs, gates, folder, identity)
+            say = partial(_say, log, cell.name)
+            record = _score(cell, editor, vlm, config, inputs, gates, folder, identity, say)
             avg = record["scores"][gate]["avg"]
             log(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
     records = [read_json(folder / CELL) for folder in folders]
@@ -164,6 +166,10 @@ def grid(
     )
 
 
+def _say(log: Callable[[str], None], cell: str, line: str) -> None:
+    log(f"{cell}: {line}")
+
+
 def _score(
     cell: Cell,
     editor: type[AdapterEditor],
@@ -173,12 +179,13 @@ def _score(
     gates: Mapping[str, Opened],
     out: Path,
     identity: dict[str, Any],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train one cell, unless it is trained, and write its scores."""
     config, (few, _) = config.changed(seed=cell.seed), inputs.test.split(NUM_VALIDATION)
     sites = config.build(vlm, cell.layers, cell.seed)
     objective = editor.objective(vlm, config, sites, inputs.data, few, inputs.samples)
-    state = Trainer(objective, config, out, identity, lambda _line: None).train()
+    state = Trainer(objective, config, out, identity, say).train()
     scores = cell_scores(objective, inputs.test, gates)
     about = {"identity": identity, "cell": asdict(cell)}
     record = {**about, "scores": scores, "seconds": state.seconds}

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
-from attrib.forward.hooks import read
+from attrib.forward.up_to import states_up_to
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.progress import progress
@@ -23,12 +23,24 @@ from editors.base import encode_requests
 
 REQUEST = "request"
 COVERED = (REQUEST, "text_generality", "visual_generality")
+CHANGED = ("crop", "jpeg", "flip", "frame")  # the request's picture, see `augmentation`
+APPLIES = (*COVERED, *CHANGED)  # inputs that an edit applies to
 EASY = ("text_locality", "visual_locality")
+MINED_QUESTION, MINED_IMAGE = "mined_other_question", "mined_nearest_image"
 HARD = "hard_locality"  # for datasets that do not name the types of hard locality inputs
 Features = Callable[[dict[int, Tensor], Batch], list[dict[str, Tensor]]]  # such as `Gate.states`
 TEXT, VISUAL = "text", "visual"
 WIDTHS = {TEXT: 256, VISUAL: 128}  # channels kept of each layer where the model has more
 SMALLEST_SPREAD = 1e-3  # least standard deviation by which a channel is divided
+
+
+def group_of(relation: str) -> str:
+    """What kinds of near negatives a kind is judged with, such as "same picture"."""
+    if relation.startswith("same_image") or relation == MINED_QUESTION:
+        return "same picture, other question"
+    if relation in ("same_question_other_image", MINED_IMAGE):
+        return "same question, other picture"
+    return relation
 
 
 class RelatedInput(NamedTuple):
@@ -79,8 +91,7 @@ def collect_states(
     found: dict[int, dict[str, Tensor]] = {}
     for some in progress(_batches(requests, batch_size), what):
         batch = encode_requests(vlm, [requests[i] for i in some], targets=targets)
-        with read(vlm, layers) as hidden:
-            vlm.logits(batch)
+        hidden = states_up_to(vlm, batch, layers)
         for i, states in zip(some, features(hidden, batch), strict=True):
             found[i] = {name: value.cpu() for name, value in states.items()}
     return [found[i] for i in range(len(requests))]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
-from attrib.forward.hooks import read
+from attrib.forward.up_to import states_up_to
 from attrib.model.batch import Batch
 from attrib.model.routing import routed
 from attrib.model.vlm import VLM
@@ -152,9 +152,7 @@ def gate_features(vlm: VLM, gate: Gate, batch: Batch) -> list[dict[str, Tensor]]
             f"the gate reads layer {outside[0]}, but {vlm.name} has layers 0 to "
             f"{vlm.num_layers - 1}; it belongs to another model"
         )
-    with read(vlm, gate.layers) as hidden:
-        vlm.logits(batch)
-    return gate.states(dict(hidden), batch)
+    return gate.states(states_up_to(vlm, batch, gate.layers), batch)
 
 
 def _with_rows(rows: Any, edited: Any, at: Sequence[int]) -> Any:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editors.gating.features import COVERED, VISUAL, RelatedInput
+from editors.gating.features import APPLIES, VISUAL, RelatedInput
 
 OTHERS = 4  # inputs of other samples that each edit is paired with
 WEIGHTS = {"own": 1.0, "other": 0.5, "text": 0.5, "hidden": 0.25}
@@ -67,7 +67,7 @@ def sample_pairs(data: InputStates, generator: torch.Generator) -> Pairs:
     The edit of a sample is its request or, half of the time, another input that it covers.
     """
     edits = _edits(data, generator)
-    own = [_Pair(i, edits[r.row], r.relation in COVERED, "own") for i, r in enumerate(data.inputs)]
+    own = [_Pair(i, edits[r.row], r.relation in APPLIES, "own") for i, r in enumerate(data.inputs)]
     drawn = torch.randint(len(data.inputs), (len(edits), OTHERS), generator=generator).tolist()
     others = [
         _Pair(i, edit, False, "other")
@@ -89,7 +89,7 @@ def sample_pairs(data: InputStates, generator: torch.Generator) -> Pairs:
 def _edits(data: InputStates, generator: torch.Generator) -> list[int]:
     covered: dict[int, list[int]] = {}
     for i, one in enumerate(data.inputs):
-        if one.relation in COVERED:
+        if one.relation in APPLIES:
             covered.setdefault(one.row, []).append(i)  # the request comes first
     draws = torch.rand(len(covered), 2, generator=generator).tolist()
     return [

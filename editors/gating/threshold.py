@@ -1,8 +1,6 @@
-"""Thresholds of gates, from training edits and their inputs, and tables of open rates and AUC."""
+"""Scores of a gate on the inputs of edits, its threshold from them, and tables of open rates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +16,10 @@ from attrib.results import Result
 from attrib.stats import RESAMPLES, clustered_interval
 from editors.adapters.sites import Gate
 from editors.base import encodable
+from editors.gating.calibration import Calibration, calibrate
 from editors.gating.classifier import NEVER
 from editors.gating.features import (
-    COVERED,
+    APPLIES,
     EASY,
     REQUEST,
     RelatedInput,
@@ -31,84 +30,18 @@ from editors.gating.features import (
 Values = Float[np.ndarray, " _"]
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A threshold and its open rates on the inputs that it was found on.
-
-    Attributes:
-        threshold: Lowest score that opens.
-        rule: The rule, in words.
-        kept: Share of the covered inputs that open, averaged over relations.
-        false_open: Share of the other inputs that open, averaged over relations.
-        open_rates: Share that opens, by relation.
-    """
-
-    threshold: float
-    rule: str
-    kept: float
-    false_open: float
-    open_rates: Mapping[str, float]
-
-    def record(self) -> dict[str, Any]:
-        """Return everything but the threshold as JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "threshold"}
-
-
-def calibrate(
-    covered: Mapping[str, Values],
-    others: Mapping[str, Values],
-    *,
-    false_open: float | None = None,
-    keep: float | None = None,
-) -> Calibration:
-    """Find a gate's threshold, half way between two scores.
-
-    Args:
-        covered: Scores of inputs that must open the gate, by relation.
-        others: Scores of inputs that must not, by relation.
-        false_open: Take the lowest threshold at which at most this share of `others` opens.
-        keep: Or the highest at which at least this share of `covered` opens. With neither, the
-            highest threshold with the largest difference between the two shares (Youden). Shares
-            are averaged over relations.
-
-    Raises:
-        AttribError: One side has no scores, both rules are given, or a rate is outside [0, 1].
-    """
-    if not covered or not others:
-        raise AttribError("a threshold needs inputs that an edit covers, and others")
-    if false_open is not None and keep is not None:
-        raise AttribError("give false_open or keep, not both")
-    for rate in (false_open, keep):
-        if rate is not None and not 0 <= rate <= 1:
-            raise AttribError(f"a rate of {rate}: expected one from 0 to 1")
-    cuts = _cuts(np.concatenate([*covered.values(), *others.values()]))
-    kept, opened = (
-        np.mean([_open_share(v, cuts) for v in some.values()], 0) for some in (covered, others)
-    )
-    if false_open is not None:
-        at, rule = int((opened <= false_open).argmax()), f"at most {false_open:g} of others open"
-    elif keep is not None:
-        at, rule = _last(kept >= keep), f"at least {keep:g} of covered inputs open"
-    else:
-        at, rule = _last(kept - opened == (kept - opened).max()), "most kept minus falsely open"
-    open_rates = {
-        name: float(_open_share(v, cuts[at : at + 1])[0])
-        for name, v in {**covered, **others}.items()
-    }
-    return Calibration(float(cuts[at]), rule, float(kept[at]), float(opened[at]), open_rates)
-
-
 def calibrate_scores(
     scores: pd.DataFrame, *, false_open: float | None = None, keep: float | None = None
 ) -> Calibration:
     """Find a threshold from the table of `gate_scores`.
 
-    Covered inputs are the generality inputs (a request is always similar to its own edit), others
-    the hard locality inputs; without any of these, the requests and all locality inputs.
+    Covered inputs are the generality inputs (a request is always similar to its own edit) and
+    changed pictures, others the hard locality inputs and those that were mined; without any of
+    these, the requests and all locality inputs.
     """
     by = {str(name): np.asarray(some["value"]) for name, some in scores.groupby("relation")}
-    covered = {name: by[name] for name in COVERED[1:] if name in by} or {REQUEST: by[REQUEST]}
-    hard = {name: values for name, values in by.items() if name not in (*COVERED, *EASY)}
+    covered = {name: by[name] for name in APPLIES[1:] if name in by} or {REQUEST: by[REQUEST]}
+    hard = {name: values for name, values in by.items() if name not in (*APPLIES, *EASY)}
     easy = {name: by[name] for name in EASY if name in by}
     # Inputs that the learned gate's rule shuts out need no threshold: averaged with the others they
     # would let twice as many of those through.
@@ -227,20 +160,3 @@ def _share_ends(opened: pd.DataFrame, seed: int) -> tuple[float, float]:
     """Interval of the share that opens; an edit may have several such inputs."""
     items = pd.factorize(opened["example"])[0]
     return clustered_interval(np.asarray(opened["value"], float), items, seed=seed)
-
-
-def _cuts(values: Values) -> Values:
-    """Candidate thresholds, rising: the lowest score, between each two, above the highest."""
-    levels = np.unique(values)
-    if not np.isfinite(levels).all():
-        raise AttribError("a score of the gate is not finite; no threshold can be found")
-    between = (levels[1:] + levels[:-1]) / 2
-    return np.concatenate([levels[:1], between, [np.nextafter(levels[-1], np.inf)]])
-
-
-def _open_share(values: Values, cuts: Values) -> Values:
-    return (len(values) - np.searchsorted(np.sort(values), cuts)) / len(values)
-
-
-def _last(holds: np.ndarray) -> int:
-    return len(holds) - 1 - int(holds[::-1].argmax())

@@ -15,6 +15,7 @@ from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.base import encodable
+from editors.gating.augmentation import further_inputs
 from editors.gating.classifier import GateNet
 from editors.gating.features import REQUEST, GateInputs, GateReader, collect_states, related_inputs
 from editors.gating.gates import COSINES, NO_GATE, CosineGate, LearnedGate, Token, check_gate
@@ -24,7 +25,7 @@ from editors.gating.threshold import calibrate_scores, gate_scores, score_table
 STATISTICS_INPUTS = 256  # inputs from which features are standardised
 LARGEST_GRADIENT = 1.0  # norm
 WARMUP = 0.1  # of the steps
-FALSE_OPEN = 0.03  # share of hard locality inputs that open, averaged over relations
+FALSE_OPEN = 0.03  # share of near negatives that opens, by group
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class GateTraining:
         pools: Number of learned weighted averages over the text tokens.
         patch: Width of a visual token's embedding.
         dropout: Dropout rate.
+        changes: Kinds of changed pictures that each edit is trained and calibrated on (crop, JPEG,
+            flip, frame), in turn; see `editors.gating.augmentation`.
     """
 
     steps: int = 600
@@ -54,6 +57,7 @@ class GateTraining:
     pools: int = 4
     patch: int = 32
     dropout: float = 0.1
+    changes: int = 2
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -93,15 +97,15 @@ def train_gate(
     false_open: float | None = None,
     keep: float | None = None,
 ) -> LearnedGate:
-    """Train a gate on edits and the inputs that they are evaluated on.
+    """Train a gate on edits, the inputs that they are evaluated on, and those made of them.
 
     Args:
         vlm: The model; all inputs are run through it once, unedited.
         samples: Training edits.
         layers: Layers that it reads; none after the first layer that is written.
         settings: Settings of the training.
-        false_open: Calibrate on held-out samples to this share of open hard locality inputs (see
-            `calibrate`); with neither this nor `keep`, 0.03.
+        false_open: Calibrate on held-out samples to this share of open near negatives of each group
+            (see `calibrate`); with neither this nor `keep`, 0.03.
         keep: Or to this share of open generality inputs.
 
     Raises:
@@ -112,6 +116,8 @@ def train_gate(
     learned, held = split(len(samples), settings)
     reader = _fit_reader(vlm, samples, learned, layers, settings.seed)
     inputs = related_inputs(samples)
+    for rows in (learned, held):  # apart: nothing of the held-out edits is learned from
+        inputs += further_inputs(samples, rows, settings.changes, settings.seed)
     states = collect_states(vlm, [one.request for one in inputs], reader.layers, reader.states)
     data = InputStates(inputs, states)
     gate = LearnedGate(reader, fit_net(data.select(learned), reader, settings), 0.0)

@@ -87,9 +87,10 @@ class EditStore:
     @property
     def edit(self) -> Edit:
         """All edits as one; the index of their keys is made once after each change."""
-        if self._edit is None:
-            self._edit = self.editor.from_memories(list(self._memories.values()))
-        return self._edit
+        edit = self._edit
+        if edit is None:
+            edit = self._edit = self.editor.from_memories(list(self._memories.values()))
+        return edit
 
     def applied(self) -> AbstractContextManager[None]:
         """Apply the edits inside the context."""

@@ -18,8 +18,9 @@ from editors.adapters.edit_signal import pad_states
 from editors.adapters.lookup import KeyIndex
 from editors.adapters.router import GatedEdit, Router, active_batch
 from editors.adapters.sites import Gate, MemoryEntry
+from editors.gating.calibration import calibrate
 from editors.gating.features import COVERED
-from editors.gating.threshold import calibrate, gate_scores
+from editors.gating.threshold import gate_scores
 from editors.methods.serac_networks import Counterfactual, Scope, pad_with_positions
 
 PROMPT, TARGET = "prompt", "target"  # keys of a memory's signals: input embeddings of an edit

@@ -7,12 +7,9 @@ last ones.
 
 import json
 import math
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
+from attrib.progress import Pace
 from attrib.runs.distributed import ProcessGroup
 from attrib.runs.manifest import diff
 from editors.io import load_checkpoint, read_checkpoint_record, save_checkpoint, save_tensors
 from editors.training.config import TrainingConfig, current_names
+from editors.training.interruption import finish_step_on_signals
 from editors.training.losses import mean_accuracy
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -95,7 +94,7 @@ class Trainer:
         config: The schedule.
         out: The folder; a checkpoint of the same training in it is resumed.
         identity: What else identifies the training (model, data, options), as JSON.
-        log: Receives one line per validation.
+        log: Receives a line per validation, and every 15 seconds between them.
         log_metrics: Receives the step and the loss of every step and the metrics of every
             validation.
         group: The processes that train together; by default those of the environment.
@@ -131,10 +130,13 @@ class Trainer:
         self.group.barrier()  # no process overwrites a checkpoint that another still reads
         if not self.state.curve:
             self._validate()
+        pace = Pace()
         with finish_step_on_signals() as received:
             while self.state.step < self.config.steps:
                 self.step()
                 self._validate_and_save_if_due()
+                if self.group.is_main and pace.is_due():
+                    self.log(self._where())
                 flag = torch.tensor(float(bool(received)), device=self.parameters[0].device)
                 if self.group.all_reduce(flag):  # all processes stop after the same step
                     self._save_last()
@@ -205,9 +207,13 @@ class Trainer:
         if not self.group.is_main:
             return
         shown = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        seconds = state.seconds / max(1, state.step) * (self.config.steps - state.step)
-        left = f", {seconds:.0f} s left" if state.step else ""
-        self.log(f"step {state.step} of {self.config.steps}{left}: {shown}")
+        self.log(f"{self._where()}: {shown}")
+
+    def _where(self) -> str:
+        """The step, and the seconds that are left."""
+        step, steps = self.state.step, self.config.steps
+        seconds = self.state.seconds / max(1, step) * (steps - step)
+        return f"step {step} of {steps}" + (f", {seconds:.0f} s left" if step else "")
 
     def _save_last(self) -> None:
         record = {"identity": self.identity, "progress": asdict(self.state)}
@@ -229,22 +235,3 @@ class Trainer:
             )
         load_checkpoint(self.out / LAST, self.objective.module, self.optimizers)
         self.state = TrainingState(**record["progress"])
-
-
-@contextmanager
-def finish_step_on_signals() -> Iterator[list[int]]:
-    """Yield the signals that arrive, of Ctrl-C and SIGTERM; they no longer interrupt a step."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def keep(number: int, _frame: object) -> None:
-        received.append(number)
-
-    before = {one: signal.signal(one, keep) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

@@ -51,11 +51,12 @@ def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tm
               "--image", there / "data" / "images" / "1.png")  # fmt: skip
     asked = ("--model", there / "model", "--editor", "e", *photos, "--prompt", "What is it?")
     code, out, err = run("edit", *asked, "--target", "red", "--rephrase", "Which?", "--save", "one")
-    assert code == 0, err
+    assert code == 4, err  # three steps teach nothing
+    assert "the edit did not take: the edited model answers " in err and "not 'red'" in err
     assert out.count("before:") == 3
     assert " bytes" in out
     code, again, err = run("edit", *asked, "--rephrase", "Which?", "--load", "one")
-    assert code == 0, err
+    assert code == 4 and "not 'red'" in err
     assert again.splitlines()[:9] == out.splitlines()[:9]
     for flag, text in {"--target": " ", "--rephrase": "<image>", "--unrelated": ""}.items():
         code, _, err = run("edit", *asked, "--target", "red", flag, text)
@@ -64,6 +65,10 @@ def test_an_editor_is_trained_and_its_edit_tried_saved_and_loaded(run, there, tm
 
 def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
     command = ("train", *given(there), *TRAIN, "--layers", "text:1", "--gate", "none", "--out", "e")
+    code, out, err = run(*command, "--dry-run")
+    assert code == 0, err
+    assert "editor: dualedit at text 1; 3 steps" in out and "there already: none" in out
+    assert not (tmp_path / "e").exists()
     with alone_in(tmp_path / "e"):
         code, _, err = run(*command)
     assert code == 3 and "e: another process is training in this folder; wait for it" in err
@@ -72,6 +77,7 @@ def test_the_same_command_goes_on_where_it_stopped(run, there, tmp_path):
     code, out, _ = run(*command)
     assert code == 0
     assert "trained 3 steps" in out
+    assert "it goes on from its last checkpoint" in run(*command, "--dry-run")[1]
     assert (tmp_path / "e" / "adapters.safetensors").read_bytes() == first
     (tmp_path / "e" / "adapters.safetensors").write_bytes(first[:-9])
     evaluated = ("evaluate", *given(there), "--editor", "e")
@@ -121,11 +127,16 @@ def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
         (there / "data" / "vqa" / "vqa_train.json").read_text()
     )
     few = ("--text", "1", "--visual", "none", "--pairs", "1x0", "--seeds", 1)
-    code, out, err = run(
+    command = (
         "grid", *given(there), *TRAIN, *few, "--test-split", "vqa-eval", "--out", "g",
         "--gate", "prompt_last",
     )  # fmt: skip
+    code, out, err = run(*command, "--dry-run")
+    assert code == 0 and "trainings: 2 of 3 steps, 0 of them done" in out, err
+    assert not (tmp_path / "g").exists()
+    code, out, err = run(*command)
     assert code == 0, err
+    assert "2 of them done" in run(*command, "--dry-run")[1]
     assert "avg" in out
     # By cell, behind the gate and without it, five metrics and their mean.
     assert len((tmp_path / "g" / "grid.csv").read_text().splitlines()) == 1 + 2 * 2 * 6

@@ -40,6 +40,8 @@ def given(there, *more):
 
 
 def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, there, tmp_path):
+    code, out, err = run(*given(there, "--editors", "ft-l,dualedit", "--seeds", 2, "--dry-run"))
+    assert code == 0 and "3 of 3 are missing" in out and not (tmp_path / "t").exists(), err
     code, out, err = run(*given(there, "--editors", "ft-l,dualedit", "--seeds", 2))
     assert code == 0, err
     assert "table: 3 editors, 3 of them to be scored" in err  # ft-l has nothing to train: no seeds
@@ -56,6 +58,9 @@ def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, ther
     code, _, err = run(*given(there, "--editors", "ft-v,dualedit", "--seeds", 2))
     assert code == 0, err
     assert "table: 3 editors, 1 of them to be scored" in err
+    assert (
+        "seed 1: done" in run(*given(there, "--editors", "dualedit", "--seeds", 2, "--dry-run"))[1]
+    )
     names = list(dict.fromkeys(pd.read_csv(folder / "scores.csv")["editor"]))
     assert names == ["unedited", "dualedit", "ft-v", "ft-l"]  # what was there before as well
     assert (folder / "dualedit-seed-0" / "adapters.safetensors").stat().st_mtime_ns == weights

@@ -37,7 +37,8 @@ def done(llava, tmp_path_factory):
 
 def test_there_is_a_row_per_cell_and_metric(done):
     frame, *_, lines = done
-    assert len(lines) == 3
+    assert sum(line.startswith("cell ") for line in lines) == 3
+    assert lines[0].startswith("text-1 visual-no seed-0: step 0 of 2: loss ")
     assert set(frame["metric"]) == {*FIVE, "hard", "avg"}
     first = frame[frame["text"].notna() & frame["visual"].isna()].set_index("metric")["value"]
     assert first["avg"] == pytest.approx(first[list(FIVE)].mean())

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_vlm
+from conftest import picture, tiny_vlm
 from tiny_edits import samples
 
 from attrib.data.samples import EditRequest
@@ -164,11 +164,13 @@ def test_a_gate_is_learned_from_edits_of_a_model_and_from_those_that_are_not_hel
     held = split(5, settings)[1]
     changed = copy.deepcopy(edits)
     for row in held:
-        changed[row].hard_locality[0] = EditRequest(None, "What?", "x")
+        words = changed[row].hard_locality[0].prompt  # batches stay as they are
+        changed[row].hard_locality[0] = EditRequest(picture(seed=200 + row), words, "x")
     other = train_gate(vlm, changed, [0, 1], settings, false_open=0.1).tensors()
     assert all(torch.equal(value, other[name]) for name, value in gate.tensors().items())
     for row in set(range(5)) - set(held):
-        changed[row].hard_locality[0] = EditRequest(None, "What?", "x")
+        words = changed[row].hard_locality[0].prompt  # batches stay as they are
+        changed[row].hard_locality[0] = EditRequest(picture(seed=200 + row), words, "x")
     third = train_gate(vlm, changed, [0, 1], settings, false_open=0.1).tensors()
     assert not torch.equal(third["net.word.weight"], other["net.word.weight"])
 

@@ -1,5 +1,7 @@
 """Look-up among many edits: the decisions of scoring every edit, at the cost of a few."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -50,7 +52,7 @@ def learned(threshold=0.0, shortlist=8, sharp=True):
         torch.manual_seed(0)
         net = GateNet.for_reader(reader := GateReader([0], 32, 0)).eval()
     if sharp:
-        into, out = net.judge[0], net.judge[-1]
+        into, out = (cast("Any", net.judge[i]) for i in (0, -1))
         with torch.no_grad():
             into.weight[0], into.bias[0] = 0.0, -1.5
             into.weight[0, [2 * 64, 4 * 64 + 1]] = 2.0  # the cosines of text and image
