@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attrib.errors import AttribError
+from attrib.errors import AttribError, RowError
 from attrib.model.batch import Batch, token_spans
 from attrib.model.encoding import append_target, pad_rows, unpadded_rows
 from attrib.model.vlm import VLM
@@ -55,16 +55,53 @@ def continued(vlm: VLM, batch: Batch, tokens: Sequence[int]) -> Batch:
     Without tokens the batch itself. Spans of the prompt, such as `last`, keep their meaning, so an
     edit acts on the same positions as during generation.
     """
-    if not tokens:
-        return batch
+    return _appended(vlm, batch, [list(tokens)] * batch.size, as_target=True) if tokens else batch
+
+
+def after_answer(vlm: VLM, batch: Batch, number: int) -> Batch:
+    """Return the prompts with the first `number` tokens of the model's own greedy answer.
+
+    The tokens belong to the prompt, as in `attrib ... --answer-token`: `last` is the last of them,
+    where the model predicts the token of that number, and the others are text.
+
+    Args:
+        vlm: The model.
+        batch: Prompts without targets.
+        number: Number of the answer token that is predicted next, from 0 on.
+
+    Raises:
+        RowError: An answer ends before.
+    """
+    end = end_tokens(vlm)
+    for i in range(number + 1):
+        tokens = vlm.last_logits(batch).argmax(-1).tolist()
+        if end & set(tokens):
+            raise RowError(
+                f"the model's answer has {i} token{'' if i == 1 else 's'}, none of number {number}",
+                field="prompt",
+            )
+        if i < number:
+            batch = _appended(vlm, batch, [[token] for token in tokens], as_target=False)
+    return batch
+
+
+def end_tokens(vlm: VLM) -> set[int]:
+    """Ids of the tokens that end a generated text."""
+    configured = getattr(getattr(vlm.model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list | tuple) else [configured]
+    return {i for i in [*ids, vlm.tokenizer.eos_token_id] if i is not None}
+
+
+def _appended(vlm: VLM, batch: Batch, tokens: Sequence[list[int]], as_target: bool) -> Batch:
     rows = [
-        append_target(row, list(tokens), vlm._placeholder) for row in unpadded_rows(batch.inputs)
+        append_target(row, new, vlm._placeholder)
+        for row, new in zip(unpadded_rows(batch.inputs), tokens, strict=True)
     ]
     padded = pad_rows(rows, vlm.pad_id, "left")
     device = batch.inputs["input_ids"].device
     inputs = batch.inputs | {name: value.to(device) for name, value in padded.items()}
-    spans = token_spans(inputs, *vlm._span_ids, [len(tokens)] * batch.size)
-    return replace(batch, inputs=inputs, spans=spans)
+    lengths = [len(new) for new in tokens] if as_target else None
+    return replace(batch, inputs=inputs, spans=token_spans(inputs, *vlm._span_ids, lengths))
 
 
 def is_rewriting(vlm: VLM) -> bool:

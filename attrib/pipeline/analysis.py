@@ -1,22 +1,37 @@
 """The base class of analyses: how options become tables, figures and sentences."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from attrib.pipeline.options import MeasureOptions
+from attrib.pipeline.options import PANEL, MeasureOptions, option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from attrib.data import EditData, EditSample
+    from attrib.model.batch import Batch
     from attrib.model.vlm import VLM
     from attrib.results import Result
-    from attrib.runs.collected import Measure
+    from attrib.runs.collected import Measure, Tables
 
 Opts = TypeVar("Opts", bound=MeasureOptions)
 Plots = Mapping[str, Callable[[], "Axes"]]  # a figure is drawn when it is called for
+
+
+class AnswerTokenOptions(MeasureOptions):
+    """Options of analyses of one token of the answer."""
+
+    answer_token: int | None = option(
+        None,
+        "Analyse this token of the model's own answer, from 0 on; those before it are fed as text "
+        "of the prompt.",
+        panel=PANEL,
+        shown="0",
+        ge=0,
+    )
 
 
 class Analysis(Generic[Opts]):
@@ -46,6 +61,12 @@ class Analysis(Generic[Opts]):
             samples: all of the run, for analyses that need to know them in advance.
         """
         raise NotImplementedError
+
+    def measurement(self, samples: Sequence["EditSample"]) -> "Measure":
+        """`measure`, at the token of the answer that `--answer-token` names."""
+        measured = self.measure(samples)
+        number = getattr(self.options, "answer_token", None)
+        return measured if not number else partial(_measure_after, measured, number)
 
     def plots(self, result: "Result") -> Plots:
         """The figures by file name, the main one first. `result.tables` has every table."""
@@ -84,3 +105,11 @@ class Analysis(Generic[Opts]):
     def recorded_options(self) -> dict[str, Any]:
         """The options as the manifest holds them."""
         return self.options.model_dump(mode="json", exclude={"dry_run"})
+
+
+def _measure_after(
+    measured: "Measure", number: int, vlm: "VLM", batch: "Batch", samples: Sequence["EditSample"]
+) -> "Tables":
+    from attrib.model.continuation import after_answer
+
+    return measured(vlm, after_answer(vlm, batch, number), samples)

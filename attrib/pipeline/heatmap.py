@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attrib.pipeline.analysis import Analysis, Plots
+from attrib.pipeline.analysis import Analysis, AnswerTokenOptions, Plots
 from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option
 from attrib.vocabulary import NoiseSite, Preset, Unit
 
@@ -78,7 +78,7 @@ class NoiseOptions(MeasureOptions):
         )
 
 
-class HeatmapOptions(NoiseOptions, LayerOptions):
+class HeatmapOptions(NoiseOptions, LayerOptions, AnswerTokenOptions):
     """Options of `attrib heatmap`."""
 
     free = frozenset({"pictures"})

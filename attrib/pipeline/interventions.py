@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import field_validator, model_validator
 
-from attrib.pipeline.analysis import Analysis, Plots
+from attrib.pipeline.analysis import Analysis, AnswerTokenOptions, Plots
 from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option, parse_sigmas
 from attrib.progress import show_bytes, show_seconds
 from attrib.vocabulary import NoiseModality, PatchSpan, Unit
@@ -27,7 +27,7 @@ ANNOUNCED = (
 )  # fmt: skip
 
 
-class SweepOptions(LayerOptions):
+class SweepOptions(LayerOptions, AnswerTokenOptions):
     """Options of `attrib sweep`."""
 
     free = frozenset({"max_copies"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from attrib.errors import AttribError
-from attrib.pipeline.analysis import Analysis, Plots
+from attrib.pipeline.analysis import Analysis, AnswerTokenOptions, Plots
 from attrib.pipeline.options import PANEL, MeasureOptions, option
 from attrib.vocabulary import GateToken, Norm
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attrib.runs.collected import Measure
 
 
-class ContributionOptions(MeasureOptions):
+class ContributionOptions(AnswerTokenOptions):
     """Options of `attrib contributions`."""
 
     key: str = option(
@@ -40,6 +40,8 @@ class ContributionOptions(MeasureOptions):
     def _target_is_read(self) -> "ContributionOptions":
         if getattr(self, "target", None) and self.key != "gold":
             raise ValueError("--target is read with --key gold alone; give that, or leave it out")
+        if self.answer_token and self.key in ("gold", "wrong"):
+            raise ValueError(f"--answer-token: of the model's own answer, not --key {self.key}")
         return self
 
 
@@ -71,10 +73,11 @@ class Contributions(Analysis[ContributionOptions]):
         return summarize_contributions(result)
 
 
-class Attention(Analysis[MeasureOptions]):
+class Attention(Analysis[AnswerTokenOptions]):
     """Attention of the last prompt token to words and image, per layer (DualEdit, Fig. 1)."""
 
     name = "attention"
+    Options = AnswerTokenOptions
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.attention.measure_attention`."""

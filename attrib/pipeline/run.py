@@ -113,7 +113,7 @@ def execute(run: Run, analysis: Analysis) -> Result | None:
             read or written.
     """
     try:
-        outcome = run.execute(analysis.measure(run.data))
+        outcome = run.execute(analysis.measurement(run.data))
     except OSError as error:
         raise SetupError(_explain(error, run.out)) from error
     if outcome is None:
