@@ -140,7 +140,8 @@ def load_command(name: str) -> Any:
     return get_group(app).commands[name]
 
 
-app = typer.Typer(name="attrib", cls=LazyGroup, **SETTINGS | {"add_completion": True})
+OF_ALL: dict[str, Any] = {**SETTINGS, "add_completion": True}
+app = typer.Typer(name="attrib", cls=LazyGroup, **OF_ALL)
 
 
 def _print_version(wanted: bool) -> bool:
