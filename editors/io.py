@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from attrib.data.samples import EditRequest
 from attrib.errors import SetupError, describe
 from attrib.files import atomic_write, read_json, sha256, versions, write_text
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 from editors.adapters.edit_signal import EditSignal
 from editors.adapters.sites import MemoryEntry
 from editors.base import Edit, WeightEdit

@@ -38,6 +38,7 @@ from attrib.model.weight_files import (
     check_dtypes,
     check_files,
     check_quantisation,
+    check_size,
     check_weights,
     damaged_file,
 )
@@ -93,6 +94,10 @@ def read_checkpoint(
     if is_folder and parts is None:
         check_files(Path(source), name)
     config: Any = _config(source, name, options)
+    is_plain = getattr(config, "quantization_config", None) is None
+    if complete and is_folder and parts is None and is_plain:
+        with quiet():
+            check_size(config, Path(source), name)
     processor = parts.processor(config) if parts else _processor(source, name, config, options)
     if dtype == "auto" and placement.on_cpu:
         dtype = "float32"

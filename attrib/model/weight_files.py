@@ -1,25 +1,22 @@
-"""Weights: files that cannot be used are refused by name; a fingerprint of those in use."""
+"""Files of weights: those that cannot be used are refused by name."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForImageTextToText
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from attrib.errors import SetupError, describe
-from attrib.model.adapters import adapters_of
-from attrib.model.devices import loaded
-from attrib.model.vlm import VLM
-from attrib.model.wrapped import plain_parts
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-SAMPLED = 256  # elements of each weight in the fingerprint
+TOO_LARGE = 2  # times the numbers that are stored
 logger = logging.getLogger("attrib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Packages by method of quantisation: the name to import, and the one to install.
@@ -120,6 +117,35 @@ def check_weights(name: str, report: dict[str, Any], complete: bool) -> None:
         logger.warning(f"{name}: the checkpoint has {other} among them; they are not used")
 
 
+def check_size(config: Any, folder: Path, name: str) -> None:
+    """Refuse a config of a far larger model than a folder's weights, before it takes memory.
+
+    A config without `text_config`, for instance, is one of billions of parameters.
+
+    Raises:
+        SetupError: The message has both sizes.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        stored = sum(math.prod(shape) for shape in _stored_shapes(folder))
+    except Exception:  # of any class; what reads the weights next says what is wrong
+        return
+    wanted = sum(weight.numel() for weight in model.parameters())
+    if wanted > TOO_LARGE * stored:
+        raise SetupError(
+            f"{name}: its config.json is of a model with {wanted:,} parameters, and its weights "
+            f"are {stored:,} numbers; give the config that belongs to them (is its text_config or "
+            "vision_config missing?)"
+        )
+
+
+def _stored_shapes(folder: Path) -> Iterator[list[int]]:
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            yield from (file.get_slice(weight).get_shape() for weight in file.keys())  # noqa: SIM118
+
+
 def check_dtypes(folder: Path, name: str) -> None:
     """Refuse weights of a checkpoint without quantisation that are not floating-point numbers.
 
@@ -178,52 +204,3 @@ def _check_index(folder: Path, name: str) -> None:
             f"{name}: {len(absent)} of {len(shards)} shards are missing, {absent[0]} among them; "
             "download it again"
         )
-
-
-def fingerprint(vlm: VLM) -> str:
-    """SHA-256 of the model's config and of evenly spaced elements of each weight.
-
-    Distinguishes models that share a name or a folder, edited ones too, at a cost independent of
-    their size. It depends neither on the device nor on whether the model was saved before.
-    """
-    digest = hashlib.sha256(_settings(vlm).encode())
-    if adapters := adapters_of(vlm.model):  # the same weights with another adapter active
-        digest.update(json.dumps(adapters, sort_keys=True).encode())
-    for name, tensor in vlm.model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):  # extra state of some layers
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if not tensor.is_meta:
-            digest.update(_sample(tensor))
-            continue
-        with loaded(holder := vlm.model.get_submodule(name.rpartition(".")[0])):
-            tensor = getattr(holder, name.rpartition(".")[2])
-            digest.update(b"" if tensor.is_meta else _sample(tensor))
-    return digest.hexdigest()
-
-
-def _sample(tensor: torch.Tensor) -> bytes:
-    """Evenly spaced elements, also of the parts of a quantised tensor."""
-    parts = [part.detach().flatten() for part in plain_parts(tensor)]
-    some = [part[:: max(1, part.numel() // SAMPLED)].cpu().contiguous() for part in parts]
-    return b"".join(part.view(torch.uint8).numpy().tobytes() for part in some)
-
-
-def _settings(vlm: VLM) -> str:
-    """The model's config as text, without its path and the version that read it.
-
-    The class and the dtype are those in use: loading and saving write them into the config.
-    """
-    dtype = str(vlm.dtype).removeprefix("torch.")
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            kept = {str(k): plain(v) for k, v in value.items() if not str(k).startswith("_")}
-            kept |= {"dtype": dtype} if "dtype" in kept else {}
-            how = value.get("quantization_config")  # torchao's holds names that start with "_"
-            kept |= {} if how is None else {"quantization_config": how}
-            return {k: v for k, v in kept.items() if k != "transformers_version"}
-        return value
-
-    config = {**vlm.model.config.to_dict(), "architectures": [type(vlm.model).__name__]}
-    return json.dumps(plain(config), sort_keys=True, default=str)

@@ -10,8 +10,8 @@ from attrib.data import EditData
 from attrib.errors import SetupError
 from attrib.files import locked, versions, weights_digest, write_text
 from attrib.model.company import reading_of
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 
 if TYPE_CHECKING:
     from attrib.runs.collected import Collected

@@ -7,8 +7,8 @@ from typing import Any
 from safetensors import safe_open
 
 from attrib.files import ADDITIONS, WEIGHTS
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 from attrib.stats import wilson
 from attrib.zoo.__main__ import write_card
 from benchmarks.harness import RESULTS, save

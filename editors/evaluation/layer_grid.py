@@ -19,8 +19,8 @@ import torch
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.files import read_json, write_text
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
 from editors.evaluation.layer_grid_scores import Opened, cell_scores, opened

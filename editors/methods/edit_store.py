@@ -23,8 +23,8 @@ from safetensors.torch import load, save
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.files import write_text
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 from editors.adapters.sites import MemoryEntry
 from editors.base import Edit
 from editors.io import digest_of, memories_from, tensors_of

@@ -11,8 +11,8 @@ from typing import Any
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.files import locked
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed

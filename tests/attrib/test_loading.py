@@ -239,6 +239,10 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, capfd):
     assert attrib.load(written(folder, weights | ids), verify=False)  # of old checkpoints
     assert "REPORT" not in "".join(capfd.readouterr())
     assert attrib.load(written(folder, lacking), verify=False).num_layers == 4
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["text_config"]  # the default is a decoder of billions of parameters
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert "numbers; give the config that belongs to them" in refused(weights)
 
 
 def test_broken_files_are_refused_by_name(tmp_path):

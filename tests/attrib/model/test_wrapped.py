@@ -22,8 +22,8 @@ from attrib.forward.replay import capture, logits_from
 from attrib.forward.residual import residual_writes
 from attrib.model import weight_files
 from attrib.model.adapters import with_adapter
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 from attrib.model.wrapped import is_packed
 from editors.methods.finetune import FTL, FTV
 from editors.methods.lte_objective import AllLayers

@@ -13,8 +13,8 @@ from transformers import LlavaForConditionalGeneration
 from attrib.analyses.attention import measure_attention
 from attrib.data import EditData, EditRequest, EditSample
 from attrib.errors import AttribError, SetupError
+from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from attrib.model.weight_files import fingerprint
 from attrib.runs.collect import collect
 from attrib.runs.manifest import provenance_of
 

@@ -16,7 +16,7 @@ from attrib.cli import installation
 from attrib.errors import SetupError
 from attrib.files import ORIGIN, WEIGHTS, language_model_folder, missing_part
 from attrib.model import checkpoint
-from attrib.model.weight_files import fingerprint
+from attrib.model.fingerprint import fingerprint
 from attrib.zoo import __main__ as zoo_command
 from attrib.zoo import fetching, smol_llava, vision_pretraining
 from attrib.zoo.adaptation import Adaptation, AdaptationRun
