@@ -87,6 +87,15 @@ COMMANDS = {
         "Check edit data, export the scenes, get an image.",
     ),
 }
+FIRST_STEPS = """Five questions, five commands; `attrib COMMAND --help` lists the options of each.
+
+  Why this answer?              attrib explore --image photo.jpg --prompt "What is this?"
+  Which layers make it?         attrib contributions --limit 64
+  Which tokens matter, where?   attrib sweep --modality text --limit 64
+  Which layers should I edit?   attrib select --limit 64
+  Does an edit hold?            attrib train --layers "text:1 visual:1", then attrib evaluate
+
+A first report without any of your data: attrib demo. All commands: attrib --help."""
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
@@ -131,7 +140,7 @@ def load_command(name: str) -> Any:
     return get_group(app).commands[name]
 
 
-app = typer.Typer(name="attrib", no_args_is_help=True, cls=LazyGroup, **SETTINGS)
+app = typer.Typer(name="attrib", cls=LazyGroup, **SETTINGS | {"add_completion": True})
 
 
 def _print_version(wanted: bool) -> bool:
@@ -143,8 +152,9 @@ def _print_version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def attrib(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -153,6 +163,9 @@ def attrib(
     ] = False,
 ) -> None:
     """Where in a vision-language model an answer comes from, and which layers to edit."""
+    del version  # its callback has printed it
+    if ctx.invoked_subcommand is None:
+        print(FIRST_STEPS)
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:
     if result is None:  # the first process writes the results
         return ExitCode.DONE
     files = _write(result, analysis, run.out)
+    if options.prompt is not None:
+        print(_answer(run, options))
     print(analysis.summarize(result))
     print(f"samples used: {result.examples}, rows quarantined: {len(result.quarantined)}")
     print("\n".join(f"  {path}" for path in files))
@@ -85,6 +87,15 @@ def _prepare(analysis: "Analysis", options: AnalysisOptions) -> "Run":
     data = load_samples(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     return start(analysis, vlm, data, out, rank=rank, invocation=invocation())
+
+
+def _answer(run: "Run", options: AnalysisOptions) -> str:
+    """The model's answer about one photo, and the token that the analysis is about."""
+    from attrib.analyses.answers import answer_of
+
+    request = run.data[0].request
+    batch = run.vlm.encode([list(request.images) or None], [request.prompt])
+    return str(answer_of(run.vlm, batch, getattr(options, "answer_token", None) or 0))
 
 
 def _write(result: "Result", analysis: "Analysis", out: Path) -> list[Path]:

@@ -112,6 +112,8 @@ def generated_ids(
         AttribError: The settings do not fit together, or there is no such setting.
     """
     given = settings.get("generation_config")
+    if not isinstance(given, GenerationConfig | None):
+        raise AttribError(f"generation_config is a {type(given).__name__}; give a GenerationConfig")
     config = GenerationConfig(do_sample=False) if given is None else copy.deepcopy(given)
     rest: dict[str, Any] = {
         name: value for name, value in settings.items() if name != "generation_config"
@@ -127,7 +129,7 @@ def generated_ids(
             rest = {"tokenizer": tokenizer} | rest
         with quiet(), _only_special_tokens(model, tokenizer, pad_id):
             out = run.generate(**inputs, generation_config=config, **rest)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, AttribError):
             raise
         told = " ".join(str(error).split())

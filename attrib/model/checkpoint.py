@@ -43,6 +43,17 @@ from attrib.model.weight_files import (
 )
 from attrib.vocabulary import Dtype
 
+# What `from_pretrained` raises on damaged files, those of settings included.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+)
+
 
 def read_checkpoint(
     name: str,
@@ -99,7 +110,7 @@ def read_checkpoint(
                 ignore_mismatched_sizes=True,
                 **given,
             )
-    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+    except UNREADABLE as error:
         where = damaged_file(Path(source))
         raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
     if parts:  # transformers does not know where the weights are from
@@ -139,7 +150,10 @@ def _has_no_model(source: str, options: dict[str, Any]) -> bool:
         raw, _ = PreTrainedConfig.get_config_dict(source, **options)
     except OSError:
         return True
-    return "model_type" not in raw  # transformers reads an adapter's config in its place
+    except (TypeError, AttributeError):  # it holds no object, as `_config` says
+        return False
+    # transformers reads an adapter's config in its place.
+    return isinstance(raw, dict) and "model_type" not in raw
 
 
 def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig:
@@ -164,11 +178,15 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
             f"{name}: the model runs code from its repository; read that code, then pass "
             "--trust-remote-code and pin --revision to the commit you read"
         )
-    config = AutoConfig.from_pretrained(source, **options)
+    check_quantisation(raw, name)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:  # of any class: configs check their own fields
+        told = " ".join(str(error).split())[:300]
+        raise SetupError(f"{name}: its config.json cannot be used: {told}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "auto_map" not in raw:
         raise SetupError(f"{name}: {model_type} is not an image-text-to-text model of transformers")
     refuse_encoder_decoder(config, name)
-    check_quantisation(raw, name)
     return config
 
 

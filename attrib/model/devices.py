@@ -187,6 +187,10 @@ def _parse(device_map: str | Mapping[str, Any]) -> str | dict[str, Any]:
         parts = json.loads(device_map) if isinstance(device_map, str) else dict(device_map)
     except ValueError as error:
         raise SetupError(f"device_map {device_map!r} is not JSON: {error}") from error
+    except TypeError as error:
+        raise SetupError(
+            f"device_map {device_map!r} is a {type(device_map).__name__}; expected a name or a map"
+        ) from error
     if not parts:
         raise SetupError("device_map is empty: give each part of the model a device")
     return parts
@@ -198,6 +202,6 @@ def _device(device: str | int) -> torch.device:
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise SetupError(f"device {device!r} cannot be used here; try --device cpu") from error
     return target

@@ -77,7 +77,10 @@ def _template_marker(processor: Any) -> str | None:
     """Return what the chat template adds for an image: the difference of two renderings."""
     if getattr(processor, "chat_template", None) is None:
         return None
-    plain, marked = (render(processor, "x", num_images) for num_images in (0, 1))
+    try:
+        plain, marked = (render(processor, "x", num_images) for num_images in (0, 1))
+    except Exception:  # of any class; `encode` says it where the template is asked for
+        return None
     start = _num_common(plain, marked)
     end = _num_common(plain[start:][::-1], marked[start:][::-1])
     return marked[start : len(marked) - end] or None

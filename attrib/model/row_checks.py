@@ -36,9 +36,10 @@ def check_texts(
             raise AttribError(f"{counts}: give one for each{more}")
     if not prompts:
         raise AttribError("no prompts: give at least one")
-    for what, texts in (("prompt", prompts), ("target", targets or ())):
+    named = (("prompt", prompts), ("target", targets or ()), ("answer", answers or ()))
+    for what, texts in named:
         for row, text in enumerate(texts):
-            _check_text(placeholder, text, f"{what} {row}")
+            check_text(placeholder, text, f"{what} {row}")
     for row, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
         if not without_end_space(prompt) and not own:
             raise AttribError(f"prompt {row} is empty, and there is no image: give one of them")
@@ -112,7 +113,8 @@ def _naming(make: Callable[[], Made], what: str) -> Made:
         raise AttribError(f"{what} refuses it ({describe(error)}); change or remove it") from error
 
 
-def _check_text(placeholder: ImagePlaceholder, text: str, where: str) -> None:
+def check_text(placeholder: ImagePlaceholder, text: str, where: str) -> str:
+    """Return a text; refuse what is none, what no tokenizer reads, and placeholders of images."""
     if not isinstance(text, str):
         raise AttribError(f"{where} is a {type(text).__name__}; expected text")
     try:
@@ -126,6 +128,7 @@ def _check_text(placeholder: ImagePlaceholder, text: str, where: str) -> None:
                 f"{where} contains {reserved!r}, which stands for an image; remove it: "
                 "image tokens are inserted automatically"
             )
+    return text
 
 
 @cache

@@ -26,7 +26,7 @@ from attrib.model.probe import Unembedding, examine
 from attrib.model.processor_settings import completed, running
 from attrib.model.prompt_rewriting import Rewriter, apply_rewriters, pushed
 from attrib.model.routing import Route, ask
-from attrib.model.row_checks import check_lengths
+from attrib.model.row_checks import check_lengths, check_text
 from attrib.model.wrapped import eager, unwrapped
 from attrib.vocabulary import Padding, Template
 
@@ -182,7 +182,7 @@ class VLM:
 
     def answer_token(self, text: str) -> int:
         """Id of the first token with content of `text` as the continuation of a prompt."""
-        return answer_ids(self.tokenizer, "a", text)[0]
+        return answer_ids(self.tokenizer, "a", check_text(self._placeholder, text, "the answer"))[0]
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 16, **settings: Any) -> list[str]:

@@ -64,6 +64,11 @@ def check_quantisation(raw: dict[str, Any], name: str) -> None:
     """
     parts = (raw, *(part for part in raw.values() if isinstance(part, dict)))
     for how in (part["quantization_config"] for part in parts if part.get("quantization_config")):
+        if not isinstance(how, dict) or not isinstance(how.get("quant_method", ""), str | None):
+            raise SetupError(
+                f"{name}: its config.json has the quantization_config {str(how)[:100]}; expected "
+                "an object with the name of a quant_method"
+            )
         old = how.get("load_in_4bit") or how.get("load_in_8bit")
         method = how.get("quant_method") or ("bitsandbytes" if old else None)
         known = {*QUANTISERS, *AUTO_QUANTIZER_MAPPING}

@@ -13,7 +13,6 @@ from attrib.errors import AttribError
 from attrib.plots.drawing import (
     AXES,
     BLUE,
-    GREEN,
     GREY,
     INK,
     MUTED,
@@ -51,7 +50,7 @@ SHARES = (
     Series("all visual", {"statistic": "visual_sum"}, BLUE, "o"),
     Series("BOS", {"statistic": "bos"}, GREY, "x", ":"),
 )
-MOST_CURVES = 6
+MOST_CURVES = 5
 MOST_IMAGES = 6  # of a prompt, with a curve each
 METHODS = {
     "heatmap": (BLUE, "o", "-"), "attention": (VERMILION, "s", "--"), "gradient": (INK, "^", "-."),
@@ -143,7 +142,7 @@ def differences(table: pd.DataFrame, by: Sequence[str], ax: Axes | None = None) 
         raise AttribError("the differences have no layers to draw them over")
     varied = [name for name in by if len(set(table[name])) > 1]
     groups = pd.DataFrame(table[varied]).drop_duplicates().to_dict("records")[:MOST_CURVES]
-    looks = zip(groups, (BLUE, VERMILION, INK, GREEN, GREY, MUTED), "os^Dxv", strict=False)
+    looks = zip(groups, (BLUE, VERMILION, INK, GREY, MUTED), "osDxv", strict=False)
     series = [
         Series(", ".join(f"{name} {value}" for name, value in rows.items()) or "difference",
                {str(name): value for name, value in rows.items()}, color, marker)

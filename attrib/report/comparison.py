@@ -9,6 +9,7 @@ import pandas as pd
 
 from attrib.errors import AttribError
 from attrib.results import Result
+from attrib.runs.manifest import flatten
 from attrib.stats import RESAMPLES
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _nothing_shared(one: Result, other: Result) -> str:
 def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, by dotted name."""
     parts = [{n: made[n] for n in SETTINGS if n in made} for made in (one, other)]
-    flat = [dict(_flatten(part)) for part in parts]
+    flat = [dict(flatten(part)) for part in parts]
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in {**flat[0], **flat[1]}}
     return {
         name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in IGNORED
@@ -185,11 +186,3 @@ def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tupl
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -149,7 +149,7 @@ def diff(
         new: the record of what is asked for.
         is_free: whether an entry, given by its dotted name, may differ.
     """
-    before, now = (dict(_flatten(json.loads(json.dumps(dict(m))))) for m in (old, new))
+    before, now = (dict(flatten(json.loads(json.dumps(dict(m))))) for m in (old, new))
     lines = {}  # an option and the entry that follows from it give one line
     for key in [*now, *(key for key in before if key not in now)]:
         there, here = before.get(key), now.get(key)
@@ -205,10 +205,11 @@ def _is_free(key: str, free: Set[str]) -> bool:
     return key in free or key == "layout" or (head == "versions" and name not in VERSIONS)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by dotted name."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

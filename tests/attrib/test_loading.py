@@ -272,7 +272,16 @@ def test_broken_files_are_refused_by_name(tmp_path):
     assert attrib.load(str(tmp_path), verify=False).num_layers == 4
     (tmp_path / "tokenizer.json").write_text("{")
     assert "cannot load its processor: " in refused()
-    for damaged in ("", "{", "[]"):
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[1]")
+    assert "cannot read its weights: " in refused()
+    config = json.loads((tmp_path / "config.json").read_text())
+    for wrong in ([1], "int8", {"quant_method": ["gptq"]}, {"quant_method": 8}):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": wrong}))
+        assert "quantization_config" in (told := refused()) and "expected an object" in told
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vision_config": 7}))
+    assert "its config.json cannot be used: " in refused()
+    for damaged in ("", "{", "[]", "null"):
         (tmp_path / "config.json").write_text(damaged)
         assert "cannot read its config.json: it is not a JSON object (" in refused()
 
@@ -312,6 +321,9 @@ def test_a_device_map_spreads_a_model_whose_numbers_stay(folders):
         ({"device_map": "everywhere"}, "expected one of auto"),
         ({"device_map": "{model"}, "is not JSON"),
         ({"device_map": {}}, "is empty"),
+        ({"device_map": [1]}, "is a list; expected a name or a map"),
+        ({"device_map": {"": None}}, "device None cannot be used"),
+        ({"device_map": '{"": 1.5}'}, "device 1.5 cannot be used"),
         ({"device_map": {"": "cuda:99"}}, "'cuda:99' cannot be used"),
         ({"device_map": "auto", "device": "cpu"}, "give one of them"),
     ],

@@ -1,6 +1,7 @@
 """The command line, as a user meets it: what it writes, what it says, what it returns."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -100,6 +101,19 @@ def test_the_list_of_commands_shows_the_first_line_of_each_docstring():
 def test_the_version_is_the_packages():
     result = CliRunner().invoke(cli.app, ["--version"])
     assert result.exit_code == 0 and result.output.startswith("attrib 0.")
+
+
+def test_without_arguments_five_questions_have_their_commands():
+    result = CliRunner().invoke(cli.app, [])
+    assert result.exit_code == 0
+    named = set(re.findall(r"attrib ([a-z]+)", result.output))
+    assert len(named) >= 5 and named <= set(cli.COMMANDS)
+
+
+def test_the_shell_completes_commands():
+    ask = {"_ATTRIB_COMPLETE": "complete_bash", "COMP_WORDS": "attrib ex", "COMP_CWORD": "1"}
+    result = CliRunner().invoke(cli.app, [], prog_name="attrib", env=ask)
+    assert "explore" in result.output.split()
 
 
 NO_PHOTO = ("evaluate", "faithfulness", "gate", "report", "select")

@@ -95,11 +95,16 @@ def test_a_callers_settings_win(name):
     assert vlm.generate(batch, 5, stop_strings=["never"]) == plain  # which needs the tokenizer
 
 
-@pytest.mark.parametrize("given", ({"nonsense": 1}, {"num_return_sequences": 3}))
+@pytest.mark.parametrize(
+    "given",
+    [{"nonsense": 1}, {"num_return_sequences": 3}, {"num_beams": 0}, {"assistant_model": 7}],
+)
 def test_settings_that_cannot_be_used_are_refused_in_one_line(given):
     vlm = tiny_vlm("llava")
     with pytest.raises(AttribError, match=f"generate with max_new_tokens, {next(iter(given))}: "):
         vlm.generate(vlm.encode(*examples(1)), 2, **given)
+    with pytest.raises(AttribError, match="generation_config is a dict; give a GenerationConfig"):
+        vlm.generate(vlm.encode(*examples(1)), 2, generation_config={"num_beams": 2})
     with pytest.raises(AttribError, match="max_new_tokens"):
         vlm.generate(vlm.encode(*examples(1)), 0)
 

@@ -162,6 +162,19 @@ def test_a_space_at_the_end_of_a_prompt_moves_to_the_target(vlm):
     assert torch.equal(*bare)
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [("a <image>", "contains '<image>'"), (None, "is a NoneType; expected text"),
+     (3, "is a int; expected text"), ("\ud800", "holds half a Unicode character")],
+)  # fmt: skip
+def test_answers_are_checked_like_targets(answer, told):
+    vlm = tiny_vlm("llava")
+    with pytest.raises(AttribError, match=f"answer 1 {told}"):
+        vlm.encode([None] * 2, ["a", "b"], answers=["c", answer])
+    with pytest.raises(AttribError, match=f"the answer {told}"):
+        vlm.answer_token(answer)
+
+
 # --- the first token with content
 
 

@@ -108,6 +108,15 @@ def test_the_chat_template_is_used_on_demand():
     assert batch["bos"].sum(1).tolist() == [1, 1]
 
 
+def test_a_broken_chat_template_is_refused_where_it_is_used(monkeypatch):
+    tiny = tiny_vlm("llava")
+    monkeypatch.setattr(tiny.processor, "chat_template", "{{ broken")
+    vlm = VLM(tiny.model, tiny.processor)
+    assert torch.equal(vlm.encode([picture()], ["a"])["visual"].sum(), torch.tensor(4))
+    with pytest.raises(AttribError, match="prompt 0: the chat template refuses it"):
+        vlm.encode([picture()], ["a"], template="chat")
+
+
 def test_markers_come_from_the_processor():
     markers = {name: tiny_vlm(name)._placeholder.marker for name in tiny_models.BUILDERS}
     assert markers["llava"] == "<image>\n"  # from its chat template

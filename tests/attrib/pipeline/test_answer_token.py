@@ -5,6 +5,7 @@ import torch
 from conftest import examples, tiny_vlm
 
 import attrib
+from attrib.analyses.answers import LONGEST_ANSWER, answer_of
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError, RowError
 from attrib.model import continuation
@@ -75,3 +76,20 @@ def test_an_answer_that_ends_before_is_set_aside(vlm, monkeypatch):
 def test_it_is_not_a_token_of_the_data(vlm):
     with pytest.raises(AttribError, match="own answer"):
         attrib.run("contributions", vlm, samples(), answer_token=1, key="gold")
+
+
+@pytest.mark.parametrize("number", [0, NUMBER])
+def test_an_answer_is_what_the_model_generates_with_the_probability_of_its_token(vlm, number):
+    images, prompts = examples()
+    batch = vlm.encode(images[:1], prompts[:1])
+    tokens = generated_tokens(vlm, batch, LONGEST_ANSWER + number)
+    if len(tokens) <= number:
+        pytest.skip("a short answer")
+    found = answer_of(vlm, batch, number)
+    assert found.text == vlm.generate(batch, LONGEST_ANSWER + number)[0]
+    assert found.token == vlm.tokenizer.decode([tokens[number]])
+    whole = continued(vlm, batch, tokens[:number])
+    at = whole["last"][0].nonzero().item() + number
+    probability = vlm.logits(whole)[0, at].softmax(-1)[tokens[number]].item()
+    assert found.probability == pytest.approx(probability, rel=1e-4)
+    assert f"token {number} of it" in str(found)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from attrib.data import EditRequest, EditSample, Quarantined
 from attrib.errors import AttribError
 from attrib.runs import ROWS, ShardStore, split
+from attrib.runs import shards as shards_module
 from attrib.runs.collected import Collected
 from attrib.runs.shards import merge
 
@@ -103,6 +104,29 @@ def test_a_damaged_file_is_named_renamed_and_measured_again(store, caplog, table
     assert store.read(SECOND) is not None
     store.write(FIRST, collected(FIRST))
     assert store.read(FIRST).failed == {"e3": BAD}
+
+
+@pytest.mark.parametrize("other", ["renamed", "written again"])
+def test_of_two_processes_that_meet_a_damaged_shard_neither_loses_anything(
+    store, monkeypatch, other
+):
+    path, load = store.path(FIRST), shards_module._load
+    path.write_bytes(b"")
+
+    def slow(*_given):  # the other process is faster
+        monkeypatch.setattr(shards_module, "_load", load)
+        assert store.read(FIRST) is None
+        if other == "written again":
+            store.write(FIRST, collected(FIRST))
+        return load(path) if other == "renamed" else raise_damaged()
+
+    def raise_damaged():
+        raise shards_module.Damaged(path, "seen before")
+
+    monkeypatch.setattr(shards_module, "_load", slow)
+    assert store.read(FIRST) is None
+    assert store.has(FIRST) == (other == "written again")
+    assert path.with_suffix(".damaged").is_file()
 
 
 def test_a_part_without_its_commit_is_no_part(store):
