@@ -11,22 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import transformers as hf
 from tokenizers import Tokenizer
-from transformers import (
-    Blip2Config,
-    Blip2Processor,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    BlipImageProcessorPil,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaProcessor,
-    OPTConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-)
 
 from attrib.zoo.tokenizer import IMAGE_TOKEN, build_tokenizer
 
@@ -68,15 +54,15 @@ TINY = Sizes(
 SHAPES = tuple(SIZES)
 
 
-def official(shape: str, sizes: Sizes | None = None) -> tuple[PreTrainedConfig, Any]:
+def official(shape: str, sizes: Sizes | None = None) -> tuple[hf.PreTrainedConfig, Any]:
     """The configuration and the processor of a shape, at other sizes if given."""
     return _BUILDERS[shape](sizes or SIZES[shape])
 
 
-def _llava(sizes: Sizes) -> tuple[LlavaConfig, LlavaProcessor]:
+def _llava(sizes: Sizes) -> tuple[hf.LlavaConfig, hf.LlavaProcessor]:
     tokenizer = sized_tokenizer("llama", sizes)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**_vision(sizes), projection_dim=768),
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**_vision(sizes), projection_dim=768),
         text_config=_llama(sizes, tokenizer),
         image_token_index=sizes.image_token_id,
         projector_hidden_act="gelu",
@@ -84,20 +70,20 @@ def _llava(sizes: Sizes) -> tuple[LlavaConfig, LlavaProcessor]:
         vision_feature_select_strategy="default",
         image_seq_length=(sizes.image // PATCH) ** 2,
     )
-    images = CLIPImageProcessorPil(
+    images = hf.CLIPImageProcessorPil(
         size={"shortest_edge": sizes.image}, crop_size={"height": sizes.image, "width": sizes.image}
     )
-    processor = LlavaProcessor(
+    processor = hf.LlavaProcessor(
         images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, image_token=IMAGE_TOKEN,
     )  # fmt: skip
     return config, processor
 
 
-def _blip2(sizes: Sizes, family: str) -> tuple[Blip2Config, Blip2Processor]:
+def _blip2(sizes: Sizes, family: str) -> tuple[hf.Blip2Config, hf.Blip2Processor]:
     tokenizer = sized_tokenizer(family, sizes)
     text = _llama(sizes, tokenizer) if family == "llama" else _opt(sizes, tokenizer)
-    qformer = Blip2QFormerConfig(
+    qformer = hf.Blip2QFormerConfig(
         vocab_size=sizes.qformer_vocab,
         hidden_size=sizes.qformer_width,
         intermediate_size=4 * sizes.qformer_width,
@@ -106,16 +92,16 @@ def _blip2(sizes: Sizes, family: str) -> tuple[Blip2Config, Blip2Processor]:
         cross_attention_frequency=2,
         encoder_hidden_size=sizes.vision_width,
     )
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(**_vision(sizes), qkv_bias=True).to_dict(),
+    config = hf.Blip2Config(
+        vision_config=hf.Blip2VisionConfig(**_vision(sizes), qkv_bias=True).to_dict(),
         qformer_config=qformer.to_dict(),
         text_config=text.to_dict(),
         num_query_tokens=32,
         image_token_index=sizes.image_token_id,
     )
     config.use_decoder_only_language_model = True
-    images = BlipImageProcessorPil(size={"height": sizes.image, "width": sizes.image})
-    return config, Blip2Processor(images, tokenizer, num_query_tokens=32)
+    images = hf.BlipImageProcessorPil(size={"height": sizes.image, "width": sizes.image})
+    return config, hf.Blip2Processor(images, tokenizer, num_query_tokens=32)
 
 
 def _vision(sizes: Sizes) -> dict[str, Any]:
@@ -126,7 +112,7 @@ def _vision(sizes: Sizes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(sizes: Sizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _text(sizes: Sizes, tokenizer: hf.PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "hidden_size": sizes.width, "num_hidden_layers": sizes.layers,
         "num_attention_heads": sizes.heads, "vocab_size": sizes.vocab,
@@ -135,19 +121,21 @@ def _text(sizes: Sizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _llama(sizes: Sizes, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _llama(sizes: Sizes, tokenizer: hf.PreTrainedTokenizerFast) -> hf.LlamaConfig:
     text = _text(sizes, tokenizer)
     positions = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-    return LlamaConfig(**text, **positions, intermediate_size=sizes.mlp, tie_word_embeddings=False)
+    return hf.LlamaConfig(
+        **text, **positions, intermediate_size=sizes.mlp, tie_word_embeddings=False
+    )
 
 
-def _opt(sizes: Sizes, tokenizer: PreTrainedTokenizerFast) -> OPTConfig:
+def _opt(sizes: Sizes, tokenizer: hf.PreTrainedTokenizerFast) -> hf.OPTConfig:
     text = _text(sizes, tokenizer)
     positions = {"max_position_embeddings": 2048, "word_embed_proj_dim": sizes.width}
-    return OPTConfig(**text, **positions, ffn_dim=sizes.mlp, tie_word_embeddings=True)
+    return hf.OPTConfig(**text, **positions, ffn_dim=sizes.mlp, tie_word_embeddings=True)
 
 
-def sized_tokenizer(family: str, sizes: Sizes) -> PreTrainedTokenizerFast:
+def sized_tokenizer(family: str, sizes: Sizes) -> hf.PreTrainedTokenizerFast:
     """The tokenizer of the embedded models, with unused tokens up to the image token."""
     tokenizer = build_tokenizer(family)
     document = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -160,13 +148,13 @@ def sized_tokenizer(family: str, sizes: Sizes) -> PreTrainedTokenizerFast:
     others = [one for one in document["added_tokens"] if one["content"] != IMAGE_TOKEN]
     keys = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     document["added_tokens"] = [*others, special | keys]
-    return PreTrainedTokenizerFast(
+    return hf.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(document)),
         bos_token=tokenizer.bos_token, eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
     )  # fmt: skip
 
 
-_BUILDERS: dict[str, Callable[[Sizes], tuple[PreTrainedConfig, Any]]] = {
+_BUILDERS: dict[str, Callable[[Sizes], tuple[hf.PreTrainedConfig, Any]]] = {
     "llava-1.5-7b": _llava,
     "blip2-opt-2.7b": lambda sizes: _blip2(sizes, "opt"),
     "minigpt4-7b": lambda sizes: _blip2(sizes, "llama"),

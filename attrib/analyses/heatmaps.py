@@ -12,11 +12,9 @@ is known). One attention call per layer and draw, on the perturbed tokens alone,
 all tokens (`attrib.analyses.key_value_swap`).
 """
 
-import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +24,7 @@ from torch import Tensor
 
 from attrib.analyses.key_value_swap import output_changes
 from attrib.analyses.qformer import patch_attention_if_any, pictures_of, project
-from attrib.analyses.visual_tokens import VisualTokens, require_images
+from attrib.analyses.visual_tokens import Perturbation, VisualTokens, require_images
 from attrib.data import EditSample
 from attrib.errors import AttribError
 from attrib.forward.attention_replay import AttentionRecord, each_attention
@@ -45,30 +43,6 @@ PUBLISHED_CODE: dict[str, Any] = {
 }  # fmt: skip
 NO_PLACE = -1  # row and column of a visual token outside a grid
 SIDES = ("left", "top", "right", "bottom")
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """How visual states are perturbed; see `heatmaps`."""
-
-    noise: float = 3.0
-    unit: Unit = "std"
-    radius: int = 0
-    draws: int = 1
-    seed: int = 0
-    site: NoiseSite = "block"
-
-    def __post_init__(self):
-        if not (math.isfinite(self.noise) and self.noise >= 0):
-            raise AttribError(f"noise: expected a finite number of 0 or more, got {self.noise}")
-        for name, kind in (("unit", Unit), ("site", NoiseSite)):
-            if (value := getattr(self, name)) not in get_args(kind):
-                choices = " or ".join(f'"{one}"' for one in get_args(kind))
-                raise AttribError(f"{name}: expected {choices}, got {value!r}")
-        if self.radius < 0 or self.draws < 1:
-            raise AttribError(
-                f"expected a radius from 0 and draws from 1 on, got {self.radius} and {self.draws}"
-            )
 
 
 @torch.no_grad()
@@ -125,19 +99,31 @@ def heatmap_pass(
     """
     if not layers or not all(0 <= layer < vlm.num_layers for layer in layers):
         raise AttribError(f"layers {list(layers)}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
+    tokens, maps = VisualTokens.of(batch), dict[int, Tensor]()
+    layer_map = map_of_layer(vlm, batch, how)
+
+    def process(record: AttentionRecord) -> None:
+        maps[record.layer] = layer_map(record, tokens)
+
+    with each_attention(vlm, tokens.last, layers, process):
+        yield maps
+
+
+def map_of_layer(
+    vlm: VLM, batch: Batch, how: Perturbation
+) -> Callable[[AttentionRecord, VisualTokens], Float[Tensor, "batch visual"]]:
+    """The function that maps a layer's attention to its heatmap, the mean over draws of noise."""
     tokens = VisualTokens.of(batch)
     neighbours = tokens.neighbours(batch, how.radius) if how.radius else None
     draws = (tokens.noise(batch, vlm.d_model, how.seed, draw) for draw in range(how.draws))
     noise = [on_each_device(one) for one in draws]
-    maps: dict[int, Tensor] = {}
 
-    def process(record: AttentionRecord) -> None:
+    def layer_map(record: AttentionRecord, tokens: VisualTokens) -> Tensor:
         device = record.block.hidden.device
-        each = [layer_heatmap(record, tokens, how, one(device), neighbours) for one in noise]
-        maps[record.layer] = torch.stack(each).mean(0)
+        each = [_layer_heatmap(record, tokens, how, one(device), neighbours) for one in noise]
+        return torch.stack(each).mean(0)
 
-    with each_attention(vlm, tokens.last, layers, process):
-        yield maps
+    return layer_map
 
 
 def stack_maps(
@@ -151,7 +137,7 @@ def stack_maps(
     return values.masked_fill(~real.to(some.device)[:, None], torch.nan)
 
 
-def layer_heatmap(
+def _layer_heatmap(
     record: AttentionRecord,
     tokens: VisualTokens,
     how: Perturbation,

@@ -1,8 +1,10 @@
 """The visual tokens of a batch: positions, neighbours, noise for their states, and gradients."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +17,7 @@ from attrib.forward.replay import capture
 from attrib.model.batch import Batch, Grid
 from attrib.model.precision import normalized, widened
 from attrib.model.vlm import VLM
+from attrib.vocabulary import NoiseSite, Unit
 
 # A sum over channels may be off by this many roundings of the sum of sizes: 1.3 in float32, 0.4 in
 # float16 and bfloat16 (measured on the embedded models).
@@ -25,6 +28,30 @@ def require_images(batch: Batch) -> None:
     """Raise AttribError if a request of the batch has no visual tokens."""
     if not batch["visual"].any(1).all():
         raise AttribError("this request is text only: a heatmap needs an image")
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How visual states are perturbed; see `heatmaps`."""
+
+    noise: float = 3.0
+    unit: Unit = "std"
+    radius: int = 0
+    draws: int = 1
+    seed: int = 0
+    site: NoiseSite = "block"
+
+    def __post_init__(self):
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise AttribError(f"noise: expected a finite number of 0 or more, got {self.noise}")
+        for name, kind in (("unit", Unit), ("site", NoiseSite)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                choices = " or ".join(f'"{one}"' for one in get_args(kind))
+                raise AttribError(f"{name}: expected {choices}, got {value!r}")
+        if self.radius < 0 or self.draws < 1:
+            raise AttribError(
+                f"expected a radius from 0 and draws from 1 on, got {self.radius} and {self.draws}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.analyses.heatmaps import Perturbation, layer_heatmap
+from attrib.analyses.heatmaps import Perturbation, map_of_layer
 from attrib.analyses.visual_tokens import VisualTokens
 from attrib.forward.attention_replay import AttentionRecord, each_attention
 from attrib.model.batch import Batch
-from attrib.model.devices import on_each_device
 from attrib.model.vlm import VLM
 
 
@@ -32,20 +31,16 @@ def query_heatmaps(
         A dict that the pass fills: layer -> Float "batch query visual", as
         `attrib.heatmaps` gives it for a prompt that ends at the query.
     """
-    tokens = VisualTokens.of(batch)
-    neighbours = tokens.neighbours(batch, how.radius) if how.radius else None
-    draws = (tokens.noise(batch, vlm.d_model, how.seed, draw) for draw in range(how.draws))
-    noise = [on_each_device(one) for one in draws]
-    maps: dict[int, Tensor] = {}
+    tokens, maps = VisualTokens.of(batch), dict[int, Tensor]()
+    layer_map = map_of_layer(vlm, batch, how)
 
     def process(record: AttentionRecord) -> None:
-        device, out = record.block.hidden.device, record.out
+        out = record.out
         assert out is not None
         each = []
         for i in range(queries.shape[1]):
             one, at = replace(record, out=out[:, i]), replace(tokens, last=queries[:, i].long())
-            drawn = [layer_heatmap(one, at, how, n(device), neighbours) for n in noise]
-            each.append(torch.stack(drawn).mean(0))
+            each.append(layer_map(one, at))
         maps[record.layer] = torch.stack(each, 1)
 
     with each_attention(vlm, queries, range(vlm.num_layers), process):

@@ -19,16 +19,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
 from editors.base import Edit
-from editors.context import PromptEdit, fact_of
-from editors.context.retrieval import (
-    NearestText,
-    RetrievalOptions,
-    SentenceEncoder,
-    StatesEncoder,
-    encoder_of,
-    encoder_tensors,
-    text_threshold,
-)
+from editors.context import PromptEdit, fact_of, retrieval
 from editors.io import save_tensors
 from editors.methods import baseline_presets
 from editors.methods.lte_objective import AllLayers, LowRank, LTEObjective
@@ -42,7 +33,7 @@ from editors.weights.components import last_layers
 CHANGE, ENCODER = "change.safetensors", "encoder.safetensors"
 
 
-class LTEConfig(TrainingConfig, RetrievalOptions):
+class LTEConfig(TrainingConfig, retrieval.RetrievalOptions):
     """Options of LTE: what is trained, and how an edit is written.
 
     Attributes:
@@ -118,7 +109,7 @@ class LTE(TrainableEditor):
 
     layers: Sequence[int]
     change: LowRank | AllLayers
-    encoder: StatesEncoder | SentenceEncoder
+    encoder: retrieval.StatesEncoder | retrieval.SentenceEncoder
     threshold: float
 
     @classmethod
@@ -154,7 +145,7 @@ class LTE(TrainableEditor):
         with self.change.applied(self.vlm):
             keys = self.encoder([fact_of(fact) for fact in facts])
         lowest = self.threshold if self.config.scope == "retrieved" else -1.0
-        select = NearestText(self.encoder, keys, lowest)
+        select = retrieval.NearestText(self.encoder, keys, lowest)
         return LTEEdit(self.change, PromptEdit(texts, facts, select))
 
     @property
@@ -164,14 +155,14 @@ class LTE(TrainableEditor):
 
     def _save_tensors(self, path: Path) -> None:
         save_tensors(path / CHANGE, self.tensors)
-        save_tensors(path / ENCODER, encoder_tensors(self.encoder))
+        save_tensors(path / ENCODER, retrieval.encoder_tensors(self.encoder))
 
     @classmethod
     def _load(cls, vlm: VLM, record: Mapping[str, Any], path: Path) -> "LTE":
         config, layers = LTEConfig.from_record(record), record["layers"]
         change = _untrained(vlm, layers, config, seed=0)
         change.load_state_dict(load_file(path / CHANGE))
-        encoder = encoder_of(vlm, config, mean=load_file(path / ENCODER).get("mean"))
+        encoder = retrieval.encoder_of(vlm, config, mean=load_file(path / ENCODER).get("mean"))
         return cls(
             vlm, config, layers, change, encoder, record["threshold"], trained=record["trained"]
         )
@@ -198,14 +189,14 @@ def _untrained(
 
 def _scope(
     vlm: VLM, change: LowRank | AllLayers, config: LTEConfig, samples: Sequence[EditSample]
-) -> tuple[StatesEncoder | SentenceEncoder, float, Any]:
+) -> tuple[retrieval.StatesEncoder | retrieval.SentenceEncoder, float, Any]:
     """The encoder, the threshold, and a record of how it was found."""
     facts = [fact_of(sample.request) for sample in samples]
     with change.applied(vlm):
-        encoder = encoder_of(vlm, config, facts)
+        encoder = retrieval.encoder_of(vlm, config, facts)
         if config.threshold is not None:
             return encoder, config.threshold, "as given"
         if not any(sample.text_locality or sample.visual_locality for sample in samples):
             return encoder, -1.0, "there were no unrelated inputs to find it by"
-        found = text_threshold(encoder, samples, facts)
+        found = retrieval.text_threshold(encoder, samples, facts)
     return encoder, found.threshold, found.record()
