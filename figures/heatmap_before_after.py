@@ -8,16 +8,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from figures import scene_objects
 from figures.figure import Measured, Setting
 from figures.influence_maps import choose_samples, other_question, rank_agreement
 from figures.measure import load_inputs, provenance
-from figures.scene_objects import (
-    grid_cells,
-    ground_truths_of,
-    object_cells,
-    thumbnail,
-    truth_scores,
-)
 from figures.trained_editor import load_editor
 
 if TYPE_CHECKING:
@@ -76,7 +70,7 @@ def measure_edited(
     editor = load_editor(setting, "visedit", vlm).with_gate(None)
     first = editor.sites[0].layer
     layers = list(range(first + 1, vlm.num_layers - 1)) or [vlm.num_layers - 1]
-    known = ground_truths_of(data)
+    known = scene_objects.ground_truths_of(data)
     usable = [s for s in data if s.text_generality and s.visual_generality and s.visual_locality]
     picked = choose_samples(usable, [True] * len(usable), known, shown)
     wanted = evenly_spaced(layers, num_layers) if num_layers else [MEAN]
@@ -147,8 +141,12 @@ def changes(sample: "EditSample", seen: BeforeAfter, truth: Any) -> list[dict[st
         old, new = seen.answers[name]
         wanted = old if name == UNRELATED else seen.requests[name].target
         grid = next((picture.grid for picture in seen.batch.pictures[i]), None)
-        objects = None if name == UNRELATED else object_cells(truth, grid, other=name == "V-Gen")
-        mass = [truth_scores(_on(heat, grid), objects)["mass"] for heat in pair]
+        objects = (
+            None
+            if name == UNRELATED
+            else scene_objects.object_cells(truth, grid, other=name == "V-Gen")
+        )
+        mass = [scene_objects.truth_scores(_on(heat, grid), objects)["mass"] for heat in pair]
         rows.append({"input": name, **row, "mass_before": mass[0], "mass_after": mass[1],
                      "answered": float(new.strip() == wanted.strip())})  # fmt: skip
     first = _mean(seen.before, 0)
@@ -185,7 +183,7 @@ def shown_maps(
         for edited, heat in enumerate((seen.before, seen.after)):
             for layer in wanted:
                 values = _mean(heat, i) if layer == MEAN else heat[i, layers.index(layer)]
-                cells = grid_cells(_on(values, grid), grid, images[0])
+                cells = scene_objects.grid_cells(_on(values, grid), grid, images[0])
                 parts.append(cells.assign(input=name, edited=edited, layer=layer))
     return pd.concat(parts, ignore_index=True).assign(example=sample.id)
 
@@ -243,7 +241,7 @@ def _caption(sample: "EditSample", seen: BeforeAfter, number: int) -> pd.DataFra
 def _images(seen: BeforeAfter, number: int) -> dict[str, np.ndarray]:
     kept = {REQUEST: "request", "V-Gen": "other", UNRELATED: "unrelated"}
     return {
-        f"{number}-{short}": thumbnail(image)
+        f"{number}-{short}": scene_objects.thumbnail(image)
         for name, short in kept.items()
         for image in seen.requests[name].images[:1]
     }

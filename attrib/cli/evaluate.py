@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 from typer import Option
 
+from attrib.cli.benchmark_options import BenchmarkOptions
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.gates import gate_of
 from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
@@ -24,7 +25,7 @@ PANEL = "Evaluation"
 PROTOCOLS = ("paper", "exact", "generate", "generate-prefix", "easyedit")
 
 
-class EvaluateOptions(AnalysisOptions):
+class EvaluateOptions(BenchmarkOptions, AnalysisOptions):
     """Options of `attrib evaluate`."""
 
     refused = dict.fromkeys(
@@ -32,18 +33,6 @@ class EvaluateOptions(AnalysisOptions):
         "evaluate needs edits with the inputs to evaluate them on: give --data",
     )
 
-    style: str | None = option(
-        None,
-        "Prompt style: visedit, bare, short-answer, comprehendedit.",
-        panel="Data",
-        shown="the benchmark's",
-    )
-    disjoint: bool = option(
-        False,
-        "Leave out the M-Loc questions that another split of the benchmark has too.",
-        panel="Data",
-        flags=("--disjoint",),
-    )
     editor: Path | None = option(
         None, "Folder of an editor that `attrib train --out` wrote.", panel=PANEL
     )

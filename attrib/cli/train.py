@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
+from attrib.cli.benchmark_options import BenchmarkOptions
 from attrib.cli.command import ExitCode, next_command
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
-from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
+from attrib.pipeline.options import (
+    NAMED_SPLITS,
+    DataOptions,
+    ModelOptions,
+    option,
+)
 from attrib.pipeline.source import load_model
 from attrib.vocabulary import GateName
 
@@ -24,7 +30,7 @@ PICTURES = ("image", "image_rephrase", "m_loc")  # what training and evaluation 
 WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
 
 
-class TrainOptions(ModelOptions):
+class TrainOptions(BenchmarkOptions, DataOptions, ModelOptions):
     """Options of `attrib train`."""
 
     editor: str = option("dualedit", "Which editor; a wrong name lists them.")
@@ -33,32 +39,11 @@ class TrainOptions(ModelOptions):
         "Where to edit: the layers.json of `attrib select`, or such as 'text:4 visual:2'.",
         shown="the baselines: where their papers edit",
     )
-    data: str = option(
-        "scenes-vqa",
-        "scenes-vqa, scenes-captions, or a folder of a benchmark (E-VQA, E-IC, VLKEB, ...).",
-        panel="Data",
-    )
     split: str | None = option(
         None,
         "train; vqa-train, caption-train, vlkeb-train, ... for a folder.",
         panel="Data",
         shown="train",
-    )
-    image_root: Path | None = option(
-        None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
-    )
-    limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
-    style: str | None = option(
-        None,
-        "Prompt style: visedit, bare, short-answer, comprehendedit.",
-        panel="Data",
-        shown="the benchmark's",
-    )
-    disjoint: bool = option(
-        False,
-        "Leave out the M-Loc questions that another split of the benchmark has too.",
-        panel="Data",
-        flags=("--disjoint",),
     )
     preset: str = option(
         "auto",

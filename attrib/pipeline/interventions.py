@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import field_validator, model_validator
 
 from attrib.pipeline.analysis import Analysis, AnswerTokenOptions, Plots
-from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option, parse_sigmas
+from attrib.pipeline.options import PANEL, LayerOptions, MeasureOptions, option
+from attrib.pipeline.parsing import parse_sigmas
 from attrib.progress import show_bytes, show_seconds
 from attrib.vocabulary import NoiseModality, PatchSpan, Unit
 

@@ -4,8 +4,6 @@ A field's description is its help text; `option` adds what the command line need
 """
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -20,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from attrib.pipeline.parsing import parse_layers
 from attrib.vocabulary import DEFAULT_MODEL, Dtype
 
 OF_DATA = frozenset({"data", "split", "image_root", "limit", "answer_prefix"})
@@ -135,26 +134,31 @@ class MeasureOptions(Options):
     seed: int = option(0, "Seed of noise and of bootstrap intervals.")
 
 
-class AnalysisOptions(MeasureOptions, ModelOptions):
-    """Options that all analyses share on the command line: the model, the samples, the folder."""
-
-    free = frozenset({"out", "max_failures", "dry_run"})
+class DataOptions(Options):
+    """Where samples come from."""
 
     data: str = option(
         "scenes-vqa",
         "scenes-vqa, scenes-captions, or a folder of a benchmark (E-VQA, E-IC, VLKEB, ...).",
         panel="Data",
     )
+    image_root: Path | None = option(
+        None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
+    )
+    limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
+
+
+class AnalysisOptions(MeasureOptions, DataOptions, ModelOptions):
+    """Options that all analyses share on the command line: the model, the samples, the folder."""
+
+    free = frozenset({"out", "max_failures", "dry_run"})
+
     split: str | None = option(
         None,
         "test for scenes; vqa-train, caption-eval, vlkeb-onehop, ... for a folder.",
         panel="Data",
         shown="test",
     )
-    image_root: Path | None = option(
-        None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
-    )
-    limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
     answer_prefix: int | None = option(
         None,
         "Feed this many words of the answer; analyse the next one.",
@@ -213,38 +217,3 @@ def explain(error: ValidationError, options: type[BaseModel]) -> str:
     known = f"; known are {', '.join(options.model_fields)}" if unknown else ""
     message = first["msg"].removeprefix("Value error, ")  # the prefix is pydantic's
     return f"{name}: {message}{known}" if name else f"{message}{known}"
-
-
-def parse_layers(given: Any) -> list[int]:
-    """Layers from "0,4,8-11" or from a list, in ascending order.
-
-    Raises:
-        ValueError: Anything else.
-    """
-    text = given if isinstance(given, str) else ",".join(map(str, given))
-    layers = []
-    for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if ends is None:
-            raise ValueError(f"expected layers such as 0,4,8-11, got {given!r}")
-        first, last = int(ends[1]), int(ends[2] or ends[1])
-        if last < first:
-            raise ValueError(f"expected layers such as 0,4,8-11, got {part.strip()!r}")
-        layers += range(first, last + 1)
-    return sorted(set(layers))
-
-
-def parse_sigmas(given: Any, example: str) -> list[float]:
-    """Noise levels from "0.1,0.3" or from a list.
-
-    Raises:
-        ValueError: Anything else, or a negative number.
-    """
-    parts = given.split(",") if isinstance(given, str) else given
-    try:
-        sigmas = [float(part) for part in parts]
-    except (TypeError, ValueError):
-        sigmas = []
-    if not sigmas or not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
-        raise ValueError(f"expected numbers of 0 or more, such as {example}, got {given!r}")
-    return sigmas
