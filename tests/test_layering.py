@@ -204,3 +204,9 @@ def test_the_rules_would_notice():
     assert imports(lazy) == set()
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_test_files_have_names_of_their_own():
+    """Of two files of one name in folders without __init__.py pytest can collect one only."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
