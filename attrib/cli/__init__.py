@@ -140,8 +140,8 @@ def load_command(name: str) -> Any:
     return get_group(app).commands[name]
 
 
-OF_ALL: dict[str, Any] = {**SETTINGS, "add_completion": True}
-app = typer.Typer(name="attrib", cls=LazyGroup, **OF_ALL)
+APP_SETTINGS: dict[str, Any] = {**SETTINGS, "add_completion": True}
+app = typer.Typer(name="attrib", cls=LazyGroup, **APP_SETTINGS)
 
 
 def _print_version(wanted: bool) -> bool:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from attrib.report.comparison import Comparison
     from attrib.report.run_reader import RunRead
 
-TWO = 2
 SHOWN = 12
 
 
@@ -59,7 +58,7 @@ def _runs(options: CompareOptions) -> list["RunRead"]:
     from attrib.report.run_reader import read_run
 
     folders = options.runs or []
-    if len(folders) != TWO:
+    if len(folders) != 2:
         raise AttribError(f"expected the folders of two runs, got {len(folders)}")
     refuse_unwritable(options.out)
     runs = [(folder, read_run(folder)) for folder in folders]

@@ -141,7 +141,10 @@ def differences(table: pd.DataFrame, by: Sequence[str], ax: Axes | None = None) 
     if "layer" not in table:
         raise AttribError("the differences have no layers to draw them over")
     varied = [name for name in by if len(set(table[name])) > 1]
-    groups = pd.DataFrame(table[varied]).drop_duplicates().to_dict("records")[:MOST_CURVES]
+    every = pd.DataFrame(table[varied]).drop_duplicates().to_dict("records")
+    groups, title = every[:MOST_CURVES], "Difference, first run - second run"
+    if len(every) > MOST_CURVES:
+        title += f" ({MOST_CURVES} of {len(every)} groups)"
     looks = zip(groups, (BLUE, VERMILION, INK, GREY, MUTED), "osDxv", strict=False)
     series = [
         Series(", ".join(f"{name} {value}" for name, value in rows.items()) or "difference",
@@ -149,7 +152,7 @@ def differences(table: pd.DataFrame, by: Sequence[str], ax: Axes | None = None) 
         for rows, color, marker in looks
     ]  # fmt: skip
     table = table.rename(columns={"difference": "mean"})
-    ax = draw_series(table, series, ax, "Difference, first run - second run", columns=2)
+    ax = draw_series(table, series, ax, title, columns=2)
     ax.axhline(0, color=MUTED, linewidth=0.8)
     return ax
 
