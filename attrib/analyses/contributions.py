@@ -18,7 +18,7 @@ A logit here is the one before a soft-cap, where a model has one (Gemma 4): the 
 linear in the hidden state. The result names the cap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.analyses.accuracy import answers_table
 from attrib.analyses.attention import attention_table, head_mean
 from attrib.analyses.direct_logits import (
     MODULES,
@@ -125,13 +126,23 @@ def contributions_of(
 
 
 def measure_contributions(
-    vlm: VLM, batch: Batch, samples: Sequence[EditSample], *, key: str, norm: Norm
+    vlm: VLM,
+    batch: Batch,
+    samples: Sequence[EditSample],
+    *,
+    key: str,
+    norm: Norm,
+    truths: Mapping[str, str] | None = None,
 ) -> Tables:
-    """Table "contributions"; see `choose_key` for valid values of `key`."""
+    """Table "contributions" by `choose_key`; with `truths` and key="argmax" `answers_table` too."""
     if (answers := _expected(samples, key)) is not None:
         batch = after_space(vlm, batch, samples, answers)
     writes = last_writes(vlm, batch)
-    return {"contributions": _table(vlm, batch, samples, writes, key, norm)}
+    tables = {"contributions": _table(vlm, batch, samples, writes, key, norm)}
+    if key == "argmax" and truths:
+        first = key_tokens(vlm, batch, writes, key)
+        tables |= {"answers": answers_table(vlm, samples, first, truths)}
+    return tables
 
 
 def measure_demo(

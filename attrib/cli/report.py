@@ -131,7 +131,7 @@ def report(options: ReportOptions) -> int:
     from attrib.pipeline.select import read_grid
     from attrib.report.confidence import verdict
     from attrib.report.layer_report import write_layer_report
-    from attrib.report.selection_summary import headline
+    from attrib.report.selection_summary import accuracy, headline
 
     options = with_validation_split(options)
     grid = None if options.against is None else (str(options.against), read_grid(options.against))
@@ -148,7 +148,8 @@ def report(options: ReportOptions) -> int:
     commands = commands_of(study, out, folders, with_grid=grid is not None)
     study = replace(study, report=selected, commands=commands)
     files = write_layer_report(study, out)
-    lines = [study.partial, headline(selected), verdict(study), *(f"  {file}" for file in files)]
+    said = headline(selected), accuracy(selected), verdict(study)
+    lines = [study.partial, *said, *(f"  {file}" for file in files)]
     print("\n".join(line for line in lines if line))
     return exit_code_for(study.quarantined, options.max_failures)
 

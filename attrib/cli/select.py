@@ -86,7 +86,7 @@ class SelectOptions(AnalysisOptions):
 def select(options: SelectOptions) -> int:
     """Select the layers to edit from contributions, noise sensitivity and patching."""
     from attrib.pipeline.select import read_grid, write_evaluation, write_selection
-    from attrib.report.selection_summary import summarize_regret, summarize_selection
+    from attrib.report.selection_summary import accuracy, summarize_regret, summarize_selection
     from attrib.selection import combine_words, evaluate_on_grid, select_layers
 
     options = with_validation_split(options)
@@ -109,7 +109,7 @@ def select(options: SelectOptions) -> int:
     if len(reports) > 1:
         files.append(report.save(out / LAYERS))
         log(f"select: report of one word: attrib report --from {quote(str(out / 'word-1'))}")
-    print(summarize_selection(report))
+    print("\n".join(filter(None, [accuracy(report), summarize_selection(report)])))
     if grid is not None:
         evaluation = evaluate_on_grid(grid, report)
         print(summarize_regret(evaluation, report.rule))

@@ -54,10 +54,12 @@ class Contributions(Analysis[ContributionOptions]):
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":
         """See `attrib.analyses.contributions.measure_contributions`."""
+        from attrib.analyses.accuracy import right_answers
         from attrib.analyses.contributions import measure_contributions
 
-        del samples
-        return partial(measure_contributions, key=self.options.key, norm=self.options.norm)
+        options = self.options
+        truths = {} if options.answer_token else right_answers(samples)
+        return partial(measure_contributions, key=options.key, norm=options.norm, truths=truths)
 
     def plots(self, result: "Result") -> Plots:
         """The curves of attention and MLP over the layers."""

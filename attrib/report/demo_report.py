@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from attrib import plots
+from attrib.analyses.accuracy import right_answers
 from attrib.analyses.contributions import measure_demo
 from attrib.data import EditData, EditSample, Quarantined
-from attrib.data.loading import SCENES
 from attrib.files import write_text
 from attrib.model.vlm import VLM
 from attrib.report.heatmap_cards import small_png
@@ -113,13 +113,8 @@ def study(
         options: the user's options, for the provenance.
         commands: that reproduce the report.
     """
-    # In scenes, `pred` is the correct answer, and the target is the answer after an edit.
-    in_scenes = data.name in SCENES
-    measure = partial(
-        measure_demo,
-        norm="none",
-        truth=lambda sample: sample.meta["pred"] if in_scenes else sample.request.target,
-    )
+    truths = right_answers(data)
+    measure = partial(measure_demo, norm="none", truth=lambda sample: truths.get(sample.id, ""))
     done = collect(vlm, data, measure, batch_size=batch_size, what="report")
     made = provenance_of(vlm, data, options or {}, seed, done)
     results = {name: Result(name, table, made) for name, table in done.tables.items()}

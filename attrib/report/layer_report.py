@@ -25,7 +25,15 @@ from attrib.report.page import (
 )
 from attrib.report.render import finite, plain_sections, render_html, render_markdown
 from attrib.report.run_reader import MAIN
-from attrib.report.selection_summary import confidence, headline, model_of, rationale
+from attrib.report.selection_summary import (
+    accuracy,
+    confidence,
+    headline,
+    low_accuracy,
+    model_of,
+    rationale,
+)
+from attrib.selection.accuracy import ACCURACY
 
 LAYOUT = "attrib report 2"
 DIGEST = 12  # digits of a file's digest in tables
@@ -63,6 +71,7 @@ def render_json(study: LayerStudy, page: Page) -> str:
         "partial": study.partial,
         "headline": headline(report),
         "confidence": confidence(report),
+        "accuracy": report.provenance.get(ACCURACY) or None,
         "caveats": list(caveats(study)),
         "commands": study.commands,
         "sections": plain_sections(page),
@@ -85,6 +94,7 @@ def layer_page(study: LayerStudy) -> Page:
     source = f"{data.get('name', 'data')} {data.get('split') or ''}".strip()
     lead = [
         Block("text", verdict(study)),
+        *([Block("text", known)] if (known := accuracy(report)) else []),
         Block("caption", (
             f"The model has {report.num_layers} layers, counted from 0. An edit at a layer changes "
             "the layer's output at the text tokens or at the visual tokens. Selected by the rule "
@@ -101,7 +111,8 @@ def layer_page(study: LayerStudy) -> Page:
         Section("repeat", "Reproduce, and train an editor", list(_reproduce(study))),
     ]
     title = f"Which layers to edit in {model_of(report)}"
-    return Page(title, headline(report), lead, sections, study.partial)
+    badge = "; ".join(filter(None, [study.partial, low_accuracy(report)]))
+    return Page(title, headline(report), lead, sections, badge)
 
 
 def _why(study: LayerStudy) -> Iterator[Block]:

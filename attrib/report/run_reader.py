@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _finished(folder: Path, made: Mapping[str, Any]) -> RunRead:
     quarantined = _quarantined(folder / "quarantined.csv")
     rows = int(made.get("examples", result.examples))
     rows += int(made.get("quarantined", len(quarantined)))
-    return RunRead(folder, result, tables, rows, rows, quarantined)
+    return RunRead(folder, replace(result, tables=tables), tables, rows, rows, quarantined)
 
 
 def _unfinished(folder: Path, made: Mapping[str, Any]) -> RunRead | None:
@@ -101,7 +101,8 @@ def _unfinished(folder: Path, made: Mapping[str, Any]) -> RunRead | None:
     unreadable = int(data.get("rows_quarantined") or 0)
     done = sum(len(shard.used) for shard in shards) + len(failed) + unreadable
     total = int(data.get("rows_read") or done)
-    return RunRead(folder, tables.pop(main), tables, done, total, failed)
+    result = replace(tables.pop(main), tables=tables)
+    return RunRead(folder, result, tables, done, total, failed)
 
 
 def _quarantined(path: Path) -> tuple[Quarantined, ...]:

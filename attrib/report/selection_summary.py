@@ -1,9 +1,11 @@
 """Summaries of a selection of layers: the choice, its confidence, its reasons, its regret."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from attrib.report.summaries import ONE_EXAMPLE, percent
 from attrib.selection import CONSENSUS_RULES, Choice, GridEvaluation, LayerReport, fixed_picks
+from attrib.selection.accuracy import ACCURACY
 from attrib.selection.select import LAYERS_BY_WORD
 
 TOKENS = {"visual": "the visual tokens", "text": "the text tokens"}
@@ -68,6 +70,32 @@ def confidence(report: LayerReport) -> str:
     if not far:
         return f"{stability} Individual rules agree."
     return f"{stability} Individual rules disagree by up to {' and '.join(far)}."
+
+
+def accuracy(report: LayerReport) -> str:
+    """The model's accuracy on the samples, with a warning if it is low; "" if it is unknown."""
+    found = report.provenance.get(ACCURACY)
+    if not found:
+        return ""
+    return (
+        f"The model gives the right answer to {answered(found)} (whole answers, teacher-forced). "
+        + (f"Warning: {found['warning']}" if found["warning"] else "")
+    ).strip()
+
+
+def low_accuracy(report: LayerReport) -> str:
+    """A short warning where most answers are wrong, else ""."""
+    found = report.provenance.get(ACCURACY) or {"warning": ""}
+    return f"warning: right answers to only {answered(found)}" if found["warning"] else ""
+
+
+def answered(accuracy: Mapping[str, Any]) -> str:
+    """The number and share of right answers, with its interval."""
+    low, high = accuracy["low"], accuracy["high"]
+    return (
+        f"{accuracy['right']} of {accuracy['examples']} prompts: {percent(accuracy['share'])}, "
+        f"95 % CI {percent(low, high)}"
+    )
 
 
 def rationale(report: LayerReport) -> Iterator[str]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from attrib.errors import AttribError
 from attrib.results import Result, tidy
+from attrib.selection.accuracy import ACCURACY, accuracy_of
 from attrib.selection.report import shared_source
 
 Curve = Float[np.ndarray, "example layer"]
@@ -65,7 +66,7 @@ def gather(results: Iterable[Result] | Mapping[str, Result]) -> Evidence:
             "--modality text --spare-last`, `attrib sweep --modality visual` and `attrib patching` "
             "on the same model and data, or all at once with `attrib select --model NAME`"
         )
-    origin = shared_source(used)
+    origin = {**shared_source(used), ACCURACY: accuracy_of(used)}
     num_layers = origin["model"].get("layers") or _layers_seen(used)
     examples = tuple(sorted({str(name) for table in used for name in table.frame["example"]}))
     curves = {

@@ -52,6 +52,8 @@ def test_what_is_missing_is_made_and_not_made_again(select, folder, tmp_path, mo
     assert code == 0 and out.count("dry run of") == len(MADE) and not (tmp_path / "o").exists()
     code, first, _ = select(*on(folder))
     assert code == 0 and "Edit the text tokens at the output of layer" in first
+    said = "The model gives the right answer to 0 of 6 prompts: 0 %"
+    assert first.startswith(said) and "Warning: Attribution of wrong answers says" in first
     for name in MADE:
         assert (tmp_path / "o" / name / "result.parquet").is_file()
     layers = (tmp_path / "o" / "layers.json").read_text()
@@ -67,7 +69,7 @@ def test_what_is_missing_is_made_and_not_made_again(select, folder, tmp_path, mo
     assert now["choices"] == json.loads(layers)["choices"]
     # The folders are those of the commands themselves.
     code, out, _ = select("--from", "o", "--out", "p", "--rule", "onset")
-    assert code == 0 and "by onset" in out
+    assert code == 0 and "by onset" in out and out.startswith(said)
     assert LayerReport.load(tmp_path / "p" / "layers.json").choices == report.choices
 
 
