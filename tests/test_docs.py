@@ -1,6 +1,8 @@
 """The documentation: worked examples run as they stand, pages agree with the tree."""
 
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_AR
 from transformer_lens.utilities.architectures import MULTIMODAL_ARCHITECTURES
 
 import attrib.bridges
+from attrib import cli
 from attrib.bridges.adapters import ARCHITECTURES
 from attrib.pipeline import ANALYSES
 from editors import EDITORS
@@ -68,6 +71,27 @@ def test_the_python_of_a_page_runs(name, monkeypatch, capsys, tmp_path):
 def test_every_page_with_python_is_run():
     pages = {path.name for path in DOCS.glob("*.md") if "```python" in path.read_text()}
     assert pages == {*PRINTED, "transformerlens.md"}
+
+
+def test_the_table_of_ones_own_is_read_by_the_commands_below_it(monkeypatch, capsys, tmp_path):
+    page = (DOCS / "own-data.md").read_text()
+    table, commands = re.search(r"```csv\n([^`]*)```\n\n((?:    attrib [^\n]*\n)+)", page).groups()
+    (tmp_path / "questions.csv").write_text(table)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(DOCS / "sample.png", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    printed = []
+    for line in commands.splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        text = capsys.readouterr()
+        printed.append((left.value.code or 0, text.out + text.err))
+        assert "2: file: 'no-such.png': no such file under docs" in printed[-1][1]
+        assert "3: question: is empty" in printed[-1][1]
+    assert [code for code, _ in printed] == [1, 0, 0]  # the check found them
+    assert "samples used: 2, rows quarantined: 2" in printed[1][1]
+    assert (tmp_path / "explore.html").exists()
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ COMMANDS = {
     ),
     "data": (
         SETUP,
-        "attrib.cli.installation",
+        "attrib.cli.data_commands",
         "Check edit data, export the scenes, get an image.",
     ),
 }

@@ -1,11 +1,19 @@
 """`attrib explore`: one page about one photo and one question."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, invocation, naming_option
 from attrib.cli.outputs import log
+from attrib.cli.table_rows import (
+    RowOptions,
+    chosen_row,
+    read_rows,
+    refuse_with_data,
+    refuse_without_data,
+)
 from attrib.errors import AttribError
 from attrib.pipeline.options import ModelOptions, Photos, option
 from attrib.pipeline.source import load_model
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
 EDIT, MORE = "An edit", "More to see"
 
 
-class ExploreOptions(ModelOptions):
+class ExploreOptions(RowOptions, ModelOptions):
     """Options of `attrib explore`."""
 
     image: Photos = option(None, "The photo; again for another one in the prompt.")
@@ -62,18 +70,18 @@ def explore(options: ExploreOptions) -> int:
 
     began = time.monotonic()
     _check(options)
-    photos = [_open_photo(path) for path in options.image or ()]
+    photos, prompt, target = _asked(options)
     vlm = load_model(options)
     with naming_option("prompt"):
-        vlm.encode([photos or None], [options.prompt or ""], template=options.template)
+        vlm.encode([photos or None], [prompt], template=options.template)
     other = None
     if options.compare is not None:
         other = load_model(options.model_copy(update={"model": options.compare, "revision": None}))
     page = explore_prompt(
         vlm,
         photos or None,
-        options.prompt or "",
-        edit=None if options.edit is None else _edit(options, vlm, photos),
+        prompt,
+        edit=None if options.edit is None else _edit(options, vlm, photos, prompt, target),
         compare=other,
         deep=options.deep,
         also=options.also or (),
@@ -93,6 +101,17 @@ def explore(options: ExploreOptions) -> int:
     return ExitCode.DONE
 
 
+def _asked(options: ExploreOptions) -> tuple[list[Any], str, str]:
+    """The photos, the prompt and the new answer: those of the options, or of a row of data."""
+    if options.data is None:
+        photos = [_open_photo(path) for path in options.image or ()]
+        return photos, options.prompt or "", options.target or ""
+    sample = chosen_row(read_rows(options), options.row)
+    request = sample.request
+    log(f"explore: row {sample.meta['row']} of {options.data}: {request.prompt}")
+    return request.images, request.prompt, options.target or request.target
+
+
 def _open_photo(path: Path) -> Any:
     """The photo at a path, refused before the model is loaded."""
     from attrib.data import open_photo
@@ -103,7 +122,9 @@ def _open_photo(path: Path) -> Any:
 
 def _check(options: ExploreOptions) -> None:
     """Refuse combinations that mean nothing, before anything is loaded."""
-    if not options.prompt:
+    refuse_with_data(options, ("image", "prompt"))
+    refuse_without_data(options)
+    if not options.prompt and options.data is None:
         raise AttribError("--prompt: give a question, such as 'What animal is this?'")
     if options.edit is None:
         for name in ("target", "edit_prompt", "load"):
@@ -118,8 +139,10 @@ def _check(options: ExploreOptions) -> None:
         raise AttribError("--other-image: it is for patching; give --deep as well")
 
 
-def _edit(options: ExploreOptions, vlm: "VLM", photos: list[Any]) -> Any:
-    """The edit that the options name."""
+def _edit(
+    options: ExploreOptions, vlm: "VLM", photos: Sequence[Any], prompt: str, target: str
+) -> Any:
+    """The edit that the options name, or that a row of data has."""
     from attrib.data import EditRequest
     from editors import load_editor
     from editors.base import encode_requests
@@ -132,11 +155,9 @@ def _edit(options: ExploreOptions, vlm: "VLM", photos: list[Any]) -> Any:
     editor: Any = load_editor(folder, vlm)
     if options.load is not None:
         return load_edit(options.load, vlm, editor)
-    if not options.target:
+    if not target:
         raise AttribError("--target: give the new answer that the editor installs")
-    request = EditRequest(
-        photos or None, options.edit_prompt or options.prompt or "", options.target
-    )
+    request = EditRequest(list(photos) or None, options.edit_prompt or prompt, target)
     with naming_option("target"):
         encode_requests(vlm, [request])
     log(f"explore: editing with {folder}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
 from attrib.pipeline.options import NAMED_SPLITS
+from attrib.pipeline.source import reading
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
     Args:
         given: "none", the name of a gate, its folder, or the folder of an editor with a gate.
         vlm: The model.
-        options: Has `data`, `split`, `image_root`, `gate_layer` and `gate_limit`.
+        options: Those of `attrib evaluate`.
         out: The folder beside which a fitted gate is kept.
 
     Raises:
@@ -82,7 +83,22 @@ def training_edits(options: Any) -> "EditData":
     from attrib import data
     from attrib.cli.train import PICTURES
 
-    named = options.data in NAMED_SPLITS
-    split = "train" if named else f"{str(options.split).rpartition('-')[0]}-train"
-    root, limit, style = options.image_root, options.gate_limit, options.style
-    return data.load(options.data, split, image_root=root, limit=limit, need=PICTURES, style=style)
+    where: Any = {**reading(options), "limit": options.gate_limit}
+    return data.load(
+        options.data, _training_split(options), **where, need=PICTURES, style=options.style
+    )
+
+
+def _training_split(options: Any) -> str:
+    """The split of the training edits that belong to that of an evaluation."""
+    from attrib.data.tables import is_table
+
+    table = is_table(options.data, options.split)
+    if table and options.split is None:
+        raise AttribError(
+            f"--gate {options.gate} is fitted to training edits: give --split, and rows of "
+            f"{options.data} whose column split says train; or the folder of a gate"
+        )
+    if table or options.data in NAMED_SPLITS:
+        return "train"
+    return f"{str(options.split).rpartition('-')[0]}-train"

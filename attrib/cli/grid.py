@@ -9,7 +9,7 @@ from attrib.cli.outputs import log
 from attrib.cli.train import PICTURES, TrainOptions, default_out, editor_options, training_data
 from attrib.errors import AttribError
 from attrib.pipeline.options import option
-from attrib.pipeline.source import load_model
+from attrib.pipeline.source import data_flags, load_model, reading
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def grid(options: GridOptions) -> int:
     samples = training_data(options)
     changes = {name: value for name, value in editor_options(options).items() if name != "seed"}
     config: Any = editor.config_class.from_preset(vlm, options.preset, samples, **changes)
-    where: Any = {"image_root": options.image_root, "limit": options.test_limit, "need": PICTURES}
+    where: Any = {**reading(options), "limit": options.test_limit, "need": PICTURES}
     test = data.load(options.data, options.test_split, **where)
     steps, gate = config.steps, options.gate or "none"
     if options.dry_run:
@@ -79,9 +79,8 @@ def grid(options: GridOptions) -> int:
     print(grid_text(frame))
     *files, scores = save_grid(frame, gate, out)
     print("\n".join(f"  {path}" for path in (*files, scores)))
-    more = ["--data", options.data, "--split", options.test_split, "--against", str(scores)]
-    more += ["--image-root", str(options.image_root)] if options.image_root else []
-    print(f"next: {next_command('select', options, *more)}")
+    more = data_flags(options, options.test_split)
+    print(f"next: {next_command('select', options, *more, '--against', str(scores))}")
     return ExitCode.DONE
 
 

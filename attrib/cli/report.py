@@ -220,6 +220,8 @@ def _tested_on(study: "LayerStudy") -> list[str]:
 
 def _on(study: "LayerStudy", part: str) -> list[str]:
     """Options that name the model and the data; `part` is "train" or "eval" of a folder."""
+    from attrib.data.tables import is_table
+
     given = study.runs[0].options
     on = ["--model", str(given.get("model") or study.report.model.get("name"))]
     on += ["--revision", str(given["revision"])] if given.get("revision") else []
@@ -227,7 +229,10 @@ def _on(study: "LayerStudy", part: str) -> list[str]:
     on += ["--trust-remote-code"] if given.get("trust_remote_code") else []
     data = str(given.get("data") or study.report.provenance.get("data", {}).get("name"))
     on += ["--data", data]
-    if data not in NAMED_SPLITS:
+    on += ["--columns", str(given["columns"])] if given.get("columns") else []
+    if is_table(data, given.get("split")):
+        on += ["--split", part] if given.get("split") else []
+    elif data not in NAMED_SPLITS:
         kind = "caption" if str(given.get("split") or "").startswith("caption") else "vqa"
         on += ["--split", f"{kind}-{part}"]
     return on + (["--image-root", str(given["image_root"])] if given.get("image_root") else [])

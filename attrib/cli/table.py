@@ -59,7 +59,10 @@ class TableOptions(ModelOptions):
     gate_layer: int = option(1, "Layer that the gate reads.", ge=0)
     train_split: str | None = option(None, "Part to train on.", shown="train")
     test_split: str | None = option(None, "Part to score on.", shown="test")
-    image_root: Path | None = option(None, "Folder of a folder's images.")
+    image_root: Path | None = option(None, "Folder of the images.")
+    columns: str | None = option(
+        None, "Which columns of tables hold what, such as image=file,prompt=question."
+    )
     train_limit: int | None = option(None, "Edits to train on.", shown="all", ge=1)
     limit: int = option(500, "Edits to score.", ge=1)
     seeds: int = option(
@@ -159,11 +162,14 @@ def _load_data(job: "Job", part: str, options: TableOptions) -> "EditData":
         split, limit, need = options.test_split, options.limit, ("image",)
     split = split or (part if name in NAMED_SPLITS else None)
     if split is None:
-        raise AttribError(f"--{part}-split: which part of {name}? Such as vqa-{part}")
+        raise AttribError(
+            f"--{part}-split: which part of {name}? Such as vqa-{part}, "
+            "or a value of the column split of a table"
+        )
     # Scenes can be drawn anew: then a seed varies the training data and their split as well.
     seed = job.seed if part == "train" and name in NAMED_SPLITS else 0
-    root = options.image_root
-    return data.load(name, split, image_root=root, limit=limit, need=need, seed=seed)
+    where: Any = {"image_root": options.image_root, "columns": options.columns}
+    return data.load(name, split, **where, limit=limit, need=need, seed=seed)
 
 
 def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":
@@ -172,7 +178,8 @@ def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":
 
     if options.layers is not None:
         return layers_of(options.layers, vlm)
-    shared = ("revision", "dtype", "device", "device_map", "trust_remote_code", "image_root")
+    shared = ("revision", "dtype", "device", "device_map", "trust_remote_code")
+    shared = (*shared, "image_root", "columns")
     given = {name: getattr(options, name) for name in shared}
     given |= {"model": job.backbone, "data": job.data}
     folder = table_folder(options.out, job.backbone, job.data) / "select"

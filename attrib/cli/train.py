@@ -18,7 +18,7 @@ from attrib.pipeline.options import (
     ModelOptions,
     option,
 )
-from attrib.pipeline.source import load_model
+from attrib.pipeline.source import data_flags, load_model, reading
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ class TrainOptions(BenchmarkOptions, DataOptions, ModelOptions):
     )
     split: str | None = option(
         None,
-        "train; vqa-train, caption-train, vlkeb-train, ... for a folder.",
+        "train; vqa-train, caption-train, vlkeb-train, ... for a folder; a value of the column "
+        "split for a table.",
         panel="Data",
-        shown="train",
+        shown="train; a whole table",
     )
     preset: str = option(
         "auto",
@@ -131,11 +132,9 @@ def train(options: TrainOptions) -> int:
 
 def _evaluation(options: TrainOptions, out: Path) -> str:
     """The command line that evaluates the editor on the data it was trained for."""
-    more = ["--editor", str(out), "--data", options.data]
-    if options.data not in NAMED_SPLITS:
-        more += ["--split", str(options.split).replace("train", "eval")]
-    more += ["--image-root", str(options.image_root)] if options.image_root else []
-    return next_command("evaluate", options, *more)
+    split = None if options.split is None else options.split.replace("train", "eval")
+    flags = data_flags(options, None if options.data in NAMED_SPLITS else split)
+    return next_command("evaluate", options, "--editor", str(out), *flags)
 
 
 def layers_text(layers: Mapping[str, list[int]] | None) -> str:
@@ -182,17 +181,16 @@ def layers_of(given: str | None, vlm: "VLM") -> Mapping[str, list[int]]:
 def training_data(options: TrainOptions) -> "EditData":
     """The edits to train on, with all their pictures."""
     from attrib import data
+    from attrib.data.tables import is_table
 
     known = {"scenes-vqa": "train", "scenes-captions": "train"}
     split = options.split or known.get(options.data)
-    if split is None:
+    if split is None and not is_table(options.data):
         raise AttribError(
             f"--split: which part of {options.data}? such as vqa-train, caption-train, vlkeb-train"
         )
     more: Any = {"style": options.style, "disjoint": options.disjoint, "need": PICTURES}
-    return data.load(
-        options.data, split, image_root=options.image_root, limit=options.limit, **more
-    )
+    return data.load(options.data, split, **reading(options), **more)
 
 
 def editor_options(options: TrainOptions) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class Benchmark:
         """This benchmark's name of one of the eleven fields."""
         return self.fields.get(name) or name
 
+    def place(self, field: str) -> str:
+        """This benchmark's name of an image's field, such as "image[1]" of several images."""
+        head, bracket, rest = field.partition("[")
+        return self.named(head) + bracket + rest
+
     def validate(self, row: object, file: str, index: int) -> Row:
         """The normalised row; raises RowError with the field at fault."""
         names = {name: self.fields.get(name, name) for name in ELEVEN}

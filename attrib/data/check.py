@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attrib.data.benchmarks import SPLITS, Benchmark, benchmark_of, splits_in
+from attrib.data.check_text import MAX_ITEMS_SHOWN, cell_text, listing, table_text
 from attrib.data.easyedit import Row, read_rows
 from attrib.data.images import MAX_PIXELS, BadImage, check_inside, open_inside
 from attrib.data.overlap import KEYS, copied_columns, each_value, overlaps, repeats
@@ -17,7 +18,6 @@ from attrib.data.samples import Quarantined
 from attrib.errors import AttribError, RowError, SetupError
 from attrib.progress import progress
 
-MAX_ITEMS_SHOWN = 5
 COUNTED = ("src", "rephrase", "alt", "loc", "loc_ans", "m_loc_q", "m_loc_a")
 
 
@@ -55,30 +55,31 @@ class CheckReport:
     def to_markdown(self, shown: int = MAX_ITEMS_SHOWN) -> str:
         """Tables with one column per file; only the first `shown` items of long lists."""
         top = [
-            f"- most frequent answers of {split}: {', '.join(f'{_cell(a)} {n}' for a, n in common)}"
+            f"- most frequent answers of {split}: "
+            + ", ".join(f"{cell_text(a)} {n}" for a, n in common)
             for split, file in self.files.items()
             if (common := [(a, n) for a, n in file["answers"]["top"] if n > 1])
         ]
         parts = [
-            f"# {_cell(self.folder)}",
-            _table("", {split: _column(file) for split, file in self.files.items()}),
+            f"# {cell_text(self.folder)}",
+            table_text("", {split: _column(file) for split, file in self.files.items()}),
             "\n".join(top),
             f"Over all files: {self.totals['real images']} distinct real images, "
             f"{self.totals['image_rephrase']} rephrased ones.",
             *(f"{copy}." for copy in self.copies),
-            _table("shared rows", self.overlaps),
+            table_text("shared rows", self.overlaps),
             f"Missing splits: {', '.join(self.absent)}." if self.absent else "",
-            *(f"- unreadable: {_cell(reason)}" for reason in self.unreadable.values()),
+            *(f"- unreadable: {cell_text(reason)}" for reason in self.unreadable.values()),
         ]
         for rows in (file["malformed"] for file in self.files.values() if file["malformed"]):
             head = f"Malformed rows of {rows[0]['file']}: {len(rows)}"
-            items = [f"row {r['row']}: {r['field']}: {_cell(r['reason'])}" for r in rows]
-            parts.append(_listing(head, items, shown))
+            items = [f"row {r['row']}: {r['field']}: {cell_text(r['reason'])}" for r in rows]
+            parts.append(listing(head, items, shown))
         if (found := self.images) is not None:
-            missing = [f"missing: {_cell(name)}" for name in found["missing"]]
-            broken = [f"broken: {_cell(n)}: {_cell(r)}" for n, r in found["broken"].items()]
+            missing = [f"missing: {cell_text(name)}" for name in found["missing"]]
+            broken = [f"broken: {cell_text(n)}: {cell_text(r)}" for n, r in found["broken"].items()]
             head = f"Images: {found['needed']} needed, {len(missing)} missing, {len(broken)} broken"
-            parts.append(_listing(_listing(head, missing, shown), broken, shown))
+            parts.append(listing(listing(head, missing, shown), broken, shown))
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -209,28 +210,3 @@ def _column(file: Mapping[str, Any]) -> dict[str, object]:
         **file["quality_flags"],
         **{f"repeats: {name}": n for name, n in file["repeats"].items()},
     }
-
-
-def _table(corner: str, columns: Mapping[str, Mapping[str, object]]) -> str:
-    """A Markdown table; its rows are the union of the columns' keys, in their order."""
-    names = dict.fromkeys(name for column in columns.values() for name in column)
-    cells = [[corner, *columns]]
-    cells += [[name, *(_cell(c.get(name)) for c in columns.values())] for name in names]
-    first, *rest = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
-    lines = [
-        [name.ljust(first), *(v.rjust(w) for v, w in zip(values, rest, strict=True))]
-        for name, *values in (cells[0], rule, *cells[1:])
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if columns else ""
-
-
-def _listing(head: str, items: Sequence[str], shown: int) -> str:
-    more = [f"- and {len(items) - shown} more"] if len(items) > shown else []
-    return "\n".join([head, *(f"- {item}" for item in items[:shown]), *more])
-
-
-def _cell(value: object) -> str:
-    """One line that neither ends a table cell nor starts a tag."""
-    line = "-" if value is None else " ".join(str(value).split())
-    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -77,7 +77,7 @@ def read_rows(path: Path) -> tuple[list[object], str]:
         raise SetupError(f"{path}: invalid JSON ({error}); copy or download it again") from error
     if not isinstance(rows, list):
         keys = f" with the keys {list(rows)[:3]}" if isinstance(rows, dict) else ""
-        raise SetupError(f"{path}: holds {_kind(rows)}{keys}; expected a list of rows")
+        raise SetupError(f"{path}: holds {kind_of(rows)}{keys}; expected a list of rows")
     return rows, hashlib.sha256(raw).hexdigest()
 
 
@@ -101,7 +101,7 @@ def validate_row(
         return RowError(reason, file=file, row=index, field=field)
 
     if not isinstance(row, dict):
-        raise bad("row", f"is {_kind(row)}, not an object with the eleven fields")
+        raise bad("row", f"is {kind_of(row)}, not an object with the eleven fields")
     found: dict[str, Any] = {}
     for name in ELEVEN:
         given = name if names is None else names.get(name, name)
@@ -115,7 +115,7 @@ def validate_row(
         found[name] = tuple(row[given]) if isinstance(row[given], list) else row[given]
     items = row.get(HARD, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise bad(HARD, f"is {_kind(items)}, not a list of objects")
+        raise bad(HARD, f"is {kind_of(items)}, not a list of objects")
     for i, item in enumerate(items):
         for name in HARD_FIELDS:
             _check(item.get(name), name, f"{HARD}[{i}].{name}", bad)
@@ -162,7 +162,7 @@ def _check(value: object, name: str, place: str, bad: Bad) -> None:
 def check_text(value: object, may_be_empty: bool, bad: Callable[[str], RowError]) -> None:
     """Raise the RowError of `bad` unless a value is text, and not empty unless it may be."""
     if not isinstance(value, str):
-        raise bad(f"is {_kind(value)}, not text")
+        raise bad(f"is {kind_of(value)}, not text")
     if not value.strip() and not may_be_empty:
         raise bad("is empty")
     try:
@@ -171,6 +171,8 @@ def check_text(value: object, may_be_empty: bool, bad: Callable[[str], RowError]
         raise bad(f"holds half a Unicode character at position {error.start}") from error
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, in words for messages."""
     names = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null", str: "text"}
-    return names.get(type(value), "a number")
+    number = isinstance(value, int | float)
+    return names.get(type(value), "a number" if number else f"of type {type(value).__name__}")

@@ -9,30 +9,27 @@ Each file passes five checks, each with a one-line error:
 5. all its pixels decode.
 
 The result is RGB and the same on every machine (`attrib.data.pixels`). No file stays open.
-Images of a request are opened when they are accessed: it keeps the sources.
 """
 
+import io
 import mimetypes
 import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from attrib.data.pixels import DAMAGE, as_rgb, check_ratio
-from attrib.errors import AttribError, RowError
+from attrib.errors import AttribError
 
-ImageSource = Image.Image | Callable[[], Image.Image]
-Sources = ImageSource | tuple[ImageSource, ...] | None  # a tuple for several images in one prompt
-GivenImage = ImageSource | str | Path
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte once decoded
+EMPTY = "empty file (0 bytes); copy or download it again"
 MAX_NAME = 200  # characters shown; a `data:` URL can have a megabyte
 # Warning filters and Pillow's limit are global to the process, so threads decode one at a time.
 _PROCESS_SETTINGS = threading.Lock()
@@ -66,7 +63,8 @@ def open_inside(root: str | Path, name: str, *, max_pixels: int = MAX_PIXELS) ->
     Raises:
         BadImage: naming the file and the failed check.
     """
-    return _decode(_confined(root, name), name, max_pixels, f" under {root}")
+    with _header(_opened(_confined(root, name), name, f" under {root}"), name, max_pixels) as image:
+        return _decode(image, name)
 
 
 def check_inside(root: str | Path, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -75,7 +73,27 @@ def check_inside(root: str | Path, name: str, *, max_pixels: int = MAX_PIXELS) -
     Raises:
         BadImage: naming the file and the failed check.
     """
-    with _header(_confined(root, name), name, max_pixels, f" under {root}"):
+    with _header(_opened(_confined(root, name), name, f" under {root}"), name, max_pixels):
+        pass
+
+
+def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image that a table holds, in RGB: checks 2 to 5 of `open_inside`.
+
+    Raises:
+        BadImage: naming the image by `name`, and the failed check.
+    """
+    with _header(_in_memory(data, name), name, max_pixels) as image:
+        return _decode(image, name)
+
+
+def check_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Run checks 2 to 4 of `open_inside` on an image that a table holds.
+
+    Raises:
+        BadImage: naming the image by `name`, and the failed check.
+    """
+    with _header(_in_memory(data, name), name, max_pixels):
         pass
 
 
@@ -86,61 +104,26 @@ def open_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         BadImage: naming the path and the failed check.
     """
     _refuse_url(str(path))
-    return _decode(Path(path).expanduser(), str(path), max_pixels, "")
+    name = str(path)
+    with _header(_opened(Path(path).expanduser(), name, ""), name, max_pixels) as image:
+        return _decode(image, name)
 
 
-def as_source(image: GivenImage | Sequence[GivenImage] | None) -> Sources:
-    """Where an image comes from, or several in a list; a path is opened by `open_photo`."""
-    if isinstance(image, str | Path):
-        return partial(open_photo, image)
-    if isinstance(image, Sequence):
-        several: Any = tuple(as_source(one) for one in image)
-        return several if len(several) > 1 else next(iter(several), None)
-    return image
-
-
-def open_sources(source: Sources) -> list[Image.Image]:
-    """The images of a source, upright in RGB.
-
-    Raises:
-        AttribError: one cannot be used; of several it is named as `image[1]`.
-    """
-    if isinstance(source, tuple):
-        return [_open(one, f"image[{i}]: ") for i, one in enumerate(source)]
-    return [] if source is None else [_open(source)]
-
-
-def describe_source(source: Sources) -> str:
-    """Size and mode of an image in memory."""
-    if isinstance(source, tuple):
-        return f"[{', '.join(map(describe_source, source))}]"
-    if isinstance(source, Image.Image):
-        return f"<{source.width}x{source.height} {source.mode}>"
-    return "None" if source is None else "<opened on access>"
-
-
-def _open(source: ImageSource | None, name: str = "") -> Image.Image:
-    if source is None:
-        raise AttribError(f"{name}None is no image; leave it out of the list")
+def _decode(image: ImageFile.ImageFile, name: str) -> Image.Image:
     try:
-        return as_rgb(source() if callable(source) else source)
+        return as_rgb(image)
     except AttribError as error:
-        if not name or isinstance(error, RowError):  # which names the field
-            raise
-        raise AttribError(f"{name}{error}") from error
+        raise BadImage(name, str(error)) from error
 
 
-def _decode(path: Path, name: str, max_pixels: int, under: str) -> Image.Image:
-    with _header(path, name, max_pixels, under) as image:
-        try:
-            return as_rgb(image)
-        except AttribError as error:
-            raise BadImage(name, str(error)) from error
+def _in_memory(data: bytes, name: str) -> BinaryIO:
+    if not data:
+        raise BadImage(name, EMPTY)
+    return io.BytesIO(data)
 
 
-@contextmanager
-def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[ImageFile.ImageFile]:
-    """The image with its header read and its size accepted, not decoded yet."""
+def _opened(path: Path, name: str, under: str) -> BinaryIO:
+    """The file at a path, which is a regular one and not empty."""
     try:
         found = path.stat()
         kind = found.st_mode
@@ -148,12 +131,17 @@ def _header(path: Path, name: str, max_pixels: int, under: str) -> Iterator[Imag
             what = "a folder" if stat.S_ISDIR(kind) else "a device or a pipe"
             raise BadImage(name, f"{what}, not an image file")
         if found.st_size == 0:
-            raise BadImage(name, "empty file (0 bytes); copy or download it again")
-        file = path.open("rb")
+            raise BadImage(name, EMPTY)
+        return path.open("rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BadImage(name, f"no such file{under}") from error
     except OSError as error:
         raise BadImage(name, f"cannot be opened: {error.strerror}") from error
+
+
+@contextmanager
+def _header(file: BinaryIO, name: str, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
+    """The image with its header read and its size accepted, not decoded yet; closes the file."""
     with file, _pillow_settings(max_pixels):
         start = file.read(16)
         try:

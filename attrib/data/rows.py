@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from attrib.data.benchmarks import EXTRA, Benchmark
-from attrib.data.easyedit import ELEVEN, HARD, IMAGES, Names, Row, named
+from attrib.data.easyedit import ELEVEN, HARD, IMAGES, Row, named
 from attrib.data.images import BadImage
 from attrib.data.prompt_styles import PromptStyle, style_named
 from attrib.data.samples import EditRequest, EditSample
@@ -24,24 +24,24 @@ def to_sample(
     benchmark: Benchmark,
     file: str,
     index: int,
-    open_image: Callable[[str], Image.Image],
+    open_image: Callable[[Any], Image.Image],
     style: PromptStyle | None = None,
 ) -> EditSample:
     """The sample of a valid row; its images are opened on access.
 
     Args:
-        row: what `Benchmark.validate` returned.
+        row: what `Benchmark.validate` returned; the sample has no input for what is empty in it.
         id: name of the sample.
         benchmark: has the names of the row's fields.
         file: the file to name when an image turns out bad.
         index: the row's number in it.
-        open_image: returns the RGB image of a name.
+        open_image: returns the RGB image of a name, or of a handle that stands for one.
         style: makes the prompts; by default the benchmark's.
     """
     style, task = style or style_named(benchmark.style), benchmark.task
     asked = partial(style.asked, task=task, source=str(row.get("source", "")))
 
-    def image(names: Names | None, field: str) -> Any:
+    def image(names: Any, field: str) -> Any:
         return _opener(names, benchmark.named(field), open_image, file, index)
 
     def several(name: str) -> list[tuple[str, EditRequest]]:
@@ -61,16 +61,20 @@ def to_sample(
     other, m_loc = image(row["image_rephrase"], "image_rephrase"), image(row["m_loc"], "m_loc")
     extra = {name: several(name) for name in (HARD, *EXTRA)}
     reliability, hops = extra["reliability"], [kind for kind, _ in extra["portability"]]
-    unrelated = style.unrelated(row["m_loc_q"], with_image=True)
+    renamed = [place for name in IMAGES if (place := benchmark.named(name)) != name]
     return EditSample(
         id=id,
         request=EditRequest(own, asked(row["src"]), alt),
-        text_generality=[EditRequest(own, asked(row["rephrase"]), alt)],
+        text_generality=[EditRequest(own, asked(words), alt) for words in _given(row["rephrase"])],
         visual_generality=[] if other is None else [EditRequest(other, asked(row["src"]), alt)],
         text_locality=[
-            EditRequest(None, style.unrelated(row["loc"], with_image=False), row["loc_ans"])
+            EditRequest(None, style.unrelated(words, with_image=False), row["loc_ans"])
+            for words in _given(row["loc"])
         ],
-        visual_locality=[EditRequest(m_loc, unrelated, row["m_loc_a"])],
+        visual_locality=[
+            EditRequest(m_loc, style.unrelated(words, with_image=True), row["m_loc_a"])
+            for words in _given(row["m_loc_q"])
+        ],
         hard_locality=[request for _, request in extra[HARD]],
         portability=[request for _, request in extra["portability"]],
         text_reliability=[request for kind, request in reliability if kind == "text"],
@@ -78,6 +82,7 @@ def to_sample(
         linked=[request for _, request in extra["linked"]],
         meta={
             **({"portability_types": hops} if hops else {}),
+            **({"image_fields": renamed} if renamed else {}),
             "task": task,
             "row": index,
             "pred": row["pred"],
@@ -87,10 +92,14 @@ def to_sample(
     )
 
 
+def _given(words: str) -> list[str]:
+    return [words] if words else []
+
+
 def _opener(
-    names: Names | None,
+    names: Any,
     field: str,
-    open_image: Callable[[str], Image.Image],
+    open_image: Callable[[Any], Image.Image],
     file: str,
     index: int,
 ) -> list[partial[Image.Image]] | None:
@@ -102,7 +111,7 @@ def _opener(
 
 def image_names(
     row: Mapping[str, Any], fields: Iterable[str] = (*IMAGES, HARD, *EXTRA)
-) -> list[tuple[str, str]]:
+) -> list[tuple[str, Any]]:
     """(field, name) of every image that the row names in `fields`."""
     fields = tuple(fields)
     plain = [(field, row.get(field)) for field in IMAGES if field in fields]
@@ -117,7 +126,7 @@ def image_names(
 
 
 def _open(
-    open_image: Callable[[str], Image.Image], name: str, file: str, index: int, field: str
+    open_image: Callable[[Any], Image.Image], name: Any, file: str, index: int, field: str
 ) -> Image.Image:
     try:
         return open_image(name)

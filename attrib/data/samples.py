@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from PIL import Image
 
-from attrib.data.images import (
+from attrib.data.image_sources import (
     GivenImage,
     Sources,
     as_source,

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from attrib.data.images import GivenImage, as_source, open_sources
+from attrib.data.image_sources import GivenImage, as_source, open_sources
 from attrib.errors import AttribError
 from attrib.explorer.deep import deep_data, other_picture
 from attrib.explorer.observe import (

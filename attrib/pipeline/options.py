@@ -21,7 +21,7 @@ from pydantic import (
 from attrib.pipeline.parsing import parse_layers
 from attrib.vocabulary import DEFAULT_MODEL, Dtype
 
-OF_DATA = frozenset({"data", "split", "image_root", "limit", "answer_prefix"})
+OF_DATA = frozenset({"data", "split", "image_root", "columns", "limit", "answer_prefix"})
 NAMED_SPLITS = {"scenes-vqa": "test", "scenes-captions": "test"}
 # A single path, as a YAML file may have it, is a list of one.
 _as_list = BeforeValidator(lambda given: [given] if isinstance(given, str | Path) else given)
@@ -134,18 +134,41 @@ class MeasureOptions(Options):
     seed: int = option(0, "Seed of noise and of bootstrap intervals.")
 
 
-class DataOptions(Options):
+class SourceOptions(Options):
+    """How the rows of data are read, whatever data it is."""
+
+    image_root: Path | None = option(
+        None,
+        "Folder of the images.",
+        panel="Data",
+        shown="DATA/images; of a table, where it lies",
+    )
+    columns: str | None = option(
+        None,
+        "Which columns of a table hold what, such as image=file,prompt=question.",
+        panel="Data",
+        shown="by their names",
+    )
+    limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _one_spelling(cls, given: Any) -> str | None:
+        from attrib.data.columns import parse_columns
+
+        pairs = parse_columns(given).items()
+        return ",".join(f"{field}={column}" for field, column in pairs) or None
+
+
+class DataOptions(SourceOptions):
     """Where samples come from."""
 
     data: str = option(
         "scenes-vqa",
-        "scenes-vqa, scenes-captions, or a folder of a benchmark (E-VQA, E-IC, VLKEB, ...).",
+        "scenes-vqa, scenes-captions, a folder of a benchmark (E-VQA, E-IC, VLKEB, ...), or a "
+        "table of your own: CSV, TSV, JSONL, JSON, Parquet, a saved dataset.",
         panel="Data",
     )
-    image_root: Path | None = option(
-        None, "Folder of a folder's images.", panel="Data", shown="DATA/images"
-    )
-    limit: int | None = option(None, "Read the first rows only.", panel="Data", shown="all", ge=1)
 
 
 class AnalysisOptions(MeasureOptions, DataOptions, ModelOptions):
@@ -155,9 +178,10 @@ class AnalysisOptions(MeasureOptions, DataOptions, ModelOptions):
 
     split: str | None = option(
         None,
-        "test for scenes; vqa-train, caption-eval, vlkeb-onehop, ... for a folder.",
+        "test for scenes; vqa-train, caption-eval, vlkeb-onehop, ... for a folder; a value of the "
+        "column split for a table.",
         panel="Data",
-        shown="test",
+        shown="test; a whole table",
     )
     answer_prefix: int | None = option(
         None,

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from attrib.data import EditData, EditRequest, EditSample, Quarantined, load
 from attrib.errors import AttribError, SetupError
 from attrib.files import sha256
-from attrib.pipeline.options import NAMED_SPLITS, AnalysisOptions, ModelOptions, Options
+from attrib.pipeline.options import (
+    NAMED_SPLITS,
+    AnalysisOptions,
+    ModelOptions,
+    Options,
+    SourceOptions,
+)
 
 if TYPE_CHECKING:
     from attrib.model.batch import Batch
@@ -69,13 +75,26 @@ def load_samples(options: AnalysisOptions) -> EditData:
 
 def read_data(options: AnalysisOptions) -> EditData:
     """The samples of a dataset as they are, without answer words behind the prompts."""
-    split = options.split or NAMED_SPLITS.get(options.data, "")
+    split = options.split or NAMED_SPLITS.get(options.data)
     # Options of commands that read edits with everything they are judged by.
     more = {
         "style": getattr(options, "style", None),
         "disjoint": getattr(options, "disjoint", False),
     }
-    return load(options.data, split, image_root=options.image_root, limit=options.limit, **more)
+    return load(options.data, split, **reading(options), **more)
+
+
+def reading(options: SourceOptions) -> dict[str, Any]:
+    """How the rows are read, as keyword arguments of `attrib.data.load`."""
+    return {name: getattr(options, name) for name in SourceOptions.model_fields}
+
+
+def data_flags(options: Any, split: str | None = None) -> list[str]:
+    """The data of a command as flags of a next one, with another split."""
+    given = {"data": options.data, "split": split, "image-root": options.image_root}
+    given |= {"columns": options.columns}
+    pairs = [(f"--{name}", str(value)) for name, value in given.items() if value is not None]
+    return [part for pair in pairs for part in pair]
 
 
 def prefix_length(options: AnalysisOptions, data: EditData | None = None) -> int:

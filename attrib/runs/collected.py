@@ -107,7 +107,8 @@ def should_retry(sample: EditSample, record: Quarantined) -> bool:
     if record.field in (MEMORY, BROKE):
         return True
     field = re.sub(r"\[\d+\]$", "", record.field)  # of several images
-    if field not in IMAGE_FIELDS and not field.endswith(".image"):
+    named = (*IMAGE_FIELDS, *sample.meta.get("image_fields", ()))  # a table has its own names
+    if field not in named and not field.endswith(".image"):
         return False
     return record.reason not in {_image_error(request) for request in sample.requests}
 

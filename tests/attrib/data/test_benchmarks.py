@@ -145,9 +145,9 @@ def test_what_is_no_benchmark_is_refused(folders, tmp_path):
         load(folders["vlkeb-onehop"], "vqa")
     with pytest.raises(AttribError, match="no prompt style 'long'; there are visedit, bare"):
         load(folders["vlkeb-onehop"], "vlkeb-onehop", style="long")
-    (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(AttribError, match=r"x\.json: say what it holds, as a split: one of vqa"):
-        load(tmp_path / "x.json")
+    (tmp_path / "x.dat").write_text("[]")
+    with pytest.raises(AttribError, match=r"x\.dat: say what it holds, as a split: one of vqa"):
+        load(tmp_path / "x.dat")
     with pytest.raises(SetupError, match=r"holds none of vqa/vqa_train\.json"):
         check(tmp_path)
 

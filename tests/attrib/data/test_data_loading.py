@@ -7,7 +7,7 @@ from easyedit_files import FILES, few_scenes, outside, real_files, row, without,
 from PIL import Image
 
 import attrib.data
-from attrib.data import Quarantined, load, loading
+from attrib.data import Quarantined, load, sources
 from attrib.data.easyedit import IMAGES
 from attrib.data.scenes import open_image
 from attrib.data.scenes.edits import edit_rows
@@ -209,7 +209,8 @@ def test_a_wrong_name_is_answered_with_the_existing_ones(tmp_path):
     root = write_folder(tmp_path, vqa_train=[row()], caption_train=[row()])
     assert refused(AttribError, "no-such", "train") == (
         "no data 'no-such'; choose from scenes-vqa, scenes-captions, or give a folder with "
-        "vqa/vqa_train.json, caption/caption_train_edit.json or another benchmark's files in it"
+        "vqa/vqa_train.json, caption/caption_train_edit.json or another benchmark's files in it, "
+        "or a table of your own (.csv, .tsv, .jsonl, .ndjson, .json, .parquet)"
     )
     there = f"{root} has vqa-train, caption-train"
     assert refused(AttribError, root, "train") == f"no split 'train'; {there}"
@@ -305,13 +306,13 @@ def test_the_provenance_identifies_the_file(tmp_path):
 def test_an_image_of_many_rows_is_checked_once(tmp_path, monkeypatch):
     root = write_folder(tmp_path, vqa_train=[row(0) for _ in range(20)])
     asked = []
-    check = loading.check_inside
+    check = sources.check_inside
 
     def count(root, name, **options):
         asked.append(name)
         return check(root, name, **options)
 
-    monkeypatch.setattr(loading, "check_inside", count)
+    monkeypatch.setattr(sources, "check_inside", count)
     assert len(load(root, "vqa-train")) == 20
     assert asked == ["val/0.png"]
 

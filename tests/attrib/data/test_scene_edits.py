@@ -1,11 +1,11 @@
 import pytest
 from easyedit_files import outside
 
-from attrib.data.loading import scenes_source
 from attrib.data.scenes import make_scene, open_image
 from attrib.data.scenes.edits import DIGESTS, NUM_EDITS, digest_of, edit_rows
 from attrib.data.scenes.questions import KINDS, answers_of
 from attrib.data.scenes.vocabulary import OPTIONS
+from attrib.data.sources import scenes_source
 
 FIELDS = (
     *("src", "pred", "alt", "rephrase", "image", "image_rephrase"),

@@ -1,0 +1,155 @@
+"""Which columns of a user's table hold what: guessed by their names, or given.
+
+| field | other names that are recognised |
+|---|---|
+| `image` | images, file, file_name, filename, path, image_path, image_file, img, picture, photo |
+| `prompt` | question, text, instruction, src, query |
+| `target` | answer, label, alt |
+| `pred` | prediction |
+| `rephrase` | paraphrase, rephrased |
+| `image_rephrase` | rephrase_image |
+| `loc`, `loc_ans` | locality_prompt, locality_ground_truth |
+| `m_loc` | multimodal_locality_image |
+| `m_loc_q`, `m_loc_a` | multimodal_locality_prompt, multimodal_locality_ground_truth |
+| `id` | |
+| `split` | |
+
+Upper and lower case, blanks and hyphens make no difference.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+
+from attrib.errors import AttribError
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "image": (
+        *("images", "file", "file_name", "filename", "path", "image_path", "image_file", "img"),
+        *("picture", "photo"),
+    ),
+    "prompt": ("question", "text", "instruction", "src", "query"),
+    "target": ("answer", "label", "alt"),
+    "pred": ("prediction",),
+    "rephrase": ("paraphrase", "rephrased"),
+    "image_rephrase": ("rephrase_image",),
+    "loc": ("locality_prompt",),
+    "loc_ans": ("locality_ground_truth",),
+    "m_loc": ("multimodal_locality_image",),
+    "m_loc_q": ("multimodal_locality_prompt",),
+    "m_loc_a": ("multimodal_locality_ground_truth",),
+    "id": (),
+    "split": (),
+}
+# A field that means nothing without another one.
+NEEDS = {"loc": "loc_ans", "loc_ans": "loc", "m_loc": "m_loc_q", "m_loc_q": "m_loc_a",
+         "m_loc_a": "m_loc_q"}  # fmt: skip
+logger = getLogger("attrib")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table by what they hold.
+
+    Attributes:
+        by_field: field -> column.
+        unused: the other columns.
+    """
+
+    by_field: Mapping[str, str]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        used = ", ".join(f"{field} = {column}" for field, column in self.by_field.items())
+        return f"{used}; not used: {', '.join(self.unused)}" if self.unused else used
+
+
+def parse_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Columns as an option names them, such as "image=file,prompt=question".
+
+    Raises:
+        AttribError: It has another form, or there is no such field.
+    """
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        pairs = dict(given)
+    else:
+        parts = [part for part in given.split(",") if part.strip()]
+        if wrong := [part for part in parts if "=" not in part]:
+            raise AttribError(
+                f"expected FIELD=COLUMN such as image=file,prompt=question, got {wrong[0]!r}"
+            )
+        named = (part.partition("=") for part in parts)
+        pairs = {field.strip(): column.strip() for field, _, column in named}
+    if unknown := [field for field in pairs if field not in ALIASES]:
+        raise AttribError(f"a table has no field {unknown[0]!r}; fields are {', '.join(ALIASES)}")
+    return pairs
+
+
+def find_columns(names: Sequence[str], given: str | Mapping[str, str] | None, file: str) -> Columns:
+    """The column of each field: the given one, else the one whose name is recognised.
+
+    Args:
+        names: the table's columns.
+        given: field -> column; "" for a field that no column holds.
+        file: how messages name the table.
+
+    Raises:
+        AttribError: A given column does not exist, several columns could hold a field, or none
+            holds the prompt.
+    """
+    asked = parse_columns(given)
+    there = f"{file} has the columns {', '.join(names) or 'none'}"
+    for field, column in asked.items():
+        if column and column not in names:
+            raise AttribError(f"columns: {field}={column}: no such column; {there}")
+    taken = set(asked.values())
+    found = {}
+    for field, others in ALIASES.items():
+        fitting = [name for name in names if _plain(name) in (field, *others)]
+        if field in asked:
+            fitting = [asked[field]] if asked[field] else []
+        else:
+            fitting = [name for name in fitting if name not in taken]
+        if len(fitting) > 1:
+            several = " and ".join(map(repr, fitting))
+            raise AttribError(
+                f"{file}: {several} could each hold the {field}; say which, as columns: "
+                f"{field}={fitting[0]}"
+            )
+        if fitting:
+            found[field] = fitting[0]
+    if "prompt" not in found:
+        raise AttribError(
+            f"{there}: none is known to hold the prompt; say which, as columns: prompt=COLUMN"
+        )
+    found = _complete(found, asked, there)
+    return Columns(found, tuple(name for name in names if name not in found.values()))
+
+
+def log_columns(file: str, columns: Columns) -> None:
+    """Say in one line which column holds what."""
+    logger.info("%s: %s", file, columns)
+
+
+def _complete(found: Mapping[str, str], asked: Mapping[str, str], there: str) -> dict[str, str]:
+    """The fields whose partner is there as well: a column named `loc` alone is something else.
+
+    Raises:
+        AttribError: A column was given for a field without its partner.
+    """
+    kept = dict(found)
+    while lonely := [field for field in kept if NEEDS.get(field, field) not in kept]:
+        for field in lonely:
+            if asked.get(field):
+                raise AttribError(
+                    f"columns: {field} needs {NEEDS[field]} as well, which no column holds; {there}"
+                )
+            del kept[field]
+    return kept
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip()).lower()
