@@ -1,10 +1,12 @@
-"""What training adapters costs from cached prefixes, against running the whole model in every step.
+"""What training adapters and evaluating edits cost.
 
     python -m benchmarks.editing
 
-Both do the same step on the same edits of scenes-vqa (the losses are compared first). The plain
-step runs images, prompts and all layers with hooks, on inputs that were tokenised before. Prints
-ratios measured in one run, and writes them to `benchmarks/results/editing-cpu.json`.
+Steps from cached prefixes, against running the whole model in every step: both do the same step on
+the same edits of scenes-vqa (the losses are compared first). The plain step runs images, prompts
+and all layers with hooks, on inputs that were tokenised before. Then training and evaluation
+against an older commit of this repository (`benchmarks.older_tree`), which needs its history.
+Prints ratios measured in one run, and writes them to `benchmarks/results/editing-cpu.json`.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from attrib.forward.hooks import write
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from benchmarks.harness import RESULTS, compare, ratio, save
+from benchmarks.older_tree import COMMIT, against_older
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.training.dataset import CachedDataset, cache_dataset, requests_of
 from editors.training.losses import answer_losses
@@ -119,17 +122,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.editing", description=__doc__)
     parser.add_argument("--model", default="tiny-llava")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--commit", default=COMMIT, help="the older tree; '' for none")
+    parser.add_argument("--edits", type=int, default=100, help="that are evaluated")
     parser.add_argument("--out", type=Path, default=RESULTS / "editing-cpu.json")
     options = parser.parse_args(arguments)
-    rows = measure(options.model, options.rounds)
-    for row in rows:
-        numbers = " ".join(f"{k} {v:.2f}" for k, v in row.items())
-        sys.stdout.write(f"{numbers}\n")
+    tables: dict[str, Any] = {"rows": measure(options.model, options.rounds)}
+    if options.commit:
+        tables |= against_older(options.commit, options.rounds, options.edits)
+    for row in (row for rows in tables.values() for row in rows):
+        shown = {k: f"{v:.2f}" if isinstance(v, float) else v for k, v in row.items()}
+        sys.stdout.write(" ".join(f"{k} {v}" for k, v in shown.items()) + "\n")
     head = {
         "threads": torch.get_num_threads(), "model": options.model,
-        "edits in a step": EDITS, "rounds": options.rounds,
+        "edits in a step": EDITS, "rounds": options.rounds, "older commit": options.commit,
     }  # fmt: skip
-    save(options.out, head, {"rows": rows})
+    save(options.out, head, tables)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,12 @@ def ratio(slow: Timed, fast: Timed) -> dict[str, float]:
     return {"median": statistics.median(each), "low": min(each), "high": max(each)}
 
 
+def ratio_of(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How many times longer `slow` takes: of the fastest rounds, and the range over rounds."""
+    each = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"best": min(slow) / min(fast), "low": min(each), "high": max(each)}
+
+
 def clock(device: str | torch.device) -> float:
     """Seconds on a clock, after the device has finished its queue."""
     if is_gpu(device):

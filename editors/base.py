@@ -17,7 +17,7 @@ from attrib.model.vlm import VLM
 
 __all__ = [
     "Edit", "Editor", "Mode", "SequentialEdit", "WeightEdit", "edit_all", "encodable",
-    "encode_requests", "require_encodable",
+    "encode_requests", "is_causal", "require_encodable",
 ]  # fmt: skip
 
 logger = logging.getLogger("attrib")
@@ -36,6 +36,14 @@ class Edit(Protocol):
     def applied(self, vlm: VLM) -> AbstractContextManager[None]:
         """Apply the edit inside the context; restore the model bit for bit on exit or error."""
         ...
+
+
+def is_causal(edit: Edit) -> bool:
+    """Whether what an edit does at a position depends on the tokens up to there alone.
+
+    A prompt is then read in the same way whatever follows it. An edit says so by its `causal`.
+    """
+    return bool(getattr(edit, "causal", False))
 
 
 @runtime_checkable
@@ -77,7 +85,10 @@ class WeightEdit:
 
     Attributes:
         weights: The edited values, by parameter name in `vlm.model`.
+        causal: See `is_causal`.
     """
+
+    causal: ClassVar[bool] = True
 
     weights: Mapping[str, Tensor]
 
@@ -113,6 +124,11 @@ class SequentialEdit:
     """Edits that were made one after the other, each on the edited model, applied in that order."""
 
     edits: Sequence[Edit]
+
+    @property
+    def causal(self) -> bool:
+        """See `is_causal`."""
+        return all(map(is_causal, self.edits))
 
     @property
     def num_bytes(self) -> int:

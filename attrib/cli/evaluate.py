@@ -79,6 +79,12 @@ class EvaluateOptions(BenchmarkOptions, AnalysisOptions):
     peak_memory: bool = option(
         False, "Measure the peak memory of making an edit.", panel=PANEL, flags=("--peak-memory",)
     )
+    answers: Path | None = option(
+        None,
+        "Folder of the unedited model's answers: evaluations of any editor share them.",
+        panel=PANEL,
+        shown="unedited, beside --out",
+    )
     # Edits are evaluated on whole answers.
     answer_prefix: Annotated[int | None, Option(hidden=True, min=0, max=0), Field(ge=0, le=0)] = 0
     batch_size: int | None = option(16, "Inputs per pass; an edit has about 8.", ge=1)
@@ -132,8 +138,9 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     from editors import load_editor
     from editors.evaluation import prepare_evaluation
     from editors.evaluation.extra_costs import ExtraCosts
+    from editors.evaluation.groups import Groups
     from editors.evaluation.reference_model import ReferenceModel
-    from editors.evaluation.scoring import Groups, Scoring
+    from editors.evaluation.scoring import Scoring
     from editors.gating.gated_editor import behind
 
     rank = Rank.from_environment()
@@ -154,7 +161,8 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     if options.gate is not None:
         gate, of_gate = gate_of(options.gate, vlm, options, out)
         editor, sources = behind(editor, gate), [folder, *of_gate]
-    reference = ReferenceModel(vlm, protocols, options.batch_size or 16)
+    answers = options.answers or out.parent / "unedited"
+    reference = ReferenceModel(vlm, protocols, options.batch_size or 16, answers)
     extra = ExtraCosts(options.fluency, options.peak_memory)
     prepared = []
     for number, place in folders.items():
@@ -167,7 +175,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
             sources,
             options=options.model_dump(mode="json", exclude={"dry_run", "at_once", "sequential"}),
             seed=options.seed,
-            free={*options.all_free(), "editor"},
+            free={*options.all_free(), "editor", "answers"},
             rank=rank,
             invocation=invocation(),
         )

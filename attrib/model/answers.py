@@ -139,11 +139,9 @@ def generated_ids(
 
 def _stop_at_last_position(config: GenerationConfig, model: Any, mask: Tensor) -> None:
     """Lower the number of new tokens to what the decoder has positions for; the log says so."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int):
+    room, width = room_for(model, mask), mask.shape[1]
+    if room is None:
         return
-    longest, width = int(mask.sum(1).max()), mask.shape[1]
-    room = max(limit - longest + 1, 1)  # the last token is not read: it needs no position
     wanted = config.max_new_tokens or (config.max_length or 0) - width
     if wanted <= room:
         return
@@ -152,9 +150,21 @@ def _stop_at_last_position(config: GenerationConfig, model: Any, mask: Tensor) -
     else:
         config.max_length = width + room
     logger.warning(
-        f"generation stops after {room} new tokens, not {wanted}: the decoder has {limit} "
-        f"positions, and the longest prompt takes {longest}"
+        f"generation stops after {room} new tokens, not {wanted}: the decoder has "
+        f"{_num_positions(model)} positions, and the longest prompt takes {int(mask.sum(1).max())}"
     )
+
+
+def room_for(model: Any, mask: Tensor) -> int | None:
+    """How many new tokens the decoder has positions for after prompts; None for any number."""
+    limit = _num_positions(model)
+    # The last token is not read: it needs no position.
+    return None if limit is None else max(limit - int(mask.sum(1).max()) + 1, 1)
+
+
+def _num_positions(model: Any) -> int | None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 @contextmanager
@@ -164,14 +174,9 @@ def _only_special_tokens(model: nn.Module, tokenizer: Any, pad_id: int) -> Itera
     transformers fills what a caller leaves open from the model's own config; the BLIP family
     generates by its language model, which has one of its own.
     """
-    owners: list[Any] = [m for m in model.modules() if hasattr(m, "generation_config")]
+    owners = _generating(model)
     before = [owner.generation_config for owner in owners]
-    text = owners[0].config.get_text_config()
-    sources = [config for config in (*reversed(before), text, tokenizer) if config is not None]
-    tokens: dict[str, Any] = {"pad_token_id": pad_id}
-    for name in ("bos_token_id", "eos_token_id"):
-        known = (getattr(source, name, None) for source in sources)
-        tokens[name] = next((ids for ids in known if ids is not None), None)
+    tokens = {"pad_token_id": pad_id, **special_tokens(model, tokenizer)}
     try:
         for owner in owners:
             owner.generation_config = GenerationConfig(**tokens)
@@ -179,3 +184,21 @@ def _only_special_tokens(model: nn.Module, tokenizer: Any, pad_id: int) -> Itera
     finally:
         for owner, config in zip(owners, before, strict=True):
             owner.generation_config = config
+
+
+def special_tokens(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+    """The ids of the tokens that begin and end a text, as `generated_ids` has them."""
+    owners = _generating(model)
+    text = owners[0].config.get_text_config()
+    configs = [owner.generation_config for owner in reversed(owners)]
+    sources = [config for config in (*configs, text, tokenizer) if config is not None]
+    tokens: dict[str, Any] = {}
+    for name in ("bos_token_id", "eos_token_id"):
+        known = (getattr(source, name, None) for source in sources)
+        tokens[name] = next((ids for ids in known if ids is not None), None)
+    return tokens
+
+
+def _generating(model: nn.Module) -> list[Any]:
+    """The model, and the parts of it that generate."""
+    return [m for m in model.modules() if hasattr(m, "generation_config")]

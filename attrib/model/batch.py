@@ -17,6 +17,11 @@ SHOWN = 3  # prompts in a repr
 WIDTH = 60  # characters of each
 
 
+def is_of_row(name: str) -> bool:
+    """Whether an input of the model is a row of tokens, their mask or their types."""
+    return name in ("input_ids", "attention_mask") or name.endswith("token_type_ids")
+
+
 @dataclass(frozen=True)
 class Grid:
     """The layout of visual tokens on their image, row by row from the top left.
@@ -126,6 +131,27 @@ class Batch:
         start, stop = visual.new_tensor([(t.start, t.stop) for t in tokens], dtype=torch.long).T
         rank = visual.cumsum(1) - 1
         return visual & (rank >= start[:, None]) & (rank < stop[:, None])
+
+    def only(self, rows: Sequence[int]) -> "Batch | None":
+        """Some of the examples, with the same padding.
+
+        None where their images cannot be told apart among the inputs: those that are processed
+        have to be one entry per image, and an example may have one image.
+        """
+        counts = [len(own) for own in self.pictures] or [0] * self.size
+        owner = [i for i, num in enumerate(counts) if num]
+        at, shown = list(rows), [owner.index(i) for i in rows if counts[i]]
+        if self.alone or max(counts) > 1 or bool(shown) != bool(self["visual"].any()):
+            return None
+        inputs = {}
+        for name, value in self.inputs.items():
+            size, chosen = (self.size, at) if is_of_row(name) else (len(owner), shown)
+            if not isinstance(value, Tensor) or len(value) != size:
+                return None
+            inputs[name] = value[chosen]
+        given = {"pictures": self.pictures, "ids": self.ids, "prompts": self.prompts}
+        some = {name: tuple(values[i] for i in at if values) for name, values in given.items()}
+        return Batch(inputs, {name: span[at] for name, span in self.spans.items()}, **some)
 
     def named(self, ids: Sequence[str]) -> "Batch":
         """Return the batch with names for its examples."""

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attrib.errors import AttribError, describe, is_out_of_memory
-from attrib.model.batch import Batch
+from attrib.model.batch import Batch, is_of_row
 from attrib.model.devices import wide
 from attrib.model.pictures import Pictures
 from attrib.model.precision import WHOLE_PASS
@@ -35,11 +35,6 @@ Reading = Literal["together", "alone", "one example per batch"]
 READING = "reading of pictures"
 SIZES = (96, 64), (60, 90)  # of different shape: processors that pad to the largest pad both
 PROMPTS = "a", "b c"
-
-
-def is_of_row(name: str) -> bool:
-    """Whether an input of the model is a row of tokens, their mask or their types."""
-    return name in ("input_ids", "attention_mask") or name.endswith("token_type_ids")
 
 
 def probe_pictures() -> list[Image.Image]:

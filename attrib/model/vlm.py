@@ -123,7 +123,7 @@ class VLM:
         if self._routes:
             return ask(self, VLM.logits, batch)
         run = apply_rewriters(self._rewriters, batch)
-        return run.gather_back(self._run(run.batch))
+        return run.gather_back(self._run(run.batch).logits)
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last prompt token, without those of other positions where possible."""
@@ -131,12 +131,12 @@ class VLM:
             return ask(self, VLM.last_logits, batch)
         run = apply_rewriters(self._rewriters, batch).batch
         keep = logits_to_keep(self.model, self.components.decoder, run)
-        return gather_last(self._run(run, **keep), run)
+        return gather_last(self._run(run, **keep).logits, run)
 
-    def _run(self, batch: Batch, **settings: int) -> Float[Tensor, "batch kept d_vocab"]:
+    def _run(self, batch: Batch, **settings: int) -> Any:
         told = encoding.positions(batch.inputs["attention_mask"]) if self._counts_padding else {}
         with running(self._active, batch, self.processor), own_inputs(self, batch, told):
-            return self.model(**told | batch.inputs, **settings, use_cache=False).logits
+            return self.model(**told | batch.inputs, **{"use_cache": False} | settings)
 
     def batch(self, inputs: dict[str, Any], alone: tuple[dict[str, Any], ...] = ()) -> Batch:
         """Wrap arguments of the model's forward, with `input_ids`; `alone` as in `Batch`."""

@@ -27,6 +27,7 @@ from attrib.runs.collected import (
     REFUSED,
     Collected,
     Measure,
+    check,
     empty_message,
     file_of,
     not_finite,
@@ -158,6 +159,7 @@ class Worker:
             if complete:
                 if done.refusal and not self.started and _same_for_all(done):
                     raise done.refusal
+                check(self.collector.measure)
                 self.store.write(shard, done)
                 self.started = True
                 self.slowest = max(self.slowest, time.monotonic() - start)
@@ -192,6 +194,7 @@ def collect(
     done = Collected(file_of(samples))
     for start in progress(range(0, len(samples), batch_size), what):
         collector.add(samples[start : start + batch_size], done)
+    check(measure)
     if not done.used:
         raise done.refusal or SetupError(empty_message(done.quarantined))
     return done

@@ -66,6 +66,15 @@ class Collected:
         self.failed.append((sample, record))
 
 
+def check(measure: Measure) -> None:
+    """Call a measurement's own `check()`, if it has one, before its tables are committed.
+
+    It raises SetupError if something went wrong that no single sample shows.
+    """
+    if (own := getattr(measure, "check", None)) is not None:
+        own()
+
+
 def file_of(samples: Sequence[EditSample]) -> str:
     """The dataset file that the samples' rows come from, or ""."""
     return samples.provenance.get("file", "") if isinstance(samples, EditData) else ""

@@ -13,6 +13,7 @@ from torch import Tensor
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from attrib.forward.hooks import on_output, write
+from attrib.forward.up_to import states_up_to
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.lookup import EditIndex, index_of
@@ -57,6 +58,19 @@ class GatedEdit:
             return None
         return index_of(self.gate, [memory.gate for memory in self.memories])
 
+    @torch.no_grad()
+    def of_rows(self: Some, vlm: VLM, batch: Batch) -> list[Some | None]:
+        """What answers each example: this edit, or None for the unedited model."""
+        if self.gate is None or self.index is None or self.reads_target:
+            return [self] * batch.size
+        queries = self.gate.states(states_up_to(vlm, batch, self.gate.layers), batch)
+        return [self if i >= 0 else None for i in self.index.nearest(queries).tolist()]
+
+    @property
+    def reads_target(self) -> bool:
+        """Whether the gate reads the answers of teacher-forced inputs."""
+        return bool(getattr(self.gate, "reads_target", False))
+
     @contextmanager
     def routed(self, vlm: VLM) -> Iterator["Router"]:
         """Let the gate decide in passes inside; return its decisions."""
@@ -84,6 +98,11 @@ class HiddenEdit(GatedEdit):
     sites: Sequence[Site]
     memories: Sequence[MemoryEntry]
     gate: Gate | None = None
+
+    @property
+    def causal(self) -> bool:
+        """See `editors.base.is_causal`: writes at prompts, behind a gate that reads prompts."""
+        return not self.reads_target
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:

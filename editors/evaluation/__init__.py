@@ -20,8 +20,9 @@ from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
 from attrib.runs.collect import collect
 from attrib.runs.manifest import provenance_of
 from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
+from editors.evaluation.groups import Groups
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
-from editors.evaluation.scoring import SCORES, Groups, MakesEdits, Scoring
+from editors.evaluation.scoring import SCORES, MakesEdits, Scoring
 from editors.evaluation.tables import save_tables
 from editors.io import files_digest
 

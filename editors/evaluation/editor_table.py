@@ -112,7 +112,8 @@ class TableRun:
                     self._train(vlm, job)
             with cpu_time(folder / CPU_TIME, "scoring"):
                 if reference is None or reference.vlm is not vlm:
-                    reference = ReferenceModel(vlm, self.protocols, self.batch_size)
+                    kept = table_folder(self.out, job.backbone, job.data) / "unedited"
+                    reference = ReferenceModel(vlm, self.protocols, self.batch_size, kept)
                 self._score(job, reference, OWN)
                 if (gate := self.gate(vlm, job)) is not None:
                     self._score(job, reference, GATED, gate)

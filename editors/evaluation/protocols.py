@@ -18,7 +18,7 @@ easyedit: EasyEdit's definitions (MultimodalTrainer). Every token of the target 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.metrics import exact_match, normalise
 from attrib.model.batch import IGNORE_INDEX, Batch
+from attrib.model.forced_pass import ForcedPass, is_supported, without_target
 from attrib.model.vlm import VLM
 from editors.base import encode_requests, require_encodable
 
@@ -70,6 +71,16 @@ class Answer:
     forced: Int[Tensor, " asked"]
     best: Int[Tensor, "pos ranks"] | None = None
     text: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The answer as JSON."""
+        return {n: v.tolist() if isinstance(v, Tensor) else v for n, v in vars(self).items()}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Answer":
+        """The answer of a record."""
+        ids = {n: torch.tensor(v).int() for n, v in record.items() if isinstance(v, list)}
+        return cls(**{**record, **ids})
 
 
 def judge(protocol: str, metric: str, before: Answer, after: Answer) -> float:
@@ -139,11 +150,14 @@ class EncodedProbes:
         probes: The probes.
         batches: Batches of them in order, with targets.
         protocols: Protocols by which the answers will be scored.
+        longest: Tokens that are generated after each prompt, whatever is in which batch: as many as
+            the longest answer of the sample needs.
     """
 
     probes: list[Probe]
     batches: list[Batch]
     protocols: tuple[str, ...]
+    longest: int
 
     @classmethod
     def of(
@@ -156,37 +170,54 @@ class EncodedProbes:
             AttribError: A prompt or target cannot be encoded.
         """
         probes = probes_of(sample)
-        requests = [probe.request for probe in probes]
-        starts = range(0, len(requests), batch_size)
         try:
-            batches = [encode_requests(vlm, requests[i : i + batch_size]) for i in starts]
+            batches = _encoded(vlm, probes, batch_size)
         except AttribError:
             require_encodable(vlm, sample, {})  # names the one at fault
             raise
-        return cls(probes, batches, tuple(protocols))
+        lengths = [n for batch in batches for n in batch["target"].sum(1).tolist()]
+        longest = max(
+            num + SPARE if is_gold(probe.metric) else min(num + SPARE, LONGEST_LOCALITY)
+            for probe, num in zip(probes, lengths, strict=True)
+        )
+        return cls(probes, batches, tuple(protocols), longest)
 
-    def answers(self, vlm: VLM) -> list[Answer]:
-        """Return the answers of the model in its current state."""
+    def only(self, vlm: VLM, rows: Sequence[int]) -> "EncodedProbes":
+        """Some of the probes, with as many generated tokens as all; their order is kept."""
+        probes, size = [self.probes[row] for row in rows], self.batches[0].size
+        batch = self.batches[0].only(rows) if len(self.batches) == 1 else None
+        batches = _encoded(vlm, probes, size) if batch is None else [batch]
+        return replace(self, probes=probes, batches=batches)
+
+    def answers(self, vlm: VLM, *, causal: bool = False) -> list[Answer]:
+        """Return the answers of the model in its current state.
+
+        Args:
+            vlm: The model.
+            causal: Whether the model, as it is edited, reads a prompt in the same way whatever
+                follows it: generation then goes on from the teacher-forced pass.
+        """
         answers: list[Answer] = []
         for batch in self.batches:
-            answers += self._forced(vlm, batch, self.probes[len(answers) :])
-        if not set(GENERATED) & set(self.protocols):
-            return answers
-        # All batches generate as many tokens as the longest needs, whatever is in which batch.
-        longest = max(
-            len(answer.gold) + SPARE
-            if is_gold(probe.metric)
-            else min(len(answer.gold) + SPARE, LONGEST_LOCALITY)
-            for probe, answer in zip(self.probes, answers, strict=True)
-        )
-        prompts = [without_target(vlm, batch) for batch in self.batches]
-        texts = [text for batch in prompts for text in vlm.generate(batch, longest)]
-        return [replace(one, text=text) for one, text in zip(answers, texts, strict=True)]
+            answers += self._answers(vlm, batch, self.probes[len(answers) :], causal)
+        return answers
 
-    def _forced(self, vlm: VLM, batch: Batch, probes: Sequence[Probe]) -> list[Answer]:
+    def _answers(
+        self, vlm: VLM, batch: Batch, probes: Sequence[Probe], causal: bool
+    ) -> list[Answer]:
+        if not set(GENERATED) & set(self.protocols):
+            return self._forced(vlm.logits(batch), batch, probes)
+        if causal and is_supported(vlm, batch):
+            run = ForcedPass.run(vlm, batch)
+            forced, texts = self._forced(run.logits, batch, probes), run.texts(self.longest)
+        else:
+            forced = self._forced(vlm.logits(batch), batch, probes)
+            texts = vlm.generate(without_target(vlm, batch), self.longest)
+        return [replace(one, text=text) for one, text in zip(forced, texts, strict=True)]
+
+    def _forced(self, logits: Tensor, batch: Batch, probes: Sequence[Probe]) -> list[Answer]:
         assert batch.labels is not None
-        logits, real = vlm.logits(batch), batch.inputs["attention_mask"].bool()
-        answers = []
+        real, answers = batch.inputs["attention_mask"].bool(), []
         for row, labels in enumerate(batch.labels):
             where, best = labels != IGNORE_INDEX, None
             if "easyedit" in self.protocols:
@@ -197,29 +228,13 @@ class EncodedProbes:
         return answers
 
 
+def _encoded(vlm: VLM, probes: Sequence[Probe], batch_size: int) -> list[Batch]:
+    requests = [probe.request for probe in probes]
+    starts = range(0, len(requests), batch_size)
+    return [encode_requests(vlm, requests[i : i + batch_size]) for i in starts]
+
+
 def best_tokens(logits: Float[Tensor, "pos d_vocab"], ranks: int) -> Int[Tensor, "pos ranks"]:
     """Return the best tokens at each position, best first, on the CPU; -1 for NaN."""
     best = logits.argmax(-1, keepdim=True) if ranks == 1 else logits.topk(ranks).indices
     return best.masked_fill(logits.isnan().any(-1, keepdim=True), -1).int().cpu()
-
-
-def without_target(vlm: VLM, batch: Batch) -> Batch:
-    """Remove the targets from a left-padded batch; equals the prompts encoded by themselves.
-
-    This reuses the processed images.
-    """
-    real, target = batch.inputs["attention_mask"].bool(), batch.spans["target"]
-    width, removed = real.shape[1], target.sum(1, keepdim=True)
-    lengths = real.sum(1, keepdim=True) - removed
-    columns = torch.arange(width - int(lengths.max()), width, device=real.device)
-    kept = columns >= width - lengths
-    index = (columns - removed).clamp(min=0)
-
-    def shift(name: str, value: Any) -> Any:
-        if name not in ("input_ids", "attention_mask") and not name.endswith("token_type_ids"):
-            return value
-        fill = vlm.tokenizer.pad_token_id if name == "input_ids" else 0
-        return torch.where(kept, value.gather(1, index), fill)
-
-    shifted = {name: shift(name, value) for name, value in batch.inputs.items()}
-    return vlm.batch(shifted, batch.alone)

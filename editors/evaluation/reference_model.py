@@ -1,15 +1,20 @@
 """The unedited model as reference: its answers, and the bits that an edit must leave unchanged."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
+from attrib.files import write_text
 from attrib.model.devices import each_weight
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import plain_parts
@@ -20,6 +25,7 @@ CHUNK = 1 << 24  # elements that are weighted at once on a GPU
 # (Steele, Lea & Flood 2014), both as signed numbers.
 GOLDEN, MIXING = -7046029254386353131, -4658895280553007687
 _WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+FORMAT = 1  # of kept answers
 DEFAULT_PROTOCOLS = ("paper", "exact", "generate")
 
 
@@ -99,6 +105,8 @@ def weighted_sum(bits: Tensor) -> int:
 
 def _num_hooks(module: nn.Module) -> int:
     """Count a module's hooks, without those that transformers registers at the first pass."""
+    if not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks):
+        return 0
     kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     makers = [getattr(hook, "__module__", "") or "" for kind in kinds for hook in kind.values()]
     return sum(not maker.startswith("transformers.") for maker in makers)
@@ -117,14 +125,18 @@ class ReferenceModel:
         protocols: Protocols by which answers will be scored.
         batch_size: Inputs per pass. It is fixed here, because the last bits of logits depend on
             what else is in a batch, and unedited and edited answers are compared.
+        folder: Where answers are kept for later evaluations, of any editor; None for memory alone.
+            Any number of processes may share it.
         checksum: The model's checksum at the start.
     """
 
     vlm: VLM
     protocols: Sequence[str] = DEFAULT_PROTOCOLS
     batch_size: int = 16
+    folder: Path | None = None
     checksum: Checksum = field(init=False)
-    _answers: dict[tuple[str, ...], list[Answer]] = field(default_factory=dict, init=False)
+    _answers: dict[str, list[Answer]] = field(default_factory=dict, init=False, repr=False)
+    _counters: list[tuple[object, ...]] = field(init=False, repr=False)
 
     def __post_init__(self):
         unknown = [name for name in self.protocols if name not in PROTOCOLS]
@@ -133,27 +145,82 @@ class ReferenceModel:
             raise AttribError(f"{named}; protocols are {', '.join(PROTOCOLS)}")
         if self.batch_size < 1:
             raise AttribError(f"batch size: expected 1 or more, got {self.batch_size}")
-        self.checksum = Checksum.of(self.vlm.model)
+        self.checksum, self._counters = Checksum.of(self.vlm.model), counters(self.vlm.model)
 
     def encode(self, sample: EditSample) -> EncodedProbes:
         """Encode the probes of a sample for this model."""
         return EncodedProbes.of(self.vlm, sample, self.protocols, self.batch_size)
 
-    def answers(self, sample: EditSample, probes: EncodedProbes) -> list[Answer]:
+    def answers(self, probes: EncodedProbes) -> list[Answer]:
         """Return the unedited model's answers to the probes of a sample.
 
         Raises:
             AttribError: The model's logits are NaN.
         """
-        requests = [probe.request for probe in probes.probes]
-        key = (sample.id, *(text for r in requests for text in (r.prompt, r.target)))
+        key = self._key(probes)
         if key not in self._answers:
-            answers = probes.answers(self.vlm)
-            if any(bool((answer.forced < 0).any()) for answer in answers):
-                raise AttribError("the unedited model's logits are no numbers (NaN)")
-            self._answers[key] = answers
+            path = self.folder / f"{key}.json" if self.folder else None
+            self._answers[key] = (path and load_answers(path)) or self._ask(probes)
+            if path and not path.exists():
+                write_text(path, json.dumps([answer.record() for answer in self._answers[key]]))
         return self._answers[key]
 
-    def require_restored(self, editor: str, sample: str) -> None:
-        """Raise NotRestored, naming the editor and what changed, unless every bit is as before."""
+    def _ask(self, probes: EncodedProbes) -> list[Answer]:
+        answers = probes.answers(self.vlm, causal=True)
+        if any(bool((answer.forced < 0).any()) for answer in answers):
+            raise AttribError("the unedited model's logits are no numbers (NaN)")
+        return answers
+
+    def _key(self, probes: EncodedProbes) -> str:
+        """A digest of all that answers depend on: bits of the model and of its inputs."""
+        found = hashlib.sha256(repr((FORMAT, probes.protocols, probes.longest)).encode())
+        found.update(self._model.encode())
+        found.update(repr([probe.request.target for probe in probes.probes]).encode())
+        for batch in probes.batches:
+            for name, value in sorted(batch.inputs.items()):
+                found.update(name.encode())
+                for part in tree_leaves(value):
+                    is_tensor = isinstance(part, Tensor)
+                    found.update((digest(part.cpu()) if is_tensor else repr(part)).encode())
+        return found.hexdigest()
+
+    @cached_property
+    def _model(self) -> str:
+        return hashlib.sha256(repr(sorted(self.checksum.parts.items())).encode()).hexdigest()
+
+    def require_restored(self, editor: str, sample: str, *, every_bit: bool = True) -> None:
+        """Raise NotRestored, naming the editor and what changed, unless all is as before.
+
+        Args:
+            editor: The editor, for the message.
+            sample: What was edited, for the message.
+            every_bit: Whether to read all weights. Otherwise they are read only if torch counted a
+                change of some tensor or module: all but writes past it (`tensor.data`) are.
+        """
+        if not every_bit and counters(self.vlm.model) == self._counters:
+            return
         self.checksum.require(Checksum.of(self.vlm.model), editor, sample)
+        self._counters = counters(self.vlm.model)
+
+
+def load_answers(path: Path) -> list[Answer] | None:
+    """The answers in a file; None if there is none, or it is damaged."""
+    try:
+        return [Answer.of(record) for record in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def counters(model: nn.Module) -> list[tuple[object, ...]]:
+    """What changes with a model's modules, hooks, modes and tensors, without reading the tensors.
+
+    Torch counts the changes of each tensor in place; exchanged data lies at another place.
+    """
+    modules = [(id(m), m.training, _num_hooks(m)) for m in model.modules()]
+    return [*modules, *map(_counter, chain(model.parameters(), model.buffers()))]
+
+
+def _counter(tensor: Tensor) -> tuple[object, ...]:
+    version = None if tensor.is_inference() else tensor._version
+    # A quantised weight has no place of its own, but its parts.
+    return id(tensor), version, *(part.data_ptr() for part in plain_parts(tensor))

@@ -75,6 +75,18 @@ class RoutedEdit:
         with routed(vlm, route):
             yield
 
+    def of_rows(self, vlm: VLM, batch: Batch) -> list[Edit | None] | None:
+        """The edit that answers each example, None for the unedited model.
+
+        None of a gate that reads answers: what it decides depends on how the model is asked.
+        """
+        if getattr(self.gate, "reads_target", False):
+            return None
+        return [
+            None if index < 0 else self.memories[index].edit
+            for index in self.choose(vlm, batch).tolist()
+        ]
+
     def without(self, request: EditRequest) -> "RoutedEdit":
         """The other edits, where the one of this very request (the object) is unlearned.
 

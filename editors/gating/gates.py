@@ -69,9 +69,14 @@ class CosineGate:
         """Layers whose outputs it reads."""
         return (self.layer,)
 
+    @property
+    def reads_target(self) -> bool:
+        """Whether it reads the answers of teacher-forced inputs."""
+        return self.token == "sequence_last"
+
     def states(self, hidden: Mapping[int, Tensor], batch: Batch) -> list[dict[str, Tensor]]:
         """Return each example's state of the token, "d_model"."""
-        leaks = self.token == "sequence_last" and "target" in batch.spans
+        leaks = self.reads_target and "target" in batch.spans
         at = token_positions(batch, "target_last" if leaks else "prompt_last")
         h = hidden[self.layer]
         return [{STATE: one} for one in h[at.to(h.device)].float()]

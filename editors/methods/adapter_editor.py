@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
-from attrib.forward.hooks import read
 from attrib.forward.replay import capture
+from attrib.forward.up_to import states_up_to
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal, signal_layers
 from editors.adapters.router import HiddenEdit
@@ -123,15 +123,15 @@ class AdapterEditor(TrainableEditor):
         return replace(self, gate=gate)
 
     def edit(self, vlm: VLM, request: EditRequest) -> HiddenEdit:
-        """Encode a request: one forward pass over its image, prompt and target."""
+        """Encode a request: a pass over its image, prompt and target, up to the last site."""
         return self.from_memories([self._encode(vlm, request)])
 
     @torch.no_grad()
     def _encode(self, vlm: VLM, request: EditRequest) -> MemoryEntry:
         batch, gate = encode_requests(vlm, [request]), self.gate
         layers = {site.layer for site in self.sites} | set(() if gate is None else gate.layers)
-        with read(vlm, sorted(layers)) as hidden, capture(vlm) as captured:
-            vlm.logits(batch)
+        with capture(vlm) as captured:
+            hidden = states_up_to(vlm, batch, sorted(layers))
         hidden[EMBED] = captured.embed
         of_edit = {layer: h[0] for layer, h in hidden.items()}
         last = int(batch["last"][0].int().argmax())

@@ -28,7 +28,7 @@ from editors.training.presets import TUNED, TUNED_SMALL, Preset
 from editors.training.run import TrainingJob
 from editors.weights.components import Part, Which, last_layers, matrices_of, visual_parameters
 from editors.weights.passes import (
-    call_with_weights,
+    WeightCaller,
     labels_of,
     partial_forward,
     target_loss,
@@ -211,8 +211,9 @@ def fine_tune(
     def rounded() -> dict[str, Tensor]:
         return {name: value.to(before[name].dtype) for name, value in exact.items()}
 
+    caller = WeightCaller(vlm.model, exact)
     for _ in range(config.steps):
-        loss = target_loss(call_with_weights(vlm, rounded(), logits), labels)
+        loss = target_loss(caller.call(rounded(), logits), labels)
         if not bool(loss.isfinite()):
             raise AttribError(f"the loss is {loss.item()}; a smaller learning_rate would help")
         if loss.item() < config.stop_below:

@@ -26,7 +26,7 @@ from editors.context import PromptStarts, fact_of, prepend_to_prompts, text_toke
 from editors.methods.objective import EditObjective
 from editors.training.dataset import CachedDataset, PrefixRows
 from editors.training.losses import LOCALITY, ROLES
-from editors.weights.passes import call_with_weights
+from editors.weights.passes import WeightCaller
 
 # Names of the projections to queries, keys and values in all families, alone or fused.
 QKV_NAMES = re.compile(
@@ -103,7 +103,7 @@ class AllLayers(nn.Module):
         dtype = vlm.dtype
         values = {self.names[key]: value.to(dtype) for key, value in self.copies.items()}
         with loaded_weights(vlm.model, values):
-            return call_with_weights(vlm, values, fn)
+            return WeightCaller(vlm.model, values).call(values, fn)
 
 
 def _peft_layers(

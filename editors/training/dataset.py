@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -12,8 +13,10 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.forward.memory import available_bytes
 from attrib.model.vlm import VLM
+from attrib.progress import progress
 from editors.training.losses import ROLES
 from editors.training.prefix import PrefixStates, prefix_states
+from editors.training.prefix_file import PrefixFiles
 
 logger = logging.getLogger("attrib")
 STATISTICS_EDITS = 64  # edits for statistics of channels
@@ -172,10 +175,12 @@ class StreamedDataset:
         """Return a dataset with some edits in memory, and their places in it."""
         wanted = list(dict.fromkeys(items))  # an edit may come twice where one epoch ends
         if self._last is None or self._last[0] != wanted:
-            some = [self.samples[i] for i in wanted]
-            where = {"first": self.first, "signals": self.signals, "roles": self.roles}
-            self._last = wanted, cache_dataset(self.vlm, some, **where, silent=True)
+            self._last = wanted, self._made(wanted)
         return self._last[1], [wanted.index(item) for item in items]
+
+    def _made(self, items: Sequence[int]) -> CachedDataset:
+        where = {"first": self.first, "signals": self.signals, "roles": self.roles}
+        return cache_dataset(self.vlm, [self.samples[i] for i in items], **where, silent=True)
 
     def sample_edits(self) -> list[PrefixStates]:
         """Return edits for statistics of channels: the first ones."""
@@ -184,6 +189,24 @@ class StreamedDataset:
     def shares(self, *_: object) -> dict[str, float]:
         """Return nothing: other processes' inputs are not run here, so edits count alike."""
         return {}
+
+
+@dataclass(eq=False)
+class StoredDataset(StreamedDataset):
+    """The same interface; states are run once, stored in files, and read for each step."""
+
+    files: PrefixFiles = field(kw_only=True)
+
+    def __post_init__(self):
+        for start in progress(range(0, len(self), SIZED_EDITS), "edits, on disk"):
+            some = range(start, min(start + SIZED_EDITS, len(self)))
+            for inputs in super()._made(some).inputs:
+                self.files.add(inputs)
+
+    def _made(self, items: Sequence[int]) -> CachedDataset:
+        inputs = [self.files.read(i) for i in items]
+        edits = [of_edit["request"][0] for of_edit in inputs]
+        return CachedDataset([self.samples[i].id for i in items], edits, inputs)
 
 
 def cached_or_streamed(
@@ -195,8 +218,9 @@ def cached_or_streamed(
     signals: Sequence[int],
     roles: Sequence[str],
     keep: bool | None = None,
+    out: Path | None = None,
 ) -> tuple[CachedDataset | StreamedDataset, CachedDataset]:
-    """Return the training dataset, cached if it fits in memory, and the held-out one.
+    """Return the training dataset, in memory or on disk if it fits there, and the held-out one.
 
     Args:
         vlm: The model.
@@ -205,14 +229,19 @@ def cached_or_streamed(
         first: Layers after which passes will resume.
         signals: Layers at which adapters read the edits.
         roles: Which inputs.
-        keep: Whether to cache; by default if the states fit in half of the memory available on
-            the model's device, estimated from a few edits.
+        keep: Whether to cache in memory, or to recompute states at each step. By default they are
+            cached if they fit in half of the memory available on the model's device, estimated from
+            a few edits; else they are stored in files if they fit in half of the free disk.
+        out: A folder for these files; None to have none.
     """
     where = {"first": first, "signals": signals, "roles": roles}
     streamed = StreamedDataset(vlm, samples, first, signals, roles)
     if keep is None and len(samples) > SIZED_EDITS:
         needed = streamed.load(range(SIZED_EDITS))[0].num_bytes / SIZED_EDITS * len(samples)
         keep = needed < MEMORY_SHARE * available_bytes(vlm.device)
+        if not keep and out is not None and PrefixFiles.have_room(out, needed):
+            stored = StoredDataset(vlm, samples, **where, files=PrefixFiles(out))
+            return stored, cache_dataset(vlm, held_out, **where)
     if keep is False:
         logger.info("prefix states of %d edits are recomputed at every step", len(samples))
         return streamed, cache_dataset(vlm, held_out, **where)

@@ -81,7 +81,8 @@ class TrainableEditor(ABC):
             preset: One of `config_class.presets`, or "auto", which depends on the model's size,
                 and for adapters on the length of the answers.
             keep: Whether the states of all inputs at the first layer written are cached, so that
-                no step runs the layers before it; by default if memory allows.
+                no step runs the layers before it; by default if memory allows, else in files
+                below `out` if the disk does.
             tensorboard: Whether to write the curves for TensorBoard as well.
             options: Fields of `config_class` that differ from the preset.
 

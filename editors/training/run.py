@@ -84,6 +84,7 @@ class TrainingJob:
             signals=first if signals is None else signals,
             roles=list(dict.fromkeys(["request", *(roles or self.config.roles)])),
             keep=self.keep,
+            out=self.out,
         )
 
     def fit(self, objective: Objective, **identity: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -58,7 +59,10 @@ class NeuronEdit:
     Attributes:
         layer: The layer, counted from 0.
         neurons: The neurons; none if the model needs no edit.
+        causal: See `editors.base.is_causal`.
     """
+
+    causal: ClassVar[bool] = True
 
     layer: int
     neurons: Neurons

@@ -5,7 +5,7 @@ its output and its input. Updates made of gradients keep this form: a sum of out
 can be added to the layer's output, a different one for each row of a batch, without the matrix.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -54,10 +54,34 @@ def partial_forward(vlm: VLM, batch: Batch, first: int) -> PartialForward:
     return run
 
 
-def call_with_weights(vlm: VLM, weights: Mapping[str, Tensor], fn: Callable[[], Result]) -> Result:
-    """Call `fn` while parameters of the model have other values; gradients reach these."""
-    named = {f"model.{name}": value for name, value in weights.items()}
-    return functional_call(_Caller(vlm.model), named, (fn,))
+class WeightCaller(nn.Module):
+    """Calls functions while parameters of a model have other values; gradients reach these.
+
+    Args:
+        model: The model.
+        names: The parameters; where modules share one, it changes in all of them.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]):
+        super().__init__()
+        # Only the modules around them are looked through at each call, not the whole model.
+        self.holders, self.places = nn.ModuleList(), dict[str, str]()
+        wanted = {id(model.get_parameter(name)): name for name in names}
+        for module in model.modules():
+            own = {key: wanted.get(id(value)) for key, value in module.named_parameters("", False)}
+            if found := {key: name for key, name in own.items() if name}:
+                place = f"holders.{len(self.holders)}"
+                self.places |= {f"{place}.{key}": name for key, name in found.items()}
+                self.holders.append(module)
+
+    def call(self, weights: Mapping[str, Tensor], fn: Callable[[], Result]) -> Result:
+        """Call `fn` while the parameters have these values, by name."""
+        values = {place: weights[name] for place, name in self.places.items()}
+        return functional_call(self, values, (fn,), tie_weights=False)
+
+    def forward(self, fn: Callable[[], Result]) -> Result:
+        """Call a function."""
+        return fn()
 
 
 def target_loss(
@@ -65,17 +89,6 @@ def target_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of the answer tokens, in nats."""
     return -log_probabilities(logits).gather(1, labels[:, None]).mean()
-
-
-class _Caller(nn.Module):
-    """Calls a function; holds the model so that `functional_call` finds its parameters."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, fn: Callable[[], Result]) -> Result:
-        return fn()
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,15 +99,18 @@ class Leaks:
 
 @dataclass
 class Leaving:
-    """The edit of `Leaks`."""
+    """The edit of `Leaks`, which leaves it behind the first time that it is applied."""
 
     what: str
     num_bytes = 0
+    has_leaked: bool = False
 
     @contextmanager
     def applied(self, vlm):
         yield
-        leak(vlm, self.what)
+        if not self.has_leaked:
+            leak(vlm, self.what)
+        self.has_leaked = True
 
 
 def leak(vlm, what):

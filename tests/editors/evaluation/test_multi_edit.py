@@ -8,8 +8,9 @@ from planted_editors import Nothing, Says, sample
 from attrib.errors import AttribError, RowError
 from editors.base import SequentialEdit, WeightEdit, edit_all
 from editors.evaluation import evaluate
+from editors.evaluation.groups import Groups
 from editors.evaluation.reference_model import ReferenceModel
-from editors.evaluation.scoring import COST, Groups
+from editors.evaluation.scoring import COST
 
 WORDS = ("red", "gold", "big")
 

@@ -6,11 +6,18 @@ import tiny_models
 import torch
 from conftest import tiny_vlm
 from tiny_edits import samples
+from torch.utils import _pytree as pytree
 
 from attrib.model.vlm import VLM
 from editors import DualEdit, VisEdit
 from editors.training import dataset
-from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
+from editors.training.dataset import (
+    CachedDataset,
+    StoredDataset,
+    StreamedDataset,
+    cached_or_streamed,
+)
+from editors.training.prefix_file import PrefixFiles
 
 SMALL = {"d_adapter": 16, "num_heads": 2, "init": "published"}
 LAYERS = {"text": [1], "visual": [0]}
@@ -59,6 +66,51 @@ def test_what_does_not_fit_is_not_kept(llava, monkeypatch, room, kind):
     assert type(data) is kind
     assert len(data) == 10
     assert type(held) is CachedDataset
+
+
+def test_what_does_not_fit_into_memory_is_run_once_and_read_from_files(
+    llava, monkeypatch, tmp_path
+):
+    cached, _ = cached_or_streamed(llava, samples(10), samples(2), **WHERE, keep=True)
+    monkeypatch.setattr(dataset, "available_bytes", lambda _device: 10**3)
+    monkeypatch.setattr(dataset, "SIZED_EDITS", 4)
+    stored, held = cached_or_streamed(llava, samples(10), samples(2), **WHERE, out=tmp_path)
+    assert type(stored) is StoredDataset and type(held) is CachedDataset and len(stored) == 10
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 10
+    monkeypatch.setattr(type(llava), "logits", None)  # nothing is run again
+    data, at = stored.load([7, 2, 7])
+    assert at == [0, 1, 0] and data.ids == ["edit-7", "edit-2"] and len(stored.sample_edits()) == 10
+    for place, item in enumerate((7, 2)):
+        mine, its = data.inputs[place], cached.inputs[item]
+        assert mine.keys() == its.keys() and data.edits[place] is mine["request"][0]
+        for role in mine:
+            one, other = mine[role][0], its[role][0]
+            assert one.request.prompt == other.request.prompt
+            torch.testing.assert_close(one.hidden[0], other.hidden[0])
+            both = zip(*(pytree.tree_leaves(vars(x)) for x in (one, other)), strict=True)
+            assert all(a.dtype == b.dtype for a, b in both if torch.is_tensor(a))
+    del stored, data
+    assert not list(tmp_path.glob("*"))
+
+
+def test_stored_states_are_those_that_were_given(llava, tmp_path):
+    files, data = (
+        PrefixFiles(tmp_path),
+        cached_or_streamed(llava, samples(3), samples(1), **WHERE, keep=True)[0],
+    )
+    for inputs in data.inputs:
+        files.add(inputs)
+    read = [files.read(i) for i in range(3)]
+    for mine, its in zip(read, data.inputs, strict=True):
+        both = zip(
+            *(
+                pytree.tree_leaves({r: [vars(q) for q in some] for r, some in x.items()})
+                for x in (mine, its)
+            ),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in both)
+    assert not PrefixFiles.have_room(tmp_path / "none", 1e18)
 
 
 def test_an_edit_has_its_own_inputs_wherever_it_stands(llava):
