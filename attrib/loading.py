@@ -1,5 +1,7 @@
 """Load a model: read the checkpoint, wrap it, verify it."""
 
+from pathlib import Path
+
 from attrib.checks import verify as verify_model
 from attrib.model.checkpoint import read_checkpoint
 from attrib.model.devices import DeviceMap
@@ -7,7 +9,7 @@ from attrib.model.vlm import VLM
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     device: str = "auto",
     device_map: DeviceMap = None,
@@ -33,6 +35,7 @@ def load(
         SetupError: There is no such model, it is not a decoder-only image-text-to-text model, its
             weights are pickles, it needs remote code, or a check fails.
     """
+    name = str(name)  # as editors and manifests hold it
     model, processor = read_checkpoint(
         name, device, dtype, revision, trust_remote_code, verify, device_map
     )

@@ -13,7 +13,7 @@ same in all layers and, up to scale, for all sigmas. "both" adds the noise of th
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import get_args
 
@@ -128,6 +128,7 @@ def measure_sensitivity(
     layers: Sequence[int] | None = None,
     exclude_last: bool = False,
     max_copies: int | None = None,
+    function: Callable[..., Tensor] = sensitivity,
 ) -> Tables:
     """Table "sweep": example, layer, sigma, value (nats), modality; see `sensitivity`.
 
@@ -136,7 +137,7 @@ def measure_sensitivity(
     """
     if not perturbed_positions(batch, modality, exclude_last).any(1).all():
         raise AttribError(nothing_to_perturb(modality))
-    values = sensitivity(
+    values = function(
         vlm, batch, modality, sigmas, unit, draws, seed,
         layers=layers, exclude_last=exclude_last, max_copies=max_copies,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import typer
 from pydantic import create_model
 
 from attrib.cli.command import ExitCode, add_command, invocation
+from attrib.cli.edited import EDITED, EditedOptions, check_edit, show_edited, without_edit
 from attrib.cli.outputs import (
     exit_code_for,
     log,
@@ -16,6 +17,7 @@ from attrib.cli.outputs import (
     results_folder,
     write_quarantined,
 )
+from attrib.errors import AttribError
 from attrib.pipeline import find_analysis
 from attrib.pipeline.options import AnalysisOptions, MeasureOptions
 
@@ -36,9 +38,10 @@ def add_to(app: typer.Typer, name: str) -> None:
 def command_options(cls: "type[Analysis]") -> type[AnalysisOptions]:
     """The options of an analysis's command: its own, and those that all analyses share."""
     own: Any = cls.Options
-    bases = AnalysisOptions if own is MeasureOptions else (own, AnalysisOptions)
+    bases = (AnalysisOptions,) if own is MeasureOptions else (own, AnalysisOptions)
+    bases = (EditedOptions, *bases) if cls.name in EDITED else bases
     made: Any = create_model(own.__name__, __base__=bases, __doc__=own.__doc__)
-    reads_answer = {"key", "other_image"} & set(made.model_fields)
+    reads_answer = {"key", "other_image", "edit"} & set(made.model_fields)
     made.refused = {} if reads_answer else {"target": f"{cls.name} reads no answer; leave it out"}
     if cls.needs_dataset:
         why = f"{cls.name} needs a dataset: give --data instead of one photo"
@@ -48,6 +51,7 @@ def command_options(cls: "type[Analysis]") -> type[AnalysisOptions]:
 
 def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:
     """Run an analysis; write its tables, figures and manifest. Returns the exit code."""
+    given, options = options, _unedited(cls, options)
     analysis = cls(options)
     if line := analysis.announce():
         log(line)
@@ -63,9 +67,13 @@ def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:
     if result is None:  # the first process writes the results
         return ExitCode.DONE
     files = _write(result, analysis, run.out)
-    if options.prompt is not None:
-        print(_answer(run, options))
-    print(analysis.summarize(result))
+    if getattr(given, "edit", None) is not None:
+        answer = partial(_answer, run, options)
+        files += show_edited(analysis, run, result, given, answer)
+    else:
+        if options.prompt is not None:
+            print(_answer(run, options))
+        print(analysis.summarize(result))
     print(f"samples used: {result.examples}, rows quarantined: {len(result.quarantined)}")
     print("\n".join(f"  {path}" for path in files))
     return exit_code_for(result.quarantined, options.max_failures)
@@ -87,6 +95,21 @@ def _prepare(analysis: "Analysis", options: AnalysisOptions) -> "Run":
     data = load_samples(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     return start(analysis, vlm, data, out, rank=rank, invocation=invocation())
+
+
+def _unedited(cls: "type[Analysis]", options: AnalysisOptions) -> AnalysisOptions:
+    """The options without those of an edit, which are checked."""
+    if not isinstance(options, EditedOptions):
+        return options
+    reads_target = getattr(options, "key", None) == "gold"
+    if options.target and not (reads_target or options.edit) and options.prompt:
+        raise AttribError(
+            f"--target: {cls.name} reads no answer; leave it out, or give --edit, which installs it"
+        )
+    if options.edit is not None and options.prompt is None:
+        raise AttribError("--edit: one photo is shown before and after; give --image and --prompt")
+    check_edit(options, reads_target=reads_target)
+    return without_edit(options)
 
 
 def _answer(run: "Run", options: AnalysisOptions) -> str:

@@ -1,11 +1,11 @@
 """`attrib explore`: one page about one photo and one question."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrib.cli.command import ExitCode, invocation, naming_option
+from attrib.cli.edited import EditedOptions, check_edit, edit_of
 from attrib.cli.outputs import log
 from attrib.cli.table_rows import (
     RowOptions,
@@ -19,13 +19,10 @@ from attrib.pipeline.options import ModelOptions, Photos, option
 from attrib.pipeline.source import load_model
 from attrib.vocabulary import Template
 
-if TYPE_CHECKING:
-    from attrib.model.vlm import VLM
-
-EDIT, MORE = "An edit", "More to see"
+MORE = "More to see"
 
 
-class ExploreOptions(RowOptions, ModelOptions):
+class ExploreOptions(RowOptions, EditedOptions, ModelOptions):
     """Options of `attrib explore`."""
 
     image: Photos = option(None, "The photo; again for another one in the prompt.")
@@ -35,18 +32,6 @@ class ExploreOptions(RowOptions, ModelOptions):
     )
     max_new_tokens: int = option(16, "Longest answer, in tokens.", ge=1)
     out: Path = option(Path("explore.html"), "The page.")
-    edit: Path | None = option(
-        None,
-        "Folder of an editor, with --target; or a saved edit of weights. Shows before and after.",
-        panel=EDIT,
-    )
-    target: str | None = option(None, "The new answer that --edit installs.", panel=EDIT)
-    edit_prompt: str | None = option(
-        None, "The question that is edited.", shown="--prompt", panel=EDIT
-    )
-    load: Path | None = option(
-        None, "A saved edit of the editor in --edit, instead of --target.", panel=EDIT
-    )
     also: list[str] | None = option(
         None,
         "Another question about the photo, answered on both sides; again for more.",
@@ -77,11 +62,14 @@ def explore(options: ExploreOptions) -> int:
     other = None
     if options.compare is not None:
         other = load_model(options.model_copy(update={"model": options.compare, "revision": None}))
+    edit = None
+    if options.edit is not None:
+        edit = edit_of(options, vlm, photos, prompt, target)
     page = explore_prompt(
         vlm,
         photos or None,
         prompt,
-        edit=None if options.edit is None else _edit(options, vlm, photos, prompt, target),
+        edit=edit,
         compare=other,
         deep=options.deep,
         also=options.also or (),
@@ -126,39 +114,8 @@ def _check(options: ExploreOptions) -> None:
     refuse_without_data(options)
     if not options.prompt and options.data is None:
         raise AttribError("--prompt: give a question, such as 'What animal is this?'")
-    if options.edit is None:
-        for name in ("target", "edit_prompt", "load"):
-            if getattr(options, name) is not None:
-                flag = name.replace("_", "-")
-                raise AttribError(f"--{flag}: it belongs to an edit; give --edit as well")
-    elif options.compare is not None:
+    check_edit(options)
+    if options.edit is not None and options.compare is not None:
         raise AttribError("--compare: a page has two sides; give --edit or --compare")
-    elif options.target is not None and options.load is not None:
-        raise AttribError("--target: the edit of --load has its answer; give one of them")
     if options.other_image is not None and not options.deep:
         raise AttribError("--other-image: it is for patching; give --deep as well")
-
-
-def _edit(
-    options: ExploreOptions, vlm: "VLM", photos: Sequence[Any], prompt: str, target: str
-) -> Any:
-    """The edit that the options name, or that a row of data has."""
-    from attrib.data import EditRequest
-    from editors import load_editor
-    from editors.base import encode_requests
-    from editors.io import load_edit
-
-    folder = options.edit
-    assert folder is not None
-    if folder.is_file():
-        return load_edit(folder, vlm)
-    editor: Any = load_editor(folder, vlm)
-    if options.load is not None:
-        return load_edit(options.load, vlm, editor)
-    if not target:
-        raise AttribError("--target: give the new answer that the editor installs")
-    request = EditRequest(list(photos) or None, options.edit_prompt or prompt, target)
-    with naming_option("target"):
-        encode_requests(vlm, [request])
-    log(f"explore: editing with {folder}")
-    return editor.edit(vlm, request)

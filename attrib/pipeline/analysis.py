@@ -44,12 +44,14 @@ class Analysis(Generic[Opts]):
         Options: the class of its options.
         needs_dataset: whether one photo is not enough.
         empty: the error where no usable sample has a row in the main table.
+        whole_passes: whether the model must run whole passes, as some edits need.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[MeasureOptions]] = MeasureOptions
     needs_dataset: ClassVar[bool] = False
     empty: ClassVar[str] = "no sample has what this analysis measures"
+    whole_passes: bool = False
 
     def __init__(self, options: Opts):
         self.options = options

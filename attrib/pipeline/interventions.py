@@ -111,7 +111,12 @@ class Sensitivity(Analysis[SweepOptions]):
 
         del samples
         unit, seed = self.options.unit, self.options.seed
-        return partial(measure_sensitivity, **self.options.arguments(), unit=unit, seed=seed)
+        measure = partial(measure_sensitivity, **self.options.arguments(), unit=unit, seed=seed)
+        if not self.whole_passes:
+            return measure
+        from attrib.analyses.sensitivity_passes import sensitivity_by_passes
+
+        return partial(measure, function=sensitivity_by_passes)
 
     def plan(self, vlm: "VLM", data: "EditData") -> Iterator[str]:
         """Perturbed copies, work, memory and time of the whole sweep, judged by its first batch."""

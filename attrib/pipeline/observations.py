@@ -38,7 +38,8 @@ class ContributionOptions(AnswerTokenOptions):
 
     @model_validator(mode="after")
     def _target_is_read(self) -> "ContributionOptions":
-        if getattr(self, "target", None) and self.key != "gold":
+        installed = getattr(self, "edit", None)
+        if getattr(self, "target", None) and self.key != "gold" and not installed:
             raise ValueError("--target is read with --key gold alone; give that, or leave it out")
         if self.answer_token and self.key in ("gold", "wrong"):
             raise ValueError(f"--answer-token: of the model's own answer, not --key {self.key}")

@@ -62,8 +62,8 @@ def run(
     if out is None:
         with TemporaryDirectory() as folder:
             # No other process can see the folder: each measures all samples.
-            return _complete(start(analysis, vlm, data, folder, rank=Rank()), analysis)
-    return _complete(start(analysis, vlm, data, out), analysis, save=True)
+            return complete(start(analysis, vlm, data, folder, rank=Rank()), analysis)
+    return complete(start(analysis, vlm, data, out), analysis, save=True)
 
 
 def make_analysis(name: str, options: dict[str, Any]) -> Analysis:
@@ -154,7 +154,8 @@ def save_quarantined(quarantined: Sequence["Quarantined"], out: Path) -> list[Pa
     return [write_text(path, text.getvalue())]
 
 
-def _complete(run: Run, analysis: Analysis, *, save: bool = False) -> Result:
+def complete(run: Run, analysis: Analysis, *, save: bool = False) -> Result:
+    """Execute a run; the result, empty in every process but the first."""
     result = execute(run, analysis)
     if result is None:
         rows = pd.DataFrame({"example": [], "value": []})

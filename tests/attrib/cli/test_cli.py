@@ -117,7 +117,9 @@ def test_the_shell_completes_commands():
 
 
 NO_PHOTO = ("evaluate", "faithfulness", "gate", "report", "select")
-READS_ANSWER = ("contributions", "edit", "explore", "patching")  # of one photo
+READS_ANSWER = (  # of one photo
+    "attention", "contributions", "edit", "explore", "heatmap", "patching", "sweep",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
