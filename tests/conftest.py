@@ -162,7 +162,7 @@ def unrendered(monkeypatch):
     """Figures are made and named but not rendered: that takes longer than all the rest."""
 
     def save(_ax, stem):
-        files = [Path(f"{stem}{ending}") for ending in (".svg", ".png")]
+        files = [Path(f"{stem}{ending}") for ending in (".svg", ".png", ".pdf")]
         for file in files:
             file.touch()
         return files

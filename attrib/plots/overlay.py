@@ -25,8 +25,9 @@ from attrib.plots.drawing import AXES, BLUE, MUTED, style
 # nearly clear, so that the image stays visible.
 HEATMAP_COLORS = "inferno"
 OPACITY = (0.25, 0.85)  # of the lowest and the highest value
+PANEL_OPACITY = (0.15, 0.7)  # in small panels, where the image shows under every cell
 WIDTH, MARGIN = 2.0, 0.55  # of a panel, and of its title and label, in inches
-ASPECTS = (0.45, 1.6)  # height of a panel over its width
+ASPECTS = (0.25, 1.9)  # height of a panel over its width
 ACROSS = 4
 LONGEST_TITLE = 90
 STEPS = 64
@@ -69,7 +70,8 @@ def overlay(
         _show(panels[0], image, box)
         panels[0].set_title("image", fontsize=9)
         for ax, layer, values in zip(panels[1:], layers, maps, strict=True):
-            draw_overlay(ax, image, values, box, shared if scale == "shared" else _norm(values))
+            norm = shared if scale == "shared" else _norm(values)
+            draw_overlay(ax, image, values, box, norm, opacity=PANEL_OPACITY)
             _label(ax, layer, values)
         if scale == "shared":
             colors = ScalarMappable(shared, HEATMAP_COLORS)
@@ -109,13 +111,15 @@ def draw_overlay(
     box: Box,
     norm: Normalize | None = None,
     colors: str = HEATMAP_COLORS,
+    opacity: Limits = OPACITY,
 ) -> None:
     """Draw a heatmap over the image in grey; by default in colours of the map's own range."""
     _show(ax, image.convert("L"), box)
     left, top, right, bottom = box
     norm = norm or _norm(values)
     ax.imshow(
-        values, cmap=colors, norm=norm, alpha=_opacity(norm(values)), interpolation="nearest",
+        values, cmap=colors, norm=norm, alpha=_opacity(norm(values), opacity),
+        interpolation="nearest",
         extent=(left, right, bottom, top), zorder=2,
     )  # fmt: skip
     _fit(ax, image, box)
@@ -145,8 +149,8 @@ def heatmap_palette() -> list[str]:
     return [to_hex(color) for color in colors]
 
 
-def _opacity(shares: np.ndarray) -> np.ndarray:
-    low, high = OPACITY
+def _opacity(shares: np.ndarray, limits: Limits = OPACITY) -> np.ndarray:
+    low, high = limits
     return low + (high - low) * np.nan_to_num(np.ma.filled(shares, 0.0))
 
 

@@ -188,7 +188,8 @@ def test_contributions_about_a_photo_leave_result_figure_and_manifest(run, model
     assert code == 0 and "key token" in out
     names = {p.name for p in (tmp_path / "o").iterdir()}
     assert names == {
-        "result.parquet", "contributions.svg", "contributions.png", "manifest.json", "parts",
+        "result.parquet", "contributions.svg", "contributions.png", "contributions.pdf",
+        "manifest.json", "parts",
     }  # fmt: skip
     result = Result.load(tmp_path / "o" / "result.parquet")
     assert result.examples == 1 and len(result.frame) == 4 * 2

@@ -72,7 +72,9 @@ def test_saved_files_are_the_same_every_time(result, tmp_path):
     once = [path.read_bytes() for path in plots.save(plots.contributions(result), tmp_path / "a")]
     again = [path.read_bytes() for path in plots.save(plots.contributions(result), tmp_path / "b")]
     assert once == again
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a.svg", "b.png", "b.svg"]
+    names = {f"{stem}.{ending}" for stem in "ab" for ending in ("svg", "png", "pdf")}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    assert once[2].startswith(b"%PDF") and b"/FontFile2" in once[2]  # its fonts, as TrueType
 
 
 def test_an_svg_says_what_it_shows(result):

@@ -50,6 +50,25 @@ def test_cells_beyond_the_image_are_shown_too():
     assert ax.get_xlim() == (-10, 70) and ax.get_ylim() == (45, -5)
 
 
+def test_the_image_shows_under_every_cell_and_strong_cells_are_more_opaque():
+    for ax in panels(draw())[1:]:
+        opacity = np.asarray(heat_of(ax).get_alpha())
+        assert opacity.min() > 0 and opacity.max() <= 0.7
+        assert opacity.argmax() == heat_of(ax).get_array().argmax()
+
+
+@pytest.mark.parametrize("size", [(120, 30), (60, 60), (40, 72)])
+def test_panels_have_the_shape_of_the_photo(size):
+    width, height = size
+    box = (0.0, 0.0, float(width), float(height))
+    figure = plots.overlay(Image.new("RGB", size), MAPS, [4, 7], box).get_figure()
+    figure.draw_without_rendering()  # lays it out
+    shapes = [ax.get_window_extent() for ax in figure.axes if ax.get_images()]
+    for shape in shapes:
+        assert shape.height / shape.width == pytest.approx(height / width, rel=0.02)
+    assert len({round(shape.width) for shape in shapes}) == 1
+
+
 def test_all_layers_share_one_scale_and_print_their_own_ends():
     layers = panels(draw())[1:]
     assert {(heat_of(ax).norm.vmin, heat_of(ax).norm.vmax) for ax in layers} == {(0.0, 1.0)}
