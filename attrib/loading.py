@@ -17,6 +17,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     verify: bool = True,
+    processor: str | Path | None = None,
 ) -> VLM:
     """Load a model by embedded name, folder or Hugging Face id, in evaluation mode, frozen.
 
@@ -30,16 +31,19 @@ def load(
         revision: Branch, tag or commit of a Hugging Face id.
         trust_remote_code: Run code that comes with the model; needs a pinned `revision`.
         verify: Require a complete checkpoint, and run the quick checks of `attrib.check`.
+        processor: Embedded name, folder or id of the processor, where the model has none of its
+            own, as some fine-tuned checkpoints.
 
     Raises:
         SetupError: There is no such model, it is not a decoder-only image-text-to-text model, its
             weights are pickles, it needs remote code, or a check fails.
     """
     name = str(name)  # as editors and manifests hold it
-    model, processor = read_checkpoint(
-        name, device, dtype, revision, trust_remote_code, verify, device_map
+    given = None if processor is None else str(processor)
+    loaded = read_checkpoint(
+        name, device, dtype, revision, trust_remote_code, verify, device_map, given
     )
-    vlm = VLM(model, processor, name)
+    vlm = VLM(*loaded, name)
     if verify:
         verify_model(vlm)
     return vlm

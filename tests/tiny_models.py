@@ -11,7 +11,7 @@ import transformers as tr
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.model.checkpoint import without_video_check
+from attrib.model.processor_files import without_video_check
 
 # A byte-level vocabulary: 256 bytes, then the special tokens all families together need.
 SPECIAL = {

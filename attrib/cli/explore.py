@@ -61,7 +61,8 @@ def explore(options: ExploreOptions) -> int:
         vlm.encode([photos or None], [prompt], template=options.template)
     other = None
     if options.compare is not None:
-        other = load_model(options.model_copy(update={"model": options.compare, "revision": None}))
+        own = {"model": options.compare, "revision": None, "processor": None}
+        other = load_model(options.model_copy(update=own))
     edit = None
     if options.edit is not None:
         edit = edit_of(options, vlm, photos, prompt, target)

@@ -75,6 +75,7 @@ def check_model(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
     ] = False,
+    processor: Annotated[str | None, typer.Option(help="Its processor, if elsewhere.")] = None,
 ) -> None:
     """Run every check on a model; exit with 3 if one fails."""
     from attrib.checks import check
@@ -82,8 +83,8 @@ def check_model(
     from attrib.model.vlm import VLM
 
     # Not `load`, which refuses a model at the first check that fails.
-    options = model, device, dtype, revision, trust_remote_code
-    loaded = read_checkpoint(*options, device_map=device_map)
+    given = model, device, dtype, revision, trust_remote_code, True, device_map, processor
+    loaded = read_checkpoint(*given)
     report = check(VLM(*loaded, model))
     for result in report.results:
         print(f"{'works ' if result.passed else 'BROKEN'}  {result.check}: {result.detail}")

@@ -12,19 +12,13 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     LlavaForConditionalGeneration,
     PreTrainedConfig,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.hub import cached_file
-from transformers.utils.import_utils import is_torchvision_available
-from transformers.video_processing_utils import BaseVideoProcessor
 
 from attrib.errors import SetupError
 from attrib.files import WEIGHTS, embedded_names
@@ -34,6 +28,7 @@ from attrib.model.assembly import Assembly
 from attrib.model.components import refuse_encoder_decoder
 from attrib.model.devices import DeviceMap, Placement
 from attrib.model.image_placeholder import quiet
+from attrib.model.processor_files import first_line, load_processor
 from attrib.model.weight_files import (
     check_dtypes,
     check_files,
@@ -64,8 +59,11 @@ def read_checkpoint(
     trust_remote_code: bool,
     complete: bool = True,
     device_map: DeviceMap = None,
+    processor_from: str | None = None,
 ) -> tuple[Any, Any]:
     """Return the model, in evaluation mode and frozen, and its processor.
+
+    Args are those of `attrib.load`; `processor_from` is where the processor is, if elsewhere.
 
     Raises:
         SetupError: See `attrib.load`.
@@ -87,7 +85,7 @@ def read_checkpoint(
     if _has_no_model(source, options) and (folder := adapter_folder(source, options)):
         base, revision = base_of(folder, name)
         revision = None if Path(base).is_dir() else revision
-        where = device, dtype, revision, trust_remote_code, complete, device_map
+        where = device, dtype, revision, trust_remote_code, complete, device_map, processor_from
         model, processor = read_checkpoint(base, *where)
         return with_adapter(model, folder, name, complete), processor
     parts = Assembly.of(Path(source), name)
@@ -98,7 +96,10 @@ def read_checkpoint(
     if complete and is_folder and parts is None and is_plain:
         with quiet():
             check_size(config, Path(source), name)
-    processor = parts.processor(config) if parts else _processor(source, name, config, options)
+    if parts and processor_from is None:
+        processor = parts.processor(config)
+    else:
+        processor = load_processor(source, name, config, options, processor_from)
     if dtype == "auto" and placement.on_cpu:
         dtype = "float32"
     try:
@@ -117,7 +118,7 @@ def read_checkpoint(
             )
     except UNREADABLE as error:
         where = damaged_file(Path(source))
-        raise SetupError(f"{name}: cannot read its weights{where}: {_first_line(error)}") from error
+        raise SetupError(f"{name}: cannot read its weights{where}: {first_line(error)}") from error
     if parts:  # transformers does not know where the weights are from
         model.name_or_path = config.name_or_path = source
     check_weights(name, report, complete)
@@ -167,7 +168,7 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
         if not isinstance(raw, dict):
             raise TypeError(f"but a {type(raw).__name__}")
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        hint = _first_line(error)
+        hint = first_line(error)
         if Path(source).is_dir():
             hint = f"it is not a JSON object ({hint})"
         elif HF_HUB_OFFLINE:
@@ -193,46 +194,3 @@ def _config(source: str, name: str, options: dict[str, Any]) -> PreTrainedConfig
         raise SetupError(f"{name}: {model_type} is not an image-text-to-text model of transformers")
     refuse_encoder_decoder(config, name)
     return config
-
-
-def _processor(source: str, name: str, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
-    processor_class: Any = PROCESSOR_MAPPING.get(type(config), None)
-    try:
-        if (
-            processor_class is None
-            or "video_processor" not in processor_class.get_attributes()
-            or is_torchvision_available()
-        ):
-            processor = AutoProcessor.from_pretrained(source, **options)
-        else:
-            settings, _ = processor_class.get_processor_dict(source, **options)
-            parts = {
-                "tokenizer": AutoTokenizer.from_pretrained(source, **options),
-                "image_processor": None,
-                "video_processor": BaseVideoProcessor(),
-            }
-            arguments = [parts[part] for part in processor_class.get_attributes()]
-            processor = without_video_check(processor_class).from_args_and_dict(arguments, settings)
-        # One backend everywhere, so that scores do not depend on installed packages.
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            source, backend="pil", **options
-        )
-    except Exception as error:  # of any class: tokenizers raises Exception itself
-        raise SetupError(f"{name}: cannot load its processor: {_first_line(error)}") from error
-    return processor
-
-
-def without_video_check(processor_class: type) -> Any:
-    """Return a processor class that accepts any video processor.
-
-    transformers requires one that needs torchvision, even for images only.
-    """
-    return type(
-        processor_class.__name__,
-        (processor_class,),
-        {"check_argument_for_proper_class": lambda _self, _name, argument: type(argument)},
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

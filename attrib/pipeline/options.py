@@ -113,6 +113,12 @@ class ModelOptions(Options):
         panel="Model",
         flags=("--trust-remote-code",),
     )
+    processor: str | None = option(
+        None,
+        "Embedded name, id or folder of the processor, if it lives elsewhere.",
+        panel="Model",
+        shown="the model's",
+    )
 
     @field_validator("device_map", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 import transformers as tr
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.model.checkpoint import without_video_check
+from attrib.model.processor_files import without_video_check
 from tests import tiny_models
 from tests.architectures.prompts import ByHand, square, words
 from tests.architectures.small import model_of, small

@@ -4,7 +4,7 @@ import transformers as tr
 from torch import nn
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.model.checkpoint import without_video_check
+from attrib.model.processor_files import without_video_check
 from tests.architectures.prompts import ByHand, cut, square, words
 from tests.architectures.qwen import HYBRID, INTERLEAVED
 from tests.architectures.small import model_of, small

@@ -7,7 +7,7 @@ import transformers as tr
 from torch import Tensor
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from attrib.model.checkpoint import without_video_check
+from attrib.model.processor_files import without_video_check
 from tests.tiny_models import IMAGE, QWEN_TEMPLATE, SPECIAL, tokenizer
 
 
