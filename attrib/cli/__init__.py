@@ -56,6 +56,16 @@ COMMANDS = {
         "attrib.cli.edit",
         "Edit one fact and show the answers before and after.",
     ),
+    "export-model": (
+        EDITING,
+        "attrib.cli.publish",
+        "Write a model with an edit in its weights as a plain folder for transformers.",
+    ),
+    "push": (
+        EDITING,
+        "attrib.cli.publish",
+        "Upload the folder of an editor, an edit or an exported model to the Hugging Face hub.",
+    ),
     "evaluate": (
         EDITING,
         "attrib.cli.evaluate",

@@ -118,7 +118,7 @@ def test_the_shell_completes_commands():
 
 NO_PHOTO = ("evaluate", "faithfulness", "gate", "report", "select")
 READS_ANSWER = (  # of one photo
-    "attention", "contributions", "edit", "explore", "heatmap", "patching", "sweep",
+    "attention", "contributions", "edit", "explore", "export-model", "heatmap", "patching", "sweep",
 )  # fmt: skip
 
 

@@ -1,0 +1,90 @@
+"""Edited models as plain transformers folders, where an edit consists of weights."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from torch import Tensor
+
+from attrib.errors import AttribError, SetupError, describe
+from attrib.files import versions, write_text
+from attrib.model.fingerprint import fingerprint
+from attrib.model.vlm import VLM
+from editors.base import SequentialEdit, WeightEdit
+from editors.weights.neurons import NeuronEdit
+
+RECORD = "attrib_edit.json"
+
+
+def edited_weights(edit: Any) -> dict[str, Tensor]:
+    """The edited values of an edit of weights, by parameter; of edits in sequence the last ones.
+
+    Raises:
+        AttribError: The edit is none of weights; the message says what to ship instead.
+    """
+    if isinstance(edit, WeightEdit):
+        return dict(edit.weights)
+    if isinstance(edit, SequentialEdit):
+        return {name: value for one in edit.edits for name, value in edited_weights(one).items()}
+    kind = type(edit).__name__
+    if isinstance(edit, NeuronEdit):
+        raise AttribError(
+            f"{kind}: the edit adds neurons to layer {edit.layer}, for which the model's config "
+            "has no place; ship the saved edit (`attrib edit --save`), which needs no editor"
+        )
+    raise AttribError(
+        f"{kind}: the edit acts through its editor and leaves the model's weights as they are; "
+        "ship the editor's folder and the saved edit (`attrib edit --save`), with `attrib push` "
+        "for example. Editors of weights are ft-l, ft-v, mend and ke"
+    )
+
+
+def export_model(vlm: VLM, edit: Any, folder: str | Path) -> Path:
+    """Write a model with an edit in its weights, and its processor, for plain transformers.
+
+    The folder is that of `save_pretrained`, with safetensors, and a record of the edit. The model
+    stays what it is.
+
+    Args:
+        vlm: The model.
+        edit: An edit of its weights.
+        folder: A new or empty folder.
+
+    Raises:
+        AttribError: The edit is none of weights.
+        SetupError: The folder exists and is not empty, or cannot be written.
+    """
+    folder = Path(folder)
+    weights = edited_weights(edit)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SetupError(f"{folder} exists already; give a new folder")
+    base = {"name": vlm.name, "fingerprint": fingerprint(vlm)}
+    unfinished = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}.tmp")
+    try:
+        with edit.applied(vlm):
+            _save(vlm, unfinished)
+        record = {"base": base, "parameters": sorted(weights), "versions": versions()}
+        write_text(unfinished / RECORD, json.dumps(record, indent=1))
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    except OSError as error:
+        raise SetupError(f"{folder} cannot be written: {describe(error)}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _save(vlm: VLM, folder: Path) -> None:
+    """Save model and processor; `save_pretrained` writes into the model's config, which is kept."""
+    before: Mapping[str, Any] = dict(vars(vlm.model.config))
+    try:
+        vlm.model.save_pretrained(folder)
+        if vlm.processor is not None:
+            vlm.processor.save_pretrained(folder)
+    finally:
+        vars(vlm.model.config).clear()
+        vars(vlm.model.config).update(before)
