@@ -48,6 +48,7 @@ EDITORS_ROOMS = (
 EXCEPTIONS = {
     ("attrib.model.vlm", "attrib.bridges"),  # vlm.cache, vlm.to_bridge, VLM.from_bridge
     ("attrib.results", "attrib.pipeline"),  # result.plot, result.summary: matplotlib
+    ("attrib.analyses.logit_lens", "attrib.plots"),  # lens.plot: matplotlib
 }
 # What editors do not need: the drawing, the texts and the commands of attrib.
 CLOSED_TO_EDITORS = (

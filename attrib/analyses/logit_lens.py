@@ -5,8 +5,9 @@ layer the result is the model's own prediction. Visual tokens have states as wel
 what their patch shows (Neo et al., 2024).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,11 @@ from attrib.forward.hooks import read
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 TOP = 5
+DRAWN = 12  # positions of a figure: the last ones of the text
 LARGEST = 2**24  # logits at a time: 64 MiB in float32
 
 
@@ -32,6 +37,52 @@ class Lens:
 
     tokens: Int[Tensor, "*states top"]
     probabilities: Float[Tensor, "*states top"]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptLens(Lens):
+    """The likeliest tokens of every layer's output at every position of prompts.
+
+    Attributes:
+        layers: The layers, in the order of the second axis.
+        batch: The prompts.
+        tokenizer: Turns tokens into text.
+    """
+
+    layers: Sequence[int]
+    batch: Batch
+    tokenizer: Any
+
+    def plot(
+        self, example: int = 0, positions: Sequence[int] | None = None, ax: "Axes | None" = None
+    ) -> "Axes":
+        """Draw a table of layers by positions: the likeliest tokens, coloured by probability.
+
+        Args:
+            example: Row of the batch.
+            positions: Columns of the batch; by default the last `DRAWN` text tokens of the prompt.
+            ax: Axes to draw on; by default new ones.
+
+        Raises:
+            AttribError: There is no such example or position.
+        """
+        from attrib.plots.lens import lens_table
+
+        size, width = self.batch["last"].shape
+        if not 0 <= example < size:
+            raise AttribError(f"example {example}: the batch has examples 0 to {size - 1}")
+        if positions is None:
+            text = self.batch["text"] | self.batch["last"]
+            positions = text[example].nonzero()[:, 0].tolist()[-DRAWN:]
+        if not positions or any(not 0 <= at < width for at in positions):
+            raise AttribError(f"positions {list(positions)}: the batch has 0 to {width - 1}")
+        at = list(positions)
+        ids = self.tokens[example, :, at, 0].tolist()
+        texts = [self.tokenizer.batch_decode([[i] for i in row]) for row in ids]
+        prompt = self.batch.inputs["input_ids"][example, at].tolist()
+        words = self.tokenizer.batch_decode([[i] for i in prompt])
+        values = self.probabilities[example, :, at, 0].float().cpu().numpy()
+        return lens_table(texts, values, self.layers, words, ax)
 
 
 @torch.no_grad()
@@ -56,7 +107,9 @@ def lens_of(vlm: VLM, states: Float[Tensor, "*states d_model"], top: int = TOP) 
 
 
 @torch.no_grad()
-def logit_lens(vlm: VLM, batch: Batch, layers: Iterable[int] | None = None, top: int = TOP) -> Lens:
+def logit_lens(
+    vlm: VLM, batch: Batch, layers: Iterable[int] | None = None, top: int = TOP
+) -> PromptLens:
     """The likeliest tokens of every layer's output at every position, visual tokens as well.
 
     Args:
@@ -66,14 +119,18 @@ def logit_lens(vlm: VLM, batch: Batch, layers: Iterable[int] | None = None, top:
         top: Number of tokens.
 
     Returns:
-        Tokens and probabilities, "batch layer pos top"; those of padding mean nothing.
+        Tokens and probabilities, "batch layer pos top"; those of padding mean nothing. `plot()`
+        draws them.
     """
     chosen = list(range(vlm.num_layers) if layers is None else layers)
     with read(vlm, chosen) as hidden:
         vlm.last_logits(batch)
     each = [lens_of(vlm, hidden[layer], top) for layer in chosen]
     device = batch["last"].device
-    return Lens(
+    return PromptLens(
         torch.stack([lens.tokens.to(device) for lens in each], 1),
         torch.stack([lens.probabilities.to(device) for lens in each], 1),
+        chosen,
+        batch,
+        vlm.tokenizer,
     )
