@@ -1,28 +1,38 @@
-"""`attrib edit`: make one edit, and ask the model before and after it."""
+"""`attrib edit`: make one edit, or one after another for the rows of data; ask before and after."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, naming_option
 from attrib.cli.outputs import log
-from attrib.errors import AttribError
+from attrib.cli.table_rows import (
+    RowOptions,
+    chosen_row,
+    read_rows,
+    refuse_with_data,
+    refuse_without_data,
+)
+from attrib.errors import AttribError, RowError
 from attrib.pipeline.options import ModelOptions, Photos, option
-from attrib.pipeline.source import load_model
+from attrib.pipeline.source import load_model, require_targets
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from attrib.data import EditRequest, EditSample
     from attrib.model.vlm import VLM
     from editors.base import Edit
 
 PANEL = "Questions"
+OF_ONE = ("image", "prompt", "target", "rephrase", "unrelated_image", "save", "load")
 UNRELATED = "nq question: what is the capital of France? The answer is:"
 Question = tuple[str, "list[Image.Image]", str]
 
 
-class EditOptions(ModelOptions):
+class EditOptions(RowOptions, ModelOptions):
     """Options of `attrib edit`."""
 
     editor: Path | None = option(None, "Folder of an editor that `attrib train` wrote.")
@@ -42,18 +52,19 @@ class EditOptions(ModelOptions):
 
 
 def edit(options: EditOptions) -> int:
-    """Edit one fact and show the answers before and after."""
+    """Edit one fact and show the answers before and after.
+
+    With --data every row is such a fact, edited by itself on the original model.
+    """
     from editors import load_editor
     from editors.io import save_edit
 
-    if options.editor is None:
-        raise AttribError("--editor: give the folder of a trained editor, see `attrib train`")
-    if options.prompt is None or (options.load is None and not options.target):
-        raise AttribError("--prompt and --target: give the question and the new answer")
-    if options.load is not None and options.target is not None:
-        raise AttribError("--target: the edit of --load has its answer; give one of them")
+    folder = _check(options)
+    samples = [] if options.data is None else _samples(options)
     vlm = load_model(options)
-    editor: Any = load_editor(options.editor, vlm)
+    editor: Any = load_editor(folder, vlm)
+    if samples:
+        return _edit_rows(options, vlm, editor, samples)
     questions = list(_questions(options, vlm))
     made = _make_edit(options, vlm, editor)
     target = options.target or _target_of(made)
@@ -65,15 +76,40 @@ def edit(options: EditOptions) -> int:
     return _outcome(options, asked.after[0], target)
 
 
-def _make_edit(options: EditOptions, vlm: "VLM", editor: Any) -> "Edit":
+def _check(options: EditOptions) -> Path:
+    """The editor's folder; combinations that mean nothing are refused before anything is loaded."""
+    if options.editor is None:
+        raise AttribError("--editor: give the folder of a trained editor, see `attrib train`")
+    refuse_without_data(options)
+    refuse_with_data(options, OF_ONE)
+    if options.data is not None:
+        return options.editor
+    if options.prompt is None or (options.load is None and not options.target):
+        raise AttribError("--prompt and --target: give the question and the new answer")
+    if options.load is not None and options.target is not None:
+        raise AttribError("--target: the edit of --load has its answer; give one of them")
+    return options.editor
+
+
+def _samples(options: EditOptions) -> "list[EditSample]":
+    """The rows to edit: the one that is asked for, or all."""
+    data = require_targets(read_rows(options))
+    one = options.row is not None or not data  # without any, the first reason is raised
+    return [chosen_row(data, options.row)] if one else list(data)
+
+
+def _make_edit(
+    options: EditOptions, vlm: "VLM", editor: Any, given: "EditRequest | None" = None
+) -> "Edit":
+    """The edit that the options name, or that of a row of data."""
     from attrib.data import EditRequest
     from editors.base import encode_requests
     from editors.io import load_edit
 
     if options.load is not None:
         return load_edit(options.load, vlm, editor)
-    request = EditRequest(options.image, options.prompt or "", options.target or "")
-    with naming_option("target"):
+    request = given or EditRequest(options.image, options.prompt or "", options.target or "")
+    with nullcontext() if given else naming_option("target"):
         encode_requests(vlm, [request])
     return editor.edit(vlm, request)
 
@@ -92,6 +128,46 @@ def _questions(options: EditOptions, vlm: "VLM") -> Iterator[Question]:
             with naming_option("prompt" if name == "request" else name):  # before the edit is made
                 vlm.encode([images], [prompt])
             yield name, images, prompt
+
+
+def _edit_rows(
+    options: EditOptions, vlm: "VLM", editor: Any, samples: "list[EditSample]"
+) -> ExitCode:
+    """Edit row by row; rows that cannot be used are named, and the others go on."""
+    from editors.evaluation.protocols import begins_with_target
+
+    taken = used = 0
+    for sample in samples:
+        target = sample.request.target
+        try:
+            questions = list(_questions_of(sample, options, vlm))
+            made = _make_edit(options, vlm, editor, sample.request)
+        except AttribError as error:
+            where = "" if isinstance(error, RowError) else f"row {sample.meta['row']}: "
+            log(f"quarantined: {where}{error}")
+            continue
+        asked = _ask(vlm, made, questions, _longest(options, vlm, target))
+        print("\n".join([f"row {sample.meta['row']} -> {target}", *asked.lines(questions)]))
+        used += 1
+        taken += begins_with_target(asked.after[0], target)
+    print(f"edits made: {used}, taken: {taken}")
+    return ExitCode.DONE if used and taken == used else ExitCode.NOT_TAKEN
+
+
+def _questions_of(sample: "EditSample", options: EditOptions, vlm: "VLM") -> Iterator[Question]:
+    """The questions about a row, those that it has columns for."""
+    unrelated = [*sample.text_locality, *sample.visual_locality]
+    asked = {
+        "request": [sample.request],
+        "rephrase": sample.text_generality,
+        "another image": sample.visual_generality,
+        "unrelated": unrelated,
+    }
+    for name, request in ((name, one) for name, some in asked.items() for one in some):
+        vlm.encode([request.images], [request.prompt])
+        yield name, request.images, request.prompt
+    if not unrelated:
+        yield "unrelated", [], options.unrelated
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from attrib.cli.gates import gate_of
 from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
 from attrib.errors import AttribError
 from attrib.pipeline.options import AnalysisOptions, option
-from attrib.pipeline.source import load_model, load_samples
+from attrib.pipeline.source import load_model, load_samples, require_targets
 
 if TYPE_CHECKING:
     from attrib.runs import Run
@@ -109,6 +109,7 @@ class EvaluateOptions(BenchmarkOptions, AnalysisOptions):
 def evaluate(options: EvaluateOptions) -> int:
     """Score a trained editor: reliability, generality and locality in every protocol."""
     from editors.evaluation import save_scores
+    from editors.evaluation.left_out import left_out
     from editors.evaluation.tables import markdown
 
     if options.editor is None:
@@ -127,6 +128,8 @@ def evaluate(options: EvaluateOptions) -> int:
     results, files = save_scores(runs, done, out)
     files += write_quarantined(out, done[0].quarantined)
     print(markdown(results))
+    if line := left_out(runs[0].data):
+        print(line)
     print(f"edits used: {len(done[0].used)}, rows quarantined: {len(done[0].quarantined)}")
     print("\n".join(f"  {path}" for path in files))
     return exit_code_for(done[0].quarantined, options.max_failures)
@@ -154,7 +157,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     for place in folders.values():
         refuse_foreign(place)  # before the model is loaded
     log(f"evaluate: {folder} on {options.model}, {options.data}, results in {out}")
-    data = load_samples(options)
+    data = require_targets(load_samples(options))
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
     editor, sources = load_editor(folder, vlm), [folder, folder / "gate"]

@@ -58,6 +58,7 @@ def grid(options: GridOptions) -> int:
     from attrib import data
     from editors.evaluation import layer_grid
     from editors.evaluation.layer_grid_scores import grid_text, save_grid
+    from editors.evaluation.left_out import left_out
 
     editor = _editor(options.editor)
     out = options.out or default_out("grid", options)
@@ -68,6 +69,8 @@ def grid(options: GridOptions) -> int:
     config: Any = editor.config_class.from_preset(vlm, options.preset, samples, **changes)
     where: Any = {**reading(options), "limit": options.test_limit, "need": PICTURES}
     test = data.load(options.data, options.test_split, **where)
+    if line := left_out(test):
+        raise AttribError(f"grid compares layers by the mean of the papers' five scores: {line}")
     steps, gate = config.steps, options.gate or "none"
     if options.dry_run:
         from attrib.cli.plans import grid_plan

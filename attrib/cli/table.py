@@ -1,6 +1,7 @@
 """`attrib table`: train and score editors alike, and compare them with published scores."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from attrib.cli.gates import NO_GATE, fit_once, is_fitted
 from attrib.cli.outputs import log
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
-from attrib.pipeline.source import ModelLoader
+from attrib.pipeline.source import ModelLoader, require_targets
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _gate(vlm: "VLM", job: "Job", options: TableOptions) -> Path | None:
 def _load_data(job: "Job", part: str, options: TableOptions) -> "EditData":
     from attrib import data
     from attrib.cli.train import PICTURES
+    from editors.evaluation.left_out import left_out
 
     name = job.data
 
@@ -169,7 +171,15 @@ def _load_data(job: "Job", part: str, options: TableOptions) -> "EditData":
     # Scenes can be drawn anew: then a seed varies the training data and their split as well.
     seed = job.seed if part == "train" and name in NAMED_SPLITS else 0
     where: Any = {"image_root": options.image_root, "columns": options.columns}
-    return data.load(name, split, **where, limit=limit, need=need, seed=seed)
+    found = require_targets(data.load(name, split, **where, limit=limit, need=need, seed=seed))
+    if part != "train" and (line := left_out(found)):
+        _log_once(f"{name}: {line}")
+    return found
+
+
+@cache  # every editor is scored on the same data
+def _log_once(line: str) -> None:
+    log(line)
 
 
 def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":

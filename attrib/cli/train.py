@@ -18,7 +18,7 @@ from attrib.pipeline.options import (
     ModelOptions,
     option,
 )
-from attrib.pipeline.source import data_flags, load_model, reading
+from attrib.pipeline.source import data_flags, load_model, reading, require_targets
 from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def training_data(options: TrainOptions) -> "EditData":
             f"--split: which part of {options.data}? such as vqa-train, caption-train, vlkeb-train"
         )
     more: Any = {"style": options.style, "disjoint": options.disjoint, "need": PICTURES}
-    return data.load(options.data, split, **reading(options), **more)
+    return require_targets(data.load(options.data, split, **reading(options), **more))
 
 
 def editor_options(options: TrainOptions) -> dict[str, Any]:

@@ -89,6 +89,20 @@ def reading(options: SourceOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in SourceOptions.model_fields}
 
 
+def require_targets(data: EditData) -> EditData:
+    """Data whose rows have the answers that edits install.
+
+    Raises:
+        AttribError: None has one: a user's table without such a column.
+    """
+    if len(data) and not any(sample.request.target for sample in data):
+        raise AttribError(
+            f"{data.name} has no column for the target, the answer that an edit installs; name it "
+            "as --columns target=COLUMN"
+        )
+    return data
+
+
 def data_flags(options: Any, split: str | None = None) -> list[str]:
     """The data of a command as flags of a next one, with another split."""
     given = {"data": options.data, "split": split, "image-root": options.image_root}

@@ -58,7 +58,10 @@ def calibrate(
         AttribError: One side has no scores, both rules are given, or a rate is outside [0, 1].
     """
     if not covered or not others:
-        raise AttribError("a threshold needs inputs that an edit covers, and others")
+        raise AttribError(
+            "a threshold needs inputs that an edit covers, and others: edits with rephrases or "
+            "other images, and with unrelated questions (loc, m_loc) or other edits beside them"
+        )
     if false_open is not None and keep is not None:
         raise AttribError("give false_open or keep, not both")
     for rate in (false_open, keep):
