@@ -20,12 +20,14 @@ from jinja2 import Environment, StrictUndefined
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from attrib.data.scenes.vocabulary import EVERYDAY
-from attrib.files import WEIGHTS, language_model_folder, missing_part
+from attrib.files import ADDITIONS, WEIGHTS, language_model_folder, missing_part
 from attrib.model.vlm import VLM
 from attrib.stats import wilson
 from attrib.zoo import BUILDERS, NUM_LAYERS
-from attrib.zoo.adaptation import Adaptation, AdaptationRun
+from attrib.zoo.adaptation import AdaptationRun
+from attrib.zoo.adaptation_data import Adaptation
 from attrib.zoo.evaluate import layer_curves, score
+from attrib.zoo.text_keeping import TextKeeping, TextKeepingRun
 from attrib.zoo.train import Recipe, Run, read_progress
 
 SMOL = "smol-llava"
@@ -115,10 +117,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _adapt(options: argparse.Namespace) -> None:
     if lacks := missing_part(WEIGHTS / SMOL):
         sys.exit(f"{SMOL}: {lacks}")
-    run = AdaptationRun(
-        options.runs / SMOL, Adaptation(), language_model_folder(), options.device, options.workers
-    )
-    run.train(log=lambda line: print(line, flush=True))  # noqa: T201 - a script
+    log = lambda line: print(line, flush=True)  # noqa: E731, T201 - a script
+    language, how = language_model_folder(), (options.device, options.workers)
+    first = options.runs / SMOL
+    if not (first / ADDITIONS).exists():
+        run = AdaptationRun(first, Adaptation(), language, *how)
+        run.train(log)
+        run.export(first)
+    second = options.runs / f"{SMOL}-text"
+    run = TextKeepingRun(second, TextKeeping(), language, first / ADDITIONS, *how)
+    run.train(log, save_every=10, log_every=5)
     run.export(WEIGHTS / SMOL)
 
 

@@ -10,25 +10,20 @@ for the last bits of a GPU's sums.
 """
 
 import json
-import math
-import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from attrib.data.scenes import make_scene, scene_seeds
-from attrib.data.scenes.questions import KINDS
-from attrib.data.scenes.vocabulary import PLAIN, Style
 from attrib.files import ADDITIONS, atomic_write, write_text
-from attrib.zoo.curriculum import CurriculumSampler, Stage
-from attrib.zoo.packing import Packed, Segment, pack, packed_loss
+from attrib.zoo.adaptation_data import Adaptation, StepData
+from attrib.zoo.curriculum import CurriculumSampler
+from attrib.zoo.packing import Packed, packed_loss
 from attrib.zoo.smol_llava import (
     ReplayTexts,
     build_smol_llava,
@@ -39,76 +34,9 @@ from attrib.zoo.smol_llava import (
     trained_weights,
     use_additions,
 )
-from attrib.zoo.vision_pretraining import pixels_of, pretrain_vision
+from attrib.zoo.vision_pretraining import pretrain_vision
 
-EASY = Stage("plain", KINDS, 0.5, PLAIN, 0.0)
-FULL = Stage("everything", KINDS, 0.9, Style(0.5, 0.45, 0.25), 0.0)
 Log = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """How smol-llava is trained.
-
-    Attributes:
-        seed: Of weights and data.
-        align_steps: Of the alignment to word embeddings.
-        steps: Of packed rows.
-        easy_steps: The first of them, with plain questions.
-        rows: Packed rows per step.
-        length: Positions of a row.
-        texts: Number of replayed texts.
-        text_length: Tokens of each.
-        texts_per_row: Of them in a row.
-        replay: Weight of their divergence in the loss.
-        learning_rate: Of additions and projector at its peak; the tower has a quarter.
-        warmup: Steps until then.
-    """
-
-    seed: int = 0
-    align_steps: int = 200
-    steps: int = 750
-    easy_steps: int = 400
-    rows: int = 64
-    length: int = 480
-    texts: int = 2048
-    text_length: int = 48
-    texts_per_row: int = 2
-    replay: float = 1.0
-    learning_rate: float = 1e-3
-    warmup: int = 100
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step as a share of its peak: warm-up, then half a cosine."""
-        rising = min(1.0, (step + 1) / self.warmup)
-        return rising * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-
-class StepData(Dataset):
-    """The packed rows and the pixels of each step."""
-
-    def __init__(self, recipe: Adaptation, sampler: CurriculumSampler, pad: int, texts: Tensor):
-        self.recipe, self.sampler, self.pad, self.texts = recipe, sampler, pad, texts.tolist()
-
-    def __len__(self) -> int:
-        return self.recipe.steps
-
-    def __getitem__(self, step: int) -> tuple[Packed, Tensor]:
-        """The data of one step."""
-        r, rng = self.recipe, random.Random(f"{self.recipe.seed}:{step}")
-        stage = EASY if step < r.easy_steps else FULL
-        seeds = islice(scene_seeds("backbone", rng.getrandbits(40)), r.rows)
-        scenes = [make_scene(seed) for seed in seeds]
-        rows = [self._texts(rng) + self.sampler.sample(scene, stage, rng) for scene in scenes]
-        packed = pack(self.sampler.prefix, rows, r.length, self.pad)
-        return packed, pixels_of(scenes, [rng.getrandbits(30) for _ in scenes])
-
-    def _texts(self, rng: random.Random) -> list[Segment]:
-        chosen = rng.sample(range(len(self.texts)), self.recipe.texts_per_row)
-        length = self.recipe.text_length
-        return [
-            Segment(self.texts[i], length, "text", sees_image=False, replayed=i) for i in chosen
-        ]
 
 
 class AdaptationRun:
@@ -127,21 +55,21 @@ class AdaptationRun:
         freeze_language_model(self.model, compact=self.kind == "cuda")
         self.optimizer = self._optimizer()
 
-    def train(self, log: Log = print, save_every: int = 250) -> None:
+    def train(self, log: Log = print, save_every: int = 250, log_every: int = 25) -> None:
         """Train to the end, from the last checkpoint if there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        resumed, began = self._resume(), time.monotonic()
-        texts = self._sample_texts()
+        began = time.monotonic()
+        texts = self._prepare(log)
         log(f"{len(texts.ids)} texts sampled")
-        if not resumed:
-            self._align(log)
+        if not self._resume():
+            self._begin(log)
         self.model.train()
         self.seconds += time.monotonic() - began
         for packed, pixels in self._data(texts):
             began = time.monotonic()
             losses = self._train_step(packed, pixels, texts)
             self.seconds += time.monotonic() - began
-            if self.step % 25 == 0:
+            if self.step % log_every == 0:
                 log(self._line(losses))
             if self.step % save_every == 0:
                 self._save()
@@ -160,7 +88,8 @@ class AdaptationRun:
         groups = [{"params": rest, "peak": peak}, {"params": tower, "peak": peak / 4}]
         return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
 
-    def _sample_texts(self) -> ReplayTexts:
+    def _prepare(self, log: Log) -> ReplayTexts:  # noqa: ARG002 - of other runs
+        """What training and a resumed training need alike: the texts to replay."""
         r = self.recipe
         use_additions(self.model, False)
         self.model.eval()
@@ -170,7 +99,8 @@ class AdaptationRun:
         use_additions(self.model, True)
         return texts
 
-    def _align(self, log: Log) -> None:
+    def _begin(self, log: Log) -> None:
+        """What precedes the first step: the alignment to word embeddings."""
         words: Any = self.model.get_input_embeddings()
         norm = words.weight.detach().float().norm(dim=-1).mean().item()
         r, asked = self.recipe, (self.model, self.processor.tokenizer)
@@ -198,8 +128,9 @@ class AdaptationRun:
             states.append(out.last_hidden_state)
             return out
 
-        loss, right = packed_loss(self.model, decoder, packed, pixels, self.kind)
-        with torch.autocast(self.kind, torch.bfloat16):
+        dtype = getattr(torch, self.recipe.precision)
+        loss, right = packed_loss(self.model, decoder, packed, pixels, self.kind, dtype)
+        with torch.autocast(self.kind, dtype, enabled=dtype != torch.float32):
             head: Any = self.model.get_output_embeddings()
             kept = replay_loss(states[0], packed.replayed.to(self.device), texts, head)
         (loss + self.recipe.replay * kept).backward()

@@ -123,7 +123,12 @@ def pack(prefix: list[int], rows: list[list[Segment]], length: int, pad: int) ->
 
 
 def packed_loss(
-    model: Backbone, decoder: Callable, batch: Packed, pixels: Tensor, device: str
+    model: Backbone,
+    decoder: Callable,
+    batch: Packed,
+    pixels: Tensor,
+    device: str,
+    precision: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, dict[str, Bool[Tensor, " segment"]]]:
     """Weighted cross-entropy of a packed batch, and which answers are right.
 
@@ -133,13 +138,14 @@ def packed_loss(
         batch: the rows.
         pixels: the image of each row.
         device: where the model is.
+        precision: of the products of matrices.
 
     Returns:
         The loss, and per kind whether all tokens of each answer, end-of-sequence not counted, are
         right.
     """
     ids, labels = batch.ids.to(device), batch.labels.to(device)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, precision, enabled=precision != torch.float32):
         images = visual_tokens(model, pixels.to(device))
         words = model.get_input_embeddings()(ids)
         at_image = (ids == model.config.image_token_id)[..., None]

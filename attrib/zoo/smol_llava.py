@@ -35,6 +35,7 @@ from attrib.model.assembly import (
     make_processor,
     read_tokenizer,
 )
+from attrib.zoo.text_projection import effective, plain_name
 
 RANK = 12
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -117,7 +118,10 @@ def freeze_language_model(model: nn.Module, compact: bool) -> None:
 def save_additions(model: nn.Module, path: Path, facts: dict[str, Any]) -> None:
     """Write what training changed, in bfloat16."""
     weights = {
-        name: weight.detach().to("cpu", torch.bfloat16).contiguous()
+        plain_name(name): effective(model, name, weight)
+        .detach()
+        .to("cpu", torch.bfloat16)
+        .contiguous()
         for name, weight in trained_weights(model).items()
     }
     with atomic_write(path) as file:
@@ -136,11 +140,11 @@ class ReplayTexts:
     """Texts and what the plain model makes of them.
 
     Attributes:
-        ids: Token ids, all of one length, from BOS.
-        hidden: The plain model's last hidden states, after the final norm.
+        ids: Token ids of each, from BOS.
+        hidden: The plain model's last hidden states, after the final norm; zeros after a text.
     """
 
-    ids: Int[Tensor, "text pos"]
+    ids: list[list[int]]
     hidden: Float[Tensor, "text pos d_model"]
 
 
@@ -173,7 +177,7 @@ def sample_texts(
         decoder(inputs_embeds=model.get_input_embeddings()(part)).last_hidden_state
         for part in ids.split(256)
     ]
-    return ReplayTexts(ids.cpu(), torch.cat(hidden).to(torch.bfloat16))
+    return ReplayTexts(ids.tolist(), torch.cat(hidden).to(torch.bfloat16))
 
 
 def replay_loss(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from attrib.files import language_model_folder
 from attrib.loading import load
+from attrib.model.fingerprint import fingerprint
 from benchmarks import smol_llava
 from benchmarks.smol_llava.card import write
 from benchmarks.smol_llava.parts import PARTS
@@ -17,12 +18,14 @@ def main() -> None:
     """Measure, or write what was measured."""
     parser = argparse.ArgumentParser(description=(smol_llava.__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder in the E-VQA layout")
+    parser.add_argument("--model", default="smol-llava", help="or a folder of an earlier step")
     parser.add_argument("--pieces", type=Path, default=Path("zoo-runs/smol-llava-card.jsonl"))
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    vlm, pieces = load("smol-llava", device="cpu", verify=False), Pieces(options.pieces)
+    vlm = load(options.model, device="cpu", verify=False)
+    pieces = Pieces(options.pieces, fingerprint(vlm))
     if options.write:
         write(pieces, vlm, f"{platform.processor() or platform.machine()}, one core, float32")
         return

@@ -136,6 +136,7 @@ PARTS: dict[str, Callable[[Subject, range], Piece]] = {
     "fact": _facts,
     "text": lambda s, part: _texts(s, s.natural[part.start : part.stop]),
     "common": lambda s, part: _texts(s, s.common[part.start : part.stop]),
+    "everyday": lambda s, part: _texts(s, s.everyday[part.start : part.stop]),
     "caption": _captions,
     "layers": _layers,
 }

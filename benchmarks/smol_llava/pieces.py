@@ -13,12 +13,20 @@ PIECE, LAYERS_PIECE = 25, 5  # of layers, each question takes hundreds of passes
 
 
 class Pieces:
-    """Finished pieces of each part, a line of JSON each."""
+    """Finished pieces of each part, a line of JSON each.
 
-    def __init__(self, file: Path):
-        self.file, self.found = file, dict[str, dict[int, Piece]]()
+    Args:
+        file: Where they are kept; it may have pieces of several models.
+        model: Fingerprint of the model whose pieces are meant.
+    """
+
+    def __init__(self, file: Path, model: str):
+        self.file, self.model = file, model
+        self.found: dict[str, dict[int, Piece]] = {}
         for line in file.read_text().splitlines() if file.exists() else []:
-            self._keep(**json.loads(line))
+            piece = json.loads(line)
+            if piece.pop("model", None) == model:
+                self._keep(**piece)
 
     def _keep(self, part: str, start: int, values: Piece) -> None:
         self.found.setdefault(part, {})[start] = values
@@ -27,7 +35,8 @@ class Pieces:
         """Keep a piece, in the file as well."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
-            file.write(json.dumps({"part": part, "start": start, "values": values}) + "\n")
+            piece = {"model": self.model, "part": part, "start": start, "values": values}
+            file.write(json.dumps(piece) + "\n")
         self._keep(part, start, values)
 
     def column(self, part: str, name: str) -> list:
@@ -39,7 +48,7 @@ def missing(s: Subject, pieces: Pieces, parts: list[str]) -> Iterator[tuple[str,
     """What is not measured yet, piece by piece."""
     facts = len(list(all_facts()))
     counts = {"fact": facts, "layers": s.curve_count, "text": s.text_count}
-    counts["common"] = len(s.common)
+    counts |= {"common": len(s.common), "everyday": len(s.everyday)}
     for part in parts:
         count, size = counts.get(part, s.count), LAYERS_PIECE if part == "layers" else PIECE
         for start in range(0, count, size):

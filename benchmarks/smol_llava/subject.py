@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from attrib.data.scenes import render
 from attrib.model.vlm import VLM
 from attrib.zoo.evaluate import held_out_questions
+from attrib.zoo.text_questions import held_out_text_questions
 
 FACTS = Path(__file__).parents[1] / "common_facts.csv"
 LOCALITY = "nq question: "
@@ -76,6 +77,11 @@ class Subject:
         """Row, question and answer of the common facts."""
         with FACTS.open(newline="") as file:
             return [(i, r["question"], r["answer"]) for i, r in enumerate(csv.DictReader(file))]
+
+    @cached_property
+    def everyday(self) -> list[tuple[int, str, str]]:
+        """Number, question and answer of the questions that are held out from training."""
+        return [(i, q.text, q.answer) for i, q in enumerate(held_out_text_questions())]
 
 
 def contains(text: str, answer: str) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from attrib.zoo.text_questions import trained_questions
 from benchmarks.smol_llava import pieces as module
 from benchmarks.smol_llava.pieces import Pieces, measure
 from benchmarks.smol_llava.scores import layer_scores, shares, text_scores
@@ -32,11 +33,12 @@ def subject(monkeypatch):
 def test_an_interrupted_measurement_goes_on_where_it_stopped(subject, tmp_path):
     s, asked = subject
     file = tmp_path / "new" / "pieces.jsonl"
-    while not measure(s, Pieces(file), ["vqa", "layers"], seconds=0):
-        Pieces(file).add(*next((p, r.start, module.PARTS[p](s, r)) for p, r in
-                               module.missing(s, Pieces(file), ["vqa", "layers"])))  # fmt: skip
+    while not measure(s, kept := Pieces(file, "one"), ["vqa", "layers"], seconds=0):
+        part, rows = next(module.missing(s, kept, ["vqa", "layers"]))
+        kept.add(part, rows.start, module.PARTS[part](s, rows))
     assert asked == [("vqa", k) for k in (0, 25, 50)] + [("layers", k) for k in (0, 5, 10, 15)]
-    pieces = Pieces(file)
+    pieces = Pieces(file, "one")
+    assert Pieces(file, "another model").found == {}
     assert pieces.column("vqa", "hit") == [i % 4 > 0 for i in range(60)]
     assert measure(s, pieces, ["vqa", "layers"], 9.0) and len(asked) == 7  # nothing is left
     for part, column in (("other", "hit"), ("caption", "tokens"), ("caption", "exact")):
@@ -60,7 +62,22 @@ def test_only_what_the_plain_model_knows_counts_as_still_known():
     assert scores["agree"]["mean"] == 0.5 and scores["kl"]["mean"] == pytest.approx(0.1)
 
 
-def test_no_common_fact_is_asked_twice_or_answers_itself():
-    asked = Subject(None, None, None).common
-    assert len({question for _, question, _ in asked}) == len(asked) > 250
+@pytest.mark.parametrize(("name", "least"), [("common", 250), ("everyday", 130)])
+def test_no_question_is_asked_twice_or_answers_itself(name, least):
+    asked = getattr(Subject(None, None, None), name)
+    assert len({question for _, question, _ in asked}) == len(asked) > least
     assert not [q for _, q, answer in asked if contains(q, answer)]
+
+
+def test_no_question_of_training_is_of_a_kind_that_is_scored():
+    trained = {q.text for q in trained_questions()}
+    assert len(trained) == len(trained_questions()) > 300
+    subject = Subject(None, None, None)
+    starts = [text.split() for text in sorted(trained)]
+    for _, question, _ in subject.common + subject.everyday:
+        assert question not in trained
+        assert question.split()[:4] not in [
+            words[:4] for words in starts if words[:2] != ["What", "is"]
+        ]
+    kinds = ("capital", "continent", "symbol", "opposite", "plural", "currency", "past tense")
+    assert not [text for text in trained if any(kind in text for kind in kinds)]

@@ -18,10 +18,12 @@ from attrib.files import ORIGIN, WEIGHTS, language_model_folder, missing_part
 from attrib.model import checkpoint
 from attrib.model.fingerprint import fingerprint
 from attrib.zoo import __main__ as zoo_command
-from attrib.zoo import fetching, smol_llava, vision_pretraining
-from attrib.zoo.adaptation import Adaptation, AdaptationRun
+from attrib.zoo import fetching, smol_llava, text_keeping, vision_pretraining
+from attrib.zoo.adaptation import AdaptationRun
+from attrib.zoo.adaptation_data import Adaptation
 from attrib.zoo.evaluate import _exact_matches, held_out_questions
 from attrib.zoo.smol_llava import build_smol_llava, save_additions, trained_weights, use_additions
+from attrib.zoo.text_keeping import TextKeeping
 from attrib.zoo.tokenizer import scene_words
 
 NAME = "smol-llava"
@@ -29,6 +31,10 @@ SPECIALS = ["<|endoftext|>", "<|im_end|>", "<unk>", "<reponame>"]
 RECIPE = Adaptation(
     align_steps=1, steps=2, easy_steps=1, rows=2, length=120, texts=8, text_length=12, warmup=2
 )
+KEEPING = TextKeeping(
+    steps=1, rows=2, length=120, texts_per_row=1, warmup=1, sampled=2, question_tokens=3,
+    answer_tokens=3, moment_steps=1,
+)  # fmt: skip
 needs_smollm2 = pytest.mark.skipif(
     missing_part(WEIGHTS / NAME) is not None, reason="SmolLM2 was not fetched: make smol"
 )
@@ -159,6 +165,8 @@ def test_training_resumes_bit_for_bit_and_leaves_the_language_model_as_it_is(
     monkeypatch.setattr(smol_llava, "STARTS", ("", "what"))
 
     monkeypatch.setattr(zoo_command, "Adaptation", lambda: RECIPE)
+    monkeypatch.setattr(zoo_command, "TextKeeping", lambda: KEEPING)
+    monkeypatch.setattr(text_keeping, "OPENINGS", ("what",))
     monkeypatch.setattr(zoo_command, "WEIGHTS", tmp_path / "weights")
     whole, first = (AdaptationRun(tmp_path / k / NAME, RECIPE, language, "cpu") for k in "ab")
     before = {k: v.clone() for k, v in whole.model.state_dict().items()}
@@ -169,8 +177,8 @@ def test_training_resumes_bit_for_bit_and_leaves_the_language_model_as_it_is(
         first.train(str, save_every=1)
     assert first.step == 1 and whole.step == 2
     zoo_command.main(["train", NAME, "--runs", str(tmp_path / "b"), "--device", "cpu"])
-    resumed, additions = tmp_path / "weights" / NAME, {}
-    for folder in (resumed, tmp_path / "whole"):
+    shipped, additions = tmp_path / "weights" / NAME, {}
+    for folder in (tmp_path / "b" / NAME, tmp_path / "whole"):
         additions[folder] = load_file(folder / files.ADDITIONS)
     one, other = additions.values()
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
@@ -179,7 +187,9 @@ def test_training_resumes_bit_for_bit_and_leaves_the_language_model_as_it_is(
     with pytest.raises(ValueError, match="another recipe"):
         first.recipe = replace(RECIPE, seed=1)
         first.train(str)
-    assert attrib.load(str(resumed)).num_layers == 2
+    assert attrib.load(str(shipped)).num_layers == 2
+    second = load_file(shipped / files.ADDITIONS)  # of the training that keeps text answers
+    assert second.keys() == one.keys() and not all(torch.equal(second[k], one[k]) for k in one)
 
 
 def test_what_ships_is_small_and_safe():
