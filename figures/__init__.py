@@ -7,7 +7,7 @@ figures.show(figure, measured)
 figure.verdict(measured).text
 """
 
-from figures.export import Picture, results, show, write, write_index
+from figures.export import Picture, other_models, results, show, write, write_index
 from figures.figure import Figure, Measured, Setting, Verdict, find, names
 from figures.style import DEFAULT, PAPER, STYLES, Style
 
@@ -23,6 +23,7 @@ __all__ = [
     "Verdict",
     "find",
     "names",
+    "other_models",
     "results",
     "show",
     "write",

@@ -72,7 +72,7 @@ def add_to(app: typer.Typer) -> None:
 
 def figures(options: FiguresOptions) -> int:
     """Draw the papers' figures: pictures, numbers and verdicts."""
-    from figures import STYLES, Measured, find, names, write, write_index
+    from figures import STYLES, Measured, find, names, other_models, write, write_index
 
     refuse_unwritable(options.out)
     chosen = [find(name) for name in options.names or names()]
@@ -86,7 +86,7 @@ def figures(options: FiguresOptions) -> int:
             print(f"  {path}")
         print(f"{figure.source}: {figure.verdict(read[figure.name]).text}")
     if not options.names:
-        print(f"  {write_index(read, options.out)}")
+        print(f"  {write_index(read, options.out, other_models(options.out))}")
     return ExitCode.DONE
 
 

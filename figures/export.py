@@ -1,12 +1,12 @@
 """Write figures as files, list them on a page, and show them in notebooks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attrib.files import atomic_write, write_text
-from figures.figure import Figure, Measured, Setting, find
+from figures.figure import Figure, Measured, Setting, Verdict, find
 from figures.style import DEFAULT, Style, applied
 
 DPI = 130  # of files: two columns of print
@@ -21,8 +21,6 @@ _HEAD = (
     "`../notebooks/`. A verdict applies to the model and data named beside it and is computed",
     "from the numbers.",
     "",
-    "| Figure | Shows | Verdict |",
-    "| --- | --- | --- |",
 )
 
 
@@ -42,17 +40,42 @@ def write(
     return [vector, Path(f"{stem}.png")]
 
 
-def write_index(results: Mapping[str, Measured], folder: str | Path) -> Path:
-    """Write the page with figures by name, their claims and verdicts, and return its path."""
-    head: list[str] = [*_HEAD]
+def write_index(
+    results: Mapping[str, Measured],
+    folder: str | Path,
+    others: Mapping[str, Mapping[str, Measured]] | None = None,
+) -> Path:
+    """Write the page with figures by name, their claims and verdicts, and return its path.
+
+    Args:
+        results: The numbers of each figure.
+        folder: Folder of the page and of the pictures.
+        others: By model, the numbers of the figures that were measured on it too; their pictures
+            are in the subfolder of its name.
+    """
+    others = others or {}
+    columns = ["Figure", "Shows", "Verdict", *(f"on {model}" for model in others)]
+    head: list[str] = [*_HEAD, _row(columns), _row(["---"] * len(columns))]
     sections: list[str] = []
     for name, measured in results.items():
         figure = find(name)
-        verdict = figure.verdict(measured)
+        verdict, also = figure.verdict(measured), _verdicts(figure, others)
         title = figure.title.replace("|", "\\|")
-        head.append(f"| [{figure.source}](#{_anchor(figure)}) | {title} | {verdict.word} |")
+        words = [also[model].word if model in also else "not measured" for model in others]
+        head.append(_row([f"[{figure.source}](#{_anchor(figure)})", title, verdict.word, *words]))
         sections += _section(figure, measured.about, verdict.text, figure.alt(measured))
+        for model, found in also.items():
+            sections += _other_model(figure, model, others[model][name].about, found.text)
     return write_text(Path(folder) / INDEX, "\n".join([*head, *sections]) + "\n")
+
+
+def other_models(folder: str | Path) -> dict[str, dict[str, Measured]]:
+    """Numbers in `MODEL/data/NAME` below a folder of figures: by model and figure."""
+    found: dict[str, dict[str, Measured]] = {}
+    for about in sorted(Path(folder).glob("*/data/*/about.json")):
+        name, model = about.parent.name, about.parents[2].name
+        found.setdefault(model, {})[name] = Measured.load(about.parent)
+    return found
 
 
 def results(figure: Figure, setting: Setting | None = None, folder: Path = DATA) -> Measured:
@@ -111,6 +134,29 @@ def _section(figure: Figure, about: Mapping[str, Any], verdict: str, alt: str) -
         f"[PNG]({name}.png), [numbers](data/{name}/), [notebook](../notebooks/{name}.ipynb); "
         f"measured by `{about.get('command')}`",
     ]
+
+
+def _verdicts(figure: Figure, others: Mapping[str, Mapping[str, Measured]]) -> dict[str, Verdict]:
+    return {
+        model: figure.verdict(found[figure.name])
+        for model, found in others.items()
+        if figure.name in found
+    }
+
+
+def _other_model(figure: Figure, model: str, about: Mapping[str, Any], verdict: str) -> list[str]:
+    stem = f"{model}/{figure.name}"
+    return [
+        "",
+        f"**On {model}** (n = {about.get('n')}): {verdict}",
+        "",
+        f"[SVG]({stem}.svg), [PNG]({stem}.png), [numbers]({model}/data/{figure.name}/); measured "
+        f"by `{about.get('command')}`",
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _anchor(figure: Figure) -> str:

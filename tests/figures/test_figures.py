@@ -20,6 +20,7 @@ from figures import (
     Verdict,
     find,
     names,
+    other_models,
     results,
     write,
     write_index,
@@ -98,10 +99,26 @@ def test_what_is_committed_is_small(name):
 
 def test_the_index_is_made_of_the_committed_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("figures.export.find", judged)
-    page = write_index({name: committed(name) for name in names()}, tmp_path).read_text()
+    found = {name: committed(name) for name in names()}
+    page = write_index(found, tmp_path, other_models(FIGURES)).read_text()
     assert page == (FIGURES / "README.md").read_text(encoding="utf-8")
     for name in names():
         assert f"({name}.svg)" in page and find(name).claim in page
+
+
+def test_figures_of_another_model_get_a_column_and_a_section(tmp_path):
+    read = {name: committed(name) for name in ("dualedit_figure_1", "dualedit_figure_2")}
+    another = replace(read["dualedit_figure_2"], about={**ABOUT, "command": "again"})
+    another.save(tmp_path / "other-llava" / "data" / "dualedit_figure_2")
+    page = write_index(read, tmp_path, other_models(tmp_path)).read_text()
+    head, first, second = (
+        line for line in page.splitlines() if line.startswith("| ") and "---" not in line
+    )
+    assert head == "| Figure | Shows | Verdict | on other-llava |"
+    assert first.endswith("| not measured |") and second.endswith("| holds here | holds here |")
+    assert page.count("**On other-llava**") == 1 and f"(n = {EXAMPLES})" in page
+    assert "(other-llava/dualedit_figure_2.svg)" in page and "measured by `again`" in page
+    assert "other-llava" not in write_index(read, tmp_path).read_text()
 
 
 def test_what_is_saved_is_loaded_and_saved_again_the_same(tmp_path):
