@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from attrib.analyses.logit_lens import Lens, logit_lens
     from attrib.analyses.patching import patching, patching_difference, patching_parts
     from attrib.analyses.qformer import qformer_picture, queries_to_patches
+    from attrib.analyses.reliance import Reliance, reliance
     from attrib.analyses.sensitivity import sensitivity
     from attrib.checks import check
     from attrib.errors import AttribError, RowError, SetupError
@@ -46,6 +47,7 @@ _NAMES = {
     "attrib.analyses.logit_lens": ("Lens", "logit_lens"),
     "attrib.analyses.patching": ("patching", "patching_difference", "patching_parts"),
     "attrib.analyses.qformer": ("qformer_picture", "queries_to_patches"),
+    "attrib.analyses.reliance": ("Reliance", "reliance"),
     "attrib.analyses.sensitivity": ("sensitivity",),
     "attrib.checks": ("check",),
     "attrib.errors": ("AttribError", "RowError", "SetupError"),

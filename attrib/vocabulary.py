@@ -14,6 +14,9 @@ Unit = Literal["std", "abs"]
 NoiseSite = Literal["block", "attention"]
 Preset = Literal["paper", "published-code"]
 
+# Insertion and deletion: what replaces erased cells of an image.
+Baseline = Literal["mean", "blur"]
+
 # Contributions.
 Norm = Literal["none", "final", "frozen"]
 

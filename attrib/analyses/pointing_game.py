@@ -10,17 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from torch import Tensor
 
-from attrib.analyses.attention import head_mean
-from attrib.analyses.heatmaps import Perturbation, heatmap_pass, stack_maps
-from attrib.analyses.qformer import patch_attention_if_any, pictures_of, project
-from attrib.analyses.visual_tokens import VisualTokens, gradient_times_input, require_images
+from attrib.analyses.heatmaps import Perturbation
+from attrib.analyses.qformer import pictures_of
+from attrib.analyses.saliency import mean_map, saliency_maps
+from attrib.analyses.visual_tokens import require_images
 from attrib.data import EditSample
 from attrib.data.scenes.ground_truth import GroundTruth
 from attrib.errors import AttribError
-from attrib.forward.attention import attention_rows
-from attrib.forward.hooks import gather_positions
 from attrib.model.batch import Batch, Grid
 from attrib.model.vlm import VLM
 from attrib.runs.collected import Tables
@@ -28,7 +25,6 @@ from attrib.stats import auc
 
 COVERED = 0.1  # share of a cell that an object must cover, or of a smaller object inside it
 STATISTICS = ("hit", "chance", "auc", "auc_objects")
-ATTENTION, GRADIENT = "attention", "gradient"
 COLUMNS = ("example", "layer", "method", "statistic", "value", "kind", "right")
 
 
@@ -142,7 +138,8 @@ def measure_faithfulness(
         AttribError: A sample has no image, or its visual tokens have no place in it.
     """
     require_images(batch)
-    maps, right = _maps(vlm, batch, samples, truths, how)
+    maps, predicted = saliency_maps(vlm, batch, how)
+    answers = [vlm.answer_token(truths[sample.id].answer) for sample in samples]
     pictures = pictures_of(vlm, batch, samples)
     parts: list[pd.DataFrame] = []
     over_layers: list[pd.DataFrame] = []
@@ -155,49 +152,12 @@ def measure_faithfulness(
         on = masks_to_grid(truth.masks(), grid)
         for method, values in maps.items():
             columns = {"example": sample.id, "method": method, "kind": truth.question.kind,
-                       "right": right[i]}  # fmt: skip
+                       "right": predicted[i] == answers[i]}  # fmt: skip
             cells = values[i][:, grid.first : grid.first + grid.rows * grid.cols]
             parts.append(_scores(cells, on, target).assign(**columns))
-            over_layers.append(_scores(_mean_map(cells), on, target).assign(**columns))
+            over_layers.append(_scores(mean_map(cells), on, target).assign(**columns))
     all_layers = _concat(over_layers).drop(columns="layer")
     return {"faithfulness": _concat(parts), "all_layers": all_layers}
-
-
-def _maps(
-    vlm: VLM,
-    batch: Batch,
-    samples: Sequence[EditSample],
-    truths: Mapping[str, GroundTruth],
-    how: Mapping[str, Perturbation],
-) -> tuple[dict[str, Float[np.ndarray, "batch layer cell"]], list[bool]]:
-    """Every method's maps over visual tokens or patches, and whether the model is right."""
-    tokens, layers = VisualTokens.of(batch), range(vlm.num_layers)
-    with patch_attention_if_any(vlm) as attention, attention_rows(vlm, tokens.last) as rows:
-        logits = vlm.logits(batch)
-    predicted = gather_positions(logits, tokens.last).argmax(-1).tolist()
-    found: dict[str, Tensor] = {}
-    for name, perturbation in how.items():
-        with heatmap_pass(vlm, batch, layers, perturbation) as maps:
-            vlm.logits(batch)
-        found[name] = stack_maps(maps, layers, batch)
-    values = tokens.gather(head_mean(vlm, rows).transpose(1, 2)).transpose(1, 2)
-    padded = ~tokens.real[:, None].to(values.device)
-    found[ATTENTION] = values.masked_fill(padded, float("nan"))
-    found[GRADIENT] = gradient_times_input(vlm, batch).abs()
-    if attention:
-        found = {name: project(values, attention[-1], batch) for name, values in found.items()}
-    answers = [vlm.answer_token(truths[sample.id].answer) for sample in samples]
-    right = [a == b for a, b in zip(predicted, answers, strict=True)]
-    return {name: values.cpu().double().numpy() for name, values in found.items()}, right
-
-
-def _mean_map(maps: Float[np.ndarray, "layer cell"]) -> Float[np.ndarray, "one cell"]:
-    """The mean over layers of maps that are scaled to the same sum."""
-    sums = maps.sum(-1, keepdims=True)
-    usable = np.isfinite(sums[:, 0]) & (sums[:, 0] > 0)
-    if not usable.any():
-        return maps[:1] * 0
-    return (maps[usable] / sums[usable]).mean(0, keepdims=True)
 
 
 def _scores(

@@ -1,5 +1,6 @@
 """Curves that cost more passes: noise sensitivity, and patching with another picture."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from PIL import Image, ImageOps, ImageStat
 
 from attrib.analyses.patching import clean_runs, patching_of
+from attrib.analyses.reliance import reliance
 from attrib.analyses.sensitivity import sensitivity
+from attrib.explorer.findings import percent
 from attrib.explorer.payload import array
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
@@ -46,6 +49,21 @@ def deep_data(vlm: VLM, batch: Batch, other: Batch | None, seed: int) -> dict[st
         "answers": texts,
     }
     return data
+
+
+def reliance_findings(vlm: VLM, batch: Batch, answer: Sequence[int], seed: int) -> list[str]:
+    """A sentence per token of the answer: how much it relies on the picture."""
+    found = reliance(vlm, batch, answer, seed=seed)
+    return [
+        f"Noise on the picture moves this token's distribution by {visual:.2g} nats, noise on the "
+        f"words by {text:.2g}: {percent(share)} of its reliance is on the picture."
+        for visual, text, share in zip(
+            found.visual.tolist(),
+            found.text.tolist(),
+            found.share.nan_to_num().tolist(),
+            strict=True,
+        )
+    ]
 
 
 def other_picture(image: Image.Image, other: Image.Image | None = None) -> Image.Image:

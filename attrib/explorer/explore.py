@@ -9,7 +9,7 @@ from PIL import Image
 
 from attrib.data.image_sources import GivenImage, as_source, open_sources
 from attrib.errors import AttribError
-from attrib.explorer.deep import deep_data, other_picture
+from attrib.explorer.deep import deep_data, other_picture, reliance_findings
 from attrib.explorer.observe import (
     LITTLE_NOISE,
     MOST_HEATMAPS,
@@ -118,6 +118,11 @@ def explore(
             if edit is None or seen is sides[0][1]:
                 other = encode(seen.vlm, prompt, fitted) if images else None
                 side["deep"] = deep_data(seen.vlm, seen.batch, other, seed)
+                if images:
+                    first = seen.first_answer
+                    said = reliance_findings(seen.vlm, seen.batch, seen.answer, seed)
+                    for finding, sentence in zip(side["findings"][first:], said, strict=True):
+                        finding.append(sentence)
     return Explorer(data, tuple(seen for _, seen in sides), tuple(asked))
 
 

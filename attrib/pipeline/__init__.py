@@ -30,6 +30,10 @@ ANALYSES: dict[str, tuple[str, str]] = {
         "attrib.pipeline.heatmap.Faithfulness",
         "Do heatmaps point at the object asked about? Compared with attention and gradients.",
     ),
+    "deletion": (
+        "attrib.pipeline.deletion.Deletion",
+        "Does the answer depend on what maps mark? Areas under insertion and deletion curves.",
+    ),
     "sweep": (
         "attrib.pipeline.interventions.Sensitivity",
         "KL of the output under noise on one modality, layer by layer (DualEdit, Fig. 2).",

@@ -5,6 +5,7 @@ by marker and by line style. Drawn twice, a result gives the same file, byte for
 """
 
 from attrib.plots.curves import attention, contributions, faithfulness, heatmap_by_layer, learning
+from attrib.plots.deletion import deletion
 from attrib.plots.drawing import describe, new_axes, save, share_scale, svg
 from attrib.plots.gate import gate_auc, gate_similarity, gate_tokens
 from attrib.plots.heatmaps import heatmap_pictures, heatmaps
@@ -29,6 +30,7 @@ __all__ = [
     "HEATMAP_COLORS",
     "attention",
     "contributions",
+    "deletion",
     "describe",
     "evidence_kinds",
     "faithfulness",

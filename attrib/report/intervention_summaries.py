@@ -125,6 +125,36 @@ def summarize_faithfulness(result: Result, all_layers: Result) -> str:
     )
 
 
+def summarize_deletion(result: Result) -> str:
+    """The map whose cells the answer depends on most, by both areas, with all of them."""
+    table = result.mean(["method", "statistic"])
+    both = table.pivot(index="method", columns="statistic", values="mean")
+    gap = (both["insertion"] - both["deletion"]).drop("random")
+    if not np.isfinite(gap).any():
+        return f"{model_name(result)}: no map has a value."
+    best = str(gap.idxmax())
+    paired = _gaps(result, best) - _gaps(result, "random")
+    low, high = interval(bootstrap_means(paired[:, None], seed=result.seed)[:, 0])
+    sentence = (
+        f"{model_name(result)}: the {best} map finds best what the answer depends on: insertion "
+        f"minus deletion area {gap[best]:.2f}, {np.nanmean(paired):.2f} more than a random order "
+        f"(95 % CI {low:.2f} to {high:.2f}, n = {len(paired)})."
+    )
+    rows = table.assign(
+        area=[f"{m:.3f} ({a:.3f}-{b:.3f})" for m, a, b in table[["mean", "low", "high"]].to_numpy()]
+    )
+    text = rows.pivot(index="method", columns="statistic", values="area").to_string()
+    return f"{sentence}\n\n{text}"
+
+
+def _gaps(result: Result, method: str) -> np.ndarray:
+    """Insertion minus deletion area of each example, in the order of examples."""
+    insertion, deletion = (
+        _values(result.where(method=method, statistic=name)) for name in ("insertion", "deletion")
+    )
+    return insertion - deletion
+
+
 def _values(result: Result) -> np.ndarray:
     return np.asarray(result.frame["value"], float)
 

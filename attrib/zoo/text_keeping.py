@@ -10,6 +10,7 @@ No question is one of the common facts by which the card scores what is kept.
 
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attrib.files import write_text
 from attrib.zoo.adaptation import AdaptationRun, Log
 from attrib.zoo.adaptation_data import Adaptation, StepData
 from attrib.zoo.curriculum import CurriculumSampler
@@ -107,6 +109,20 @@ class TextKeepingRun(AdaptationRun):
         return {**super()._record(), "before": self.before}
 
     def _answered_texts(self) -> ReplayTexts:
+        """Questions with answers; kept in a file, since they take minutes to generate."""
+        file = self.folder / f"texts-{self._digest()}.json"
+        texts = json.loads(file.read_text()) if file.exists() else self._answer()
+        write_text(file, json.dumps(texts))
+        return ReplayTexts(texts, self._hidden(texts))
+
+    def _digest(self) -> str:
+        """What the texts depend on, as part of a file's name."""
+        r = self.keeping
+        asked = [q.text for q in trained_questions()]
+        made = [r.seed, r.sampled, r.question_tokens, r.answer_tokens, OPENINGS, asked]
+        return sha256(json.dumps(made).encode()).hexdigest()[:12]
+
+    def _answer(self) -> list[list[int]]:
         r, tokenizer = self.keeping, self.processor.tokenizer
         torch.manual_seed(r.seed)
         sampled = [q for opening in OPENINGS for q in self._sampled(opening)]
@@ -115,7 +131,7 @@ class TextKeepingRun(AdaptationRun):
         for start in range(0, len(asked), _AT_ONCE):
             prompts = [q + TURN + REPLY for q in asked[start : start + _AT_ONCE]]
             texts += self._generate(prompts, r.answer_tokens, tokenizer.eos_token_id)
-        return ReplayTexts(texts, self._hidden(texts))
+        return texts
 
     def _sampled(self, opening: str) -> list[str]:
         count = -(-self.keeping.sampled // len(OPENINGS))

@@ -148,7 +148,7 @@ def test_questions_about_no_single_object_leave_an_empty_table(scenes):
 
 def test_a_planted_map_points(monkeypatch, scenes):
     """A model whose attention is on the object's cells and nowhere else."""
-    from attrib.analyses import pointing_game as module
+    from attrib.analyses import saliency as module
     from attrib.analyses.pointing_game import masks_to_grid
 
     data, truths = scenes

@@ -147,7 +147,18 @@ def test_faithfulness_needs_a_ground_truth_and_all_layers(run, models, flags):
     assert code == 2 and any(message in err for message in told)
 
 
-@pytest.mark.parametrize("command", ["heatmap", "faithfulness"])
+@pytest.mark.usefixtures("unrendered")
+def test_deletion_compares_maps_with_a_random_order_on_a_photo(run, models, tmp_path):
+    Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "photo.png")
+    photo = ["--image", tmp_path / "photo.png", *PROMPT, "--steps", 3, "--baseline", "blur"]
+    code, out, _ = run("deletion", "--model", models["llava"], *photo, "--out", "o")
+    assert code == 0 and "more than a random order" in out and "gradient, layer 0" in out
+    assert {"deletion.svg", "curves.parquet"} <= names(tmp_path / "o")
+    curves = Result.load(tmp_path / "o" / "curves.parquet").frame
+    assert sorted(set(curves["share"])) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize("command", ["heatmap", "faithfulness", "deletion"])
 def test_the_commands_explain_themselves(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0 and command in result.output
