@@ -14,6 +14,7 @@ makes `benchmarks/results/smol-llava.json` and the card of the model from them.
   smol-llava's distribution there (nats)? Results name rows of the file, not their text.
 - `common`: the same for common facts (`common_facts.csv`). Of those that SmolLM2 knows (its answer
   contains the right one), does smol-llava know them too? It knows few of the natural questions.
+- `everyday`: the same for questions of kinds that no training has (`attrib.zoo.text_questions`).
 - `layers`: noise of one standard deviation on visual tokens, or on text tokens but the last (nats);
   the logit lens; patching from another image; attention of the last token to the first token, to
   the image and to the text; the norm of the first token's state, relative to the median token.

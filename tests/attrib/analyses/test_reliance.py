@@ -44,13 +44,14 @@ def test_each_token_has_the_divergence_that_hooks_give(name):
     assert list(frame.columns) == ["token", "visual", "text", "share"] and len(frame) == 3
 
 
-def test_an_answer_about_the_picture_relies_on_it_and_a_made_up_fact_does_not():
+def test_a_trained_model_needs_picture_and_words_and_without_noise_nothing_moves():
     vlm = attrib.load("tiny-llava", verify=False)
-    image = attrib.data.sample_image()
-    asked = "What color is the star? The answer is:", "What is the capital of drim?"
-    about, fact = (attrib.reliance(vlm, vlm.encode([image], [prompt])) for prompt in asked)
-    assert about.share[0] > 0.1 and about.visual[0] > 10 * fact.visual[0]
-    assert "".join(about.tokens).strip()
+    prompt = "What color is the star? The answer is:"
+    batch = vlm.encode([attrib.data.sample_image()], [prompt])
+    found, still = attrib.reliance(vlm, batch), attrib.reliance(vlm, batch, sigma=0.0)
+    assert found.tokens == ("blue",) and found.visual[0] > 1 and found.text[0] > 1
+    assert 0.2 < found.share[0] < 0.95
+    assert still.visual[0] == still.text[0] == 0 and still.share.isnan().all()
 
 
 def test_without_a_picture_there_is_nothing_to_compare():
