@@ -163,7 +163,13 @@ def main(arguments: list[str] | None = None) -> None:
         "threads": torch.get_num_threads(), "model": options.model, "data": options.data,
         "training edits": TRAINING_EDITS, "steps": STEPS, "rounds": options.rounds, "seed": 0,
     }  # fmt: skip
-    save(options.out, head, {"editors": found})
+    # That of `benchmarks.edit_memory` is in the same file.
+    memory = {"memory": old["memory"]} if "memory" in (old := _read(options.out)) else {}
+    save(options.out, head | memory, {"editors": found})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from attrib.errors import SetupError, describe
 from attrib.files import atomic_write, read_json, sha256, versions, write_text
 from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import EditSignal
-from editors.adapters.sites import MemoryEntry
+from editors.adapters.sites import memories_from, tensors_of
 from editors.base import Edit, WeightEdit
+from editors.weights.low_rank import LowRankEdit
 from editors.weights.neurons import NeuronEdit, neuron_edit
 
 SETTINGS = "editor.json"
@@ -115,6 +115,8 @@ def save_edit(edit: Edit, path: str | Path, vlm: VLM, editor: Any = None) -> Pat
     tensors: dict[str, Tensor] = {}
     if isinstance(edit, WeightEdit):
         tensors = dict(edit.weights)
+    elif isinstance(edit, LowRankEdit):
+        tensors = edit.tensors
     elif isinstance(edit, NeuronEdit):
         tensors, record["layer"] = edit.neurons.tensors, edit.layer
     elif editor is not None and (memories := getattr(edit, "memories", None)) is not None:
@@ -144,6 +146,8 @@ def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
     tensors = {name: value.to(vlm.device) for name, value in tensors.items()}
     if record["kind"] == "WeightEdit":
         return WeightEdit(tensors)
+    if record["kind"] == "LowRankEdit":
+        return LowRankEdit.from_tensors(tensors)
     if record["kind"] == "NeuronEdit":
         return neuron_edit(record["layer"], tensors)
     learned = getattr(editor, "tensors", None)  # editors of weights have none
@@ -159,30 +163,6 @@ def load_edit(path: str | Path, vlm: VLM, editor: Any = None) -> Edit:
 def _of_editor(editor: Any, requests: Sequence[EditRequest]) -> dict[str, Any]:
     edits = [{"prompt": request.prompt, "target": request.target} for request in requests]
     return {"editor": digest_of(editor.tensors), "edits": edits}
-
-
-def tensors_of(memories: Sequence[MemoryEntry]) -> dict[str, Tensor]:
-    """The tensors of encoded edits, by number and part."""
-    tensors: dict[str, Tensor] = {}
-    for i, memory in enumerate(memories):
-        tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
-        tensors |= {f"{i}/last/{k}": s.last for k, s in memory.signals.items()}
-        tensors |= {f"{i}/gate/{k}": v for k, v in memory.gate.items()}
-    return tensors
-
-
-def memories_from(
-    requests: Sequence[EditRequest], tensors: Mapping[str, Tensor]
-) -> list[MemoryEntry]:
-    """The encoded edits of `tensors_of`."""
-    parts: list[dict[str, dict[str, Tensor]]]
-    parts = [{"signal": {}, "last": {}, "gate": {}} for _ in requests]
-    for name, value in tensors.items():
-        number, part, key = name.split("/", 2)
-        parts[int(number)][part][key] = value
-    signals = [{k: EditSignal(v, p["last"][k]) for k, v in p["signal"].items()} for p in parts]
-    found = zip(requests, signals, parts, strict=True)
-    return [MemoryEntry(request, own, p["gate"]) for request, own, p in found]
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -219,3 +219,27 @@ def select_signals(
     """Return, for each example, the signal of its `chosen` edit at the site called `key`."""
     # Only those that are chosen are padded: there may be a thousand others.
     return pad_signals([memories[i].signals[key] for i in chosen.tolist()])
+
+
+def tensors_of(memories: Sequence[MemoryEntry]) -> dict[str, Tensor]:
+    """The tensors of encoded edits, by number and part."""
+    tensors: dict[str, Tensor] = {}
+    for i, memory in enumerate(memories):
+        tensors |= {f"{i}/signal/{k}": s.states for k, s in memory.signals.items()}
+        tensors |= {f"{i}/last/{k}": s.last for k, s in memory.signals.items()}
+        tensors |= {f"{i}/gate/{k}": v for k, v in memory.gate.items()}
+    return tensors
+
+
+def memories_from(
+    requests: Sequence[EditRequest], tensors: Mapping[str, Tensor]
+) -> list[MemoryEntry]:
+    """The encoded edits of `tensors_of`."""
+    parts: list[dict[str, dict[str, Tensor]]]
+    parts = [{"signal": {}, "last": {}, "gate": {}} for _ in requests]
+    for name, value in tensors.items():
+        number, part, key = name.split("/", 2)
+        parts[int(number)][part][key] = value
+    signals = [{k: EditSignal(v, p["last"][k]) for k, v in p["signal"].items()} for p in parts]
+    found = zip(requests, signals, parts, strict=True)
+    return [MemoryEntry(request, own, p["gate"]) for request, own, p in found]

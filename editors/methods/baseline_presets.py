@@ -16,7 +16,7 @@ MEND: dict[str, Preset] = {
     }, {
         "KL of unrelated inputs": "over answer positions (program: over all positions)",
         "weights kept": "those of the smallest validation loss (program: the last validated)",
-        "precision": "the update is rounded to the model's dtype with the weights",
+        "precision": "the update is applied beside the weights, in float32",
     }),
     TUNED_SMALL: Preset(TUNED, {
         **SMALL_MODEL,

@@ -25,9 +25,9 @@ from attrib.errors import AttribError, SetupError
 from attrib.files import write_text
 from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
-from editors.adapters.sites import MemoryEntry
+from editors.adapters.sites import MemoryEntry, memories_from, tensors_of
 from editors.base import Edit
-from editors.io import digest_of, memories_from, tensors_of
+from editors.io import digest_of
 
 LENGTH = 8  # bytes of a record's length
 ABOUT = "edit"  # metadata key of a record

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
-from editors.base import Edit, WeightEdit, encode_requests
+from editors.base import Edit, SequentialEdit, WeightEdit, encode_requests
 from editors.io import save_tensors
 from editors.methods.objective import EditObjective
 from editors.training.config import TrainingConfig
@@ -28,13 +28,13 @@ from editors.training.editor import TrainableEditor
 from editors.training.prefix import collate
 from editors.training.run import TrainingJob
 from editors.weights.components import Matrix, Which, last_layers, matrices_of
+from editors.weights.low_rank import LowRankEdit, merged
 from editors.weights.passes import (
     LowRankUpdate,
     apply_updates,
     partial_forward,
     sum_of_edits,
     token_gradients,
-    weight_edit,
 )
 
 NETWORK = "net.safetensors"
@@ -114,23 +114,25 @@ class HypernetworkEditor(TrainableEditor):
         del config
         return HypernetworkObjective
 
-    def edit(self, vlm: VLM, request: EditRequest) -> WeightEdit:
+    def edit(self, vlm: VLM, request: EditRequest) -> LowRankEdit:
         """The edit that installs a request: one pass over it, forward and backward."""
         sample = EditSample("request", request)
         return self._edit(vlm, request, self._conditions(vlm, self.config, [sample])["request"])
 
-    def _edit(self, vlm: VLM, request: EditRequest, condition: Tensor) -> WeightEdit:
+    def _edit(self, vlm: VLM, request: EditRequest, condition: Tensor) -> LowRankEdit:
         batch = encode_requests(vlm, [request])
         assert batch.labels is not None
         matrices = matrices_of(vlm, self.layers, self.config.matrices)
         run = partial_forward(vlm, batch, min(self.layers))
         gradients = token_gradients(vlm, matrices, run, batch.labels)
         with torch.no_grad():
-            return weight_edit(matrices, self.net(gradients, [condition]))
+            return LowRankEdit.of(matrices, self.net(gradients, [condition]))
 
-    def merge(self, edits: Sequence[Edit]) -> WeightEdit:
+    def merge(self, edits: Sequence[Edit]) -> Edit:
         """Several edits as one: the sum of their updates."""
-        return sum_of_edits(self.vlm, edits)
+        factored = merged([edit for edit in edits if isinstance(edit, LowRankEdit)])
+        dense = [edit for edit in edits if isinstance(edit, WeightEdit)]  # of earlier versions
+        return SequentialEdit([sum_of_edits(self.vlm, dense), factored]) if dense else factored
 
     def _save_tensors(self, path: Path) -> None:
         save_tensors(path / NETWORK, self.net.state_dict())

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_sequence
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
-from editors.base import WeightEdit, encode_requests
+from editors.base import encode_requests
 from editors.methods import baseline_presets
 from editors.methods.hypernetwork import (
     Conditions,
@@ -33,6 +33,7 @@ from editors.methods.hypernetwork import (
 from editors.training.config import EditorConfig
 from editors.training.losses import LossWeights, answer_losses
 from editors.training.presets import Preset
+from editors.weights.low_rank import LowRankEdit
 from editors.weights.passes import LowRankUpdate, TokenGradients
 
 ANSWER_TOKENS = 16  # of the model's own answer
@@ -95,7 +96,7 @@ class KE(HypernetworkEditor):
         """The loss."""
         return HypernetworkObjective if config.loss == "efk" else KEObjective
 
-    def edit(self, vlm: VLM, request: EditRequest, old: str | None = None) -> WeightEdit:
+    def edit(self, vlm: VLM, request: EditRequest, old: str | None = None) -> LowRankEdit:
         """The edit that installs a request; it replaces the answer `old`, or the model's own."""
         if old is None:
             return super().edit(vlm, request)

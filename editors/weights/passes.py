@@ -19,7 +19,7 @@ from attrib.forward.hooks import on_input, on_output, read
 from attrib.forward.replay import capture, forward_from
 from attrib.metrics import log_probabilities
 from attrib.model.batch import IGNORE_INDEX, Batch
-from attrib.model.devices import execution_device, loaded, loaded_weights
+from attrib.model.devices import execution_device, loaded_weights
 from attrib.model.vlm import VLM
 from editors.base import Edit, WeightEdit
 from editors.weights.components import Matrix
@@ -182,17 +182,6 @@ def apply_updates(
             add = _add_update(inputs, matrix.name, updates[matrix.name])
             stack.enter_context(on_output(matrix.module, add))
         yield
-
-
-@torch.no_grad()
-def weight_edit(matrices: Sequence[Matrix], updates: Mapping[str, LowRankUpdate]) -> WeightEdit:
-    """The edit of the updates' first request."""
-    with loaded(*(m.module for m in matrices)):
-        return WeightEdit({m.name: _sum(m.module.weight, updates[m.name]) for m in matrices})
-
-
-def _sum(weight: Tensor, update: LowRankUpdate) -> Tensor:
-    return (weight + update.dense[0].to(weight.device)).to(weight.dtype)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from planted_editors import HEAD, Nothing, Says, Writes, sample
 
 from attrib.data import EditRequest
 from attrib.forward.hooks import on_output
+from editors import IKE, LTE, SERAC
 from editors.base import SequentialEdit, WeightEdit, is_causal
 from editors.evaluation import evaluate
 from editors.evaluation.edited import edited_answers
@@ -77,6 +78,24 @@ def test_an_edit_of_hidden_states_answers_as_in_a_whole_run(vlm):
     gated = replace(plain, memories=[replace(plain.memories[0], gate=features)], gate=gate)
     assert {e is None for e in gated.of_rows(vlm, probes.batches[0])} == {True, False}
     assert records(edited_answers(vlm, gated, probes, before)) == records(whole(vlm, gated, probes))
+
+
+@pytest.mark.parametrize("kind", [IKE, LTE, SERAC])
+def test_editors_that_answer_by_text_or_another_model_work_behind_a_gate(vlm, kind, tmp_path):
+    """Open inputs get the edit's answer, closed ones the unedited model's, bit for bit."""
+    few = {} if kind is IKE else {"steps": 1, "batch_size": 2, "preset": "tuned-small"}
+    editor = kind.train(vlm, [sample(i) for i in range(4)], out=tmp_path, **few)
+    one = sample(7)
+    gate, probes = median_gate(vlm, one), EncodedProbes.of(vlm, one, PROTOCOLS, 16)
+    with torch.no_grad():
+        before = probes.answers(vlm, causal=True)
+        edit, alone = (behind(editor, g).edit(vlm, one.request) for g in (gate, None))
+        edited = records(whole(vlm, alone, probes))
+        found = records(edited_answers(vlm, edit, probes, before))
+        chosen = edit.of_rows(vlm, probes.batches[0])
+    assert {e is None for e in chosen} == {True, False}
+    wanted = [records(before)[i] if e is None else edited[i] for i, e in enumerate(chosen)]
+    assert found == wanted and edited != records(before)
 
 
 @torch.no_grad()

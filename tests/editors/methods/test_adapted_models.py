@@ -16,7 +16,8 @@ from editors.methods.finetune import FTL, FTV
 from editors.methods.lte_objective import LowRank
 from editors.methods.transformer_patcher import TransformerPatcher
 from editors.weights.components import matrices_of, mlp_of
-from editors.weights.passes import LowRankUpdate, partial_forward, token_gradients, weight_edit
+from editors.weights.low_rank import LowRankEdit
+from editors.weights.passes import LowRankUpdate, partial_forward, token_gradients
 
 # peft asks transformers in a way that it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -63,7 +64,7 @@ def test_updates_made_of_gradients_are_those_of_the_merged_model(name):
         run = partial_forward(vlm, batch, 2)
         grads = token_gradients(vlm, matrices, run, batch.labels)
         updates = {key: LowRankUpdate(-0.01 * g.delta, g.x) for key, g in grads.items()}
-        edit = weight_edit(matrices, updates)
+        edit = LowRankEdit.of(matrices, updates)
         changed.append(logits(vlm, asked(), edit))
         assert_restored(vlm, before)
         assert not torch.allclose(changed[-1], logits(vlm, asked()), atol=1e-2)

@@ -46,11 +46,11 @@ def test_before_training_the_change_is_rate_times_gradient(name, tmp_path):
     editor = MEND.train(vlm, samples(4), out=tmp_path, **{**QUICK, "steps": 0}, rate=0.5)
     edit = editor.edit(vlm, asked())
     assert_restored(vlm, before)
-    assert len(edit.weights) == 6  # two maps of each of three layers
-    for key, value in edit.weights.items():
+    assert len(edit.updates) == 6  # two maps of each of three layers
+    for key, update in edit.updates.items():
         brute = gradient(vlm, asked(), key)
         assert brute.abs().max() > 0
-        torch.testing.assert_close(value - before[key], 0.5 * brute, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(update.dense[0], 0.5 * brute, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -149,10 +149,19 @@ def test_edits_together_have_the_sum_of_their_changes(tmp_path):
     vlm = tiny_vlm("llava")
     editor = MEND.train(vlm, samples(4), out=tmp_path, **{**QUICK, "steps": 0}, rate=0.5)
     one, two = editor.edit(vlm, asked()), editor.edit(vlm, asked(3, "green"))
-    both, weights = editor.merge([one, two]), dict(vlm.model.named_parameters())
-    for name, value in both.weights.items():
-        changes = sum(edit.weights[name] - weights[name] for edit in (one, two))
-        torch.testing.assert_close(value - weights[name], changes, rtol=1e-4, atol=1e-6)
+    for name, both in editor.merge([one, two]).updates.items():
+        changes = sum(edit.updates[name].dense for edit in (one, two))
+        torch.testing.assert_close(both.dense, changes, rtol=1e-4, atol=1e-6)
+    # Edits of earlier versions hold the weights themselves.
+    weights = dict(vlm.model.named_parameters())
+    old = WeightEdit({n: weights[n] + u.dense[0] for n, u in one.updates.items()})
+    mixed, whole = editor.merge([old, two]), editor.merge([one, two])
+    batch = encode_requests(vlm, [asked()])
+    found = []
+    for edit in (mixed, whole):
+        with edit.applied(vlm), torch.no_grad():
+            found.append(vlm.logits(batch))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_settings_choose_matrices_layers_and_terms(tmp_path):
@@ -161,7 +170,7 @@ def test_settings_choose_matrices_layers_and_terms(tmp_path):
     editor = MEND.train(vlm, samples(4), out=tmp_path, layers={"text": [1], "visual": [0]},
                         **settings)  # fmt: skip
     found = {m.name for i in (0, 1) for m in mlp_of(vlm, i).matrices("all")}
-    assert set(editor.edit(vlm, asked()).weights) == found and len(found) == 6
+    assert set(editor.edit(vlm, asked()).updates) == found and len(found) == 6
     assert "request" not in editor.trained["curve"][0]
     assert {"text_locality", "visual_locality", "loss"} <= set(editor.trained["curve"][0])
     for changes, said in (
