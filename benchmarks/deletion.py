@@ -11,25 +11,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import attrib
+from attrib.report.intervention_summaries import deletion_gaps
 from attrib.results import Result
 from attrib.stats import bootstrap_means, interval
 from benchmarks.harness import RESULTS, save
 
 MODELS = ("tiny-llava", "tiny-blip2", "tiny-minigpt4")
 AGAINST = ("random", "attention")
-
-
-def gaps(result: Result, method: str) -> np.ndarray:
-    """Insertion minus deletion area of each question."""
-    return np.subtract(
-        *(
-            np.asarray(result.where(method=method, statistic=name).frame["value"], float)
-            for name in ("insertion", "deletion")
-        )
-    )
 
 
 def rows_of(model: str, result: Result) -> list[dict[str, Any]]:
@@ -42,7 +31,7 @@ def rows_of(model: str, result: Result) -> list[dict[str, Any]]:
             row[statistic] = [round(float(table.loc[(method, statistic), k]), 4)  # pyright: ignore[reportArgumentType]
                               for k in ("mean", "low", "high")]  # fmt: skip
         for other in AGAINST:
-            paired = gaps(result, method) - gaps(result, other)
+            paired = deletion_gaps(result, method) - deletion_gaps(result, other)
             low, high = interval(bootstrap_means(paired[:, None], seed=0)[:, 0])
             row[f"gap over {other}"] = [round(float(v), 4) for v in (paired.mean(), low, high)]
         rows.append({**row, "n": result.examples})

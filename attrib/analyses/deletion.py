@@ -59,18 +59,19 @@ def replace_cells(
 def largest_first(values: Float[np.ndarray, " cell"], steps: int) -> Bool[np.ndarray, "state cell"]:
     """Which cells are chosen at each step: none at first, then the largest, in the end all.
 
-    Cells without a value come last, tied cells in reading order.
+    Cells without a value come last, tied cells in reading order. There are no more steps than
+    cells.
     """
     order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")
-    counts = np.linspace(0, len(values), steps + 1).round().astype(int)
+    counts = np.unique(np.linspace(0, len(values), steps + 1).round().astype(int))
     rank = np.empty(len(values), int)
     rank[order] = np.arange(len(values))
     return rank < counts[:, None]
 
 
-def area(probabilities: Float[np.ndarray, " state"]) -> float:
-    """Area under a curve whose states are evenly spaced from 0 to 1."""
-    return float((probabilities[1:] + probabilities[:-1]).mean() / 2)
+def area(curve: Float[np.ndarray, "state two"]) -> float:
+    """Area under a curve (trapezoids); its columns are the share of cells and the value."""
+    return float(np.trapezoid(curve[:, 1], curve[:, 0]))
 
 
 def measure_deletion(
@@ -116,7 +117,7 @@ def measure_deletion(
         own[RANDOM] = _random_map(samples[i].id, grid.rows * grid.cols, seed)
         curves = _curves(vlm, samples[i], grid, own, predicted[i], steps, baseline)
         rows += [(samples[i].id, *name, curve) for name, curve in curves.items()]
-    return _tables(rows, steps)
+    return _tables(rows)
 
 
 def _random_map(example: str, cells: int, seed: int) -> Float[np.ndarray, " cell"]:
@@ -131,21 +132,23 @@ def _curves(
     token: int,
     steps: int,
     baseline: Baseline,
-) -> dict[tuple[str, str], Float[np.ndarray, " state"]]:
-    """Probabilities of a token along each curve of one sample, by method and statistic."""
+) -> dict[tuple[str, str], Float[np.ndarray, "state two"]]:
+    """Shares of cells and probabilities of a token, by method and statistic, for one sample."""
     image = sample.request.images[0].convert("RGB")
     other = baseline_image(image, grid, baseline)
     erased: dict[tuple[str, str], np.ndarray] = {}
+    share = np.empty(0)
     for name, values in maps.items():
         chosen = largest_first(values, steps)
         erased[name, "deletion"], erased[name, "insertion"] = chosen, ~chosen
+        share = chosen.mean(1)  # the same for every map
     distinct = {state.tobytes(): state for states in erased.values() for state in states}
     images = (replace_cells(image, other, grid, state) for state in distinct.values())
     found = dict(
         zip(distinct, _probabilities(vlm, sample.request.prompt, images, token), strict=True)
     )
     return {
-        name: np.array([found[state.tobytes()] for state in states])
+        name: np.stack([share, [found[state.tobytes()] for state in states]], 1)
         for name, states in erased.items()
     }
 
@@ -161,13 +164,12 @@ def _probabilities(vlm: VLM, prompt: str, images: Iterator[Image.Image], token: 
     return found
 
 
-def _tables(rows: Sequence[tuple], steps: int) -> Tables:
+def _tables(rows: Sequence[tuple]) -> Tables:
     areas = [(example, method, what, area(curve)) for example, method, what, curve in rows]
-    shares = np.linspace(0, 1, steps + 1)
     curves = [
-        (example, method, what, share, value)
+        (example, method, what, *point)
         for example, method, what, curve in rows
-        for share, value in zip(shares, curve, strict=True)
+        for point in curve.tolist()
     ]
     return {
         "deletion": pd.DataFrame(areas, columns=list(COLUMNS)),

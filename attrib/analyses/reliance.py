@@ -4,7 +4,9 @@
 
 KL_m is the divergence (nats) of the model's distribution at that token when noise of some standard
 deviations is added to the output of the first layer at the visual tokens, or at the words of the
-prompt (`attrib.sensitivity`). The answer's own earlier tokens stay as they are.
+prompt (`attrib.sensitivity`). The answer's own earlier tokens stay as they are. The first token is
+predicted at the last word of the prompt, which noise on the words perturbs as well: compare its
+reliance with that of other first tokens.
 """
 
 from collections.abc import Sequence
@@ -71,6 +73,8 @@ def reliance(
     Raises:
         AttribError: Several prompts, or one without a picture.
     """
+    if batch.size != 1:
+        raise AttribError(f"{batch.size} prompts: reliance is of one answer at a time")
     if not batch["visual"].any():
         raise AttribError("the prompt has no picture: its answer relies on words alone")
     answer = generated_tokens(vlm, batch, LONGEST_ANSWER) if tokens is None else list(tokens)

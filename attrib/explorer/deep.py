@@ -54,16 +54,17 @@ def deep_data(vlm: VLM, batch: Batch, other: Batch | None, seed: int) -> dict[st
 def reliance_findings(vlm: VLM, batch: Batch, answer: Sequence[int], seed: int) -> list[str]:
     """A sentence per token of the answer: how much it relies on the picture."""
     found = reliance(vlm, batch, answer, seed=seed)
-    return [
+    rows = zip(found.visual.tolist(), found.text.tolist(), found.share.tolist(), strict=True)
+    return [_relies(*row) for row in rows]
+
+
+def _relies(visual: float, text: float, share: float) -> str:
+    if share != share:
+        return "Neither noise on the picture nor noise on the words changes this token."
+    return (
         f"Noise on the picture moves this token's distribution by {visual:.2g} nats, noise on the "
         f"words by {text:.2g}: {percent(share)} of its reliance is on the picture."
-        for visual, text, share in zip(
-            found.visual.tolist(),
-            found.text.tolist(),
-            found.share.nan_to_num().tolist(),
-            strict=True,
-        )
-    ]
+    )
 
 
 def other_picture(image: Image.Image, other: Image.Image | None = None) -> Image.Image:

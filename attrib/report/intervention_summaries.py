@@ -8,6 +8,7 @@ from attrib.report.summaries import ONE_EXAMPLE, model_name, percent, stability
 from attrib.results import Result
 from attrib.stats import bootstrap_means, interval
 
+RANDOM = "random"  # the order of erasing that maps are compared with
 TOKENS = {"text": "text tokens", "visual": "visual tokens", "both": "tokens"}
 PATCHED = {
     "visual": "visual tokens",
@@ -126,28 +127,40 @@ def summarize_faithfulness(result: Result, all_layers: Result) -> str:
 
 
 def summarize_deletion(result: Result) -> str:
-    """The map whose cells the answer depends on most, by both areas, with all of them."""
+    """How each map's order of erasing compares with a random one, in a sentence and a table."""
     table = result.mean(["method", "statistic"])
-    both = table.pivot(index="method", columns="statistic", values="mean")
-    gap = (both["insertion"] - both["deletion"]).drop("random")
-    if not np.isfinite(gap).any():
-        return f"{model_name(result)}: no map has a value."
-    best = str(gap.idxmax())
-    paired = _gaps(result, best) - _gaps(result, "random")
-    low, high = interval(bootstrap_means(paired[:, None], seed=result.seed)[:, 0])
-    sentence = (
-        f"{model_name(result)}: the {best} map finds best what the answer depends on: insertion "
-        f"minus deletion area {gap[best]:.2f}, {np.nanmean(paired):.2f} more than a random order "
-        f"(95 % CI {low:.2f} to {high:.2f}, n = {len(paired)})."
-    )
-    rows = table.assign(
+    over = {
+        method: deletion_gaps(result, method) - deletion_gaps(result, RANDOM)
+        for method in dict.fromkeys(map(str, result.frame["method"]))
+        if method != RANDOM
+    }
+    spans = {
+        name: interval(bootstrap_means(v[:, None], seed=result.seed)) for name, v in over.items()
+    }
+    better = [name for name, (low, _) in spans.items() if low[0] > 0]
+    best = max(over, key=lambda name: np.nanmean(over[name]))
+    head = f"{model_name(result)}: insertion minus deletion area is"
+    if result.examples < 2:
+        sentence = f"{head} largest for the {best} map. {ONE_EXAMPLE}"
+    elif better:
+        sentence = f"{head} above that of a random order for {', '.join(better)}; most for {best}."
+    else:
+        sentence = f"{head} not above that of a random order for any map."
+    areas = table.assign(
         area=[f"{m:.3f} ({a:.3f}-{b:.3f})" for m, a, b in table[["mean", "low", "high"]].to_numpy()]
     )
-    text = rows.pivot(index="method", columns="statistic", values="area").to_string()
-    return f"{sentence}\n\n{text}"
+    text = areas.pivot(index="method", columns="statistic", values="area")
+    text["over random"] = [
+        f"{np.nanmean(over[n]):+.3f} ({spans[n][0][0]:+.3f} to {spans[n][1][0]:+.3f})"
+        if n in over
+        else ""
+        for n in text.index
+    ]
+    note = "Intervals: 95 %, bootstrap over examples, each method alone (no correction)."
+    return f"{sentence}\n\n{text.to_string()}\n\n{note}"
 
 
-def _gaps(result: Result, method: str) -> np.ndarray:
+def deletion_gaps(result: Result, method: str) -> Float[np.ndarray, " example"]:
     """Insertion minus deletion area of each example, in the order of examples."""
     insertion, deletion = (
         _values(result.where(method=method, statistic=name)) for name in ("insertion", "deletion")

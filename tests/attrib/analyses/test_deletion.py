@@ -72,11 +72,15 @@ def test_baselines_keep_the_mean_colour_and_differ():
         assert np.abs(made_of.mean((0, 1)) - np.asarray(image).mean((0, 1))).max() < 4
 
 
-def test_the_area_is_that_of_trapezoids():
-    assert area(np.full(5, 0.7)) == pytest.approx(0.7)
-    assert area(np.linspace(1, 0, 11)) == pytest.approx(0.5)
-    values = np.random.default_rng(0).random(9)
-    assert area(values) == pytest.approx(np.trapezoid(values, np.linspace(0, 1, 9)))
+def test_the_area_is_that_of_trapezoids_over_the_share_of_cells():
+    share = np.array([0, 0.25, 1.0])
+    assert area(np.stack([share, np.full(3, 0.7)], 1)) == pytest.approx(0.7)
+    assert area(np.stack([share, 1 - share], 1)) == pytest.approx(0.5)
+    assert area(np.stack([share, [1, 0, 0]], 1)) == pytest.approx(0.125)
+
+
+def test_there_are_no_more_steps_than_cells():
+    assert largest_first(np.arange(3.0), steps=10).sum(1).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2_opt"])
@@ -100,7 +104,8 @@ def test_curves_start_at_the_whole_image_and_end_at_the_baseline(name):
                 assert curves[(*at, statistic, none)] == pytest.approx(erased, abs=1e-5)
     areas = tables["deletion"].set_index(["example", "method", "statistic"])["value"]
     for key, rows in curves.groupby(level=["example", "method", "statistic"]):
-        assert areas[key] == pytest.approx(area(rows.to_numpy()))
+        shares = rows.index.get_level_values("share").to_numpy()
+        assert areas[key] == pytest.approx(np.trapezoid(rows.to_numpy(), shares))
 
 
 def test_a_map_of_what_a_planted_model_reads_has_the_best_areas(monkeypatch):

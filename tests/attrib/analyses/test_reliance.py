@@ -6,6 +6,7 @@ from conftest import picture, tiny_vlm
 
 import attrib
 from attrib.errors import AttribError
+from attrib.explorer import deep
 from attrib.forward.hooks import read, write
 from attrib.forward.noise import base_noise
 from attrib.metrics import kl
@@ -58,3 +59,11 @@ def test_without_a_picture_there_is_nothing_to_compare():
     vlm = tiny_vlm("llava")
     with pytest.raises(AttribError, match="no picture"):
         attrib.reliance(vlm, vlm.encode([None], ["What is it?"]))
+    two = vlm.encode([picture(30, 30, seed=0)] * 2, ["one", "two"])
+    with pytest.raises(AttribError, match="2 prompts"):
+        attrib.reliance(vlm, two, [3])
+
+
+def test_the_page_says_where_noise_changes_nothing():
+    assert "Neither" in deep._relies(0.0, 0.0, float("nan"))
+    assert "75\u00a0%" in deep._relies(3.0, 1.0, 0.75)

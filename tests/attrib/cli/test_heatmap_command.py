@@ -152,10 +152,11 @@ def test_deletion_compares_maps_with_a_random_order_on_a_photo(run, models, tmp_
     Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "photo.png")
     photo = ["--image", tmp_path / "photo.png", *PROMPT, "--steps", 3, "--baseline", "blur"]
     code, out, _ = run("deletion", "--model", models["llava"], *photo, "--out", "o")
-    assert code == 0 and "more than a random order" in out and "gradient, layer 0" in out
+    assert code == 0 and "One example: no confidence interval" in out
+    assert "gradient, layer 0" in out and "over random" in out
     assert {"deletion.svg", "curves.parquet"} <= names(tmp_path / "o")
     curves = Result.load(tmp_path / "o" / "curves.parquet").frame
-    assert sorted(set(curves["share"])) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert len(set(curves["share"])) == 4 and set(curves["share"]) >= {0.0, 1.0}
 
 
 @pytest.mark.parametrize("command", ["heatmap", "faithfulness", "deletion"])
