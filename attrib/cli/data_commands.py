@@ -50,7 +50,7 @@ def check_data(
     from attrib.errors import AttribError
 
     how: Literal["decode", "header"] = pixels or "decode"
-    if is_table(data):
+    if is_table(data, split):
         report = check_table(data, image_root, columns=columns, split=split, pixels=how)
     elif columns or split:
         raise AttribError(

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, naming_option
-from attrib.cli.outputs import log
+from attrib.cli.outputs import exit_code_for, log
 from attrib.cli.table_rows import (
     RowOptions,
     chosen_row,
@@ -15,14 +15,14 @@ from attrib.cli.table_rows import (
     refuse_with_data,
     refuse_without_data,
 )
-from attrib.errors import AttribError, RowError
+from attrib.errors import AttribError
 from attrib.pipeline.options import ModelOptions, Photos, option
 from attrib.pipeline.source import load_model, require_targets
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from attrib.data import EditRequest, EditSample
+    from attrib.data import EditData, EditRequest, EditSample
     from attrib.model.vlm import VLM
     from editors.base import Edit
 
@@ -49,6 +49,9 @@ class EditOptions(RowOptions, ModelOptions):
     max_new_tokens: int = option(16, "Longest answer, in tokens.", ge=1)
     save: Path | None = option(None, "Save the edit to this file (.safetensors).")
     load: Path | None = option(None, "Load a saved edit instead of making one.")
+    max_failures: int | None = option(
+        None, "With --data: exit with 1 if more rows are quarantined.", shown="no limit", ge=0
+    )
 
 
 def edit(options: EditOptions) -> int:
@@ -60,11 +63,11 @@ def edit(options: EditOptions) -> int:
     from editors.io import save_edit
 
     folder = _check(options)
-    samples = [] if options.data is None else _samples(options)
+    rows = None if options.data is None else _rows(options)
     vlm = load_model(options)
     editor: Any = load_editor(folder, vlm)
-    if samples:
-        return _edit_rows(options, vlm, editor, samples)
+    if rows is not None:
+        return _edit_rows(options, vlm, editor, rows)
     questions = list(_questions(options, vlm))
     made = _make_edit(options, vlm, editor)
     target = options.target or _target_of(made)
@@ -84,6 +87,8 @@ def _check(options: EditOptions) -> Path:
     refuse_with_data(options, OF_ONE)
     if options.data is not None:
         return options.editor
+    if options.max_failures is not None:
+        raise AttribError("--max-failures: it belongs to data; give --data")
     if options.prompt is None or (options.load is None and not options.target):
         raise AttribError("--prompt and --target: give the question and the new answer")
     if options.load is not None and options.target is not None:
@@ -91,11 +96,12 @@ def _check(options: EditOptions) -> Path:
     return options.editor
 
 
-def _samples(options: EditOptions) -> "list[EditSample]":
-    """The rows to edit: the one that is asked for, or all."""
+def _rows(options: EditOptions) -> "EditData":
+    """The rows to edit: the one that is asked for, or all with those that cannot be used."""
     data = require_targets(read_rows(options))
-    one = options.row is not None or not data  # without any, the first reason is raised
-    return [chosen_row(data, options.row)] if one else list(data)
+    if options.row is None and data:  # without any, the first reason is raised
+        return data
+    return replace(data, samples=[chosen_row(data, options.row)], quarantined=[])
 
 
 def _make_edit(
@@ -130,28 +136,31 @@ def _questions(options: EditOptions, vlm: "VLM") -> Iterator[Question]:
             yield name, images, prompt
 
 
-def _edit_rows(
-    options: EditOptions, vlm: "VLM", editor: Any, samples: "list[EditSample]"
-) -> ExitCode:
-    """Edit row by row; rows that cannot be used are named, and the others go on."""
+def _edit_rows(options: EditOptions, vlm: "VLM", editor: Any, data: "EditData") -> int:
+    """Edit row by row; rows that cannot be used are named and counted, and the others go on."""
+    from attrib.data import Quarantined
     from editors.evaluation.protocols import begins_with_target
 
     taken = used = 0
-    for sample in samples:
+    bad = list(data.quarantined)
+    for sample in data:
         target = sample.request.target
         try:
             questions = list(_questions_of(sample, options, vlm))
             made = _make_edit(options, vlm, editor, sample.request)
+            asked = _ask(vlm, made, questions, _longest(options, vlm, target))
         except AttribError as error:
-            where = "" if isinstance(error, RowError) else f"row {sample.meta['row']}: "
-            log(f"quarantined: {where}{error}")
+            field, reason = getattr(error, "field", "edit"), getattr(error, "reason", str(error))
+            file = sample.meta.get("file", data.name)
+            bad.append(Quarantined(file, sample.meta["row"], field, reason))
+            log(f"quarantined: {bad[-1]}")
             continue
-        asked = _ask(vlm, made, questions, _longest(options, vlm, target))
         print("\n".join([f"row {sample.meta['row']} -> {target}", *asked.lines(questions)]))
         used += 1
         taken += begins_with_target(asked.after[0], target)
-    print(f"edits made: {used}, taken: {taken}")
-    return ExitCode.DONE if used and taken == used else ExitCode.NOT_TAKEN
+    print(f"edits made: {used}, taken: {taken}, rows quarantined: {len(bad)}")
+    code = exit_code_for(bad, options.max_failures)
+    return code or (ExitCode.DONE if used and taken == used else ExitCode.NOT_TAKEN)
 
 
 def _questions_of(sample: "EditSample", options: EditOptions, vlm: "VLM") -> Iterator[Question]:

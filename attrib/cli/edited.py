@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrib.cli.command import naming_option
 from attrib.cli.outputs import log, write_manifest
-from attrib.errors import AttribError
+from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import Options, option
 
 if TYPE_CHECKING:
@@ -45,12 +45,19 @@ class EditedOptions(Options):
     )
 
 
-def check_edit(options: EditedOptions, *, reads_target: bool = False) -> None:
+def check_edit(
+    options: EditedOptions, *, reads_target: bool = False, row_target: bool = False
+) -> None:
     """Refuse combinations that mean nothing, before anything is loaded.
 
     Args:
         options: The options.
         reads_target: Whether `--target` means something without an edit.
+        row_target: Whether a row of data has the new answer.
+
+    Raises:
+        AttribError: An option would be ignored, or an editor lacks the new answer.
+        SetupError: The edit is neither a file nor a folder.
     """
     if options.edit is None:
         given = ["edit_prompt", "load", *([] if reads_target else ["target"])]
@@ -58,8 +65,20 @@ def check_edit(options: EditedOptions, *, reads_target: bool = False) -> None:
             if getattr(options, name) is not None:
                 flag = name.replace("_", "-")
                 raise AttribError(f"--{flag}: it belongs to an edit; give --edit as well")
-    elif options.load is not None and (options.target is not None and not reads_target):
-        raise AttribError("--target: the edit of --load has its answer; give one of them")
+        return
+    saved = options.edit.is_file()
+    if saved and options.load is not None:
+        raise AttribError("--load: --edit is a saved edit already; give one of them")
+    if saved or options.load is not None:
+        of = "--load" if options.load is not None else "--edit"
+        if options.target is not None and not reads_target:
+            raise AttribError(f"--target: the edit of {of} has its answer; give one of them")
+        if options.edit_prompt is not None:
+            raise AttribError(f"--edit-prompt: the edit of {of} has its question; leave it out")
+    elif not (options.target or row_target):
+        raise AttribError("--target: give the new answer that the editor installs")
+    if not options.edit.exists():
+        raise SetupError(f"{options.edit}: no trained editor and no saved edit is there")
 
 
 def edit_of(

@@ -39,7 +39,13 @@ class ExploreOptions(RowOptions, EditedOptions, ModelOptions):
         panel=MORE,
     )
     compare: str | None = option(None, "A second model, beside the first.", panel=MORE)
-    deep: bool = option(False, "Add noise sensitivity and patching.", panel=MORE, flags=("--deep",))
+    deep: bool = option(
+        False,
+        "Add noise sensitivity, patching, and how much each token of the answer relies on the "
+        "picture and on the words.",
+        panel=MORE,
+        flags=("--deep",),
+    )
     other_image: Path | None = option(
         None, "Photo whose states --deep patches in.", shown="its mean colour", panel=MORE
     )
@@ -115,8 +121,8 @@ def _check(options: ExploreOptions) -> None:
     refuse_without_data(options)
     if not options.prompt and options.data is None:
         raise AttribError("--prompt: give a question, such as 'What animal is this?'")
-    check_edit(options)
     if options.edit is not None and options.compare is not None:
         raise AttribError("--compare: a page has two sides; give --edit or --compare")
+    check_edit(options, row_target=options.data is not None)
     if options.other_image is not None and not options.deep:
         raise AttribError("--other-image: it is for patching; give --deep as well")

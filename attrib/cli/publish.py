@@ -1,6 +1,9 @@
 """`attrib export-model` and `attrib push`: edits for use elsewhere."""
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,13 +40,15 @@ def export_model(options: ExportOptions) -> int:
     from attrib.data import open_photo
     from attrib.pipeline.source import load_model
     from editors.weights.export import export_model as write_model
+    from editors.weights.export import require_new
 
     if options.edit is None or options.out is None:
         raise AttribError("--edit and --out: give a saved edit or an editor, and a new folder")
-    check_edit(options)
     made_now = not options.edit.is_file() and options.load is None
     if made_now and not (options.prompt and options.target):
         raise AttribError("--edit: an editor makes the edit from --prompt, --target and --image")
+    check_edit(options)
+    require_new(options.out)
     with naming_option("image"):
         photos = [open_photo(path) for path in options.image or ()]
     vlm = load_model(options)
@@ -61,7 +66,7 @@ class PushOptions(Options):
     ] = None
     repo_id: Annotated[str | None, Argument(help="USER/NAME on the Hugging Face hub.")] = None
     public: bool = option(False, "Let everybody read it.", flags=("--public",))
-    message: str = option("Upload with attrib", "Of the commit.")
+    message: str = option("Upload with attrib", "Message of the commit.")
 
 
 def push(options: PushOptions) -> int:
@@ -71,15 +76,14 @@ def push(options: PushOptions) -> int:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", options.repo_id):
         raise AttribError(f"{options.repo_id!r} is no repository; expected USER/NAME")
     files = files_to_push(options.folder)
-    size = show_bytes(sum(file.stat().st_size for file in files))
-    who = "public" if options.public else "private"
-    log(f"push: {len(files)} files, {size}, to {options.repo_id} ({who})")
-    print(upload(options.folder, options.repo_id, public=options.public, message=options.message))
+    print(upload(options.folder, files, options))
     return ExitCode.DONE
 
 
 def files_to_push(folder: Path) -> list[Path]:
-    """The files of a folder that are uploaded: weights, settings and texts, no checkpoints.
+    """The files of a folder that are uploaded: weights, settings and texts.
+
+    Checkpoints stay, and so does what is hidden or in a hidden folder.
 
     Raises:
         SetupError: There is no such folder, or nothing of an editor, an edit or a model in it.
@@ -93,30 +97,35 @@ def files_to_push(folder: Path) -> list[Path]:
         )
     return sorted(
         file for file in folder.rglob("*")
-        if file.is_file() and any(map(file.match, PUSHED)) and not any(map(file.match, KEPT_HERE))
+        if file.is_file() and any(map(file.match, PUSHED))
+        and not any(fnmatch(part, kept) for part in file.relative_to(folder).parts
+                    for kept in KEPT_HERE)
     )  # fmt: skip
 
 
-def upload(folder: Path, repo_id: str, *, public: bool, message: str) -> str:
-    """Upload a folder to the hub, in one commit; its address.
+def upload(folder: Path, files: Sequence[Path], options: PushOptions) -> str:
+    """Upload files of a folder to the hub, in one commit; its address.
 
     Raises:
         SetupError: The message names the cause: no network, not logged in, no permission.
-        AttribError: The repository is there and public, which was not asked for.
+        AttribError: The repository is there, and public or private against what was asked for.
     """
     from huggingface_hub import HfApi
 
+    repo_id, public = str(options.repo_id), options.public
     try:
         api = HfApi()
         api.create_repo(repo_id, private=not public, exist_ok=True)
-        if not public and not _is_private(api, repo_id):
-            raise AttribError(f"{repo_id} exists and is public; give --public, or another name")
+        if _is_private(api, repo_id) == public:
+            told = "private; leave --public out" if public else "public; give --public"
+            raise AttribError(f"{repo_id} exists and is {told}, or give another name")
+        size = show_bytes(sum(file.stat().st_size for file in files))
+        log(f"push: {len(files)} files, {size}, to {repo_id} ({'public' if public else 'private'})")
         made = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            commit_message=message,
-            allow_patterns=list(PUSHED),
-            ignore_patterns=[pattern for one in KEPT_HERE for pattern in (one, f"*/{one}")],
+            commit_message=options.message,
+            allow_patterns=[escape(file.relative_to(folder).as_posix()) for file in files],
         )
     except AttribError:
         raise

@@ -44,7 +44,9 @@ class TableOptions(ModelOptions):
         "tiny-llava", "Models, comma-separated: embedded names, Hugging Face ids, folders."
     )
     data: str = option(
-        "scenes-vqa", "Datasets, comma-separated: scenes-vqa, scenes-captions, or folders."
+        "scenes-vqa",
+        "Datasets, comma-separated: scenes-vqa, scenes-captions, folders of benchmarks, or your "
+        "own tables.",
     )
     editors: str = option("all", "Editors, comma-separated, or all.")
     layers: str | None = option(

@@ -70,7 +70,13 @@ def chosen_row(data: "EditData", row: int | None) -> "EditSample":
     if found:
         return found[0]
     reasons = [bad for bad in data.quarantined if row in (None, bad.row)]
+    if reasons and row is None:
+        raise AttribError(f"{data.name}: no row can be used; the first: {reasons[0]}")
     if reasons:
-        raise AttribError(f"--row {'of --data' if row is None else row}: {reasons[0]}")
-    rows = [sample.meta["row"] for sample in data]
+        raise AttribError(f"--row {row}: {reasons[0]}")
+    rows = [sample.meta["row"] for sample in data] + [
+        bad.row for bad in data.quarantined if isinstance(bad.row, int)
+    ]
+    if not rows:
+        raise AttribError(f"{data.name}: no row can be used")
     raise AttribError(f"--row {row}: {data.name} has rows {min(rows)} to {max(rows)}")

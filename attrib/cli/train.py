@@ -132,7 +132,15 @@ def train(options: TrainOptions) -> int:
 
 def _evaluation(options: TrainOptions, out: Path) -> str:
     """The command line that evaluates the editor on the data it was trained for."""
-    split = None if options.split is None else options.split.replace("train", "eval")
+    from attrib.data.own import has_split
+    from attrib.data.tables import is_table
+
+    split = options.split
+    if is_table(options.data, split):
+        path = Path(options.data)
+        split = "test" if split and has_split(path, "test", options.columns) else split
+    elif split is not None and split.endswith("-train"):
+        split = f"{split.removesuffix('-train')}-eval"
     flags = data_flags(options, None if options.data in NAMED_SPLITS else split)
     return next_command("evaluate", options, "--editor", str(out), *flags)
 

@@ -69,7 +69,8 @@ def parse_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
     """Columns as an option names them, such as "image=file,prompt=question".
 
     Raises:
-        AttribError: It has another form, or there is no such field.
+        AttribError: It has another form, there is no such field, a field is named twice, or a
+            column is given for two fields.
     """
     if given is None:
         return {}
@@ -79,13 +80,35 @@ def parse_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
         parts = [part for part in given.split(",") if part.strip()]
         if wrong := [part for part in parts if "=" not in part]:
             raise AttribError(
-                f"expected FIELD=COLUMN such as image=file,prompt=question, got {wrong[0]!r}"
+                f"expected FIELD=COLUMN such as image=file,prompt=question, got {wrong[0]!r}; a "
+                "column with a comma in its name cannot be given: rename it"
             )
-        named = (part.partition("=") for part in parts)
-        pairs = {field.strip(): column.strip() for field, _, column in named}
+        named = [(f.strip(), c.strip()) for f, _, c in (part.partition("=") for part in parts)]
+        if twice := _repeated([field for field, _ in named]):
+            raise AttribError(f"columns: the field {twice} is given twice; give it one column")
+        pairs = dict(named)
     if unknown := [field for field in pairs if field not in ALIASES]:
         raise AttribError(f"a table has no field {unknown[0]!r}; fields are {', '.join(ALIASES)}")
+    if twice := _repeated([column for column in pairs.values() if column]):
+        fields = " and ".join(field for field, column in pairs.items() if column == twice)
+        raise AttribError(f"columns: {twice} is given for {fields}; a column holds one field")
     return pairs
+
+
+def columns_text(given: str | Mapping[str, str] | None) -> str | None:
+    """Columns in the one spelling of the option; None without any.
+
+    Raises:
+        AttribError: As `parse_columns`, or a name has a comma, which separates columns.
+    """
+    pairs = parse_columns(given)
+    if comma := [column for column in pairs.values() if "," in column]:
+        raise AttribError(f"the column {comma[0]!r} has a comma, which separates: rename it")
+    return ",".join(f"{field}={column}" for field, column in pairs.items()) or None
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def find_columns(names: Sequence[str], given: str | Mapping[str, str] | None, file: str) -> Columns:

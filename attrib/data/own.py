@@ -145,11 +145,22 @@ def rows_of_split(table: Table, columns: Columns, split: str | None) -> list[int
             f"{split!r} out, or name the column that has it, as columns: split=COLUMN"
         )
     parts = [row.get(column) if isinstance(row, dict) else None for row in table.rows]
-    numbers = [number for number, part in enumerate(parts) if part == split]
+    known = [None if _is_empty(part) else str(part) for part in parts]  # 1 is the split "1"
+    numbers = [number for number, part in enumerate(known) if part == split]
     if not numbers:
-        known = ", ".join(dict.fromkeys(str(part) for part in parts if not _is_empty(part)))
-        raise AttribError(f"{table.path}: no row has {column} = {split!r}; there are {known}")
+        there = ", ".join(dict.fromkeys(part for part in known if part is not None))
+        raise AttribError(f"{table.path}: no row has {column} = {split!r}; there are {there}")
     return numbers
+
+
+def has_split(path: Path, split: str, columns: str | None) -> bool:
+    """Whether a table has rows of a split, or a folder of saved datasets has that split."""
+    try:
+        table, left = read_table(path, split)
+        found = find_columns(table.columns, columns, str(table.path))
+        return bool(rows_of_split(table, found, left))
+    except AttribError:
+        return False
 
 
 def ids_of(table: Table, columns: Columns, numbers: Sequence[int]) -> tuple[list[str], list[str]]:

@@ -40,6 +40,8 @@ def read_delimited(path: Path) -> Table:
             f"{path}: line {lines.line_num}: {error}; is a quote not closed, or one inside a "
             'quoted cell not doubled ("")?'
         ) from error
+    if not records:
+        raise SetupError(f"{path}: the file has no header: its first line names the columns")
     (_, header), *rows = records
     names = _names(header, path)
     read = [_row(names, cells, line, delimiter) for line, cells in rows]

@@ -48,15 +48,17 @@ def side_by_side(before: Result, after: Result, statistics: Sequence[str] = ()) 
     """
     sides = {}
     for name, result in (("before", before), ("after", after)):
-        varied = [n for n in ("module", "statistic") if n in result.frame]
+        varied = [n for n in ("module", "statistic", "sigma") if n in result.frame]
         groups, values = result.matrix([*varied, "layer"])
         means = groups.assign(value=values.mean(0))
         if statistics:
             means = means[means["statistic"].isin(list(statistics))]
         for column in varied:
-            means[column] = means[column].astype(str)
+            means[column] = [_label(column, value) for value in means[column]]
         wide = means.pivot_table("value", "layer", varied or None, dropna=False)
-        wide.columns = [str(column) for column in wide.columns]
+        wide.columns = [
+            label if isinstance(label, str) else " ".join(label) for label in wide.columns
+        ]
         sides[name] = wide
     columns = [
         sides[name][[column]].rename(columns={column: f"{column} {name}"})
@@ -64,3 +66,8 @@ def side_by_side(before: Result, after: Result, statistics: Sequence[str] = ()) 
         for name in sides
     ]
     return pd.concat(columns, axis=1)
+
+
+def _label(column: str, value: Any) -> str:
+    """A value in the heading of a column; a number says of what."""
+    return f"sigma {value:g}" if column == "sigma" else str(value)

@@ -115,7 +115,7 @@ class ModelOptions(Options):
     )
     processor: str | None = option(
         None,
-        "Embedded name, id or folder of the processor, if it lives elsewhere.",
+        "Embedded name, id or folder of the processor, if it is in another place.",
         panel="Model",
         shown="the model's",
     )
@@ -160,10 +160,9 @@ class SourceOptions(Options):
     @field_validator("columns", mode="before")
     @classmethod
     def _one_spelling(cls, given: Any) -> str | None:
-        from attrib.data.columns import parse_columns
+        from attrib.data.columns import columns_text
 
-        pairs = parse_columns(given).items()
-        return ",".join(f"{field}={column}" for field, column in pairs) or None
+        return columns_text(given)
 
 
 class DataOptions(SourceOptions):

@@ -55,27 +55,47 @@ def export_model(vlm: VLM, edit: Any, folder: str | Path) -> Path:
 
     Raises:
         AttribError: The edit is none of weights.
-        SetupError: The folder exists and is not empty, or cannot be written.
+        SetupError: The folder exists and is not empty, or cannot be written; or parts of the model
+            are offloaded.
     """
     folder = Path(folder)
     weights = edited_weights(edit)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SetupError(f"{folder} exists already; give a new folder")
+    require_new(folder)
+    if any(weight.is_meta for weight in vlm.model.parameters()):
+        # Their stored values, which are saved, are not those that an edit changes.
+        raise SetupError(
+            f"{vlm.name}: parts of the model are offloaded, so its edited weights cannot be saved; "
+            "load it as a whole (without --device-map, with --device cpu)"
+        )
     base = {"name": vlm.name, "fingerprint": fingerprint(vlm)}
-    unfinished = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}.tmp")
+    place = folder.resolve()  # the current folder has a name, too
+    beside = place if place.exists() else place.parent
+    unfinished = beside / f".{place.name}-{uuid4().hex[:8]}.tmp"
     try:
         with edit.applied(vlm):
             _save(vlm, unfinished)
         record = {"base": base, "parameters": sorted(weights), "versions": versions()}
         write_text(unfinished / RECORD, json.dumps(record, indent=1))
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
+        if place.exists():  # it stays the folder that it is: a shell may be in it
+            for file in sorted(unfinished.iterdir()):
+                file.rename(place / file.name)
+        else:
+            unfinished.rename(place)
     except OSError as error:
         raise SetupError(f"{folder} cannot be written: {describe(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def require_new(folder: Path) -> None:
+    """Refuse a folder with something in it.
+
+    Raises:
+        SetupError: It exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SetupError(f"{folder} exists already; give a new folder")
 
 
 def _save(vlm: VLM, folder: Path) -> None:

@@ -112,10 +112,10 @@ def test_contributions_are_the_same_with_and_without_answers():
 def test_an_answer_that_cannot_follow_its_prompt_is_not_judged_and_the_others_are():
     vlm = tiny_vlm("llava")
     found, _ = table(vlm, ["yes", "a <image> dog", "no", ""])
-    assert found["example"].tolist() in (["e0", "e1", "e2"], ["e0", "e2"])
+    assert found["example"].tolist() == ["e0", "e2"]  # a placeholder in e1, nothing in e3
     assert set(found.columns) == {"example", "answer", "truth", "value"}
     longer, _ = table(vlm, ["word " * 5000, "a small dog", "no", "yes"])
-    assert {"e1", "e2", "e3"} <= set(longer["example"])
+    assert longer["example"].tolist() == ["e1", "e2", "e3"]
 
 
 def test_the_right_answer_of_a_scene_is_not_the_edit_s():

@@ -13,6 +13,7 @@ from editors.base import WeightEdit
 from editors.io import save_edit
 
 ASKED = ("--prompt", "What is it?")
+FILE = __file__  # a file, as a saved edit is
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,13 @@ def test_an_editor_makes_the_edit_now_and_its_answer_may_be_the_key(run, there):
         (("sweep", "--edit", "e", "--limit", "2"), "--edit: one photo is shown before and after"),
         (("heatmap", *ASKED, "--edit", "e", "--load", "l", "--target", "t"), "the edit of --load"),
         (("contributions", *ASKED, "--target", "y"), "--target is read with --key gold"),
-        (("patching", *ASKED, "--edit", "e"), "--edit"),
+        (("patching", *ASKED, "--edit", "e"), "No such option: --edit"),
+        (("heatmap", *ASKED, "--edit", FILE, "--load", "l"), "--load: --edit is a saved edit"),
+        (("heatmap", *ASKED, "--edit", FILE, "--edit-prompt", "q"), "the edit of --edit has its q"),
+        (("heatmap", *ASKED, "--edit", FILE, "--target", "t"), "--target: the edit of --edit"),
+        (("explore", *ASKED, "--edit", FILE, "--target", "t"), "--target: the edit of --edit"),
+        (("heatmap", *ASKED, "--edit", "e", "--load", "l", "--edit-prompt", "q"), "--edit-prompt:"),
+        (("heatmap", *ASKED, "--edit", "e"), "--target: give the new answer"),
     ],
 )
 def test_an_edit_that_would_be_ignored_is_refused(run, arguments, told):
@@ -81,8 +88,10 @@ def test_an_edit_that_would_be_ignored_is_refused(run, arguments, told):
     assert code == 2 and out == "" and told in err
 
 
-def test_a_missing_edit_is_named(run, there):
-    code, _, err = run("attention", *on(there), "--edit", "nowhere", "--target", "x", "--out", "o")
-    assert code == 3 and "nowhere: no trained editor" in err
+def test_a_missing_edit_is_named_before_the_model_is_loaded(run, there):
+    for name in ("attention", "explore"):
+        edit = ("--edit", "nowhere", "--target", "x", "--out", "o")
+        code, _, err = run(name, "--model", "no-model", *ASKED, *edit)
+        assert code == 3 and "nowhere: no trained editor" in err
     code, _, err = run("attention", *on(there), "--edit", there / "ft-l", "--out", "o")
     assert code == 2 and "--target: give the new answer" in err

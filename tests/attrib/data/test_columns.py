@@ -6,6 +6,7 @@ import pytest
 
 from attrib.data.columns import ALIASES, find_columns, log_columns, parse_columns
 from attrib.errors import AttribError
+from attrib.pipeline.options import SourceOptions
 
 
 @pytest.mark.parametrize("field", ALIASES)
@@ -36,6 +37,9 @@ UNCLEAR = {
     "no such": (["prompt"], "image=file", "image=file: no such column; t.csv has the column"),
     "half": (["prompt", "x"], "loc=x", "loc needs loc_ans as well"),
     "field": (["prompt"], "picture=x", "a table has no field 'picture'; fields are image, prompt"),
+    "field twice": (["a", "b"], "prompt=a,prompt=b", "the field prompt is given twice"),
+    "column twice": (["a"], "prompt=a,target=a", "a is given for prompt and target"),
+    "comma": (["a, b"], "prompt=a, b", "a column with a comma in its name cannot be given"),
     "form": (["prompt"], "image", "expected FIELD=COLUMN such as image=file,prompt=question"),
 }  # fmt: skip
 
@@ -62,3 +66,6 @@ def test_what_was_found_is_said_in_one_line(caplog):
 def test_options_and_mappings_say_the_same():
     assert parse_columns("image=a=b, prompt = q") == {"image": "a=b", "prompt": "q"}
     assert parse_columns({"image": "x"}) == {"image": "x"} and parse_columns(None) == {}
+    assert SourceOptions(columns={"image": "x", "target": ""}).columns == "image=x,target="
+    with pytest.raises(ValueError, match="the column 'a, b' has a comma"):
+        SourceOptions(columns={"prompt": "a, b"})

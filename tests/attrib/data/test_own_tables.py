@@ -19,6 +19,7 @@ from own_tables import (
 
 from attrib.data import load
 from attrib.data.check_table import check_table
+from attrib.data.own import has_split
 from attrib.errors import AttribError, SetupError
 from attrib.runs.collected import should_retry
 
@@ -140,6 +141,7 @@ def test_a_line_that_is_no_json_is_set_aside(tmp_path):
 REFUSED = {
     "empty.csv": (b" \n", "the file is empty"),
     "empty.json": (b"", "the file is empty"),
+    "separators.csv": (b",,,\n", "the file has no header"),
     "header.csv": (b"file,question\n", "holds no rows"),
     "latin.csv": ("file,question\n0.png,Gr\xf6\xdfe?".encode("latin-1"),
                   "line 2: the byte 0xf6 is not UTF-8; save the file as UTF-8"),
@@ -197,11 +199,17 @@ def test_a_split_is_a_column_or_a_folder_of_a_saved_dataset(tmp_path):
         load(path, "eval")
     with pytest.raises(AttribError, match="without a column named split"):
         load(write_csv(tmp_path / "b.csv"), "train")
+    numbered = [{**row, "split": number} for row, number in zip(records(), (1, 2, 1), strict=True)]
+    path = write_json(tmp_path / "numbered.json", numbered)
+    assert [s.meta["row"] for s in load(path, "1")] == [0, 2]
+    assert has_split(path, "2", None) and not has_split(path, "3", None)
     (tmp_path / "both").mkdir()
     (tmp_path / "both" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     write_saved(tmp_path / "both" / "train", records(ROWS[:1]), files=1)
     write_saved(tmp_path / "both" / "test", records(ROWS[1:]), files=1)
     assert len(load(tmp_path / "both", "test", image_root=tmp_path)) == 2
+    assert has_split(tmp_path / "both", "test", None)
+    assert not has_split(tmp_path / "both", "eval", None)
     with pytest.raises(AttribError, match="needs a split: one of train, test"):
         load(tmp_path / "both")
 

@@ -1,4 +1,4 @@
-"""`--processor`: a model whose processor lives elsewhere."""
+"""`--processor`: a model whose processor is in another place."""
 
 import shutil
 

@@ -22,13 +22,15 @@ ANALYSES = {
     "attention": {},
     "sweep": {"sigmas": "0.5"},
 }
+TWO = {"sigmas": "0.1,0.5"}
 
 
-def both(name, prompt, applied):
+def both(name, prompt, applied, given=None):
     """The results before and after an edit."""
+    given = given or ANALYSES[name]
     data = as_data([EditSample("photo", EditRequest(scene(), prompt, ""))])
-    analysis = make_analysis(name, ANALYSES[name])
-    before = attrib.run(name, tiny(), data, **ANALYSES[name])
+    analysis = make_analysis(name, given)
+    before = attrib.run(name, tiny(), data, **given)
     return before, run_edited(analysis, tiny(), data, applied)
 
 
@@ -100,3 +102,14 @@ def test_numbers_stand_side_by_side_by_layer():
     assert list(side_by_side(before, after).columns) == [
         "attn before", "attn after", "mlp before", "mlp after",
     ]  # fmt: skip
+
+
+def test_each_size_of_the_noise_has_columns_of_its_own():
+    before, after = both("sweep", QUESTION, edit(), TWO)
+    table = side_by_side(before, after)
+    assert list(table.columns) == [
+        "sigma 0.1 before", "sigma 0.1 after", "sigma 0.5 before", "sigma 0.5 after",
+    ]  # fmt: skip
+    for sigma in (0.1, 0.5):
+        wanted = after.where(sigma=sigma).frame.groupby("layer")["value"].mean()
+        assert np.allclose(table[f"sigma {sigma} after"], wanted)

@@ -6,7 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import attrib.cli.edit as edit_command
+from attrib.cli.train import TrainOptions
+from attrib.cli.train import _evaluation as evaluation_of
 from attrib.data import load, sample_image
+from attrib.errors import AttribError
 from editors.evaluation.left_out import left_out
 
 BAD = ("questions.csv: row 3: picture: 'no-such.png': no such file", 
@@ -59,7 +63,8 @@ def test_ten_questions_of_which_two_are_broken(run, table, tmp_path):
     counts = dict(zip(exact["metric"], exact["n"], strict=True))
     assert counts == {"rel": 8, "t_gen": 4} and exact["mean"].notna().all()
     out = done("edit", "--editor", "e", "--data", table, "--limit", 9, code=4)
-    assert out.count("request: ") == 7 and "edits made: 7, taken: 0" in out
+    assert out.count("request: ") == 7
+    assert out.endswith("edits made: 7, taken: 0, rows quarantined: 2\n")
     assert out.count("rephrase: ") == 4 and out.count("unrelated: ") == 7
 
 
@@ -67,6 +72,8 @@ def test_a_row_alone_is_edited_and_a_broken_one_refused(run, table):
     run("train", "--editor", "ike", "--data", table, "--out", "e")
     code, out, _ = run("edit", "--editor", "e", "--data", table, "--row", 8)
     assert code == 4 and out.startswith("row 8 -> green") and "edits made: 1, taken: 0" in out
+    code, _, err = run("edit", "--editor", "e", "--data", table, "--row", 99)
+    assert code == 2 and "--row 99: questions.csv has rows 0 to 9" in err
     code, _, err = run("edit", "--editor", "e", "--data", table, "--row", 7)
     assert code == 2 and "--row 7: questions.csv: row 7: question: is empty" in err
     code, _, err = run("edit", "--editor", "e", "--data", table, "--target", "red")
@@ -98,3 +105,43 @@ def test_a_grid_compares_the_mean_of_all_five_scores(run, table, tmp_path):
     (tmp_path / table).write_text("\n".join(split))
     code, _, err = run("grid", "--data", table, "--split", "a", "--test-split", "a")
     assert code == 2 and "mean of the papers' five scores: no image_rephrase column" in err
+
+
+def test_a_row_that_fails_is_counted_and_the_others_go_on(run, table, monkeypatch):
+    run("train", "--editor", "ike", "--data", table, "--out", "e")
+    ask = edit_command._ask
+
+    def fails_once(vlm, made, questions, longest):
+        if questions[0][2].startswith(ASKED[1]):
+            raise AttribError("too long for the model")
+        return ask(vlm, made, questions, longest)
+
+    monkeypatch.setattr(edit_command, "_ask", fails_once)
+    monkeypatch.setattr("editors.evaluation.protocols.begins_with_target", lambda *_: True)
+    edited = ("edit", "--editor", "e", "--data", table, "--limit", 5)
+    code, out, err = run(*edited)
+    assert code == 0 and out.endswith("edits made: 2, taken: 2, rows quarantined: 3\n"), err
+    assert "quarantined: questions.csv: row 1: edit: too long for the model" in err
+    code, _, err = run(*edited, "--max-failures", 2)
+    assert code == 1 and "3 rows quarantined, more than --max-failures 2" in err
+    assert run(*edited, "--max-failures", 3)[0] == 0
+
+
+def test_rows_are_counted_where_none_can_be_used(run, tmp_path):
+    (tmp_path / "none.csv").write_text("file,question,answer\ngone.png,What?,a\ngone.png,,b\n")
+    code, _, err = run("explore", "--data", "none.csv", "--row", 99)
+    assert code == 2 and "--row 99: none.csv has rows 0 to 1" in err
+    code, _, err = run("explore", "--data", "none.csv")
+    assert code == 2 and "none.csv: no row can be used; the first: none.csv: row 0: file" in err
+
+
+def test_the_next_command_evaluates_the_table_on_its_other_part(tmp_path):
+    def hint(data, split=None):
+        return evaluation_of(TrainOptions(data=str(data), split=split), Path("e"))
+
+    path = tmp_path / "train.csv"
+    path.write_text("question,answer,split\nWhat?,a,training\nWhat?,b,train\n")
+    assert "--split training" in hint(path, "training") and "--split" not in hint(path)
+    path.write_text(path.read_text() + "Who?,c,test\n")
+    assert hint(path, "train").endswith(f"--data {path} --split test")
+    assert hint(tmp_path / "trains", "vqa-train").endswith("--split vqa-eval")

@@ -1,5 +1,6 @@
 """Edits for use elsewhere: edited models as plain folders, and uploads, which nothing sends."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from explored import edit as hidden_edit
 from safetensors import safe_open
 
 import attrib
+from attrib.cli.publish import files_to_push
 from attrib.data import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.model.fingerprint import fingerprint
@@ -73,6 +75,25 @@ def test_a_folder_with_something_in_it_is_left_alone(tiny, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
+def test_the_current_folder_may_be_the_new_one(tiny, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    inode = Path().stat().st_ino
+    export_model(tiny, moved(tiny, "layers.3.mlp", 0.1), ".")
+    assert Path("attrib_edit.json").is_file() and Path().stat().st_ino == inode
+    assert not list(Path().glob(".*")) and [f.name for f in tmp_path.iterdir()] == ["here"]
+
+
+def test_an_offloaded_model_is_refused(tmp_path):
+    save_tiny(tmp_path / "model")
+    parts = {"model": "cpu", "lm_head": "disk"}
+    vlm = attrib.load(tmp_path / "model", verify=False, device_map=parts)
+    edit = WeightEdit({"lm_head.weight": torch.zeros(1)})
+    with pytest.raises(SetupError, match="parts of the model are offloaded"):
+        export_model(vlm, edit, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- the commands
 
 
@@ -99,6 +120,8 @@ def test_a_saved_edit_is_exported_by_a_command(run, there, tmp_path):
     with moved(vlm, "layers.2.mlp", 0.1).applied(vlm):
         wanted = vlm.logits(batch)
     assert torch.equal(attrib.load(tmp_path / "o").logits(batch), wanted)
+    code, _, err = run("export-model", "--model", "no-model", "--edit", edit, "--out", "o")
+    assert code == 3 and "o exists already; give a new folder" in err  # the model is not loaded
     code, _, err = run("export-model", "--model", there / "model", "--edit", edit)
     assert code == 2 and "--edit and --out" in err
     code, _, err = run("export-model", "--edit", there / "editor", "--out", "p")
@@ -140,9 +163,28 @@ def test_a_folder_is_uploaded_privately_without_checkpoints_and_photos(run, ther
     assert code == 0 and "https://hub/me/edits" in out and "2 files" in err and "private" in err
     assert made.calls["create_repo"] == ("me/edits", {"private": True, "exist_ok": True})
     given = made.calls["upload_folder"]
-    assert "last.safetensors" in given["ignore_patterns"] and "*.png" not in given["allow_patterns"]
-    assert run("push", there / "editor", "me/edits", "--public")[0] == 0
+    assert given["allow_patterns"] == ["editor.json", "one.safetensors"]
+    made = hub(private=False)
+    code, _, err = run("push", there / "editor", "me/edits", "--public")
+    assert code == 0 and "(public)" in err
     assert made.calls["create_repo"][1]["private"] is False
+
+
+def test_what_is_hidden_or_in_a_hidden_folder_stays(tmp_path):
+    names = ("editor.json", "a/b[1].safetensors", ".secret.json", ".cache/x/one.json",
+             "a/.git/b.json", "a/last.safetensors")  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = [file.relative_to(tmp_path).as_posix() for file in files_to_push(tmp_path)]
+    assert found == ["a/b[1].safetensors", "editor.json"]
+
+
+def test_a_repository_that_is_private_is_not_said_to_be_public(run, there, hub):
+    made = hub(private=True)
+    code, _, err = run("push", there / "editor", "me/edits", "--public")
+    assert code == 2 and "me/edits exists and is private; leave --public out" in err
+    assert "(public)" not in err and "upload_folder" not in made.calls
 
 
 def test_a_public_repository_is_not_written_to_by_accident(run, there, hub):
