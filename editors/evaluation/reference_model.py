@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
-from attrib.files import write_text
+from attrib.files import versions, write_text
+from attrib.model.continuation import end_tokens
 from attrib.model.devices import each_weight
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import plain_parts
@@ -26,6 +27,7 @@ CHUNK = 1 << 24  # elements that are weighted at once on a GPU
 GOLDEN, MIXING = -7046029254386353131, -4658895280553007687
 _WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 FORMAT = 1  # of kept answers
+PROGRAMS = ("attrib", "torch", "transformers")  # whose versions may change answers
 DEFAULT_PROTOCOLS = ("paper", "exact", "generate")
 
 
@@ -160,8 +162,9 @@ class ReferenceModel:
         key = self._key(probes)
         if key not in self._answers:
             path = self.folder / f"{key}.json" if self.folder else None
-            self._answers[key] = (path and load_answers(path)) or self._ask(probes)
-            if path and not path.exists():
+            kept = load_answers(path) if path else None
+            self._answers[key] = self._ask(probes) if kept is None else kept
+            if path and kept is None:  # a damaged file is replaced
                 write_text(path, json.dumps([answer.record() for answer in self._answers[key]]))
         return self._answers[key]
 
@@ -172,9 +175,10 @@ class ReferenceModel:
         return answers
 
     def _key(self, probes: EncodedProbes) -> str:
-        """A digest of all that answers depend on: bits of the model and of its inputs."""
+        """A digest of all that answers depend on: the model, its inputs, the programs."""
         found = hashlib.sha256(repr((FORMAT, probes.protocols, probes.longest)).encode())
         found.update(self._model.encode())
+        found.update(repr(([versions()[name] for name in PROGRAMS], self._ends)).encode())
         found.update(repr([probe.request.target for probe in probes.probes]).encode())
         for batch in probes.batches:
             for name, value in sorted(batch.inputs.items()):
@@ -187,6 +191,10 @@ class ReferenceModel:
     @cached_property
     def _model(self) -> str:
         return hashlib.sha256(repr(sorted(self.checksum.parts.items())).encode()).hexdigest()
+
+    @property
+    def _ends(self) -> list[int]:
+        return sorted(end_tokens(self.vlm))
 
     def require_restored(self, editor: str, sample: str, *, every_bit: bool = True) -> None:
         """Raise NotRestored, naming the editor and what changed, unless all is as before.

@@ -5,6 +5,9 @@ system's cache of files. States are stored in the model's own type, so that step
 states in memory, bit for bit.
 """
 
+import os
+import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +38,8 @@ class _Layout:
 class PrefixFiles:
     """The prefix states of edits, in the order in which they were added.
 
-    The files are this process's own: they go with it.
+    The files are this process's own: they go with it. A killed one leaves them; the next training
+    in the folder on the same machine removes them.
 
     Attributes:
         out: A folder below which they are written.
@@ -47,7 +51,8 @@ class PrefixFiles:
 
     def __post_init__(self):
         self.out.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(mkdtemp(prefix=".prefix-states-", dir=self.out))
+        _remove_left(self.out)
+        self._folder = Path(mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=self.out))
         finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
 
     @staticmethod
@@ -79,3 +84,29 @@ class PrefixFiles:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number}.safetensors"
+
+
+def _prefix() -> str:
+    """How the folders of this machine begin: others may share the disk."""
+    return f".prefix-states-{re.sub(r'[^A-Za-z0-9.]', '_', platform.node())}-"
+
+
+def _remove_left(out: Path) -> None:
+    """Remove the folders of processes of this machine that are gone."""
+    for folder in out.glob(f"{_prefix()}*"):
+        number = folder.name.removeprefix(_prefix()).partition("-")[0]
+        if number.isdecimal() and not _is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process exists; taken for granted where signal 0 does not ask (Windows)."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

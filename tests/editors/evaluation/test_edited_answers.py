@@ -8,10 +8,11 @@ from conftest import picture, tiny_vlm
 from planted_editors import HEAD, Nothing, Says, Writes, sample
 
 from attrib.data import EditRequest
+from attrib.files import versions
 from attrib.forward.hooks import on_output
 from editors import IKE, LTE, SERAC
 from editors.base import SequentialEdit, WeightEdit, is_causal
-from editors.evaluation import evaluate
+from editors.evaluation import evaluate, reference_model
 from editors.evaluation.edited import edited_answers
 from editors.evaluation.protocols import Answer, EncodedProbes
 from editors.evaluation.reference_model import ReferenceModel, counters, load_answers
@@ -138,9 +139,10 @@ def test_kept_answers_are_not_asked_for_again(vlm, tmp_path, monkeypatch):
     files[0].write_text("[{")
     third = evaluate(vlm, Says(), some, reference=ReferenceModel(vlm, folder=tmp_path))
     assert scores(first).equals(scores(third)) and load_answers(tmp_path / "none") is None
+    assert load_answers(files[0]) is not None  # the damaged file was replaced
 
 
-def test_kept_answers_are_of_one_model_and_of_these_inputs(vlm, tmp_path):
+def test_kept_answers_are_of_one_model_and_of_these_inputs(vlm, tmp_path, monkeypatch):
     reference = ReferenceModel(vlm, ("generate", "easyedit"), folder=tmp_path)
     asked = [
         sample(0),
@@ -153,6 +155,14 @@ def test_kept_answers_are_of_one_model_and_of_these_inputs(vlm, tmp_path):
     with WeightEdit({HEAD: head.detach() * 1.01}).applied(vlm):
         other = ReferenceModel(vlm, ("generate", "easyedit"), folder=tmp_path)
         assert other._key(other.encode(asked[0])) not in keys
+    probes = reference.encode(asked[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(vlm.model.generation_config, "eos_token_id", [7, 8])
+        keys.add(reference._key(probes))
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_model, "versions", lambda: {**versions(), "torch": "0"})
+        keys.add(reference._key(probes))
+    assert len(keys) == 5 and reference._key(probes) in keys
     few = ReferenceModel(vlm, ("generate",), folder=tmp_path)
     assert few._key(few.encode(asked[0])) not in keys
     found = reference.answers(reference.encode(asked[0]))

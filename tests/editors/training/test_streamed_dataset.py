@@ -1,5 +1,9 @@
 """Streamed inputs give the same gradients as cached ones."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tiny_models
@@ -17,7 +21,7 @@ from editors.training.dataset import (
     StreamedDataset,
     cached_or_streamed,
 )
-from editors.training.prefix_file import PrefixFiles
+from editors.training.prefix_file import PrefixFiles, _prefix
 
 SMALL = {"d_adapter": 16, "num_heads": 2, "init": "published"}
 LAYERS = {"text": [1], "visual": [0]}
@@ -111,6 +115,18 @@ def test_stored_states_are_those_that_were_given(llava, tmp_path):
         )
         assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in both)
     assert not PrefixFiles.have_room(tmp_path / "none", 1e18)
+
+
+def test_states_that_a_killed_process_left_are_removed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for process in (gone.pid, os.getppid()):
+        (tmp_path / f"{_prefix()}{process}-x").mkdir()
+    (tmp_path / f".prefix-states-other-{gone.pid}-x").mkdir()  # of another machine
+    mine = PrefixFiles(tmp_path)
+    names = {folder.name for folder in tmp_path.iterdir()}
+    assert len(names) == 3 and mine._folder.name.startswith(f"{_prefix()}{os.getpid()}-")
+    assert {f"{_prefix()}{os.getppid()}-x", f".prefix-states-other-{gone.pid}-x"} < names
 
 
 def test_an_edit_has_its_own_inputs_wherever_it_stands(llava):
