@@ -36,6 +36,11 @@ COMMANDS = {
         "attrib.cli.compare",
         "Compare two runs of one analysis: paired differences per layer, with intervals.",
     ),
+    "export": (
+        ANALYSIS,
+        "attrib.cli.export",
+        "Write the tables of a finished run as CSV, Parquet or a workbook.",
+    ),
     "select": (
         LAYERS,
         "attrib.cli.select",
