@@ -87,15 +87,23 @@ def against_older(commit: str, rounds: int, edits: int) -> dict[str, list[dict[s
         vlm.model.save_pretrained(small)
         vlm.processor.save_pretrained(small)
         places = {"tiny-llava": "tiny-llava", "small": str(small)}
-        training = [
-            _training(old, new, name, places[name], layers, rounds, folder)
-            for name, some in LAYERS.items()
-            for layers in some
-        ]
-        made = {"model": "tiny-llava", "out": str(folder / "dualedit")}
-        old.ask("make", **made, **MAKE)
-        evaluation = [_evaluation(old, new, kind, rounds, edits, folder) for kind in EVALUATED]
-    return {"training": training, "evaluation": evaluation}
+        old.ask("make", model="tiny-llava", out=str(folder / "dualedit"), **MAKE)
+        found: dict[str, list[dict[str, Any]]] = {"evaluation": [], "training": []}
+        for kind in EVALUATED:
+            found["evaluation"].append(_evaluation(old, new, kind, rounds, edits, folder))
+            log(found["evaluation"][-1])
+        for name, some in LAYERS.items():
+            for layers in some:
+                row = _training(old, new, name, places[name], layers, rounds, folder)
+                found["training"].append(row)
+                log(row)
+    return found
+
+
+def log(row: Mapping[str, Any]) -> None:
+    """Print a row as soon as it is known."""
+    shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}
+    sys.stderr.write(" ".join(f"{k} {v}" for k, v in shown.items()) + "\n")
 
 
 def _training(
