@@ -136,19 +136,16 @@ def _curves(
     """Shares of cells and probabilities of a token, by method and statistic, for one sample."""
     image = sample.request.images[0].convert("RGB")
     other = baseline_image(image, grid, baseline)
-    erased: dict[tuple[str, str], np.ndarray] = {}
-    share = np.empty(0)
-    for name, values in maps.items():
-        chosen = largest_first(values, steps)
-        erased[name, "deletion"], erased[name, "insertion"] = chosen, ~chosen
-        share = chosen.mean(1)  # the same for every map
+    chosen = {name: largest_first(values, steps) for name, values in maps.items()}
+    erased = {(name, "deletion"): states for name, states in chosen.items()}
+    erased |= {(name, "insertion"): ~states for name, states in chosen.items()}
     distinct = {state.tobytes(): state for states in erased.values() for state in states}
     images = (replace_cells(image, other, grid, state) for state in distinct.values())
     found = dict(
         zip(distinct, _probabilities(vlm, sample.request.prompt, images, token), strict=True)
     )
     return {
-        name: np.stack([share, [found[state.tobytes()] for state in states]], 1)
+        name: np.stack([chosen[name[0]].mean(1), [found[state.tobytes()] for state in states]], 1)
         for name, states in erased.items()
     }
 

@@ -10,18 +10,21 @@ reliance with that of other first tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.analyses.sensitivity import sensitivity
 from attrib.errors import AttribError
+from attrib.forward.hooks import read, write
+from attrib.forward.noise import draw_noise
+from attrib.metrics import kl
 from attrib.model.batch import Batch
-from attrib.model.continuation import generated_tokens, prompt_with
+from attrib.model.continuation import continued, generated_tokens
 from attrib.model.vlm import VLM
+from attrib.vocabulary import MODALITIES, Modality
 
 DRAWS, LONGEST_ANSWER = 4, 16
 
@@ -51,6 +54,7 @@ class Reliance:
         return pd.DataFrame({"token": self.tokens, **{k: v.numpy() for k, v in columns.items()}})
 
 
+@torch.no_grad()
 def reliance(
     vlm: VLM,
     batch: Batch,
@@ -71,31 +75,51 @@ def reliance(
         seed: Seed of the noise.
 
     Raises:
-        AttribError: Several prompts, or one without a picture.
+        AttribError: Several prompts, one without a picture, or an empty answer.
     """
     if batch.size != 1:
         raise AttribError(f"{batch.size} prompts: reliance is of one answer at a time")
     if not batch["visual"].any():
         raise AttribError("the prompt has no picture: its answer relies on words alone")
     answer = generated_tokens(vlm, batch, LONGEST_ANSWER) if tokens is None else list(tokens)
-    found: list[list[float]] = []
-    for number in range(len(answer)):
-        asked = _at_token(vlm, batch, answer[:number])
-        each = [
-            sensitivity(vlm, asked, modality, (sigma,), draws=draws, seed=seed, layers=[0])
-            for modality in ("visual", "text")
-        ]
-        found.append([one.item() for one in each])
+    if not answer:
+        raise AttribError("tokens: the answer is empty")
+    asked = continued(vlm, batch, answer)
+    with read(vlm, [0]) as hidden:
+        clean = _answer_logits(vlm, asked)
+    divergences = [
+        _under_noise(vlm, asked, clean, hidden[0], modality, sigma, draws, seed)
+        for modality in MODALITIES
+    ]
+    by_modality = dict(zip(MODALITIES, divergences, strict=True))
     texts = tuple(vlm.tokenizer.decode([token]) for token in answer)
-    return Reliance(texts, *torch.tensor(found).reshape(-1, 2).T)
+    return Reliance(texts, by_modality["visual"], by_modality["text"])
 
 
-def _at_token(vlm: VLM, batch: Batch, before: list[int]) -> Batch:
-    """The prompt with the answer's tokens before one; they count as no words of the prompt."""
-    asked = prompt_with(vlm, batch, [before]) if before else batch
-    text = asked["text"].clone()
-    if before:
-        text[:, -len(before) :] = False
-    # The same noise at every token of the answer.
-    names = batch.ids or ("prompt",)
-    return replace(asked, spans={**asked.spans, "text": text}).named(list(names))
+def _answer_logits(vlm: VLM, asked: Batch) -> Float[Tensor, "token one d_vocab"]:
+    """The logits that predict each token of the answer, which is the batch's target."""
+    assert asked.labels is not None
+    return vlm.logits(asked)[0, asked.labels[0] != -100][:, None].cpu().double()
+
+
+def _under_noise(
+    vlm: VLM,
+    asked: Batch,
+    clean: Float[Tensor, "token one d_vocab"],
+    states: Float[Tensor, "one pos d_model"],
+    modality: Modality,
+    sigma: float,
+    draws: int,
+    seed: int,
+) -> Float[Tensor, " token"]:
+    """Divergence of every token of the answer; one pass per draw of noise."""
+    total = torch.zeros(len(clean), dtype=torch.float64)
+    every = torch.ones(clean.shape[:2], dtype=torch.bool)
+    for draw in range(draws):
+        noise = draw_noise(
+            asked, modality, vlm.d_model, 0, unit="std", exclude_last=False, seed=seed, draw=draw
+        ).to(states.device)
+        added = sigma * noise.scaled(states)
+        with write(vlm, 0, lambda h, by=added: (h + by).to(h.dtype), at=noise.at):
+            total += kl(clean, _answer_logits(vlm, asked), every)
+    return (total / draws).float()

@@ -81,13 +81,8 @@ def after_answer(vlm: VLM, batch: Batch, number: int) -> Batch:
                 field="prompt",
             )
         if i < number:
-            batch = prompt_with(vlm, batch, [[token] for token in tokens])
+            batch = _appended(vlm, batch, [[token] for token in tokens], as_target=False)
     return batch
-
-
-def prompt_with(vlm: VLM, batch: Batch, tokens: Sequence[list[int]]) -> Batch:
-    """Return the prompts with the tokens of each appended, as part of the prompt."""
-    return _appended(vlm, batch, tokens, as_target=False)
 
 
 def end_tokens(vlm: VLM) -> set[int]:

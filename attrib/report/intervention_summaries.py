@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from attrib.analyses.deletion import RANDOM
 from attrib.report.summaries import ONE_EXAMPLE, model_name, percent, stability
 from attrib.results import Result
 from attrib.stats import bootstrap_means, interval
 
-RANDOM = "random"  # the order of erasing that maps are compared with
 TOKENS = {"text": "text tokens", "visual": "visual tokens", "both": "tokens"}
 PATCHED = {
     "visual": "visual tokens",

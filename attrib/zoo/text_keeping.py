@@ -1,4 +1,4 @@
-"""smol-llava gets its text answers back: a second training, from additions that cost some of them.
+"""The second training of smol-llava: it restores text answers that the first one changed.
 
 1. SmolLM2 answers everyday questions (`text_questions`) and questions that it samples itself.
 2. The additions are projected off these texts (`text_projection`).

@@ -59,6 +59,9 @@ def test_without_a_picture_there_is_nothing_to_compare():
     vlm = tiny_vlm("llava")
     with pytest.raises(AttribError, match="no picture"):
         attrib.reliance(vlm, vlm.encode([None], ["What is it?"]))
+    one = vlm.encode([picture(30, 30, seed=0)], ["one"])
+    with pytest.raises(AttribError, match="the answer is empty"):
+        attrib.reliance(vlm, one, [])
     two = vlm.encode([picture(30, 30, seed=0)] * 2, ["one", "two"])
     with pytest.raises(AttribError, match="2 prompts"):
         attrib.reliance(vlm, two, [3])
