@@ -4,6 +4,7 @@ Sources: VisEdit Eqs. 9-11 and DualEdit Sec. 3.2, with the published code where 
 details open (two layer norms, a query bottleneck of two linear maps, heads, a residual).
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from attrib.errors import AttribError
 from editors.adapters.edit_signal import EditSignalBatch
+from editors.adapters.moments import add_to_moments
 
 Init = Literal["identity", "published"]
 SMALLEST = 0.1  # of the median standard deviation: the least by which a channel is divided
@@ -30,11 +32,19 @@ class ChannelStandardizer(nn.Module):
         self.register_buffer("zero", torch.zeros(d_model))  # the mean, under its name in files
         self.register_buffer("size", torch.ones(d_model))  # the standard deviation
 
-    def fit(self, states: Float[Tensor, "some d_model"]) -> None:
-        """Take the mean and the standard deviation of each channel; of one state, neither."""
-        if len(states) < 2:
+    def fit(self, parts: Iterable[Float[Tensor, "some d_model"]]) -> None:
+        """Take the mean and the standard deviation of each channel; of one state, neither.
+
+        Args:
+            parts: States, a few at a time: all of them in float32 need not fit into memory.
+        """
+        count, mean = torch.zeros_like(self.zero[0], dtype=torch.long), torch.zeros_like(self.zero)
+        squares = torch.zeros_like(mean)
+        for states in parts:
+            add_to_moments(count, mean, squares, states.to(mean))
+        if count < 2:
             return
-        std, mean = torch.std_mean(states.float(), 0)
+        std = (squares / (count - 1)).sqrt()
         self.zero.copy_(mean)
         # A channel that hardly varies carries no information and must not be magnified.
         size = std.clamp(min=SMALLEST * float(std.median()))

@@ -34,6 +34,14 @@ SMALL_ADAPTERS = {
     "signal_span": "answer",
 }
 
+MENDED = "the programs of VisEdit and DualEdit, mended"
+DEFAULT_DEVIATIONS = {
+    "adapters at the start": "the identity (program: random)",
+    "text locality": "in the loss, as in the papers (program: left out)",
+    "gate": "`learned`; it never reads an answer (papers: `sequence_last`, or none)",
+    "validations and checkpoints": "every 500 steps, as in VisEdit's program (DualEdit's: 1,000)",
+}
+
 
 class AdapterConfig(TrainingConfig, AdapterOptions):
     """Options of editors with adapters; see the base classes.
@@ -47,11 +55,7 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset("the programs of VisEdit and DualEdit, mended", {}, {
-            "adapters at the start": "the identity (program: random)",
-            "text locality": "in the loss, as in the papers (program: left out)",
-            "gate": "`learned`; it never reads an answer (papers: `sequence_last`, or none)",
-        }),
+        "default": Preset(MENDED, {}, DEFAULT_DEVIATIONS),
         TUNED_SMALL: Preset(TUNED, SMALL_ADAPTERS),
         # No single word shows which words of a phrase belong together, hence the window. An edit
         # over a whole scene cannot spare other questions, which is left to the gate. At the rate
@@ -117,9 +121,8 @@ class AdapterObjective(EditObjective):
         if self.config.own_units:
             edits = self.data.sample_edits()
             for site in self.sites:
-                site.adapter.units.fit(torch.cat([edit.hidden[site.layer] for edit in edits]))
-                states = [self._signal(site, edit).states for edit in edits]
-                site.adapter.units_edit.fit(torch.cat(states))
+                site.adapter.units.fit(edit.hidden[site.layer] for edit in edits)
+                site.adapter.units_edit.fit(self._signal(site, edit).states for edit in edits)
 
     @property
     def roles(self) -> list[str]:

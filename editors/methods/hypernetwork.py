@@ -162,11 +162,18 @@ class HypernetworkObjective(EditObjective):
     conditions: Conditions
 
     def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
-        """The weighted terms of the loss; a network with running statistics updates them."""
+        """The weighted terms of the loss, of a network in training mode.
+
+        Running statistics are updated; recurrent layers of cuDNN have gradients in no other mode.
+        """
         self.module.train()
-        terms = super().losses(items, rng)
+        terms = self.terms(items, rng)
         self.module.eval()
         return terms
+
+    def terms(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+        """The weighted terms of the loss, whatever the mode."""
+        return super().losses(items, rng)
 
     def edits(self, data: CachedDataset, items: Sequence[int]) -> dict[str, LowRankUpdate]:
         """The updates that the network makes for some edits, by matrix."""

@@ -116,7 +116,7 @@ class KEObjective(HypernetworkObjective):
         """Weights of the loss terms: the request's only."""
         return LossWeights(generality=0.0, locality=0.0)
 
-    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+    def terms(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """The loss of the request, and two terms that move the updates and the multiplier."""
         del rng
         net: Any = self.module

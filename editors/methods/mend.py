@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attrib.model.vlm import VLM
+from editors.adapters.moments import add_to_moments
 from editors.methods import baseline_presets
 from editors.methods.hypernetwork import HypernetworkConfig, HypernetworkEditor, Shapes
 from editors.training.config import EditorConfig
@@ -139,25 +140,13 @@ class TokenEditor(nn.Module):
         """Edit tokens of the matrix number `mode`; in training mode, update the statistics."""
         if self.normalise:
             if self.training:
-                self._update_statistics(z)
+                add_to_moments(self.count, self.mean, self.squares, z)
             if self.count >= 2:
                 std = (self.squares / (self.count - 1).float()).sqrt()
                 z = (z - self.mean) / (std + EPSILON)
         for layer in self.layers:
             z = layer(z, mode)
         return z
-
-    @torch.no_grad()
-    def _update_statistics(self, z: Tensor) -> None:
-        """Welford's algorithm for a batch (Chan, Golub & LeVeque 1979)."""
-        if not len(z):
-            return
-        total = self.count + len(z)
-        gap = z.mean(0) - self.mean
-        weight = (len(z) / total).float()
-        self.squares += (z - z.mean(0)).square().sum(0) + gap.square() * self.count * weight
-        self.mean += gap * weight
-        self.count.copy_(total)
 
 
 class LowRank(nn.Module):

@@ -116,13 +116,11 @@ class SERACObjective(EditObjective):
 
     def _fit_units(self) -> None:
         answer, scope, edits = self.nets.answer, self.nets.scope, self.data.sample_edits()
-        answer.units.fit(torch.cat([q.hidden[EMBED] for q in edits]))
-        answer.units_out.fit(torch.cat([q.final for q in edits]))
-        words = [q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits]
-        scope.units.fit(torch.cat(words))
-        images = [q.hidden[self.layer][q.spans["visual"]] for q in edits]
-        if means := [image.float().mean(0) for image in images if len(image)]:
-            scope.units_image.fit(torch.stack(means))
+        answer.units.fit(q.hidden[EMBED] for q in edits)
+        answer.units_out.fit(q.final for q in edits)
+        scope.units.fit(q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits)
+        images = (q.hidden[self.layer][q.spans["visual"]] for q in edits)
+        scope.units_image.fit(image.float().mean(0, True) for image in images if len(image))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -24,7 +24,12 @@ from attrib.model.vlm import VLM
 from editors.adapters import EditAdapter
 from editors.adapters.sites import Site
 from editors.methods.adapter_editor import PROGRAM, SELECTION, AdapterEditor
-from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
+from editors.methods.adapter_objective import (
+    DEFAULT_DEVIATIONS,
+    MENDED,
+    AdapterConfig,
+    AdapterObjective,
+)
 from editors.methods.influence_target import INSIDE, Heat, target_heat
 from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, StreamedDataset
@@ -118,6 +123,18 @@ class VisEditConfig(AdapterConfig):
 
     presets: ClassVar[Mapping[str, Preset]] = {
         **{n: p.with_options(mapper=True) for n, p in AdapterConfig.presets.items()},
+        "default": Preset(
+            MENDED,
+            {"mapper": True},
+            {
+                **DEFAULT_DEVIATIONS,
+                "steps": "50,000, as in DualEdit's program (VisEdit: 200,000)",
+                "noise of the heatmaps": "3 standard deviations, as in the paper (program: 0.7 "
+                "after the norm), drawn once per edit (program: anew in each step)",
+                "heatmap of a generality input": "its own, with its own prompt (paper: the edit's "
+                "prompt, Eq. 18; program: the request's, whatever the input)",
+            },
+        ),
         "visedit-paper": Preset(
             "VisEdit, section 4 and App. B.4 (LLaVA-1.5: visual 18, BLIP-2: 19, MiniGPT-4: 17)",
             {

@@ -134,6 +134,9 @@ class TrainingConfig(EditorConfig, LossWeights):
     Attributes:
         steps: Number of optimizer steps (DualEdit App. D: 50,000; VisEdit App. B.4: 200,000).
         batch_size: Edits per step.
+        micro_batch: Edits of a step whose gradients are computed at once; None for all. Fewer need
+            less memory; the step is the same up to rounding (MEND's running statistics and SERAC's
+            classifier see the parts one by one). It is no part of a training's identity.
         optimizer: "adam"; "muon": Muon for matrices and Adam for the rest; or "rmsprop", centred.
         learning_rate: Peak learning rate.
         warmup: Steps of linear warm-up.
@@ -147,6 +150,7 @@ class TrainingConfig(EditorConfig, LossWeights):
 
     steps: int = Field(50_000, ge=0)
     batch_size: int = Field(4, ge=1)
+    micro_batch: int | None = Field(None, ge=1)
     optimizer: Literal["adam", "muon", "rmsprop"] = "adam"
     learning_rate: float = 1e-4
     warmup: int = 0
@@ -194,8 +198,9 @@ class TrainingConfig(EditorConfig, LossWeights):
 
     @property
     def training_options(self) -> dict[str, Any]:
-        """The options of the training loop, as JSON."""
-        return self.model_dump(include=set(TrainingConfig.model_fields) - set(self.loss_options))
+        """The options of the training loop that its result depends on, as JSON."""
+        left_out = {*self.loss_options, "micro_batch"}
+        return self.model_dump(include=set(TrainingConfig.model_fields) - left_out)
 
     @property
     def loss_options(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class CachedDataset:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all states, without the layer arguments that inputs share."""
+        """Bytes of all states, with the arguments of layers."""
         every = [one for roles in self.inputs for some in roles.values() for one in some]
         return sum(one.num_bytes for one in every)
 

@@ -42,7 +42,7 @@ class PrefixStates:
         spans: Positions by span.
         labels: The next token's id where it belongs to the target, `IGNORE_INDEX` elsewhere.
         final: The last layer's output at the labelled positions.
-        layer_args: The distinct arguments, besides hidden states, of the layer calls.
+        layer_args: The distinct other arguments of the layer calls; none where nothing resumes.
         args_index: Index into `layer_args` for each layer.
         added: What is added to the stream before a layer (Qwen3-VL), by layer.
     """
@@ -58,9 +58,9 @@ class PrefixStates:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the states."""
-        tensors = [*self.hidden.values(), *self.added.values(), self.final]
-        return sum(t.nbytes for t in tensors)
+        """Bytes of the states, and of the layers' arguments."""
+        held = pytree.tree_leaves((self.hidden, self.added, self.final, self.layer_args))
+        return sum(t.nbytes for t in held if isinstance(t, Tensor))
 
     @property
     def last(self) -> int:
@@ -155,9 +155,9 @@ def _split(
     layers: Sequence[int],
 ) -> list[PrefixStates]:
     """Split a padded pass into its inputs; tensors are cloned, not views of the whole batch."""
-    calls, args_index = _distinct_args(vlm, captured)
+    calls, args_index = _distinct_args(vlm, captured) if layers else ([], ())
     assert batch.labels is not None
-    added = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0}
+    added = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0 and calls}
     final, found = hidden[vlm.num_layers - 1], []
     for row, real in enumerate(batch.inputs["attention_mask"].bool()):
         num, labels = int(real.sum()), batch.labels[row]

@@ -153,9 +153,7 @@ class Trainer:
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate_at(step)
             optimizer.zero_grad()
-        rng = np.random.default_rng([config.seed, 1, step])
-        loss = self._loss(config.items(step, self.objective.num_items), rng, step)
-        loss.backward()
+        self._add_gradients(config.items(step, self.objective.num_items), step)
         self.group.all_reduce_gradients(self.parameters)
         if config.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, config.clip)
@@ -164,16 +162,18 @@ class Trainer:
         self.state.step += 1
         self.state.seconds += time.monotonic() - began
 
-    def _loss(self, items: Sequence[int], rng: np.random.Generator, step: int) -> Tensor:
-        """This process's share of a step's loss."""
-        mine = self.group.share(items)
-        terms = self.objective.losses(mine, rng)
-        if self.group.world_size > 1:
-            known = self.objective.shares(mine, items)
-            share = len(mine) / len(items)
-            terms = {name: known.get(name, share) * value for name, value in terms.items()}
-        loss = torch.stack(list(terms.values())).sum()
-        total = self.group.all_reduce(loss.detach())
+    def _add_gradients(self, items: Sequence[int], step: int) -> None:
+        """Add the gradients of this process's share of a step's loss."""
+        mine, terms = self.group.share(items), dict[str, Tensor]()
+        size = self.config.micro_batch or len(mine)
+        for start in range(0, len(mine), size):
+            some = mine[start : start + size]
+            rng = np.random.default_rng([self.config.seed, 1, step])  # all parts draw alike
+            part = self._share(some, items, self.objective.losses(some, rng))
+            torch.stack(list(part.values())).sum().backward()
+            for name, value in part.items():
+                terms[name] = terms.get(name, 0.0) + value.detach()
+        total = self.group.all_reduce(torch.stack(list(terms.values())).sum())
         if not total.isfinite():
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
             raise AttribError(
@@ -181,7 +181,16 @@ class Trainer:
                 f"{self.out / BEST}; a smaller learning rate, a warm-up or `clip` would help"
             )
         self.log_metrics(step, {"training/loss": total.item()})
-        return loss
+
+    def _share(
+        self, some: Sequence[int], items: Sequence[int], terms: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The part of each term of a step's loss that is due to some of its items."""
+        if len(some) == len(items):
+            return terms
+        known = self.objective.shares(some, items)
+        share = len(some) / len(items)
+        return {name: known.get(name, share) * value for name, value in terms.items()}
 
     def _validate_and_save_if_due(self) -> None:
         step, config = self.state.step, self.config

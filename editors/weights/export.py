@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,31 +11,56 @@ from torch import Tensor
 
 from attrib.errors import AttribError, SetupError, describe
 from attrib.files import versions, write_text
+from attrib.model.devices import wide
 from attrib.model.fingerprint import fingerprint
 from attrib.model.vlm import VLM
 from editors.base import SequentialEdit, WeightEdit
+from editors.weights.low_rank import LowRankEdit
 from editors.weights.neurons import NeuronEdit
 
 RECORD = "attrib_edit.json"
 
 
-def edited_weights(edit: Any) -> dict[str, Tensor]:
-    """The edited values of an edit of weights, by parameter; of edits in sequence the last ones.
+def edited_weights(vlm: VLM, edit: Any) -> dict[str, Tensor]:
+    """The values that an edit gives to parameters of a model; of edits in sequence the last ones.
+
+    Low-rank updates are added to the weights in float32; they are rounded once, when they are put
+    into the model.
 
     Raises:
-        AttribError: The edit is none of weights; the message says what to ship instead.
+        AttribError: The edit is none of weights, with what to ship instead, or of another model.
     """
-    if isinstance(edit, WeightEdit):
-        return dict(edit.weights)
-    if isinstance(edit, SequentialEdit):
-        return {name: value for one in edit.edits for name, value in edited_weights(one).items()}
+    parts = list(_parts(edit))
+    if others := [part for part in parts if not isinstance(part, WeightEdit | LowRankEdit)]:
+        raise AttribError(_instead(others[0]))
+    with edit.applied(vlm):
+        pass  # an edit of another model is refused
+    found: dict[str, Tensor] = {}
+    for part in parts:
+        if isinstance(part, WeightEdit):
+            found |= part.weights
+        for name, update in part.updates.items() if isinstance(part, LowRankEdit) else ():
+            value = found[name] if name in found else vlm.model.get_parameter(name).detach()
+            found[name] = wide(value) + update.dense[0].to(value.device)
+    return found
+
+
+def _parts(edit: Any) -> Iterator[Any]:
+    for part in edit.edits if isinstance(edit, SequentialEdit) else ():
+        yield from _parts(part)
+    if not isinstance(edit, SequentialEdit):
+        yield edit
+
+
+def _instead(edit: Any) -> str:
+    """Why an edit cannot be exported, and what to ship instead."""
     kind = type(edit).__name__
     if isinstance(edit, NeuronEdit):
-        raise AttribError(
+        return (
             f"{kind}: the edit adds neurons to layer {edit.layer}, for which the model's config "
             "has no place; ship the saved edit (`attrib edit --save`), which needs no editor"
         )
-    raise AttribError(
+    return (
         f"{kind}: the edit acts through its editor and leaves the model's weights as they are; "
         "ship the editor's folder and the saved edit (`attrib edit --save`), with `attrib push` "
         "for example. Editors of weights are ft-l, ft-v, mend and ke"
@@ -59,7 +84,6 @@ def export_model(vlm: VLM, edit: Any, folder: str | Path) -> Path:
             are offloaded.
     """
     folder = Path(folder)
-    weights = edited_weights(edit)
     require_new(folder)
     if any(weight.is_meta for weight in vlm.model.parameters()):
         # Their stored values, which are saved, are not those that an edit changes.
@@ -67,12 +91,13 @@ def export_model(vlm: VLM, edit: Any, folder: str | Path) -> Path:
             f"{vlm.name}: parts of the model are offloaded, so its edited weights cannot be saved; "
             "load it as a whole (without --device-map, with --device cpu)"
         )
+    weights = edited_weights(vlm, edit)
     base = {"name": vlm.name, "fingerprint": fingerprint(vlm)}
     place = folder.resolve()  # the current folder has a name, too
     beside = place if place.exists() else place.parent
     unfinished = beside / f".{place.name}-{uuid4().hex[:8]}.tmp"
     try:
-        with edit.applied(vlm):
+        with WeightEdit(weights).applied(vlm):
             _save(vlm, unfinished)
         record = {"base": base, "parameters": sorted(weights), "versions": versions()}
         write_text(unfinished / RECORD, json.dumps(record, indent=1))

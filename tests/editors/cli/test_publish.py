@@ -1,5 +1,6 @@
 """Edits for use elsewhere: edited models as plain folders, and uploads, which nothing sends."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,9 @@ from editors import FTL, FTV
 from editors.base import SequentialEdit, WeightEdit
 from editors.io import save_edit
 from editors.weights.export import edited_weights, export_model
+from editors.weights.low_rank import LowRankEdit
 from editors.weights.neurons import NeuronEdit
+from editors.weights.passes import LowRankUpdate
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,37 @@ def test_edits_in_sequence_leave_the_last_values(tiny):
     one, two = moved(tiny, "layers.3.mlp", 0.1), moved(tiny, "layers.3.mlp", 0.2)
     other = moved(tiny, "layers.4.mlp", 0.3)
     (name,) = two.weights
-    found = edited_weights(SequentialEdit([one, other, two]))
+    found = edited_weights(tiny, SequentialEdit([one, other, two]))
     assert set(found) == {name, *other.weights} and torch.equal(found[name], two.weights[name])
+
+
+def low_rank(vlm, part, seed, size=0.05):
+    name, weight = next((n, p) for n, p in vlm.model.named_parameters() if part in n)
+    made = torch.Generator().manual_seed(seed)
+    left, right = (size * torch.randn(1, 3, width, generator=made) for width in weight.shape)
+    return LowRankEdit({name: LowRankUpdate(left, right)})
+
+
+def test_low_rank_updates_are_exported_as_the_weights_with_which_the_model_answers_alike(
+    tiny, tmp_path
+):
+    """Those of mend and ke, alone and on top of others: W, then W + one, then W + one + two."""
+    parts = [low_rank(tiny, "layers.8.mlp.down_proj", seed, 0.2) for seed in range(2)]
+    parts.insert(0, moved(tiny, "layers.8.mlp.down_proj", 0.01))
+    edit = SequentialEdit([parts[0], SequentialEdit(parts[1:])])
+    batch = tiny.encode([picture(96, 96)], ["What color is it? The answer is:"])
+    with torch.no_grad(), edit.applied(tiny):
+        wanted = tiny.logits(batch)
+    folder = export_model(tiny, edit, tmp_path / "out")
+    loaded = attrib.load(folder, verify=False)
+    torch.testing.assert_close(loaded.logits(batch), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(wanted, tiny.logits(batch), atol=1e-2)
+    (name,) = json.loads((folder / "attrib_edit.json").read_text())["parameters"]
+    weight = tiny.model.get_parameter(name)
+    updates = sum(part.updates[name].dense[0] for part in parts[1:])
+    torch.testing.assert_close(loaded.model.get_parameter(name), weight + 0.01 + updates)
+    with pytest.raises(AttribError, match="the edit is of another model"):
+        edited_weights(tiny, LowRankEdit({"no.weight": parts[1].updates[name]}))
 
 
 def test_edits_that_are_no_weights_say_what_to_ship_instead(tiny, tmp_path):

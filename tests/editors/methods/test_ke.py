@@ -109,6 +109,23 @@ def test_the_lagrange_multiplier_rises_while_updates_are_too_large(tmp_path):
     assert editor.net.margin == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("kind", ["efk", "ke"])
+def test_the_recurrent_network_is_in_training_mode_where_gradients_are_needed(
+    kind, tmp_path, monkeypatch
+):
+    """cuDNN refuses the backward pass of an LSTM in any other mode."""
+    vlm, modes, encode = tiny_vlm("llava"), set(), KENetwork.encode
+
+    def seen(net, conditions):
+        modes.add((torch.is_grad_enabled(), net.lstm.training))
+        return encode(net, conditions)
+
+    monkeypatch.setattr(KENetwork, "encode", seen)
+    editor = KE.train(vlm, told(4), out=tmp_path, loss=kind, **{**QUICK, "steps": 2})
+    editor.edit(vlm, asked(), "red one")
+    assert modes == {(True, True), (False, False)}  # steps; validations and edits
+
+
 def test_edits_together_have_the_sum_of_their_changes(tmp_path):
     vlm = tiny_vlm("llava")
     editor = KE.train(vlm, told(4), out=tmp_path, **{**QUICK, "steps": 0})

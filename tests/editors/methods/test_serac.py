@@ -183,11 +183,11 @@ def test_in_units_of_their_own_no_channel_hides_the_others():
         found = []
         for h in (states, states * large + 7 * large):
             if shown == "fitted":
-                net.units.fit(h)
+                net.units.fit([h])
             found.append(net(h[None], *given))
         assert torch.allclose(*found, atol=1e-3) == alike
     units = ChannelStandardizer(8)
-    units.fit(states * large)
+    units.fit([states * large])
     torch.testing.assert_close(units.inverse(units(states)), states)
 
 

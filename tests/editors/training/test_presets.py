@@ -46,6 +46,31 @@ def test_presets_of_a_paper_or_program_have_its_numbers(name, llava):
     assert config.model_dump(include=set(wanted)) == wanted
 
 
+# Which deviation declares an option in which "default" differs from the program.
+DECLARED = {
+    "init": "adapters at the start",
+    "text_locality": "text locality",
+    "gate": "gate",
+    "gate_threshold": "gate",
+    "steps": "steps",
+    "validate_every": "validations and checkpoints",
+    "save_every": "validations and checkpoints",
+    "mapper_target": "noise of the heatmaps",
+    "mapper_query": "heatmap of a generality input",
+}
+
+
+@pytest.mark.parametrize("name", ["visedit", "dualedit"])
+def test_all_in_which_the_default_differs_from_the_program_is_declared(name, llava):
+    kind = EDITORS[name].config_class
+    own, program = (
+        kind.from_preset(llava, preset).model_dump() for preset in ("default", f"{name}-code")
+    )
+    different = {option for option in own if own[option] != program[option]}
+    declared = kind.presets["default"].deviations
+    assert {DECLARED[option] for option in different} <= set(declared)
+
+
 def test_ke_of_vlkeb_is_its_optimizer_its_schedule_and_its_loss(llava):
     config = KEConfig.from_preset(llava, "ke-vlkeb", steps=3000)
     (optimizer,) = config.make_optimizers([nn.Parameter(torch.zeros(2))])
