@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from attrib.errors import is_out_of_memory
 from attrib.model.answers import room_for, special_tokens
 from attrib.model.batch import Batch, is_of_row
 from attrib.model.devices import loaded
+from attrib.model.logits import logits_to_keep
 from attrib.model.precision import WHOLE_PASS
 from attrib.model.probe import FAILURES
 from attrib.model.prompt_rewriting import pushed
@@ -39,20 +40,20 @@ class ForcedPass:
     Attributes:
         vlm: The model.
         batch: Prompts with targets, padded on the left.
-        logits: At every position.
+        logits: At the last positions, from the end of the shortest prompt on; see `answer_logits`.
         cache: The keys and values; each step appends to them.
     """
 
     vlm: Any
     batch: Batch
-    logits: Float[Tensor, "batch pos d_vocab"]
+    logits: Float[Tensor, "batch kept d_vocab"]
     cache: Any
 
     @classmethod
     @torch.no_grad()
-    def run(cls, vlm: Any, batch: Batch) -> "ForcedPass":
-        """Run the model, in its current state, once."""
-        out = vlm._run(batch, use_cache=True)
+    def run(cls, vlm: Any, batch: Batch, *, whole: bool = False) -> "ForcedPass":
+        """Run the model, in its current state, once; `whole`: with the logits of all positions."""
+        out = vlm._run(batch, use_cache=True, **({} if whole else _kept(vlm, batch)))
         return cls(vlm, batch, out.logits, out.past_key_values)
 
     @torch.no_grad()
@@ -64,12 +65,11 @@ class ForcedPass:
         given = special_tokens(vlm.model, vlm.tokenizer)["eos_token_id"]
         ends = set(given if isinstance(given, list | tuple) else [given])
         best = self.logits.argmax(-1).tolist()
-        ids, width = self.batch.inputs["input_ids"].tolist(), len(best[0])
+        ids = self.batch.inputs["input_ids"].tolist()
         answers: list[list[int]] = []
         agreed = []  # tokens of the target that are the most likely ones
         for row, length in enumerate(lengths):
-            said, start = best[row][width - length - 1 :], width - length
-            target = ids[row][start:]
+            said, target = best[row][-length - 1 :], ids[row][len(ids[row]) - length :]
             num = next((j for j in range(length) if said[j] != target[j]), length)
             answers.append(until_end(said[: num + 1], ends)[:limit])
             agreed.append(num)
@@ -137,6 +137,25 @@ class _Steps:
         return out.logits[:, -1]
 
 
+def _kept(vlm: Any, batch: Batch) -> dict[str, int]:
+    return logits_to_keep(vlm.model, vlm.components.decoder, batch)
+
+
+def answer_logits(vlm: Any, batch: Batch) -> Float[Tensor, "batch kept d_vocab"]:
+    """Logits at the last positions: from the end of the shortest prompt on, so all answers' own.
+
+    The other positions are not unembedded, where the model can leave them out: with a vocabulary of
+    49,152 tokens and a width of 576 that is a third of a pass.
+
+    Args:
+        vlm: The model.
+        batch: Prompts with targets, padded on the left.
+    """
+    if vlm._routes or vlm._rewriters:
+        return vlm.logits(batch)
+    return vlm._run(batch, **_kept(vlm, batch)).logits
+
+
 def is_supported(vlm: Any, batch: Batch) -> bool:
     """Whether `ForcedPass` gives what `vlm.logits` and `vlm.generate` give; tested once per model.
 
@@ -167,16 +186,20 @@ def is_supported(vlm: Any, batch: Batch) -> bool:
 def _agrees(vlm: Any, batch: Batch) -> bool:
     """Whether the prompts alone, and steps from the cache, give the teacher-forced logits."""
     forced = ForcedPass.run(vlm, batch)
-    if forced.cache is None or not _close(forced.logits, vlm.logits(batch)):
+    kept, (size, width) = forced.logits.shape[1], batch["target"].shape
+    if forced.cache is None or not _close(forced.logits, vlm.logits(batch)[:, width - kept :]):
         return False
-    ids, target = batch.inputs["input_ids"], batch["target"]
-    rows, first = torch.arange(batch.size), (target.int().argmax(1)).cpu()
-    if not _close(vlm.last_logits(without_target(vlm, batch)), forced.logits[rows, first - 1]):
+    ids, logits = (
+        batch.inputs["input_ids"],
+        nn.functional.pad(forced.logits, (0, 0, width - kept, 0)),
+    )
+    rows, first = torch.arange(size), batch["target"].int().argmax(1).cpu()
+    if not _close(vlm.last_logits(without_target(vlm, batch)), logits[rows, first - 1]):
         return False
     steps = _Steps.after(forced, [0] * batch.size)
     for number in range(min(PROBED, *forced._lengths)):
         new = steps(ids[rows, first + number])
-        if not _close(new, forced.logits[rows, first + number]):
+        if not _close(new, logits[rows, first + number]):
             return False
     return True
 

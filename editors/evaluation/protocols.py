@@ -30,7 +30,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.metrics import exact_match, normalise
 from attrib.model.batch import IGNORE_INDEX, Batch
-from attrib.model.forced_pass import ForcedPass, is_supported, without_target
+from attrib.model.forced_pass import ForcedPass, answer_logits, is_supported, without_target
 from attrib.model.vlm import VLM
 from editors.base import encode_requests, require_encodable
 
@@ -206,21 +206,29 @@ class EncodedProbes:
         self, vlm: VLM, batch: Batch, probes: Sequence[Probe], causal: bool
     ) -> list[Answer]:
         if not set(GENERATED) & set(self.protocols):
-            return self._forced(vlm.logits(batch), batch, probes)
+            return self._forced(self._logits(vlm, batch), batch, probes)
         if causal and is_supported(vlm, batch):
-            run = ForcedPass.run(vlm, batch)
+            run = ForcedPass.run(vlm, batch, whole=self._reads_prompts)
             forced, texts = self._forced(run.logits, batch, probes), run.texts(self.longest)
         else:
-            forced = self._forced(vlm.logits(batch), batch, probes)
+            forced = self._forced(self._logits(vlm, batch), batch, probes)
             texts = vlm.generate(without_target(vlm, batch), self.longest)
         return [replace(one, text=text) for one, text in zip(forced, texts, strict=True)]
+
+    @property
+    def _reads_prompts(self) -> bool:
+        """Whether a protocol compares answers at the positions of prompts, too."""
+        return "easyedit" in self.protocols
+
+    def _logits(self, vlm: VLM, batch: Batch) -> Float[Tensor, "batch kept d_vocab"]:
+        return vlm.logits(batch) if self._reads_prompts else answer_logits(vlm, batch)
 
     def _forced(self, logits: Tensor, batch: Batch, probes: Sequence[Probe]) -> list[Answer]:
         assert batch.labels is not None
         real, answers = batch.inputs["attention_mask"].bool(), []
-        for row, labels in enumerate(batch.labels):
+        for row, labels in enumerate(batch.labels[:, -logits.shape[1] :]):
             where, best = labels != IGNORE_INDEX, None
-            if "easyedit" in self.protocols:
+            if self._reads_prompts:
                 best = best_tokens(logits[row, real[row]], RANKS)
             forced = best_tokens(logits[row, where], 1)[:, 0]
             target = probes[row].request.target

@@ -1,7 +1,6 @@
 """Frozen prefix: inputs run once up to the first edited layer, so that training resumes there.
 
-Each training input passes the layers before the first adapter once; a step pads the stored states
-and calls the later layers as plain functions, with the adapters.
+A step pads the stored states and calls the later layers as plain functions, with the adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,10 @@ from torch.utils import _pytree as pytree
 from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
 from attrib.forward import layer_call
-from attrib.forward.hooks import first_tensor, read
+from attrib.forward.hooks import first_tensor
 from attrib.forward.layer_call import AXES, Call
 from attrib.forward.replay import Captured, capture
+from attrib.forward.up_to import states_up_to
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import eager
@@ -122,8 +122,8 @@ def prefix_states(
     for start in starts if what is None else progress(starts, what):
         some = requests[start : start + batch_size]
         batch = encode_requests(vlm, some, padding_side="right")
-        with capture(vlm) as captured, read(vlm) as hidden:
-            vlm.logits(batch)
+        with capture(vlm) as captured:
+            hidden = states_up_to(vlm, batch, range(vlm.num_layers))
         hidden[EMBED] = captured.embed
         found += _split(vlm, some, batch, captured, hidden, layers)
     return found

@@ -6,7 +6,14 @@ from conftest import ARCHITECTURES, picture, tiny_vlm
 
 from attrib.model import forced_pass
 from attrib.model.batch import Batch
-from attrib.model.forced_pass import VERIFIED, ForcedPass, is_supported, until_end, without_target
+from attrib.model.forced_pass import (
+    VERIFIED,
+    ForcedPass,
+    answer_logits,
+    is_supported,
+    until_end,
+    without_target,
+)
 
 PROMPTS = ["What is it?", "How many boxes are there?", "Where?", "Who wrote Emma?"]
 
@@ -32,9 +39,21 @@ def test_texts_are_those_of_generate_wherever_a_model_is_used_like_this(name):
     if name in ("llava", "llava_next", "internvl", "smolvlm"):
         assert supported
     if supported:
-        run = ForcedPass.run(vlm, batch)
-        assert torch.equal(run.logits, vlm.logits(batch))
-        assert run.texts(7) == own_answers(vlm, batch, 7)
+        for whole in (True, False):
+            assert ForcedPass.run(vlm, batch, whole=whole).texts(7) == own_answers(vlm, batch, 7)
+        assert torch.equal(ForcedPass.run(vlm, batch, whole=True).logits, vlm.logits(batch))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_of_answers_are_those_of_the_last_positions(name):
+    vlm = tiny_vlm(name)
+    batch = batch_of(vlm, ["red", "no", "at the top", "she"])
+    kept, whole = answer_logits(vlm, batch), vlm.logits(batch)
+    width = kept.shape[1]
+    torch.testing.assert_close(kept, whole[:, -width:], atol=1e-5, rtol=1e-4)
+    assert width > batch["target"].sum(1).max()  # the token before the answer, too
+    if name in ("llava", "llava_next", "internvl", "smolvlm"):
+        assert width < whole.shape[1]
 
 
 def test_a_row_goes_on_where_it_leaves_its_target():
