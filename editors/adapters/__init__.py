@@ -17,6 +17,7 @@ from editors.adapters.moments import add_to_moments
 
 Init = Literal["identity", "published"]
 SMALLEST = 0.1  # of the median standard deviation: the least by which a channel is divided
+SINK = 10.0  # median norms: the states of the embedded decoders of ten layers reach 6
 
 
 class ChannelStandardizer(nn.Module):
@@ -57,6 +58,17 @@ class ChannelStandardizer(nn.Module):
     def inverse(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """Undo `forward`."""
         return self.zero + self.size * x
+
+
+def without_sinks(states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "some d_model"]:
+    """The states of an input but for attention sinks, of norms of `SINK` medians or more.
+
+    In pretrained language models the first token has a few channels a hundred times as large as
+    elsewhere (Sun et al., "Massive Activations in Large Language Models", 2024). It alone would set
+    the standard deviation of these channels, and so how far an adapter moves all other states.
+    """
+    norms = states.float().norm(dim=-1)
+    return states[norms < SINK * norms.median()]
 
 
 class EditAdapter(nn.Module):

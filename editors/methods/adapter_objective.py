@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
 from attrib.vocabulary import GateName
-from editors.adapters import EditAdapter
+from editors.adapters import EditAdapter, without_sinks
 from editors.adapters.edit_signal import EditSignal, EditSignalBatch, pad_signals
 from editors.adapters.sites import AdapterOptions, Site
 from editors.methods.objective import EditObjective
@@ -121,7 +121,7 @@ class AdapterObjective(EditObjective):
         if self.config.own_units:
             edits = self.data.sample_edits()
             for site in self.sites:
-                site.adapter.units.fit(edit.hidden[site.layer] for edit in edits)
+                site.adapter.units.fit(without_sinks(edit.hidden[site.layer]) for edit in edits)
                 site.adapter.units_edit.fit(self._signal(site, edit).states for edit in edits)
 
     @property

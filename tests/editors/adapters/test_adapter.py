@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from editors.adapters import EditAdapter, InfluenceMapper
+from editors.adapters import EditAdapter, InfluenceMapper, without_sinks
 from editors.adapters.edit_signal import EditSignalBatch
 
 
@@ -77,3 +77,19 @@ def test_half_precision_goes_in_and_comes_out():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="3 heads"):
         EditAdapter(8, 4, 3)
+
+
+def test_an_attention_sink_does_not_set_the_size_of_updates():
+    torch.manual_seed(0)
+    states = torch.randn(20, 8)
+    with_sink = torch.cat([torch.zeros(1, 8), states])
+    with_sink[0, 3] = 500.0
+    assert torch.equal(without_sinks(with_sink), states)
+    longest = states.clone()
+    longest[4] *= 3 * states.norm(dim=-1).median() / states[4].norm()
+    assert torch.equal(without_sinks(longest), longest)  # a few medians are no sink
+    trusting, own = EditAdapter(8, 4, 2), EditAdapter(8, 4, 2)
+    trusting.units.fit([with_sink])
+    own.units.fit([without_sinks(with_sink)])
+    assert trusting.units.size[3] > 50 * own.units.size[3]
+    assert_close(trusting.units.size[:3], own.units.size[:3], rtol=0.2, atol=0)
