@@ -172,7 +172,7 @@ def edit_all(
             for sample in samples:
                 edits.append(editor.edit(vlm, sample.request))
                 stack.enter_context(edits[-1].applied(vlm))
-        return SequentialEdit(edits)
+        return getattr(editor, "in_sequence", SequentialEdit)(edits)
     merge = getattr(editor, "merge", None)
     if merge is None:
         raise AttribError(f"{editor.name} keeps one edit at a time: it has no `merge`")

@@ -141,6 +141,10 @@ class FineTuning(TrainableEditor):
             "the other: inside first.applied(vlm), second = editor.edit(vlm, request)"
         )
 
+    def in_sequence(self, edits: Sequence[WeightEdit]) -> WeightEdit:
+        """Edits that were made one after the other as one: the last values."""
+        return WeightEdit({name: value for one in edits for name, value in one.weights.items()})
+
     @classmethod
     def _load(cls: "type[Made]", vlm: VLM, record: Mapping[str, Any], path: Path) -> "Made":
         del path  # the options are all there is

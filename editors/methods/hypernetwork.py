@@ -134,6 +134,10 @@ class HypernetworkEditor(TrainableEditor):
         dense = [edit for edit in edits if isinstance(edit, WeightEdit)]  # of earlier versions
         return SequentialEdit([sum_of_edits(self.vlm, dense), factored]) if dense else factored
 
+    def in_sequence(self, edits: Sequence[LowRankEdit]) -> LowRankEdit:
+        """Edits that were made one after the other as one: each adds its update to the others."""
+        return merged(edits)
+
     def _save_tensors(self, path: Path) -> None:
         save_tensors(path / NETWORK, self.net.state_dict())
 
