@@ -12,9 +12,9 @@ from torch import Tensor
 
 from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
-from editors.training.dataset import CachedDataset, PrefixRows, StreamedDataset
+from editors.training.dataset import CachedDataset, PrefixRows, StoredDataset, StreamedDataset
 from editors.training.losses import LossWeights, Tokens, answer_losses, token_accuracy
-from editors.training.trainer import Objective
+from editors.training.objective import Objective
 
 
 @dataclass(eq=False)
@@ -66,6 +66,11 @@ class EditObjective(Objective):
         """The weighted terms of the loss on some edits."""
         del rng  # nothing is random here but the edits
         return answer_losses(**self.tokens(self.data, items), weights=self.weights)
+
+    def expect(self, items: Sequence[int]) -> None:
+        """Begin to read the inputs of the next step, where they are in files."""
+        if isinstance(self.data, StoredDataset):
+            self.data.files.expect(items)
 
     def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
         """Share of the answer tokens of `items` that `some` of them have, by role."""

@@ -1,15 +1,16 @@
 """Prefix states in files: of data sets whose states do not fit into memory.
 
-Each edit has a file of its own, which is mapped into memory to be read; what fits stays in the
-system's cache of files. States are stored in the model's own type, so that steps are those of
-states in memory, bit for bit.
+Each edit has a file of its own; what fits stays in the system's cache of files. A thread reads the
+files of the next step while a step is computed. States are stored in the model's own type, so that
+steps are those of states in memory, bit for bit.
 """
 
 import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from editors.training.prefix import PrefixStates
 
+Tensors = dict[str, Tensor]  # by number
 Inputs = Mapping[str, Sequence[PrefixStates]]  # of one edit, by role
 DISK_SHARE = 0.5  # of the free disk that states may take
 
@@ -48,6 +50,10 @@ class PrefixFiles:
     out: Path
     _folder: Path = field(init=False, repr=False)
     _layouts: list[_Layout] = field(default_factory=list, init=False, repr=False)
+    _expected: dict[int, Future[Tensors]] = field(default_factory=dict, init=False, repr=False)
+    _reader: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "prefix-states"), init=False, repr=False
+    )
 
     def __post_init__(self):
         self.out.mkdir(parents=True, exist_ok=True)
@@ -72,15 +78,33 @@ class PrefixFiles:
         kept = [leaf.device if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._layouts.append(_Layout(spec, kept))
 
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Begin to read the edits of the next step while this one is computed.
+
+        What was expected before and not read is dropped. Memory is pinned where a GPU needs it.
+        """
+        self._expected = {
+            i: self._expected.pop(i, None) or self._reader.submit(self._load, i)
+            for i in dict.fromkeys(numbers)
+        }
+
     def read(self, number: int) -> dict[str, list[PrefixStates]]:
         """The inputs of an edit, on the devices on which they were."""
-        layout, tensors = self._layouts[number], load_file(self._path(number))
+        waiting = self._expected.pop(number, None)
+        tensors = waiting.result() if waiting else self._load(number)
+        layout = self._layouts[number]
         leaves = [
-            tensors[str(i)].to(leaf) if isinstance(leaf, device) else leaf
+            tensors[str(i)].to(leaf, non_blocking=True) if isinstance(leaf, device) else leaf
             for i, leaf in enumerate(layout.leaves)
         ]
         fields = pytree.tree_unflatten(leaves, layout.spec)
         return {role: [PrefixStates(**one) for one in some] for role, some in fields.items()}
+
+    def _load(self, number: int) -> Tensors:
+        tensors, kept = load_file(self._path(number)), self._layouts[number].leaves
+        on_gpu = any(isinstance(leaf, device) and leaf.type == "cuda" for leaf in kept)
+        # A copy: what is only mapped would be read from the disk when the step needs it.
+        return {n: t.pin_memory() if on_gpu else t.clone() for n, t in tensors.items()}
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number}.safetensors"

@@ -16,7 +16,8 @@ from attrib.model.vlm import VLM
 from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
-from editors.training.trainer import LogMetrics, Objective, Trainer
+from editors.training.objective import Objective
+from editors.training.trainer import LogMetrics, Trainer
 
 logger = logging.getLogger("attrib")
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.05, 100  # of the training samples, without validation samples

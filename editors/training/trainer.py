@@ -8,7 +8,6 @@ last ones.
 import json
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,44 +26,10 @@ from editors.io import load_checkpoint, read_checkpoint_record, save_checkpoint,
 from editors.training.config import TrainingConfig, current_names
 from editors.training.interruption import finish_step_on_signals
 from editors.training.losses import mean_accuracy
+from editors.training.objective import Objective
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 LogMetrics = Callable[[int, Mapping[str, float]], None]
-
-
-class Objective(ABC):
-    """A module and its loss.
-
-    Attributes:
-        module: The module that is trained.
-    """
-
-    module: nn.Module
-
-    @property
-    @abstractmethod
-    def num_items(self) -> int:
-        """Number of training items."""
-
-    @abstractmethod
-    def losses(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
-        """The weighted terms of the loss on some items; the trainer minimises their sum."""
-
-    @abstractmethod
-    def validation(self) -> dict[str, float]:
-        """Metrics on held-out items; "loss" is one of them."""
-
-    def after_validation(self, metrics: Mapping[str, float]) -> None:
-        """Change a schedule that depends on the metrics; nothing by default."""
-        del metrics
-
-    def shares(self, some: Sequence[int], items: Sequence[int]) -> dict[str, float]:
-        """Share of each term of the loss on `items` that is due to `some` of them.
-
-        Terms that are left out are means over items.
-        """
-        del some, items
-        return {}
 
 
 @dataclass
@@ -153,7 +118,7 @@ class Trainer:
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate_at(step)
             optimizer.zero_grad()
-        self._add_gradients(config.items(step, self.objective.num_items), step)
+        self._add_gradients(self._items(step), step)
         self.group.all_reduce_gradients(self.parameters)
         if config.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, config.clip)
@@ -170,6 +135,8 @@ class Trainer:
             some = mine[start : start + size]
             rng = np.random.default_rng([self.config.seed, 1, step])  # all parts draw alike
             part = self._share(some, items, self.objective.losses(some, rng))
+            if start + size >= len(mine) and step + 1 < self.config.steps:
+                self.objective.expect(self.group.share(self._items(step + 1)))
             torch.stack(list(part.values())).sum().backward()
             for name, value in part.items():
                 terms[name] = terms.get(name, 0.0) + value.detach()
@@ -181,6 +148,9 @@ class Trainer:
                 f"{self.out / BEST}; a smaller learning rate, a warm-up or `clip` would help"
             )
         self.log_metrics(step, {"training/loss": total.item()})
+
+    def _items(self, step: int) -> list[int]:
+        return self.config.items(step, self.objective.num_items)
 
     def _share(
         self, some: Sequence[int], items: Sequence[int], terms: dict[str, Tensor]

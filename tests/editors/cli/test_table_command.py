@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from conftest import picture, save_tiny
 
+from attrib.cli import table
+from attrib.cli.table import TableOptions
 from editors import EDITORS
-from editors.evaluation.editor_table import make_jobs
+from editors.evaluation.editor_table import Job, make_jobs
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,28 @@ def test_every_editor_is_scored_as_it_is_and_behind_one_gate(run, there, tmp_pat
     assert "Paired differences" in text and "Holm" in text and "peak MiB of an edit" in text
     code, _, err = run(*some)
     assert "table: 2 editors, 0 of them to be scored" in err
+
+
+def test_a_seed_has_its_own_training_scenes_and_gate_and_all_seeds_the_same_test(
+    monkeypatch, tmp_path
+):
+    """Otherwise the spread over seeds would be that of the adapters alone."""
+    options = TableOptions(train_limit=8, limit=4, out=tmp_path)
+    jobs = [Job("tiny-llava", "scenes-vqa", "dualedit", seed) for seed in (0, 1, 1)]
+    parts = {part: [table._load_data(job, part, options) for job in jobs]
+             for part in ("train", "test")}  # fmt: skip
+    said = {part: [[(s.id, s.request.prompt, s.request.target) for s in one] for one in some]
+            for part, some in parts.items()}  # fmt: skip
+    assert said["train"][0] != said["train"][1] == said["train"][2]
+    assert said["test"][0] == said["test"][1]
+    fitted = []
+    monkeypatch.setattr(table, "fit_once", lambda folder, *given: fitted.append((folder, given)))
+    folders = [table._gate(None, job, options) for job in jobs[:2]]
+    assert folders[0] != folders[1] == fitted[1][0]
+    assert [given[-1] for _, given in fitted] == [0, 1]
+    assert [[s.id for s in given[2]] for _, given in fitted] == [
+        [s.id for s in one] for one in parts["train"][:2]
+    ]
 
 
 def test_unknown_editors_are_refused(run, there):

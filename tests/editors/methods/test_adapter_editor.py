@@ -16,6 +16,7 @@ from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from editors import EDITORS, DualEdit, VisEdit
 from editors.gating.gates import CosineGate
+from editors.methods import adapter_editor
 
 QUICK = {"steps": 12, "batch_size": 4, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.05,
          "optimizer": "adam", "validate_every": 12, "save_every": 12, "warmup": 0,
@@ -160,6 +161,15 @@ def test_a_gate_is_saved_and_loaded_with_its_editor_and_may_be_taken_away(llava,
     assert (loaded.layer, loaded.threshold) == (editor.gate.layer, editor.gate.threshold)
     editor.with_gate(None).save(tmp_path)
     assert DualEdit.load(tmp_path, llava).gate is None
+
+
+def test_a_gate_has_the_seed_of_its_training(llava, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(adapter_editor, "fit_gate", lambda *_, seed, **__: seeds.append(seed))
+    for seed in (0, 3):
+        given = {**QUICK, "gate": "learned", "steps": 0, "seed": seed}
+        DualEdit.train(llava, samples(3), layers=LAYERS, out=tmp_path / str(seed), **given)
+    assert seeds == [0, 3]
 
 
 def test_a_gate_must_not_read_what_is_written_before_it(dual):

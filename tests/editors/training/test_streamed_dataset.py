@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from attrib.model.vlm import VLM
 from editors import DualEdit, VisEdit
+from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.training import dataset
 from editors.training.dataset import (
     CachedDataset,
@@ -22,6 +24,7 @@ from editors.training.dataset import (
     cached_or_streamed,
 )
 from editors.training.prefix_file import PrefixFiles, _prefix
+from editors.training.trainer import Trainer
 
 SMALL = {"d_adapter": 16, "num_heads": 2, "init": "published"}
 LAYERS = {"text": [1], "visual": [0]}
@@ -115,6 +118,37 @@ def test_stored_states_are_those_that_were_given(llava, tmp_path):
         )
         assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in both)
     assert not PrefixFiles.have_room(tmp_path / "none", 1e18)
+
+
+def test_a_thread_reads_the_files_of_the_next_step_and_steps_are_the_same(
+    llava, monkeypatch, tmp_path
+):
+    config = AdapterConfig(d_adapter=16, num_heads=2, init="published", batch_size=2, steps=3)
+    data, held = cached_or_streamed(llava, samples(7), samples(1), **WHERE, keep=True)
+    monkeypatch.setattr(dataset, "available_bytes", lambda _device: 10**3)
+    monkeypatch.setattr(dataset, "SIZED_EDITS", 4)
+    stored, _ = cached_or_streamed(llava, samples(7), samples(1), **WHERE, out=tmp_path)
+    assert isinstance(stored, StoredDataset)
+    readers, load = {}, stored.files._load
+
+    def seen(number):
+        readers.setdefault(number, []).append(threading.current_thread().name)
+        return load(number)
+
+    monkeypatch.setattr(stored.files, "_load", seen)
+    trained = []
+    for inputs in (data, stored):
+        sites = config.build(llava, {"visual": [0]}, seed=0)
+        objective = AdapterObjective(llava, inputs, held, config, sites)
+        out = tmp_path / type(inputs).__name__
+        Trainer(objective, config, out, {}, lambda _: None).train()
+        trained.append(torch.cat([p.detach().flatten() for p in objective.module.parameters()]))
+    torch.testing.assert_close(*trained, rtol=1e-3, atol=1e-5)
+    first, *later = [config.items(step, 7) for step in range(3)]
+    assert all(readers[i] == ["MainThread"] for i in first)
+    assert all(readers[i][0].startswith("prefix-states") for some in later for i in some)
+    assert {*readers} == {*first, *later[0], *later[1]}  # no file is read for nothing, or twice
+    assert all(len(names) == 1 for names in readers.values()) and not stored.files._expected
 
 
 def test_states_that_a_killed_process_left_are_removed(tmp_path):

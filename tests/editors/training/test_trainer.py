@@ -11,8 +11,9 @@ from torch import nn
 
 from attrib.errors import AttribError, SetupError
 from editors.training.config import TrainingConfig
+from editors.training.objective import Objective
 from editors.training.run import TENSORBOARD, tensorboard
-from editors.training.trainer import BEST, LAST, Objective, Trainer
+from editors.training.trainer import BEST, LAST, Trainer
 
 STEPS = TrainingConfig(steps=12, batch_size=3, learning_rate=0.05, validate_every=4, save_every=5)
 
