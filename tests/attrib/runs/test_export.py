@@ -14,6 +14,16 @@ from attrib.results import Result
 from attrib.runs.export import export, inert_text, run_tables
 
 DOCS = Path(__file__).parents[3] / "docs" / "own-data.md"
+ANALYSES = {
+    "contributions": ["answers"],
+    "attention": [],
+    "sweep": [],
+    "patching": [],
+    "heatmap": ["grids"],
+    "faithfulness": ["all_layers"],
+    "deletion": ["curves"],
+    "gate": ["separation"],
+}  # with their further tables
 CELLS = ["=1+1", "+a", "-", "@x", "\tx", "plain", "a=b", ""]
 
 
@@ -81,15 +91,24 @@ def test_what_is_no_finished_run_is_refused(tmp_path, finished):
         export(finished, "csv", tmp_path / "file")
 
 
+def listed_columns():
+    """The columns of each table on the page; names in parentheses explain a column."""
+    rows = re.findall(r"(?m)^\| `(\w+)`[^|]* \| (`.*`[^|]*) \|$", DOCS.read_text())
+    tables = {name: re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", text)) for name, text in rows}
+    return {name: columns for name, columns in tables.items() if len(columns) > 2}
+
+
 @pytest.mark.usefixtures("unrendered")
 def test_the_columns_are_those_that_the_page_lists(run, tmp_path):
-    listed = {name: re.findall(r"`(\w+)`", text) for name, text in
-              re.findall(r"(?m)^\| `(\w+)`[^|]* \| (`example`.*|`file`.*|`editor`.*) \|$",
-                         DOCS.read_text())}  # fmt: skip
+    listed = listed_columns()
+    for command in ANALYSES:
+        assert run(command, "--data", "scenes-vqa", "--limit", 1, "--out", command)[0] == 0
+        tables = run_tables(tmp_path / command)
+        assert set(tables) == {command, *ANALYSES[command]}
+        for name, table in tables.items():
+            assert list(table.columns) == listed[name], name
     picture().save(tmp_path / "0.png")
     (tmp_path / "q.csv").write_text("image,prompt,target\n0.png,What is it?,a\n9.png,What?,b\n")
-    run("contributions", "--data", "q.csv", "--out", "c")
-    tables = run_tables(tmp_path / "c")
-    assert len(listed) == 8 and set(tables) == {"contributions", "answers", "quarantined"}
-    for name, table in tables.items():
-        assert list(table.columns) == listed[name]
+    run("attention", "--data", "q.csv", "--out", "c")
+    assert list(run_tables(tmp_path / "c")["quarantined"].columns) == listed["quarantined"]
+    assert {"scores", "summary", "costs", "grid"} < set(listed)  # evaluation has its own tests
