@@ -86,6 +86,15 @@ def test_the_published_setting_of_ft_l_stands_beside_the_tuned_one():
     assert [f"{tuned[name]:.1f}" for name in SCORES] == line.split(" | ")[1:6]
 
 
+def test_the_regret_is_not_told_without_what_the_rules_were_developed_on():
+    layers = (ROOT / "docs" / "layer-selection.md").read_text(encoding="utf-8")
+    for page in (*PAGES.values(), layers):
+        text = " ".join(page.split())
+        assert re.search(r"\.25 points", text)
+        assert re.search("rules were developed", text)
+    assert "So the regret on captions is no test of either." in layers
+
+
 def test_no_committed_table_calls_prefix_matching_generation():
     whole = {"ft-l-liveedit"}  # scored since answers are judged whole
     for path in TABLES.rglob("*.csv"):
