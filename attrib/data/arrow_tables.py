@@ -97,6 +97,15 @@ def read_saved_dataset(folder: Path) -> Table:
     return _table(folder, files)
 
 
+def read_shards(folder: Path, files: Sequence[Path]) -> Table:
+    """The rows of some Parquet files of a folder, one after the other.
+
+    Raises:
+        SetupError: A file cannot be read.
+    """
+    return _table(folder, files)
+
+
 def _table(path: Path, files: Sequence[Path]) -> Table:
     import pyarrow as pa
 
@@ -164,15 +173,35 @@ def _names(content: "pa.Table", file: Path) -> tuple[str, ...]:
 
 def _rows(content: "pa.Table", first: int) -> list[dict[str, Any]]:
     """The rows, with handles for bytes; `first` is the number of the first one."""
-    columns = {}
+    columns, classes = {}, class_names(content.schema)
     for name in content.column_names:
         column = content[name]
-        columns[name] = (
-            [_handle(cell, name, first + i) for i, cell in enumerate(column)]
-            if _has_bytes(column.type)
-            else column.to_pylist()
-        )
+        if _has_bytes(column.type):
+            columns[name] = [_handle(cell, name, first + i) for i, cell in enumerate(column)]
+        elif name in classes:
+            columns[name] = [_name(cell, classes[name]) for cell in column.to_pylist()]
+        else:
+            columns[name] = column.to_pylist()
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def class_names(schema: "pa.Schema") -> dict[str, list[str]]:
+    """The names behind the numbers of columns of the type ClassLabel of Hugging Face datasets."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}  # no such dataset wrote the file: numbers stay numbers
+
+
+def _name(number: Any, names: Sequence[str]) -> Any:
+    """The name of a class; None for no class, which is -1 in these datasets."""
+    known = isinstance(number, int) and 0 <= number < len(names)
+    return names[number] if known else None
 
 
 def _has_bytes(kind: "pa.DataType") -> bool:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from attrib.data.arrow_tables import STATE, read_parquet, read_saved_dataset
+from attrib.data.arrow_tables import STATE, read_parquet, read_saved_dataset, read_shards
 from attrib.data.benchmarks import SPLITS
+from attrib.data.parquet_shards import chosen_split, has_shards, shards
 from attrib.data.table_types import Table
 from attrib.data.text_tables import read_delimited, read_json, read_json_lines
-from attrib.errors import AttribError, SetupError
+from attrib.errors import SetupError
 from attrib.files import read_json as json_in
 
 READERS: dict[str, Callable[[Path], Table]] = {
@@ -22,13 +23,13 @@ SEVERAL = "dataset_dict.json"  # of a folder with several saved datasets, the sp
 
 
 def is_table(path: str | Path, split: str | None = None) -> bool:
-    """Whether data is a user's table: a file of a known kind, or a dataset saved to a folder.
+    """Whether data is a user's table: a file of a known kind, or a dataset in a folder.
 
     A JSON file with a benchmark's split is that benchmark's.
     """
     path = Path(path)
     if path.is_dir():
-        return (path / STATE).is_file() or (path / SEVERAL).is_file()
+        return (path / STATE).is_file() or (path / SEVERAL).is_file() or has_shards(path)
     suffix = path.suffix.lower()
     return suffix in READERS and not (suffix == ".json" and split in SPLITS)
 
@@ -49,7 +50,9 @@ def read_table(path: Path, split: str | None = None) -> tuple[Table, str | None]
     if path.is_file():
         return READERS[path.suffix.lower()](path), split
     if not (path / SEVERAL).is_file():
-        return read_saved_dataset(path), split
+        if (path / STATE).is_file():
+            return read_saved_dataset(path), split
+        return read_shards(path, shards(path, split)), None
     return read_saved_dataset(path / _part(path, split)), None
 
 
@@ -59,9 +62,4 @@ def _part(folder: Path, split: str | None) -> str:
     names = listed.get("splits") if isinstance(listed, dict) else None
     if not isinstance(names, list) or not names:
         raise SetupError(f"{folder / SEVERAL}: names no split")
-    if split is None and len(names) == 1:
-        return Path(str(names[0])).name
-    if split not in names:
-        what = f"has no split {split!r}; choose from" if split else "needs a split: one of"
-        raise AttribError(f"{folder} {what} {', '.join(map(str, names))}")
-    return Path(str(split)).name
+    return Path(chosen_split(folder, split, [str(name) for name in names])).name

@@ -64,3 +64,13 @@ def write_saved(folder, rows, schema=None, files=2):
         json.dumps({"_data_files": [{"filename": n} for n in names]})
     )
     return folder
+
+
+def write_shards(folder, rows, split="train", files=2):
+    """A folder as the Hugging Face hub has Parquet datasets."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    size = -(-len(rows) // files)
+    for i in range(files):
+        name = f"{split}-{i:05d}-of-{files:05d}.parquet"
+        write_parquet(folder / "data" / name, rows[i * size : (i + 1) * size])
+    return folder

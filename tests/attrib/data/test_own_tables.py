@@ -3,6 +3,7 @@
 import json
 import logging
 
+import pyarrow as pa
 import pytest
 from own_tables import (
     NAMES,
@@ -15,6 +16,7 @@ from own_tables import (
     write_lines,
     write_parquet,
     write_saved,
+    write_shards,
 )
 
 from attrib.data import load
@@ -33,6 +35,7 @@ WRITERS = {
     "a.json": lambda path: write_json(path, records()),
     "a.parquet": lambda path: write_parquet(path, records()),
     "saved": lambda path: write_saved(path, records()),
+    "shards": lambda path: write_shards(path, records()),
 }
 
 
@@ -212,6 +215,33 @@ def test_a_split_is_a_column_or_a_folder_of_a_saved_dataset(tmp_path):
     assert not has_split(tmp_path / "both", "eval", None)
     with pytest.raises(AttribError, match="needs a split: one of train, test"):
         load(tmp_path / "both")
+
+
+def test_files_of_a_parquet_dataset_are_one_table_and_a_missing_one_is_named(tmp_path):
+    folder = write_shards(tmp_path / "hub", records(ROWS[:2]))
+    write_shards(folder, records(ROWS[2:]), "test", files=1)
+    (folder / "README.md").touch()
+    assert [s.request.target for s in load(folder, "train", image_root=tmp_path)] == ["a cat", "NA"]
+    assert has_split(folder, "test", None) and not has_split(folder, "eval", None)
+    with pytest.raises(AttribError, match="needs a split: one of test, train"):
+        load(folder)
+    (folder / "data" / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(SetupError, match=r"train-00000-of-00002\.parquet is missing; 1 of 2 files"):
+        load(folder, "train")
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_saved])
+def test_numbers_of_classes_are_read_as_their_names(tmp_path, write):
+    label = {"names": ["cat", "0", "dog"], "_type": "ClassLabel"}
+    about = {"info": {"features": {"answer": label, "file": {"_type": "Value"}}}}
+    rows = [{"file": "0.png", "question": "Q?", "answer": number} for number in (2, 1, -1, None, 7)]
+    plain = pa.Table.from_pylist(rows).schema
+    data = load(write(tmp_path / "t.parquet", rows, plain.with_metadata(
+        {"huggingface": json.dumps(about)})), image_root=tmp_path)  # fmt: skip
+    assert [s.request.target for s in data] == ["dog", "0"]
+    assert [(q.row, q.field) for q in data.quarantined] == [(i, "answer") for i in (2, 3, 4)]
+    data = load(write(tmp_path / "numbers.parquet", rows[:2], plain), image_root=tmp_path)
+    assert not data.samples and len(data.quarantined) == 2  # numbers without names are no answers
 
 
 def test_a_sample_has_the_inputs_whose_columns_are_there_and_filled(tmp_path):
