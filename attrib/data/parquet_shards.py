@@ -22,7 +22,7 @@ def chosen_split(folder: Path, split: str | None, names: Sequence[str]) -> str:
     """
     if split is None and len(names) == 1:
         return names[0]
-    if split not in names:
+    if split is None or split not in names:
         what = f"has no split {split!r}; choose from" if split else "needs a split: one of"
         raise AttribError(f"{folder} {what} {', '.join(names)}")
     return split
