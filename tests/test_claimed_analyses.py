@@ -3,7 +3,7 @@
 import csv
 import json
 
-from claimed import ROOT, equal, shown
+from claimed import RESULTS, ROOT, equal, rows, shown
 
 FILES = ROOT / "benchmarks" / "results"
 PRECISION, EXPLORE = (
@@ -58,3 +58,13 @@ def test_the_lens_of_visual_tokens():
         f"{first} % of {patches.pop()} occupied patches of 60 scenes (among the likeliest five: "
         f"{five} %), less than for words of another scene's objects ({control} %, {control_five} %)"
     ) in text
+
+
+def test_the_pointing_game():
+    found = {(r["model"], r["method"]): r for r in rows("pointing/pointing.csv")}
+    methods = ("heatmap", "heatmap, noise 0.1", "attention", "gradient")
+    for model, *cells in shown(RESULTS, "model | heatmap, 3 std (paper)"):
+        for method, cell in zip(methods, cells, strict=True):
+            known = found[model, method]
+            assert equal(cell.removesuffix(" %"), 100 * float(known["hit"])), (model, method)
+            assert f"({known['n']} of the" in RESULTS
