@@ -3,8 +3,8 @@
     python -m benchmarks.gpu                     # goes on where the last call stopped
     python -m benchmarks.gpu --dry-run           # every part, at a small size, on a CPU
 
-The model is a random LLaVA-1.5-7B in bfloat16, created on the device; editors are configured as
-published. Each part is a process of its own and writes its row, with device and date, to
+The model is a random LLaVA-1.5-7B in bfloat16, created on the device; editors have their
+presets for large models. Each part is a process of its own and writes its row, with device and date, to
 `benchmarks/results/gpu.json` before the next one starts.
 """
 
@@ -101,7 +101,7 @@ class GPU:
         return _projected(seconds, len(samples), SWEEP_GOAL)
 
     def train(self, name: str) -> Row:
-        """Some steps of a trained editor as published, and the hours of the papers' 50,000."""
+        """Some steps of a trained editor, and the hours of DualEdit's 50,000."""
         steps = 2 if self.dry else STEPS
         with tempfile.TemporaryDirectory() as out:
             began = time.perf_counter()
