@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --dry-run           # every part, at a small size, on a CPU
 
 The model is a random LLaVA-1.5-7B in bfloat16, created on the device; editors have their
-presets for large models. Each part is a process of its own and writes its row, with device and date, to
-`benchmarks/results/gpu.json` before the next one starts.
+presets for large models. Each part is a process of its own and writes its row, with device and
+date, to `benchmarks/results/gpu.json` before the next one starts.
 """
 
 import argparse
