@@ -62,8 +62,9 @@ def _relies(visual: float, text: float, share: float) -> str:
     if share != share:
         return "Neither noise on the picture nor noise on the words changes this token."
     return (
-        f"Noise on the picture moves this token's distribution by {visual:.2g} nats, noise on the "
-        f"words by {text:.2g}: {percent(share)} of its reliance is on the picture."
+        f"Noise of one standard deviation at the first layer moves this token's distribution by "
+        f"{visual:.2g} nats on the picture, by {text:.2g} on the words: {percent(share)} of its "
+        "reliance is on the picture."
     )
 
 

@@ -114,10 +114,11 @@ def explore(
     if deep:
         others = open_sources(as_source(other_image))
         fitted = [other_picture(one, *others[:1]) for one in images]
+        kind = "the given one" if others else "a plain one of this picture's mean colour"
         for side, (_, seen) in zip(data["sides"], sides, strict=True):
             if edit is None or seen is sides[0][1]:
                 other = encode(seen.vlm, prompt, fitted) if images else None
-                side["deep"] = deep_data(seen.vlm, seen.batch, other, seed)
+                side["deep"] = deep_data(seen.vlm, seen.batch, other, seed) | {"picture": kind}
                 if images:
                     first = seen.first_answer
                     said = reliance_findings(seen.vlm, seen.batch, seen.answer, seed)

@@ -47,7 +47,7 @@ def _settled(seen: Observation, query: int, key: str) -> list[str]:
     last = seen.vlm.num_layers - 1
     if layer == last:
         return [f"{said}; it becomes the likeliest token at the last layer, {last}."]
-    return [f"{said}; it is the likeliest token from layer {layer} of {last} on."]
+    return [f"{said}; it is the likeliest token from layer {layer} on (the last is {last})."]
 
 
 def _pushed(seen: Observation, query: int) -> list[str]:
@@ -71,8 +71,9 @@ def _looked(seen: Observation, query: int) -> list[str]:
     token = int(row.argmax())
     share = percent(float(row.sum()))
     place = _place(seen, token)
-    head = f"Attention of layer {layer}, which adds most, spends {share} on the picture"
-    return [f"{head}, most at {place} ({percent(float(row[token]))})."]
+    most = f"most at {place} ({percent(float(row[token]))})"
+    head = f"Of all layers' attention, that of layer {layer} adds most"
+    return [f"{head}. It spends {share} on the picture, {most}."]
 
 
 def _place(seen: Observation, token: int) -> str:

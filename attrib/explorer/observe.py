@@ -22,7 +22,8 @@ from attrib.forward.attention import attention_rows
 from attrib.forward.hooks import read
 from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch
-from attrib.model.continuation import continued, generated_tokens, is_rewriting
+from attrib.model.continuation import continued, generated_tokens
+from attrib.model.prompt_rewriting import as_run, as_they_are
 from attrib.model.vlm import VLM
 
 MOST_PROMPT = 48  # prompt positions that can be looked at: the last ones
@@ -118,23 +119,21 @@ def observe(
     Args:
         vlm: The model.
         batch: One prompt with its images.
-        edit: An edit that is applied meanwhile.
+        edit: An edit that is applied meanwhile. Text that it puts into the prompt (IKE, LTE) is part
+            of what is observed.
         max_new_tokens: The longest answer.
         how: Perturbation of the heatmaps.
         heatmaps: Number of generated tokens with heatmaps.
         lenses: Number of layers, evenly spaced, with a logit lens of the visual tokens.
 
     Raises:
-        AttribError: Several prompts, or an edit that rewrites the prompt.
+        AttribError: Several prompts.
     """
     began = time.perf_counter()
     with _applied(vlm, edit):
-        if is_rewriting(vlm):
-            raise AttribError(
-                "this edit rewrites the prompt, so its positions are not those of the question; "
-                "explore an edit of weights or of hidden states"
-            )
-        answer = generated_tokens(vlm, batch, max_new_tokens)
+        batch = as_run(vlm, batch)
+        with as_they_are(vlm):
+            answer = generated_tokens(vlm, batch, max_new_tokens)
     generated = time.perf_counter()
     full = continued(vlm, batch, answer[:-1])
     queries = _queries(batch, len(answer))
@@ -143,7 +142,8 @@ def observe(
     ended = time.perf_counter()
     return Observation(
         vlm, batch, full.inputs["input_ids"][0].tolist(), answer, queries,
-        **observed, seconds=(generated - began, ended - generated), note=passed.note,
+        **observed, seconds=(generated - began, ended - generated),
+        note=passed.note,
     )  # fmt: skip
 
 
@@ -173,6 +173,7 @@ def _pass(
             kept = residual_writes(vlm, at) if with_writes else nullcontext()
             writes = stack.enter_context(kept) if outside else None
             stack.enter_context(_applied(vlm, edit))
+            stack.enter_context(as_they_are(vlm))  # `full` has the text of an edit of the prompt
             if not outside:
                 writes = stack.enter_context(kept)
             rows = stack.enter_context(attention_rows(vlm, at))

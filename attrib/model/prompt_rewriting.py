@@ -64,6 +64,22 @@ def apply_rewriters(rewriters: list[Rewriter], batch: Batch) -> RewrittenBatch:
     return result
 
 
+def as_run(vlm: Any, batch: Batch) -> Batch:
+    """The batch that the model runs in place of `batch`, with the text that edits put into it."""
+    return apply_rewriters(vlm._rewriters, batch).batch
+
+
+@contextmanager
+def as_they_are(vlm: Any) -> Iterator[None]:
+    """Batches run as they are inside the context: no rewriter applies."""
+    stack = vlm._rewriters[:]
+    vlm._rewriters.clear()
+    try:
+        yield
+    finally:
+        vlm._rewriters[:] = stack
+
+
 def insert_tokens(
     batch: Batch, at: Int[Tensor, " batch"], tokens: Sequence[Sequence[int]], pad_id: int
 ) -> RewrittenBatch:

@@ -40,6 +40,7 @@ function differSentence(data) {
 }
 
 function aboutPanel(data) {
+  const deep = data.sides[0].deep;
   const command = data.command ? [el("h4", {}, "The command"), el("pre", { tabindex: "0" }, data.command), copyButton("Copy the command", () => data.command)] : [];
   const cost = data.sides.map((side) => {
     const [plain, pass] = side.seconds;
@@ -54,6 +55,10 @@ function aboutPanel(data) {
       "Logit lens: the state after each layer, normed and unembedded as if it were the last; visual tokens as well.",
       "Attention: from that position, mean over heads. Perturbation: the change of a layer's attention output at that position when one visual token is perturbed.",
       "Nearest words: the words of prompt and answer whose states after the same layer have the highest cosine with the visual token's.",
+      ...(deep ? [
+        "Reliance: noise of one standard deviation is added to the first layer's output at the visual tokens, or at the words of the prompt (mean of four draws); the share is the divergence under the first in the sum of both. Noise curves: the same, once, at the output of each layer.",
+        `Patching: the states of one layer come from a pass over another picture (${deep.picture}) with the same prompt. The curve is the difference of the two answers' logits, scaled so that 0 is this picture's and 1 the other picture's; it can leave that range.`,
+      ] : []),
       "Maps and attention are stored in 255 steps of the square root, so that a value is off by at most 0.4 % of the largest of its map.",
       ...cost,
     ].map((text) => el("li", {}, text))), ...command,

@@ -190,7 +190,7 @@ class DeepPanel {
       const lines = spans.map((_, s) => ({ values: each.map((i) => this.patching.at(s, 1, i)) }));
       const same = answers[0] === answers[1];
       charts.push(el("div", {}, el("h4", {}, "Patching: states of the other picture"),
-        el("p", { class: "caption" }, "0: the answer stays ", word(answers[0]), "; 1: it is that of the other picture, ", word(answers[1]), "."),
+        el("p", { class: "caption" }, "0: the answer stays ", word(answers[0]), `; 1: it is that of the other picture (${deep.picture}), `, word(answers[1]), "."),
         same ? el("p", {}, "Both pictures have the same answer: give another one.") : el("div", {}, legend(["visual tokens", "last prompt token"]), lineChart(lines, "Normalised logit difference by patched layer", layer, choose))));
       columns.push(...spans.map((s) => `patching ${s}`));
       data.forEach((one, i) => one.push(...spans.map((_, s) => this.patching.at(s, 1, i))));

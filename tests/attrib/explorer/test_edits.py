@@ -7,6 +7,7 @@ from explored import OTHERS, QUESTION, edit, paired, scene, stored_numbers, tiny
 import attrib
 from attrib.explorer.observe import observe
 from editors.base import WeightEdit
+from editors.context import PromptEdit
 
 
 def test_the_first_side_is_the_plain_model_and_the_second_is_the_edited_one():
@@ -56,3 +57,22 @@ def test_two_models_are_compared():
     page = attrib.explore(tiny(), scene(), QUESTION, compare=tiny(), also=OTHERS[1:])
     assert [one.changed for one in page.asked] == [False, False] and len(page.sides) == 2
     assert page.asked[0].divergence == 0
+
+
+def test_text_that_an_edit_puts_into_the_prompt_is_part_of_what_is_observed():
+    told = PromptEdit(("The shape is a star.",))
+    batch = tiny().encode([scene()], [QUESTION])
+    before, after = (observe(tiny(), batch, edit=one, max_new_tokens=3) for one in (None, told))
+    with told.applied(tiny()):
+        assert [after.text] == tiny().generate(batch, 3)
+        logits = tiny().last_logits(batch)[0]
+    i, num = after.first_answer, len(after.ids) - len(before.ids)
+    assert num > 4 and [w for w in before.ids if w in after.ids]  # the question is still there
+    assert len(after.places("visual")) == len(before.places("visual"))
+    np.testing.assert_allclose(after.key_p[i, -1], logits.softmax(-1).max(), rtol=1e-4)
+    total = after.shares[i].sum() + after.constants[i].sum()
+    np.testing.assert_allclose(total, logits[after.answer[0]], rtol=1e-3)
+    again = observe(tiny(), batch, max_new_tokens=3)
+    assert again.ids == before.ids  # nothing of the edit is left
+    page = attrib.explore(tiny(), scene(), QUESTION, edit=told, max_new_tokens=2)
+    assert [side["label"] for side in page.data["sides"]] == ["before the edit", "after the edit"]
