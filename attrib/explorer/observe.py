@@ -119,8 +119,8 @@ def observe(
     Args:
         vlm: The model.
         batch: One prompt with its images.
-        edit: An edit that is applied meanwhile. Text that it puts into the prompt (IKE, LTE) is part
-            of what is observed.
+        edit: An edit that is applied meanwhile. Text that it puts into the prompt (IKE, LTE) is
+            observed, too.
         max_new_tokens: The longest answer.
         how: Perturbation of the heatmaps.
         heatmaps: Number of generated tokens with heatmaps.
