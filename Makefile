@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check smol architectures notebooks docs clean
+.PHONY: demo test check app smol architectures notebooks docs clean
 .DELETE_ON_ERROR:
 
 # The tested versions are pinned in constraints.txt; a change there or in pyproject.toml reinstalls.
@@ -29,6 +29,16 @@ smol: .venv/smollm2-installed  ## SmolLM2 in the user's cache, once, and what ne
 
 check: .venv/installed  ## exactly what CI runs
 	bash .ci/run
+
+# Gradio requires an older Pillow than the pinned one: both go into a folder that only these tests see.
+.venv/app-installed: .venv/installed
+	grep -v -i '^pillow==' constraints.txt > .venv/app-constraints.txt
+	rm -rf .venv/app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .venv/app-constraints.txt --target .venv/app gradio
+	touch $@
+
+app: .venv/app-installed  ## the tests of attrib app in a browser, with Gradio
+	PYTHONPATH=.venv/app HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/attrib/cli/test_app_browser.py
 
 architectures: .venv/installed  ## check every type of transformers; writes the table of docs/models.md
 	$(BIN)/python -m tests.architectures

@@ -21,21 +21,28 @@ KEYS = {
     "Home": 36,
     "End": 35,
     "Tab": 9,
+    "Enter": 13,
 }
 
 
 class Page:
-    """One tab; what it says on its console and what it refuses is kept in `complaints`."""
+    """One tab.
+
+    What it says on its console and what it refuses is kept in `complaints`, the addresses that it
+    asks for in `requests`.
+    """
 
     def __init__(self, socket):
         self.socket, self.number, self.complaints, self.loaded = socket, 0, [], 0
-        for domain in ("Page", "Runtime", "Log"):
+        self.requests = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def call(self, method, **params):
-        """The answer of the browser to a command."""
+    def call(self, method, session=None, **params):
+        """The answer of the browser to a command, or of a frame with a process of its own."""
         self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
+        to = {} if session is None else {"sessionId": session}
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params, **to}))
         while True:
             said = self._next()
             if said.get("id") == self.number:
@@ -43,28 +50,39 @@ class Page:
                 return said["result"]
 
     def open(self, path, width=1280, height=900, dark=False, script=True):
-        """Show a file."""
+        """Show a file, or what is at an address."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=False)  # fmt: skip
         before = self.loaded
-        self.call("Page.navigate", url=Path(path).resolve().as_uri())
+        url = path if str(path).startswith("http") else Path(path).resolve().as_uri()
+        self.call("Page.navigate", url=url)
         while self.loaded == before:
             self._next()
 
-    def value(self, expression):
+    def frame(self):
+        """The session of a sandboxed frame, which has a process of its own."""
+        targets = self.call("Target.getTargets")["targetInfos"]
+        (frame,) = [one["targetId"] for one in targets if one["type"] == "iframe"]
+        session = self.call("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
+        for domain in ("Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable", session)
+        return session
+
+    def value(self, expression, session=None):
         """What a JavaScript expression gives."""
-        said = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        said = self.call("Runtime.evaluate", session, expression=expression, returnByValue=True)
         assert "exceptionDetails" not in said, said
         return said["result"].get("value")
 
     def press(self, key):
         """Press a key and let it go."""
-        for kind in ("rawKeyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
-                      windowsVirtualKeyCode=KEYS[key])  # fmt: skip
+                      windowsVirtualKeyCode=KEYS[key], **text)  # fmt: skip
 
     def click(self, x, y):
         """Click at a point of the window."""
@@ -84,6 +102,8 @@ class Page:
     def _next(self):
         said = json.loads(self.socket.recv())
         method, params = said.get("method"), said.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
         if method == "Page.loadEventFired":
             self.loaded += 1
         if method == "Log.entryAdded":
@@ -91,6 +111,24 @@ class Page:
         if method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
             self.complaints.append(str(params))
         return said
+
+
+def wait(tab, expression, seconds=10.0):
+    """The value of an expression, once it has one."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        if value := tab.value(expression):
+            return value
+        time.sleep(0.05)
+    raise TimeoutError(tab.value("document.body.innerText"))
+
+
+def click(tab, selector, at=0.5):
+    """Click into the first element of a selector, which is scrolled into view."""
+    tab.value(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+    box = f"document.querySelector({selector!r}).getBoundingClientRect()"
+    tab.click(*(tab.value(f"{box}.{side} + {box}.{size} * {at}")
+                for side, size in (("left", "width"), ("top", "height"))))  # fmt: skip
 
 
 @contextmanager

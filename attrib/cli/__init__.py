@@ -30,6 +30,11 @@ COMMANDS = {
         "attrib.cli.explore",
         "Explore one answer: a page with contributions, logit lens, attention and heatmaps.",
     ),
+    "app": (
+        ANALYSIS,
+        "attrib.cli.local_app",
+        "Local web app: upload a photo, ask, explore the answer, try an edit.",
+    ),
     **{name: (ANALYSIS, "attrib.cli.analyse", text) for name, (_, text) in ANALYSES.items()},
     "compare": (
         ANALYSIS,

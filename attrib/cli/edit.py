@@ -71,7 +71,7 @@ def edit(options: EditOptions) -> int:
     questions = list(_questions(options, vlm))
     made = _make_edit(options, vlm, editor)
     target = options.target or _target_of(made)
-    asked = _ask(vlm, made, questions, _longest(options, vlm, target))
+    asked = _ask(vlm, made, questions, longest_answer(vlm, target, options.max_new_tokens))
     print("\n".join(asked.lines(questions)))
     print(f"edit: {made.num_bytes:,} bytes")
     if options.save is not None:
@@ -148,7 +148,7 @@ def _edit_rows(options: EditOptions, vlm: "VLM", editor: Any, data: "EditData") 
         try:
             questions = list(_questions_of(sample, options, vlm))
             made = _make_edit(options, vlm, editor, sample.request)
-            asked = _ask(vlm, made, questions, _longest(options, vlm, target))
+            asked = _ask(vlm, made, questions, longest_answer(vlm, target, options.max_new_tokens))
         except AttribError as error:
             field, reason = getattr(error, "field", "edit"), getattr(error, "reason", str(error))
             file = sample.meta.get("file", data.name)
@@ -202,12 +202,12 @@ def _ask(vlm: "VLM", edit: "Edit", questions: list[Question], longest: int) -> A
         return Asked(before, vlm.generate(batch, max_new_tokens=longest))
 
 
-def _longest(options: EditOptions, vlm: "VLM", target: str | None) -> int:
-    """Tokens to generate: as asked for, and enough to tell whether the answer is the target."""
+def longest_answer(vlm: "VLM", target: str | None, least: int) -> int:
+    """Tokens to generate: `least`, and enough to tell whether the answer is the target."""
     from editors.evaluation.protocols import SPARE
 
     ids = vlm.tokenizer(target or "", add_special_tokens=False)["input_ids"]
-    return max(options.max_new_tokens, len(ids) + SPARE)
+    return max(least, len(ids) + SPARE)
 
 
 def _target_of(edit: "Edit") -> str | None:

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from browser import BROWSER, browser
+from browser import BROWSER, browser, click, wait
 from explored import EVIL, explored, paired
 
 pytest.importorskip("websocket", reason="no websocket-client to drive a browser with")
@@ -37,26 +37,10 @@ def opened(tab, path, **settings):
     return tab
 
 
-def wait(tab, expression):
-    """The value of an expression, once it has one."""
-    for _ in range(200):
-        if value := tab.value(expression):
-            return value
-        time.sleep(0.05)
-    raise TimeoutError(tab.value("document.body.textContent"))
-
-
 @pytest.fixture(scope="module")
 def one(tab, pages):
     """The page of one side, opened once: no test depends on what another one has chosen."""
     return opened(tab, pages[0])
-
-
-def click(tab, selector, at=0.5):
-    tab.value(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
-    box = f"document.querySelector({selector!r}).getBoundingClientRect()"
-    tab.click(*(tab.value(f"{box}.{side} + {box}.{size} * {at}")
-                for side, size in (("left", "width"), ("top", "height"))))  # fmt: skip
 
 
 def focus(tab, selector):
