@@ -5,7 +5,9 @@ from pathlib import Path
 from attrib.checks import verify as verify_model
 from attrib.model.checkpoint import read_checkpoint
 from attrib.model.devices import DeviceMap
+from attrib.model.image_placeholder import has_chat_template
 from attrib.model.vlm import VLM
+from attrib.vocabulary import TemplateChoice
 
 
 def load(
@@ -18,6 +20,7 @@ def load(
     trust_remote_code: bool = False,
     verify: bool = True,
     processor: str | Path | None = None,
+    template: TemplateChoice = "raw",
 ) -> VLM:
     """Load a model by embedded name, folder or Hugging Face id, in evaluation mode, frozen.
 
@@ -33,6 +36,8 @@ def load(
         verify: Require a complete checkpoint, and run the quick checks of `attrib.check`.
         processor: Embedded name, folder or id of the processor, where the model has none of its
             own, as some fine-tuned checkpoints.
+        template: How prompts are given to the model: "raw", as they are; "chat", in its chat
+            template; "auto", in its chat template if it has one.
 
     Raises:
         SetupError: There is no such model, it is not a decoder-only image-text-to-text model, its
@@ -43,7 +48,9 @@ def load(
     loaded = read_checkpoint(
         name, device, dtype, revision, trust_remote_code, verify, device_map, given
     )
-    vlm = VLM(*loaded, name)
+    if template == "auto":
+        template = "chat" if has_chat_template(loaded[1]) else "raw"
+    vlm = VLM(*loaded, name, template)
     if verify:
         verify_model(vlm)
     return vlm

@@ -33,6 +33,7 @@ RuleName = Literal[
 # Models and data.
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["raw", "chat"]
+TemplateChoice = Literal["raw", "chat", "auto"]
 Padding = Literal["left", "right"]
 SceneSplit = Literal["train", "validation", "test"]
 SceneData = Literal["scenes-vqa", "scenes-captions"]

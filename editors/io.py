@@ -52,13 +52,24 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 def _model_record(vlm: VLM) -> dict[str, str]:
     dtype = str(vlm.dtype).removeprefix("torch.")
-    return {"name": vlm.name, "dtype": dtype, "fingerprint": fingerprint(vlm)}
+    prompts = {} if vlm.template == "raw" else {"template": vlm.template}
+    return {"name": vlm.name, "dtype": dtype, "fingerprint": fingerprint(vlm), **prompts}
+
+
+def name_of(template: str) -> str:
+    """What a template makes of prompts, in words."""
+    return "prompts as they are" if template == "raw" else f"prompts in the {template} template"
 
 
 def _refuse_other_model(made: Mapping[str, str], vlm: VLM, what: str, again: str) -> None:
-    here = _model_record(vlm)
+    here, template = _model_record(vlm), made.get("template", "raw")
     if made["fingerprint"] == here["fingerprint"]:
-        return
+        if template == vlm.template:
+            return
+        raise SetupError(
+            f"{what} {name_of(template)}, and {vlm.name} is given {name_of(vlm.template)}; give "
+            f"--template {template}, or {again}"
+        )
     name, dtype = made["name"], made.get("dtype", here["dtype"])  # old files do not name it
     if dtype != here["dtype"]:
         raise SetupError(

@@ -125,7 +125,7 @@ def naming_option(name: str) -> Iterator[None]:
 def next_command(command: str, options: Any, *more: str) -> str:
     """A command line that can be pasted: on the model of `options`, with further arguments."""
     fields, on = type(options).model_fields, ["--model", options.model]
-    for name in ("revision", "dtype", "device", "device_map", "processor"):
+    for name in ("revision", "dtype", "device", "device_map", "processor", "template"):
         if (value := getattr(options, name)) != fields[name].default:
             on += [f"--{name.replace('_', '-')}", value]
     on += ["--trust-remote-code"] if options.trust_remote_code else []

@@ -17,7 +17,6 @@ from attrib.cli.table_rows import (
 from attrib.errors import AttribError
 from attrib.pipeline.options import ModelOptions, Photos, option
 from attrib.pipeline.source import load_model
-from attrib.vocabulary import Template
 
 MORE = "More to see"
 
@@ -27,9 +26,6 @@ class ExploreOptions(RowOptions, EditedOptions, ModelOptions):
 
     image: Photos = option(None, "The photo; again for another one in the prompt.")
     prompt: str | None = option(None, "The question about it.")
-    template: Template = option(
-        "raw", "raw: the prompt as it is; chat: in the model's chat template."
-    )
     max_new_tokens: int = option(16, "Longest answer, in tokens.", ge=1)
     out: Path = option(Path("explore.html"), "The page.")
     also: list[str] | None = option(
@@ -64,7 +60,7 @@ def explore(options: ExploreOptions) -> int:
     photos, prompt, target = _asked(options)
     vlm = load_model(options)
     with naming_option("prompt"):
-        vlm.encode([photos or None], [prompt], template=options.template)
+        vlm.encode([photos or None], [prompt])
     other = None
     if options.compare is not None:
         own = {"model": options.compare, "revision": None, "processor": None}
@@ -81,7 +77,6 @@ def explore(options: ExploreOptions) -> int:
         deep=options.deep,
         also=options.also or (),
         other_image=options.other_image,
-        template=options.template,
         max_new_tokens=options.max_new_tokens,
         noise=options.noise,
         seed=options.seed,

@@ -228,6 +228,7 @@ def _on(study: "LayerStudy", part: str) -> list[str]:
     on += ["--dtype", str(given["dtype"])] if given.get("dtype", "auto") != "auto" else []
     on += ["--trust-remote-code"] if given.get("trust_remote_code") else []
     on += ["--processor", str(given["processor"])] if given.get("processor") else []
+    on += ["--template", given["template"]] if given.get("template", "raw") != "raw" else []
     data = str(given.get("data") or study.report.provenance.get("data", {}).get("name"))
     on += ["--data", data]
     on += ["--columns", str(given["columns"])] if given.get("columns") else []

@@ -190,7 +190,7 @@ def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":
 
     if options.layers is not None:
         return layers_of(options.layers, vlm)
-    shared = ("revision", "dtype", "device", "device_map", "trust_remote_code")
+    shared = ("revision", "dtype", "device", "device_map", "trust_remote_code", "template")
     shared = (*shared, "processor", "image_root", "columns")
     given = {name: getattr(options, name) for name in shared}
     given |= {"model": job.backbone, "data": job.data}

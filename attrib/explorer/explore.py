@@ -40,7 +40,7 @@ def explore(
     deep: bool = False,
     also: Sequence[str] = (),
     other_image: GivenImage | None = None,
-    template: Template = "raw",
+    template: Template | None = None,
     max_new_tokens: int = 16,
     noise: float = LITTLE_NOISE.noise,
     seed: int = 0,
@@ -60,7 +60,7 @@ def explore(
         deep: Add noise sensitivity and patching, which take some passes per layer.
         also: Other questions about the picture, answered before and after, or by both models.
         other_image: Picture whose states are patched in; by default one of the mean colour.
-        template: "raw" for the prompt as it is, "chat" for the model's chat template.
+        template: "raw" or "chat", in place of the model's `template`.
         max_new_tokens: The longest answer.
         noise: Perturbation of the heatmaps, in standard deviations of the visual states.
         seed: Seed of the noise.
@@ -104,7 +104,7 @@ def explore(
     data: dict[str, Any] = {
         "prompt": visible(prompt),
         "command": visible(command),
-        "template": template,
+        "template": template or vlm.template,
         "noise": noise,
         "seed": seed,
         "edited": edit is not None,

@@ -73,9 +73,14 @@ def find_placeholder(processor: Any, image_token_id: int) -> ImagePlaceholder:
     )
 
 
+def has_chat_template(processor: Any) -> bool:
+    """Whether a processor can write prompts in a chat template."""
+    return getattr(processor, "chat_template", None) is not None
+
+
 def _template_marker(processor: Any) -> str | None:
     """Return what the chat template adds for an image: the difference of two renderings."""
-    if getattr(processor, "chat_template", None) is None:
+    if not has_chat_template(processor):
         return None
     try:
         plain, marked = (render(processor, "x", num_images) for num_images in (0, 1))

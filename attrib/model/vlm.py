@@ -1,7 +1,4 @@
-"""A Hugging Face vision-language model seen as a stack of decoder layers.
-
-Components are found by structure (`attrib.model.components`); nothing given is ever modified.
-"""
+"""A Hugging Face vision-language model as a stack of decoder layers, found by structure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,6 +36,7 @@ class VLM:
         model: The Hugging Face model; of one in a wrapper (peft, `torch.compile`) that within.
         processor: Its processor, completed from the model's config; without one only `batch` works.
         name: Name of the model in results.
+        template: How `encode` writes prompts: "raw", as they are, or "chat", in the chat template.
         verified: What passes verified: suffix replays by kind of layer calls, wirings by layer.
         unembedding: Final norm, output embedding and what happens to the logits.
     """
@@ -46,6 +44,7 @@ class VLM:
     model: Any
     processor: Any = None
     name: str = ""
+    template: Template = "raw"
     _active: list[Batch] = field(default_factory=list, init=False)
     _rewriters: list[Rewriter] = field(default_factory=list, init=False)
     _routes: list[Route] = field(default_factory=list, init=False)
@@ -150,7 +149,7 @@ class VLM:
         prompts: Sequence[str],
         targets: Sequence[str] | None = None,
         *,
-        template: Template = "raw",
+        template: Template | None = None,
         padding_side: Padding = "left",
         answers: Sequence[str] | None = None,
     ) -> Batch:
@@ -160,7 +159,7 @@ class VLM:
             images: One per prompt (`attrib.data.pixels`), None, or a list that precedes the text.
             prompts: The questions, without image markers: these are inserted automatically.
             targets: Text after each prompt, teacher-forced: adds `labels` and a "target" span.
-            template: "raw" for the prompt as it is, "chat" for the model's chat template.
+            template: "raw" or "chat" in place of `self.template`.
             padding_side: "left" aligns the ends of prompts, as `generate` needs under a `write`.
             answers: Expected texts; blank tokens at their start are put at the prompts' ends.
 
@@ -168,6 +167,7 @@ class VLM:
             AttribError: A row cannot be used; the message says which and why.
         """
         pictures = self._picture_finder.accept(images)
+        template = template or self.template
         given = (self._placeholder, pictures, prompts, targets, template, answers)
         rows, tensors, lengths = encoding.encode_rows(self._padding_processor, *given)
         check_lengths(rows, tensors, self.model.config)
@@ -234,8 +234,8 @@ class VLM:
     @cached_property
     def _span_ids(self) -> tuple[list[int], int | None]:
         source = self.tokenizer if self.processor else self.model.config.get_text_config()
-        visual = visual_token_ids(self.components.image_token_id, self.model.config)
-        return visual, source.bos_token_id
+        ids = visual_token_ids(self.components.image_token_id, self.model.config)
+        return ids, source.bos_token_id
 
     @cached_property
     def _picture_finder(self) -> PictureFinder:

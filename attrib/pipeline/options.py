@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from attrib.pipeline.parsing import parse_layers
-from attrib.vocabulary import DEFAULT_MODEL, Dtype
+from attrib.vocabulary import DEFAULT_MODEL, Dtype, TemplateChoice
 
 OF_DATA = frozenset({"data", "split", "image_root", "columns", "limit", "answer_prefix"})
 NAMED_SPLITS = {"scenes-vqa": "test", "scenes-captions": "test"}
@@ -108,10 +108,12 @@ class ModelOptions(Options):
         shown="one device",
     )
     trust_remote_code: bool = option(
-        False,
-        "Run code from the model's repository.",
+        False, "Run the model repository's code.", panel="Model", flags=("--trust-remote-code",)
+    )
+    template: TemplateChoice = option(
+        "raw",
+        "raw: prompts as they are; chat: in the model's chat template; auto: that if it has one.",
         panel="Model",
-        flags=("--trust-remote-code",),
     )
     processor: str | None = option(
         None,

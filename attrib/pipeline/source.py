@@ -112,7 +112,20 @@ def data_flags(options: Any, split: str | None = None) -> list[str]:
 
 
 def prefix_length(options: AnalysisOptions, data: EditData | None = None) -> int:
-    """How many words of each answer are fed: as asked, or those that most answers share."""
+    """How many words of each answer are fed: as asked, or those that most answers share.
+
+    None in a chat template, where they would end up in the user's turn.
+
+    Raises:
+        AttribError: Words are asked for in a chat template.
+    """
+    if options.template != "raw":
+        if options.answer_prefix:
+            raise AttribError(
+                "--answer-prefix: its words go behind the prompt, which a chat template closes; "
+                "give --template raw, or --answer-token N for a later token"
+            )
+        return 0
     if options.answer_prefix is not None:
         return options.answer_prefix
     return shared_prefix_length(read_data(options) if data is None else data)

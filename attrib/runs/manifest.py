@@ -71,6 +71,7 @@ def provenance_of(
             "weights_sha256": weights_digest(folder) if folder.is_dir() else None,
             "fingerprint": fingerprint(vlm),
             **({} if cap is None else {"soft_cap": cap}),
+            **({} if vlm.template == "raw" else {"template": vlm.template}),
             **({} if (reading := reading_of(vlm)) == "together" else {"pictures": reading}),
         },
         "data": {"name": data.name, "split": data.split, **data.provenance},

@@ -228,6 +228,7 @@ def _identity(
     about = {
         "editor": editor.name,
         "model": fingerprint(vlm),
+        **({} if vlm.template == "raw" else {"template": vlm.template}),
         "training": {k: v for k, v in config.training_options.items() if k != "seed"},
         "adapters": config.model_dump(exclude_unset=True, include=set(config.settings())),
         "weights": config.loss_options,

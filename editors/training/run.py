@@ -106,6 +106,7 @@ class TrainingJob:
         identity = {
             "editor": self.name,
             "model": fingerprint(self.vlm),
+            **({} if self.vlm.template == "raw" else {"template": self.vlm.template}),
             **identity,
             "weights": config.loss_options,
             "data": [sample.id for sample in train],
