@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attrib.runs import Run
 
 EDIT = "An edit"
-EDITED = ("contributions", "heatmap", "attention", "sweep")  # analyses with --edit
+EDITED = ("contributions", "heatmap", "attention", "sweep", "deletion")  # analyses with --edit
 NUMBERS = {"attention": ("text_sum", "visual_sum")}  # statistics that the terminal shows
 Some = TypeVar("Some", bound="EditedOptions")
 

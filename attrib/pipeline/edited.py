@@ -39,7 +39,7 @@ def run_edited(analysis: Analysis, vlm: "VLM", data: "EditData", edit: Any) -> R
 
 
 def side_by_side(before: Result, after: Result, statistics: Sequence[str] = ()) -> pd.DataFrame:
-    """Values per layer before and after, in columns by what the analysis varies besides.
+    """Values per layer, or per method, before and after; in columns by what else is varied.
 
     Args:
         before: Of the unedited model.
@@ -49,13 +49,14 @@ def side_by_side(before: Result, after: Result, statistics: Sequence[str] = ()) 
     sides = {}
     for name, result in (("before", before), ("after", after)):
         varied = [n for n in ("module", "statistic", "sigma") if n in result.frame]
-        groups, values = result.matrix([*varied, "layer"])
+        each = "layer" if "layer" in result.frame else "method"
+        groups, values = result.matrix([*varied, each])
         means = groups.assign(value=values.mean(0))
         if statistics:
             means = means[means["statistic"].isin(list(statistics))]
         for column in varied:
             means[column] = [_label(column, value) for value in means[column]]
-        wide = means.pivot_table("value", "layer", varied or None, dropna=False)
+        wide = means.pivot_table("value", each, varied or None, dropna=False)
         wide.columns = [
             label if isinstance(label, str) else " ".join(label) for label in wide.columns
         ]

@@ -8,7 +8,7 @@ function questionPanel(data) {
     asked.divergence ?? "other vocabulary", ...(gated ? gateCells(asked.gate) : [])];
   const rows = data.asked.map(cells);
   const body = rows.map((one, i) => {
-    const node = row(one[0], one.slice(1).map((cell) => (typeof cell === "number" ? shown(cell) : word(cell))));
+    const node = row(one[0], one.slice(1).map((cell) => (typeof cell !== "number" ? word(cell) : cell > 0 && cell < 0.001 ? "< 0.001" : shown(cell))));
     node.querySelector("th").replaceChildren(word(one[0]), data.asked[i].edited ? el("span", { class: "p" }, data.edited ? " (asked here)" : "") : "");
     if (data.asked[i].changed && !data.asked[i].edited && data.edited) node.classList.add("leak");
     return node;
@@ -27,7 +27,7 @@ function leakSentence(data) {
   const others = data.asked.filter((one) => !one.edited);
   const leaks = others.filter((one) => one.changed).length;
   const own = data.asked[0];
-  const gate = own.gate ? ` The gate is ${own.gate.open ? "open" : "shut"} for it (score ${shown(Number(own.gate.score))}, opens from ${shown(Number(own.gate.threshold))}).` : " The edit has no gate: it applies to every input.";
+  const gate = own.gate ? ` The gate is ${own.gate.open ? "open" : "shut"} for it (score ${shown(Number(own.gate.score))}, opens from ${shown(Number(own.gate.threshold))}).` : " The edit has no gate: it is in force for every question, whether or not an answer changes.";
   const took = own.changed ? "The answer to the question changes." : "The answer to the question stays the same.";
   if (others.length === 1) return `${took}${gate} The other question about the picture ${leaks ? "changes its answer: the edit leaks" : "keeps its answer"}.`;
   const rest = others.length ? ` Of ${others.length} other questions about the picture, ${leaks || "none"} change${leaks === 1 ? "s" : ""} ${leaks === 1 ? "its" : "their"} answer${leaks ? ": the edit leaks" : ""}.` : "";

@@ -22,7 +22,7 @@ class ContributionPanel {
     const [embed, between, constant] = side.constants.row(query);
     const sum = pairs.reduce((total, _, i) => total + side.shares.row(query, i)[0] + side.shares.row(query, i)[1], 0);
     this.total.textContent = scale === "shares" && known
-      ? `The bars add up to ${shown(sum)}; ${this.others(embed, between, constant)}the logit is ${shown(sum + embed + between + constant)}.`
+      ? `The bars add up to ${shown(sum)}; ${this.others(embed, between, constant)}the logit of “${side.text(side.keys[query])}” is ${shown(sum + embed + between + constant)}.`
       : "Signed square roots, from −1 to 1, before the final norm: they do not add up.";
     const rows = () => pairs.map((_, i) => [i, ...side.shares.row(query, i), ...side.paper.row(query, i)]);
     this.numbers.set(["layer", "attention, part of logit", "MLP, part of logit", "attention, Eq. 3", "MLP, Eq. 3"], rows, layer);

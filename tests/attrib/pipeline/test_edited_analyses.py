@@ -21,6 +21,7 @@ ANALYSES = {
     "heatmap": {"noise": 0.1},
     "attention": {},
     "sweep": {"sigmas": "0.5"},
+    "deletion": {},
 }
 TWO = {"sigmas": "0.1,0.5"}
 
