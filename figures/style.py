@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from attrib.plots.overlay import HEATMAP_COLORS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
@@ -74,7 +76,7 @@ DEFAULT = Style(
     _SAFE,
     ("#0072b2", "#c65100", "#00795c", "#8f4f9f", "#946200", "#22282e", "#56b4e9", "#6b7178"),
     sequence="cividis",
-    heat="cividis",
+    heat=HEATMAP_COLORS,
     hot="yellow",
 )
 PAPER = Style(
