@@ -13,10 +13,12 @@ from attrib.cli.outputs import (
     exit_code_for,
     log,
     plan_lines,
+    print_files,
     refuse_unwritable,
     results_folder,
     write_quarantined,
 )
+from attrib.cli.photos import open_photos
 from attrib.errors import AttribError
 from attrib.pipeline import find_analysis
 from attrib.pipeline.options import AnalysisOptions, MeasureOptions
@@ -74,8 +76,8 @@ def analyse(cls: "type[Analysis]", options: AnalysisOptions) -> int:
         if options.prompt is not None:
             print(_answer(run, options))
         print(analysis.summarize(result))
-    print(f"samples used: {result.examples}, rows quarantined: {len(result.quarantined)}")
-    print("\n".join(f"  {path}" for path in files))
+    print(_counts(run, analysis, result))
+    print_files(files)
     return exit_code_for(result.quarantined, options.max_failures)
 
 
@@ -89,6 +91,9 @@ def _prepare(analysis: "Analysis", options: AnalysisOptions) -> "Run":
     out = results_folder(analysis.name, options)
     refuse_foreign(out)  # before the model is loaded, which may take minutes
     refuse_unwritable(out)
+    open_photos(options.image)
+    if other := getattr(options, "other_image", None):
+        open_photos([other], "other-image")
     which = f" (rank {rank.number} of {rank.world})" if rank.world > 1 else ""
     source = describe_source(options)
     log(f"{analysis.name}: {options.model} on {source}, results in {out}{which}")
@@ -110,6 +115,14 @@ def _unedited(cls: "type[Analysis]", options: AnalysisOptions) -> AnalysisOption
         raise AttribError("--edit: one photo is shown before and after; give --image and --prompt")
     check_edit(options, reads_target=reads_target)
     return without_edit(options)
+
+
+def _counts(run: "Run", analysis: "Analysis", result: "Result") -> str:
+    """How many samples and rows were used, and why the others were not."""
+    bad = len(result.quarantined)
+    left = len(run.data) + len(run.data.quarantined) - result.examples - bad
+    why = f", {analysis.unused}: {left}" if left > 0 and analysis.unused else ""
+    return f"samples used: {result.examples}, rows quarantined: {bad}{why}"
 
 
 def _answer(run: "Run", options: AnalysisOptions) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument
 
 from attrib.cli.command import ExitCode
-from attrib.cli.outputs import refuse_unwritable, write_manifest
+from attrib.cli.outputs import print_files, refuse_unwritable, write_manifest
 from attrib.errors import AttribError
 from attrib.pipeline.options import Options, option
 
@@ -49,8 +49,7 @@ def compare(options: CompareOptions) -> int:
     print(found.frame.head(SHOWN).to_string(index=False, float_format="{:.4g}".format))
     if len(found.frame) > SHOWN:
         print(f"... {len(found.frame)} rows in the file")
-    for path in _save(found, options):
-        print(f"  {path}")
+    print_files(_save(found, options))
     return ExitCode.DONE
 
 

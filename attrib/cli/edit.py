@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, naming_option
 from attrib.cli.outputs import exit_code_for, log
+from attrib.cli.photos import open_photos
 from attrib.cli.table_rows import (
     RowOptions,
     chosen_row,
@@ -64,11 +65,12 @@ def edit(options: EditOptions) -> int:
 
     folder = _check(options)
     rows = None if options.data is None else _rows(options)
+    questions = _asked_of(options) if rows is None else []
     vlm = load_model(options)
     editor: Any = load_editor(folder, vlm)
     if rows is not None:
         return _edit_rows(options, vlm, editor, rows)
-    questions = list(_questions(options, vlm))
+    _encode(vlm, questions)
     made = _make_edit(options, vlm, editor)
     target = options.target or _target_of(made)
     asked = _ask(vlm, made, questions, longest_answer(vlm, target, options.max_new_tokens))
@@ -120,20 +122,23 @@ def _make_edit(
     return editor.edit(vlm, request)
 
 
-def _questions(options: EditOptions, vlm: "VLM") -> Iterator[Question]:
-    from attrib.data import open_photo
-
+def _asked_of(options: EditOptions) -> list[Question]:
+    """The questions that options ask, with their photos."""
+    photos, other = open_photos(options.image), options.unrelated_image
+    unrelated = open_photos([other] if other else None, "unrelated-image")
     asked = [
-        ("request", options.image, options.prompt),
-        ("rephrase", options.image, options.rephrase),
-        ("unrelated", options.unrelated_image and [options.unrelated_image], options.unrelated),
+        ("request", photos, options.prompt),
+        ("rephrase", photos, options.rephrase),
+        ("unrelated", unrelated, options.unrelated),
     ]
-    for name, paths, prompt in asked:
-        if prompt is not None:
-            images = [open_photo(path) for path in paths or ()]
-            with naming_option("prompt" if name == "request" else name):  # before the edit is made
-                vlm.encode([images], [prompt])
-            yield name, images, prompt
+    return [(name, images, prompt) for name, images, prompt in asked if prompt is not None]
+
+
+def _encode(vlm: "VLM", questions: "list[Question]") -> None:
+    """Refuse questions that the model cannot be asked, before the edit is made."""
+    for name, images, prompt in questions:
+        with naming_option("prompt" if name == "request" else name):
+            vlm.encode([images], [prompt])
 
 
 def _edit_rows(options: EditOptions, vlm: "VLM", editor: Any, data: "EditData") -> int:

@@ -10,7 +10,14 @@ from typer import Option
 from attrib.cli.benchmark_options import BenchmarkOptions
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.gates import gate_of
-from attrib.cli.outputs import default_folder, exit_code_for, log, plan_lines, write_quarantined
+from attrib.cli.outputs import (
+    default_folder,
+    exit_code_for,
+    log,
+    plan_lines,
+    print_files,
+    write_quarantined,
+)
 from attrib.errors import AttribError
 from attrib.pipeline.options import AnalysisOptions, option
 from attrib.pipeline.source import load_model, load_samples, require_targets
@@ -110,7 +117,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """Score a trained editor: reliability, generality and locality in every protocol."""
     from editors.evaluation import save_scores
     from editors.evaluation.left_out import left_out
-    from editors.evaluation.tables import markdown
+    from editors.evaluation.terminal_tables import terminal_tables
 
     if options.editor is None:
         raise AttribError("--editor: give the folder of a trained editor")
@@ -127,11 +134,11 @@ def evaluate(options: EvaluateOptions) -> int:
         return ExitCode.DONE
     results, files = save_scores(runs, done, out)
     files += write_quarantined(out, done[0].quarantined)
-    print(markdown(results))
+    print(terminal_tables(results), end="\n\n")
     if line := left_out(runs[0].data):
         print(line)
     print(f"edits used: {len(done[0].used)}, rows quarantined: {len(done[0].quarantined)}")
-    print("\n".join(f"  {path}" for path in files))
+    print_files(files)
     return exit_code_for(done[0].quarantined, options.max_failures)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from attrib.cli.command import ExitCode, invocation, naming_option
 from attrib.cli.edited import EditedOptions, check_edit, edit_of
 from attrib.cli.outputs import log
+from attrib.cli.photos import open_photos
 from attrib.cli.table_rows import (
     RowOptions,
     chosen_row,
@@ -94,20 +95,11 @@ def explore(options: ExploreOptions) -> int:
 def _asked(options: ExploreOptions) -> tuple[list[Any], str, str]:
     """The photos, the prompt and the new answer: those of the options, or of a row of data."""
     if options.data is None:
-        photos = [_open_photo(path) for path in options.image or ()]
-        return photos, options.prompt or "", options.target or ""
+        return open_photos(options.image), options.prompt or "", options.target or ""
     sample = chosen_row(read_rows(options), options.row)
     request = sample.request
     log(f"explore: row {sample.meta['row']} of {options.data}: {request.prompt}")
     return request.images, request.prompt, options.target or request.target
-
-
-def _open_photo(path: Path) -> Any:
-    """The photo at a path, refused before the model is loaded."""
-    from attrib.data import open_photo
-
-    with naming_option("image"):
-        return open_photo(path)
 
 
 def _check(options: ExploreOptions) -> None:

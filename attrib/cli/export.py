@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from attrib.cli.outputs import print_files
+
 
 def add_to(app: typer.Typer, name: str) -> None:
     """Add the command to the command line."""
@@ -25,5 +27,4 @@ def export(
     """Write the tables of a finished run as CSV, Parquet or a workbook."""
     from attrib.runs.export import export as write
 
-    for file in write(run, to, out):
-        print(f"  {file}")
+    print_files(write(run, to, out))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrib.cli.command import ExitCode, next_command
-from attrib.cli.outputs import log
+from attrib.cli.outputs import log, print_files
 from attrib.cli.train import PICTURES, TrainOptions, default_out, editor_options, training_data
 from attrib.errors import AttribError
 from attrib.pipeline.options import option
@@ -81,7 +81,7 @@ def grid(options: GridOptions) -> int:
     frame = layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate)
     print(grid_text(frame))
     *files, scores = save_grid(frame, gate, out)
-    print("\n".join(f"  {path}" for path in (*files, scores)))
+    print_files([*files, scores])
     more = data_flags(options, options.test_split)
     print(f"next: {next_command('select', options, *more, '--against', str(scores))}")
     return ExitCode.DONE

@@ -39,7 +39,7 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)  # fits 80 columns
     for column in ("model", "family", "layers", "params", *SCORES):
         text = column in ("model", "family")
         table.add_column(column, justify="left" if text else "right", no_wrap=True)

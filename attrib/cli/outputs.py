@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 40
 SHOWN = 5
+READABLE = (".html", ".png", ".md", ".csv")  # what to open first, by suffix
 
 
 def log(line: str) -> None:
@@ -78,6 +79,15 @@ def write_quarantined(out: Path, quarantined: Sequence["Quarantined"]) -> list[P
     if len(quarantined) > SHOWN:
         log(f"quarantined: and {len(quarantined) - SHOWN} more, see {files[0]}")
     return files
+
+
+def print_files(files: Sequence[Path]) -> None:
+    """Print the paths of written files, one a line, and at last the one to open."""
+    for path in files:
+        print(f"  {path}")
+    found = [path for suffix in READABLE for path in files if path.suffix == suffix]
+    if found:
+        print(f"open {found[0]}")
 
 
 def exit_code_for(quarantined: Sequence["Quarantined"], max_failures: int | None) -> int:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument
 
-from attrib.cli.command import ExitCode, add_command, naming_option
+from attrib.cli.command import ExitCode, add_command
 from attrib.cli.edited import EditedOptions, check_edit, edit_of
 from attrib.cli.outputs import log
+from attrib.cli.photos import open_photos
 from attrib.errors import AttribError, SetupError, describe
 from attrib.pipeline.options import ModelOptions, Options, Photos, option
 from attrib.progress import show_bytes
@@ -37,7 +38,6 @@ class ExportOptions(EditedOptions, ModelOptions):
 
 def export_model(options: ExportOptions) -> int:
     """Write a model with an edit in its weights as a plain folder for transformers."""
-    from attrib.data import open_photo
     from attrib.pipeline.source import load_model
     from editors.weights.export import export_model as write_model
     from editors.weights.export import require_new
@@ -49,8 +49,7 @@ def export_model(options: ExportOptions) -> int:
         raise AttribError("--edit: an editor makes the edit from --prompt, --target and --image")
     check_edit(options)
     require_new(options.out)
-    with naming_option("image"):
-        photos = [open_photo(path) for path in options.image or ()]
+    photos = open_photos(options.image)
     vlm = load_model(options)
     edit = edit_of(options, vlm, photos, options.prompt or "", options.target or "")
     folder = write_model(vlm, edit, options.out)

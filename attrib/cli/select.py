@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from attrib.cli.analyse import command_options
 from attrib.cli.command import ExitCode, invocation
-from attrib.cli.outputs import SHOWN, exit_code_for, log, plan_lines, results_folder
+from attrib.cli.outputs import SHOWN, exit_code_for, log, plan_lines, print_files, results_folder
 from attrib.pipeline import find_analysis
 from attrib.pipeline.options import NAMED_SPLITS, PANEL, AnalysisOptions, option
 from attrib.pipeline.source import ModelLoader, load_samples, prefix_length
@@ -116,7 +116,7 @@ def select(options: SelectOptions) -> int:
         for table in (next(iter(evaluation.regret.values())), evaluation.correlations):
             print(f"\n{table.to_string(index=False, float_format='{:.3f}'.format)}")
         files += write_evaluation(evaluation, out)
-    print("\n".join(f"  {path}" for path in files))
+    print_files(files)
     return exit_code_for(list(quarantined.values()), options.max_failures)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.gates import NO_GATE, fit_once, is_fitted
-from attrib.cli.outputs import log
+from attrib.cli.outputs import log, print_files
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
 from attrib.pipeline.source import ModelLoader, require_targets
@@ -119,7 +119,7 @@ def table(options: TableOptions) -> int:
         files, curves = made.save(folder), made.curves()
         if len(curves):
             files += plots.save(plots.learning(curves), folder / "learning")
-        print("\n".join(f"  {path}" for path in files))
+        print_files(files)
     return ExitCode.DONE
 
 

@@ -7,19 +7,22 @@ markers, so the visual tokens of a prompt are those of its first picture, then o
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
+from attrib.data.images import open_photo
 from attrib.data.pixels import as_rgb
 from attrib.errors import AttribError, describe, is_out_of_memory
 from attrib.model.batch import Picture
 from attrib.model.image_placeholder import ImagePlaceholder, blank_image, quiet
 from attrib.model.patch_grid import grid_finder
 
-GivenImages = Sequence[Image.Image | Sequence[Image.Image] | None]  # one entry per prompt
+Given = Image.Image | str | Path
+GivenImages = Sequence[Given | Sequence[Given] | None]  # one entry per prompt
 Pictures = Sequence[Sequence[Image.Image]]  # the pictures of each prompt
 Size = tuple[int, int]
 
@@ -58,13 +61,13 @@ def _upright(image: Any, where: str) -> Image.Image:
     if len(shape := getattr(image, "shape", ())) > 3:
         kind = f"{type(image).__name__} of shape {tuple(shape)}"
         raise AttribError(f"{where} is a video ({kind}); give its frames as a list of PIL images")
-    if not isinstance(image, Image.Image):
+    if not isinstance(image, Image.Image | str | Path):
         kind = type(image).__name__
         raise AttribError(
-            f"{where} is a {kind}; expected a PIL image or None, or a list of PIL images"
+            f"{where} is a {kind}; expected a PIL image, a path or None, or a list of them"
         )
     try:
-        return as_rgb(image)
+        return as_rgb(image) if isinstance(image, Image.Image) else open_photo(image)
     except AttribError as error:
         raise AttribError(f"{where}: {error}") from error
 

@@ -43,6 +43,7 @@ class Analysis(Generic[Opts]):
         name: of the command, of the main table, and of the results.
         Options: the class of its options.
         needs_dataset: whether one photo is not enough.
+        unused: what usable samples without a row in the main table lack; "" if all have one.
         empty: the error where no usable sample has a row in the main table.
         whole_passes: whether the model must run whole passes, as some edits need.
     """
@@ -50,6 +51,7 @@ class Analysis(Generic[Opts]):
     name: ClassVar[str]
     Options: ClassVar[type[MeasureOptions]] = MeasureOptions
     needs_dataset: ClassVar[bool] = False
+    unused: ClassVar[str] = ""
     empty: ClassVar[str] = "no sample has what this analysis measures"
     whole_passes: bool = False
 

@@ -54,12 +54,8 @@ def side_by_side(before: Result, after: Result, statistics: Sequence[str] = ()) 
         means = groups.assign(value=values.mean(0))
         if statistics:
             means = means[means["statistic"].isin(list(statistics))]
-        for column in varied:
-            means[column] = [_label(column, value) for value in means[column]]
         wide = means.pivot_table("value", each, varied or None, dropna=False)
-        wide.columns = [
-            label if isinstance(label, str) else " ".join(label) for label in wide.columns
-        ]
+        wide.columns = [_heading(varied, key) for key in wide.columns]  # sorted as numbers before
         sides[name] = wide
     columns = [
         sides[name][[column]].rename(columns={column: f"{column} {name}"})
@@ -67,6 +63,12 @@ def side_by_side(before: Result, after: Result, statistics: Sequence[str] = ()) 
         for name in sides
     ]
     return pd.concat(columns, axis=1)
+
+
+def _heading(varied: Sequence[str], key: Any) -> str:
+    """The heading of a column: what it varies, or "value" where nothing is varied."""
+    values = key if isinstance(key, tuple) else (key,)
+    return " ".join(map(_label, varied, values)) or str(key)
 
 
 def _label(column: str, value: Any) -> str:

@@ -164,6 +164,7 @@ class Faithfulness(Analysis[NoiseOptions]):
     name = "faithfulness"
     Options = NoiseOptions
     needs_dataset = True
+    unused = "not about a single object"
     empty = "none of the questions is about a single object: take more rows"
 
     def announce(self) -> str:

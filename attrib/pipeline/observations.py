@@ -51,6 +51,7 @@ class Contributions(Analysis[ContributionOptions]):
 
     name = "contributions"
     Options = ContributionOptions
+    unused = "without a wrong answer"
     empty = "no sample has a wrong answer to use as key: give --key token:WORD"
 
     def measure(self, samples: "Sequence[EditSample]") -> "Measure":

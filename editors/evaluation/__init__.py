@@ -1,7 +1,7 @@
 """Evaluation of an editor: each sample's edit by itself, by all protocols, on a restored model.
 
     scores = evaluate(vlm, editor, samples, protocols=("paper", "exact", "generate"))
-    print(markdown([scores]))
+    print(terminal_tables([scores]))
 
 Each sample's probes are answered by the unedited model and then inside `edit.applied`; afterwards
 the model must be unchanged, bit for bit. Rephrases, other images and unrelated inputs share batches

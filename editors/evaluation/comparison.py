@@ -14,7 +14,14 @@ import pandas as pd
 from attrib.files import write_text
 from attrib.results import Result
 from editors.evaluation.paired import differences
-from editors.evaluation.tables import costs, markdown_parts, markdown_text, score_tables, summary
+from editors.evaluation.tables import (
+    COST_NOTE,
+    costs,
+    markdown_parts,
+    markdown_text,
+    score_tables,
+    summary,
+)
 
 REFERENCE, SHOWN = "dualedit", "avg"  # what differences are shown from, and of which metric
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -26,12 +33,13 @@ PUBLISHED_PROTOCOLS = {
 }
 SCORES = {"rel": "Rel", "t_gen": "T-Gen", "v_gen": "V-Gen", "t_loc": "T-Loc", "m_loc": "M-Loc"}
 COLUMNS = ["editor", *SCORES.values(), "Avg", "protocol", "source", "note"]
+FITTED = r"\begin{adjustbox}{max width=\linewidth}"
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border: 0; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+th, td { padding: .25rem .6rem; text-align: right; border: 0; }
+:is(th, td):nth-child(-n + 2) { text-align: left; white-space: nowrap; }
 thead th { border-bottom: 1px solid; }
 tbody tr:nth-child(even) { background: rgb(128 128 128 / .1); }
 """
@@ -79,7 +87,7 @@ class Comparison:
         """Title, table and note of each part: one per protocol, costs, published rows."""
         parts = score_tables(self._scores)
         parts += self._against()
-        parts.append(("Costs of an edit (medians) and of training", self._costs(), ""))
+        parts.append(("Costs of an edit (medians) and of training", self._costs(), COST_NOTE))
         rows = published(self.model, self.data)
         if len(rows):
             parts.append(("As published, on the real models and data", rows, ""))
@@ -118,12 +126,14 @@ class Comparison:
         return f"{head}\n\n{markdown_parts(self.parts(), '##')}\n"
 
     def latex(self) -> str:
-        """The comparison in LaTeX; needs the package booktabs."""
-        parts = [f"% {self.command}"]
+        """The comparison in LaTeX, no table wider than the text."""
+        parts = [f"% {self.command}", "% needs the packages booktabs and adjustbox"]
         for title, table, note in self.parts():
             caption = f"{self.model}, {self.data}. {title}. {note}".strip()
             caption = "".join(f"\\{sign}" if sign in "&%$#_{}" else sign for sign in caption)
-            parts.append(table.to_latex(index=False, escape=True, caption=caption))
+            text = table.to_latex(index=False, escape=True, caption=caption)
+            text = text.replace(r"\begin{tabular}", FITTED + r"\begin{tabular}")
+            parts.append(text.replace(r"\end{tabular}", r"\end{tabular}\end{adjustbox}"))
         return "\n".join(parts)
 
     def html(self) -> str:

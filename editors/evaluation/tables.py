@@ -57,6 +57,10 @@ WHEN = ("before", "after")
 COSTS = ["edit_ms", "bytes", "pass_ms", "edited_pass_ms"]
 # Measured on one edit of a run, or if asked for.
 SOME_COSTS = ["peak_bytes", *(f"{m}_{w}" for m in ("entropy", "repetition") for w in WHEN)]
+COST_NOTE = (
+    "ratio: the time of a pass with the edit over one without, the median over edits. An edit "
+    "takes no work away from a pass: a ratio below 1 is the noise of timing on this machine."
+)
 DIGITS = 8  # of a fingerprint in an error message
 LARGE = 10_000  # numbers from here on are shown without decimals
 
@@ -136,15 +140,14 @@ def score_tables(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
     return parts
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """The tables of scores and costs in Markdown."""
-    return _markdown(summary(results), costs(results))
+def parts_of(scores: pd.DataFrame, spent: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
+    """Title, table and note per protocol of a `summary`, and those of `costs`."""
+    spent = spent.rename(columns=COST_NAMES).map(_shortened)
+    return [*score_tables(scores), ("Cost of an edit (medians)", spent, COST_NOTE)]
 
 
 def _markdown(scores: pd.DataFrame, spent: pd.DataFrame) -> str:
-    spent = spent.rename(columns=COST_NAMES).map(_shortened)
-    parts = [*score_tables(scores), ("Cost of an edit (medians)", spent, "")]
-    return markdown_parts(parts, "###") + "\n"
+    return markdown_parts(parts_of(scores, spent), "###") + "\n"
 
 
 def markdown_parts(parts: Sequence[tuple[str, pd.DataFrame, str]], heading: str) -> str:

@@ -21,7 +21,7 @@ from attrib import cli
 from attrib.cli.analyse import command_options
 from attrib.cli.command import exit_code, resolve
 from attrib.cli.grid import GridOptions
-from attrib.cli.outputs import default_folder, exit_code_for, write_quarantined
+from attrib.cli.outputs import default_folder, exit_code_for, print_files, write_quarantined
 from attrib.cli.train import TrainOptions, _evaluation, default_out
 from attrib.data import Quarantined
 from attrib.data.scenes.export import ExportResult
@@ -234,7 +234,7 @@ def test_more_failures_than_allowed_is_exit_1_with_all_results_there(run, model,
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--image", "nowhere.jpg", *PHOTO], 3, "row 0: image: 'nowhere.jpg': no such file"),
+        (["--image", "nowhere.jpg", *PHOTO], 2, "--image: 'nowhere.jpg': no such file"),
         (["--image", "photo.png"], 2, "--image and --target need a --prompt"),
         ([*PHOTO, "--key", "gold"], 2, "no target"),
         ([*PHOTO, "--key", "nonsense"], 2, "expected argmax, gold, wrong or token:WORD"),
@@ -250,6 +250,22 @@ def test_mistakes_are_one_line_and_an_exit_code(run, model, arguments, code, tol
     got, _, err = run("contributions", *given)
     assert (got, told in err, "Traceback" in err) == (code, True, False), err
     assert sum(line.startswith("attrib: ") for line in err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (("heatmap", "--out", "o"), "--image"),
+        (("patching", "--out", "o"), "--other-image"),
+        (("edit", "--editor", "none", "--target", "red"), "--image"),
+        (("edit", "--editor", "none", "--target", "red"), "--unrelated-image"),
+    ],
+)
+def test_a_lost_photo_is_told_before_a_model_is_loaded(run, tmp_path, command, flag):
+    given = ("--model", "no-such-model", *PHOTO, flag, "lost.jpg")
+    code, _, err = run(*command, *given)
+    assert code == 2 and f"attrib: {flag}: 'lost.jpg': no such file" in err
+    assert not (tmp_path / "o").exists()
 
 
 def test_unknown_flags_and_values_are_usage_errors(run):
@@ -346,6 +362,22 @@ def test_cells_that_spreadsheets_would_run_are_made_inert(tmp_path):
     (path,) = write_quarantined(tmp_path, [Quarantined("f", 1, "src", "=HYPERLINK(1)")])
     assert "'=HYPERLINK(1)" in path.read_text()
     assert write_quarantined(tmp_path, []) == [] and not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (["result.parquet", "a.svg", "a.png", "b.png", "manifest.json"], "a.png"),
+        (["table.md", "scores.csv", "table.html", "learning.png"], "table.html"),
+        (["differences.csv", "manifest.json"], "differences.csv"),
+        (["result.parquet", "manifest.json"], None),
+    ],
+)
+def test_a_list_of_files_ends_with_the_one_to_open(capsys, names, first):
+    print_files([Path("o") / name for name in names])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines[: len(names)]] == [str(Path("o") / n) for n in names]
+    assert lines[len(names) :] == ([] if first is None else [f"open {Path('o') / first}"])
 
 
 def test_models_list_and_check(run, model):

@@ -67,3 +67,10 @@ def test_a_folder_without_a_split_is_answered_with_its_splits(run, tmp_path):
 def test_the_sample_image_is_written_where_it_is_wanted(run, tmp_path):
     code, out, _ = run("data", "sample")
     assert code == 0 and Path(tmp_path, "sample.png").is_file() and "What color is the star?" in out
+
+
+def test_the_list_of_models_is_whole_at_80_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("models", "list")
+    assert code == 0 and "tiny-minigpt4" in out and "…" not in out
+    assert out.count("100.0%") >= 3  # the widest scores

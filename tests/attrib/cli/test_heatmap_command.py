@@ -107,7 +107,7 @@ def test_the_preset_is_the_published_program_and_options_override_it():
         ([*PROMPT], 2, "text only"),
         (["--image", "cat.jpg", *PROMPT, "--layers", "9"], 2, "layers 0 to 3"),
         (["--image", "cat.jpg", *PROMPT, "--layers", "x"], 2, "expected layers such as"),
-        (["--image", "nowhere.jpg", *PROMPT], 3, "no such file"),
+        (["--image", "nowhere.jpg", *PROMPT], 2, "--image: 'nowhere.jpg': no such file"),
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(run, models, photo, arguments, code, told):
@@ -131,6 +131,10 @@ def test_a_radius_is_refused_where_there_is_no_grid(run, models, photo):
 def test_faithfulness_writes_its_table_and_three_figures(run, models, tmp_path):
     code, out, _ = run("faithfulness", "--model", models["llava"], "--limit", 8, "--out", "o")
     assert code == 0 and "chance" in out and "gradient" in out
+    used = Result.load(tmp_path / "o" / "result.parquet").examples
+    assert used < 8  # such as "How many shapes are there?"
+    counted = f"samples used: {used}, rows quarantined: 0, not about a single object: {8 - used}"
+    assert counted in out and out.endswith("pointing.png\n")
     assert {"pointing.svg", "auc.svg", "auc-objects.svg"} <= names(tmp_path / "o")
     table = Result.load(tmp_path / "o" / "result.parquet").frame
     assert set(table["method"]) == {"heatmap", "heatmap, noise 0.1", "attention", "gradient"}

@@ -92,7 +92,8 @@ def test_processors_that_take_one_picture_say_so(name):
         ([A, B], ["x"], r"2 images for 1 prompts: .*encode\(\[\[a, b\]\], \[prompt\]\)"),
         (A, ["x"], r"images is a Image; .* such as encode\(\[image\], \[prompt\]\)"),
         ([A], "x", r"prompts is a text; .* such as encode\(\[image\], \[prompt\]\)"),
-        ([None, [A, "b.png"]], ["x", "y"], r"image 1\[1\] is a str; expected a PIL image"),
+        ([None, [A, b"b.png"]], ["x", "y"], r"image 1\[1\] is a bytes; expected a PIL image"),
+        ([None, [A, "b.png"]], ["x", "y"], r"image 1\[1\]: 'b.png': no such file"),
         ([[A, picture(1, 300)]], ["x"], r"image 0\[1\]: 1 x 300 pixels"),
         ([np.zeros((8, 4, 4, 3))], ["x"], r"image 0 is a video \(ndarray of shape \(8, 4, 4, 3\)"),
     ],
@@ -126,3 +127,13 @@ def test_the_tokens_of_a_video_are_visual():
     video = vlm.batch(inputs)
     assert all(torch.equal(video[span], shown[span]) for span in ("visual", "text", "last"))
     assert_close(vlm.last_logits(video), vlm.last_logits(shown), atol=1e-5, rtol=0)
+
+
+def test_a_path_is_the_picture_in_the_file(tmp_path):
+    vlm, file = tiny_vlm("llava"), tmp_path / "a.png"
+    A.save(file)
+    (pixels, text, path) = (
+        vlm.encode([given], ["What is it?"]).inputs["pixel_values"]
+        for given in (A, str(file), [file])
+    )
+    assert torch.equal(pixels, text) and torch.equal(pixels, path)

@@ -114,3 +114,9 @@ def test_each_size_of_the_noise_has_columns_of_its_own():
     for sigma in (0.1, 0.5):
         wanted = after.where(sigma=sigma).frame.groupby("layer")["value"].mean()
         assert np.allclose(table[f"sigma {sigma} after"], wanted)
+
+
+def test_sizes_of_noise_are_sorted_as_numbers():
+    before, after = both("sweep", QUESTION, edit(), {"sigmas": "10,0.5,2"})
+    headings = [f"sigma {s} {side}" for s in ("0.5", "2", "10") for side in ("before", "after")]
+    assert list(side_by_side(before, after).columns) == headings

@@ -52,7 +52,9 @@ def test_all_formats_are_written_and_hold_the_numbers(tmp_path):
     for name in names[:3]:
         text = (tmp_path / name).read_text()
         assert "75.0 [75.0, 75.0]" in text and "attrib table" in text and "96.94" in text
-    assert r"\toprule" in (tmp_path / "table.tex").read_text()
+    latex = (tmp_path / "table.tex").read_text()
+    fitted = re.findall(r"\{max width=\\linewidth\}\\begin\{tabular\}", latex)
+    assert len(fitted) == latex.count(r"\toprule") == latex.count(r"\end{adjustbox}") > 0
 
 
 def test_learning_curves_hold_every_number_of_every_seed(tmp_path):

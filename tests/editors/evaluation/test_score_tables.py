@@ -11,7 +11,8 @@ from planted_scores import result
 from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 from editors.evaluation.items import item_of
-from editors.evaluation.tables import costs, markdown, save_tables, summary
+from editors.evaluation.tables import costs, save_tables, summary
+from editors.evaluation.terminal_tables import terminal_tables
 
 
 def test_the_unedited_model_stands_first_and_protocols_apart():
@@ -91,9 +92,8 @@ def test_gates_of_one_editor_are_rows_of_their_own():
     assert dict(zip(rel["gate"], rel["mean"], strict=True)) == {
         "ungated": 50, "sequence_last (reads the answer)": 25,
     }  # fmt: skip
-    assert "sequence_last (reads the answer)" in markdown(
-        [result(0.5, gate=table["gate"].iloc[-1])]
-    )
+    shown = terminal_tables([result(0.5, gate=table["gate"].iloc[-1])])
+    assert "sequence_last (reads the answer)" in shown
 
 
 def test_costs_are_medians_and_a_ratio_of_passes_of_the_same_edit():
