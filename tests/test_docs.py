@@ -26,7 +26,7 @@ CHECKPOINT = "Salesforce/blip2-opt-2.7b"  # not downloaded: a tiny one stands in
 # What each page's Python prints; pages without an entry have no Python.
 PRINTED = {
     "adding-an-analysis.md": r"\n9 +9( +1\.000){3} +32",  # the last layer predicts the answer
-    "adding-an-editor.md": r"\| rank-one \| ungated \| [5-9]\d\.\d \[",
+    "adding-an-editor.md": r"unedited +rank-one\ngate +- +ungated\nRel .*\] +[5-9]\d\.\d \[",
     "adding-a-model.md": r"^(?!.*False)[\s\S]*passed\n0 .*True",
     "architecture.md": r"\[1, \d+, 128\]\) \['",
     "editors.md": r"\| before: \['(.*)'\]\n.*\| edited: .*\n.*\| after: \['\1'\]",

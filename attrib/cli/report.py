@@ -17,6 +17,7 @@ from attrib.cli.command import ExitCode, invocation, next_command
 from attrib.cli.outputs import (
     exit_code_for,
     log,
+    print_files,
     refuse_unwritable,
     results_folder,
     write_manifest,
@@ -147,10 +148,9 @@ def report(options: ReportOptions) -> int:
     selected = replace(selected, provenance={**selected.provenance, "invocation": invocation()})
     commands = commands_of(study, out, folders, with_grid=grid is not None)
     study = replace(study, report=selected, commands=commands)
-    files = write_layer_report(study, out)
-    said = headline(selected), accuracy(selected), verdict(study)
-    lines = [study.partial, *said, *(f"  {file}" for file in files)]
-    print("\n".join(line for line in lines if line))
+    said = study.partial, headline(selected), accuracy(selected), verdict(study)
+    print("\n".join(filter(None, said)))
+    print_files(write_layer_report(study, out))
     return exit_code_for(study.quarantined, options.max_failures)
 
 

@@ -156,8 +156,7 @@ class VLM:
         """Encode prompts with their images as one batch.
 
         Args:
-            images: One per prompt (`attrib.data.pixels`, or the path of a file), None, or a list
-                of them that precedes the text.
+            images: One per prompt (`attrib.data.pixels`), its path, None, or a list of several.
             prompts: The questions, without image markers: these are inserted automatically.
             targets: Text after each prompt, teacher-forced: adds `labels` and a "target" span.
             template: "raw" or "chat" in place of `self.template`.

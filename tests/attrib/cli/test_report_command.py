@@ -62,6 +62,7 @@ def test_what_is_missing_is_made_read_again_and_read_in_part(report, folder, tmp
     on = ("--model", folder / "model", "--data", folder / "data", "--split", "vqa-train")
     code, out, err = report(*on, "--out", "o", "--pictures", 2)
     assert code == 0 and out.startswith("Edit ") and "heatmap: 1 batches" in err
+    assert out.endswith("report.html\n")
     for name in FORMS:
         assert (tmp_path / "o" / name).is_file()
     for name in MADE:
