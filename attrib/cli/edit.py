@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, naming_option
+from attrib.cli.named_editor import named_editor
 from attrib.cli.outputs import exit_code_for, log
 from attrib.cli.photos import open_photos
 from attrib.cli.table_rows import (
@@ -17,6 +18,7 @@ from attrib.cli.table_rows import (
     refuse_without_data,
 )
 from attrib.errors import AttribError
+from attrib.files import embedded_names
 from attrib.pipeline.options import ModelOptions, Photos, option
 from attrib.pipeline.source import load_model, require_targets
 
@@ -30,13 +32,16 @@ if TYPE_CHECKING:
 PANEL = "Questions"
 OF_ONE = ("image", "prompt", "target", "rephrase", "unrelated_image", "save", "load")
 UNRELATED = "nq question: what is the capital of France? The answer is:"
+TAUGHT = "nq question: what do people eat in lurane?"  # to the embedded models
 Question = tuple[str, "list[Image.Image]", str]
 
 
 class EditOptions(RowOptions, ModelOptions):
     """Options of `attrib edit`."""
 
-    editor: Path | None = option(None, "Folder of an editor that `attrib train` wrote.")
+    editor: Path | None = option(
+        None, "Folder of an editor that `attrib train` wrote; or ft-l, ft-v, which need none."
+    )
     image: Photos = option(
         None, "The photo; again for another one in the prompt, none to edit text alone."
     )
@@ -45,7 +50,9 @@ class EditOptions(RowOptions, ModelOptions):
     rephrase: str | None = option(
         None, "The question in other words.", shown="not asked", panel=PANEL
     )
-    unrelated: str = option(UNRELATED, "A question whose answer must not change.", panel=PANEL)
+    unrelated: str | None = option(
+        None, "A question whose answer must not change.", shown="a known fact", panel=PANEL
+    )
     unrelated_image: Path | None = option(None, "Its photo.", shown="none", panel=PANEL)
     max_new_tokens: int = option(16, "Longest answer, in tokens.", ge=1)
     save: Path | None = option(None, "Save the edit to this file (.safetensors).")
@@ -60,14 +67,13 @@ def edit(options: EditOptions) -> int:
 
     With --data every row is such a fact, edited by itself on the original model.
     """
-    from editors import load_editor
     from editors.io import save_edit
 
     folder = _check(options)
     rows = None if options.data is None else _rows(options)
     questions = _asked_of(options) if rows is None else []
     vlm = load_model(options)
-    editor: Any = load_editor(folder, vlm)
+    editor: Any = named_editor(folder, vlm)
     if rows is not None:
         return _edit_rows(options, vlm, editor, rows)
     _encode(vlm, questions)
@@ -84,7 +90,7 @@ def edit(options: EditOptions) -> int:
 def _check(options: EditOptions) -> Path:
     """The editor's folder; combinations that mean nothing are refused before anything is loaded."""
     if options.editor is None:
-        raise AttribError("--editor: give the folder of a trained editor, see `attrib train`")
+        raise AttribError("--editor: give the folder of a trained editor, or ft-l")
     refuse_without_data(options)
     refuse_with_data(options, OF_ONE)
     if options.data is not None:
@@ -129,9 +135,15 @@ def _asked_of(options: EditOptions) -> list[Question]:
     asked = [
         ("request", photos, options.prompt),
         ("rephrase", photos, options.rephrase),
-        ("unrelated", unrelated, options.unrelated),
+        ("unrelated", unrelated, _unrelated(options)),
     ]
     return [(name, images, prompt) for name, images, prompt in asked if prompt is not None]
+
+
+def _unrelated(options: EditOptions) -> str:
+    """The control question: as given, or about a fact that the model may know."""
+    known = TAUGHT if options.model in embedded_names() else UNRELATED
+    return options.unrelated or known
 
 
 def _encode(vlm: "VLM", questions: "list[Question]") -> None:
@@ -181,7 +193,7 @@ def _questions_of(sample: "EditSample", options: EditOptions, vlm: "VLM") -> Ite
         vlm.encode([request.images], [request.prompt])
         yield name, request.images, request.prompt
     if not unrelated:
-        yield "unrelated", [], options.unrelated
+        yield "unrelated", [], _unrelated(options)
 
 
 @dataclass(frozen=True)
