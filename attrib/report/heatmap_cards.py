@@ -1,7 +1,7 @@
 """Heatmaps for a page: an image, and for every layer the cells that lie over it."""
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ class HeatmapCard:
     """The heatmaps of one image of a sample.
 
     Attributes:
-        prompt: of the sample; with the number of the image where there are several.
+        prompt: of the sample; with the number of the image where there are several, and the model's
+            answer if it is known.
         image: PNG.
         width: of the original image, in pixels.
         height: of the original image.
@@ -78,8 +79,22 @@ class HeatmapViewer(NamedTuple):
     table: Table
 
 
+def answers_of(runs: Iterable[RunRead]) -> dict[str, str]:
+    """What the model said to each example and whether that is right, as contributions have it."""
+    tables = [run.tables["answers"].frame for run in runs if "answers" in run.tables]
+    rows = [row for table in tables if "answer" in table for row in table.to_dict("records")]
+    return {
+        str(row["example"]): f"The model says “{row['answer']}”: "
+        + ("right." if row["value"] else f"“{row['truth']}” is right.")
+        for row in rows
+    }
+
+
 def heatmap_cards(
-    run: RunRead, samples: Mapping[str, EditSample], number: int
+    run: RunRead,
+    samples: Mapping[str, EditSample],
+    number: int,
+    answers: Mapping[str, str] | None = None,
 ) -> list[HeatmapCard]:
     """Cards of the first `number` samples of a heatmap run whose images can be read."""
     if "grids" not in run.tables:
@@ -94,6 +109,7 @@ def heatmap_cards(
             for i, image in enumerate(images):
                 table, grid = (rows_of_image(one, example, i) for one in (frame, grids))
                 name = f"{prompt} (image {i + 1} {of})" if len(images) > 1 else prompt
+                name = f"{name} {said}" if (said := (answers or {}).get(example)) else name
                 found[-1].append(_card(name, image, table, grid.iloc[0]))
     return [card for cards in found for card in cards]
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from attrib.data import EditSample, Quarantined
 from attrib.errors import AttribError
-from attrib.report.heatmap_cards import HeatmapCard, heatmap_cards
+from attrib.report.heatmap_cards import HeatmapCard, answers_of, heatmap_cards
 from attrib.report.run_reader import RunRead
 from attrib.selection import (
     GridEvaluation,
@@ -142,7 +142,7 @@ def layer_study(
         commands=commands or {},
     )
     run = study.heatmap_run
-    cards = [] if run is None else heatmap_cards(run, samples(run), pictures)
+    cards = [] if run is None else heatmap_cards(run, samples(run), pictures, answers_of(own))
     return replace(study, cards=cards)
 
 

@@ -137,7 +137,7 @@ def _modality(report: LayerReport, modality: str) -> str:
         picks = ", ".join(f"{rule} {layer}" for rule, layer in found["picks"].items())
         correlation = found["correlation"]
         more = (
-            "" if correlation is None else f"; rank correlation of their scores {correlation:.2f}"
+            "" if correlation is None else f"; rank correlation of their scores {correlation:z.2f}"
         )
         sentences.append(f"Individual rules {verb}: {picks}{more}.")
     return " ".join(sentences)

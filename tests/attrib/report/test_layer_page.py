@@ -21,7 +21,7 @@ from attrib.data import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.report import write_layer_report
 from attrib.report.confidence import caveats
-from attrib.report.heatmap_cards import heatmap_cards
+from attrib.report.heatmap_cards import answers_of, heatmap_cards
 from attrib.report.layer_report import layer_page, render_json
 from attrib.report.render import render_html, render_markdown
 from attrib.report.selection_summary import confidence, headline, rationale, summarize_regret
@@ -296,6 +296,11 @@ def test_each_image_of_a_prompt_has_a_card_of_its_own():
     cards = heatmap_cards(two, samples, 1)
     assert [card.prompt for card in cards] == [f"{prompt} (image {i} of 2)" for i in (1, 2)]
     assert [card.maps[0].high for card in cards] == [1.0, 2.0] and cards[0].image != cards[1].image
+    said = pd.DataFrame({"example": ["e0"], "answer": ["blue"], "truth": ["red"], "value": [0.0]})
+    answers = answers_of([two, planted.run_of(run.result, answers=Result("answers", said, made))])
+    cards = heatmap_cards(two, samples, 1, answers)
+    assert cards[1].prompt == f"{prompt} (image 2 of 2) The model says “blue”: “red” is right."
+    assert answers_of([two]) == {}
 
 
 @pytest.mark.usefixtures("undrawn")
