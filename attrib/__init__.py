@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from attrib.explorer.page import Explorer
     from attrib.forward.hooks import read, write
     from attrib.loading import load
+    from attrib.model.answering import answer
     from attrib.model.batch import Batch, Grid
     from attrib.model.vlm import VLM
     from attrib.pipeline.run import run
@@ -55,6 +56,7 @@ _NAMES = {
     "attrib.explorer.page": ("Explorer",),
     "attrib.forward.hooks": ("read", "write"),
     "attrib.loading": ("load",),
+    "attrib.model.answering": ("answer",),
     "attrib.model.batch": ("Batch", "Grid"),
     "attrib.model.vlm": ("VLM",),
     "attrib.pipeline.run": ("run",),

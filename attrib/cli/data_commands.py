@@ -69,11 +69,15 @@ def export(
     what: Annotated[Literal["scenes"], typer.Argument(help="The embedded scenes.")],
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Edits per split.", min=1, show_default="all: some 22,000 images"),
+    ] = None,
 ) -> None:
     """Write the embedded scenes and their images in the E-VQA and E-IC file formats."""
     from attrib.data.scenes.export import export_folder
 
-    result = export_folder(out, seed=seed)
+    result = export_folder(out, seed=seed, limit=limit)
     for split, count in result.rows.items():
         print(f"{split}: {count} edits")
     print(f"{result.folder}: {what}, {result.written} images written, {result.kept} existed")

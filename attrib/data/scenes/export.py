@@ -42,19 +42,20 @@ class ExportResult:
     kept: int
 
 
-def export_folder(out: str | Path, *, seed: int = 0) -> ExportResult:
+def export_folder(out: str | Path, *, seed: int = 0, limit: int | None = None) -> ExportResult:
     """Write every split of the scenes to the folder `out` in the E-VQA and E-IC layout.
 
     Args:
         out: a new or empty folder, or one of an earlier export with the same seed.
         seed: of the scenes.
+        limit: edits per split; by default all, which are some 22,000 images.
 
     Raises:
         AttribError: if `out` holds something else.
     """
     out = Path(out)
     tables = {
-        f"{task}-{part}": edit_rows(TASKS[task], PARTS[part], seed)
+        f"{task}-{part}": edit_rows(TASKS[task], PARTS[part], seed)[:limit]
         for task in TASKS
         for part in PARTS
     }
@@ -83,7 +84,8 @@ def _claim(out: Path, seed: int, texts: Mapping[str, str]) -> None:
     if path.is_file():
         if path.read_text(encoding="utf-8") != text:
             raise AttribError(
-                f"{out}: was made with another seed or version; give another folder or remove it"
+                f"{out}: was made with another seed, limit or version; give another folder or "
+                "remove it"
             )
     elif out.exists() and any(out.iterdir()):
         raise AttribError(f"{out}: holds other files; give a new or empty folder")

@@ -118,7 +118,8 @@ def test_the_shell_completes_commands():
 
 NO_PHOTO = ("evaluate", "faithfulness", "gate", "report", "select")
 READS_ANSWER = (  # of one photo
-    "attention", "contributions", "edit", "explore", "export-model", "heatmap", "patching", "sweep",
+    "attention", "contributions", "deletion", "edit", "explore", "export-model", "heatmap",
+    "patching", "sweep",
 )  # fmt: skip
 
 
@@ -398,7 +399,8 @@ def test_models_assemble_names_the_part_that_is_missing(run, tmp_path):
 
 
 def test_data_make_says_what_it_wrote(run, monkeypatch, tmp_path):
-    def export_folder(out, seed):
+    def export_folder(out, seed, limit):
+        assert limit is None
         return ExportResult(out, {"vqa-train": 2000 + seed}, written=3, kept=1)
 
     monkeypatch.setattr("attrib.data.scenes.export.export_folder", export_folder)

@@ -102,6 +102,15 @@ NAMES = ["h.png", *(f"{place}.png" for place in ("rephrase/0", "rephrase/1"))]
 NAMES += [f"val/{i}.png" for i in (0, 1, 100, 101)]
 
 
+def test_a_limit_is_of_each_split_and_draws_no_other_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("attrib.data.scenes.export.edit_rows", rows)
+    monkeypatch.setattr("attrib.data.scenes.export.open_image", painter := Painter())
+    made = export_folder(tmp_path, limit=1)
+    assert set(made.rows.values()) == {1} and 0 < made.written == len(painter.drawn) < len(NAMES)
+    with pytest.raises(AttribError, match="another seed, limit or version"):
+        export_folder(tmp_path)
+
+
 def test_every_image_is_drawn_once(tmp_path, monkeypatch):
     painter = Painter()
     made = export(monkeypatch, tmp_path, painter)
@@ -150,7 +159,8 @@ def test_a_folder_of_another_seed_is_refused(tmp_path, monkeypatch):
     with pytest.raises(AttribError) as error:
         export(monkeypatch, tmp_path, seed=1)
     assert str(error.value) == (
-        f"{tmp_path}: was made with another seed or version; give another folder or remove it"
+        f"{tmp_path}: was made with another seed, limit or version; give another folder or "
+        "remove it"
     )
     assert files(tmp_path) == before
 
