@@ -83,6 +83,14 @@ def accuracy(report: LayerReport) -> str:
     ).strip()
 
 
+def _left_out(report: LayerReport, used: int) -> str:
+    """Why fewer examples select than were answered, if it is so."""
+    missing = (report.provenance.get(ACCURACY) or {}).get("examples", 0) - used
+    if missing <= 0:
+        return ""
+    return f" ({missing} more lack a number: pairs of images with one answer have no patching)"
+
+
 def low_accuracy(report: LayerReport) -> str:
     """A short warning where most answers are wrong, else ""."""
     found = report.provenance.get(ACCURACY) or {"warning": ""}
@@ -127,7 +135,8 @@ def _modality(report: LayerReport, modality: str) -> str:
         return f"No layer can be selected for {TOKENS[modality]}."
     sentences = [
         f"Edit {TOKENS[modality]} at the output of layer {_listed(layers)}, selected by "
-        f"{report.rule} from {choice.examples} example{'s' * (choice.examples != 1)}.",
+        f"{report.rule} from {choice.examples} example{'s' * (choice.examples != 1)}"
+        f"{_left_out(report, choice.examples)}.",
         _stability(choice),
     ]
     found = report.agreement[modality]

@@ -12,7 +12,7 @@ from test_layer_page import words
 
 from attrib.report.layer_report import layer_page, render_json
 from attrib.report.render import render_html, render_markdown
-from attrib.report.selection_summary import accuracy, low_accuracy
+from attrib.report.selection_summary import accuracy, low_accuracy, summarize_selection
 from attrib.results import Result
 from attrib.selection.accuracy import WARNING
 from attrib.stats import wilson
@@ -69,3 +69,11 @@ def test_nothing_is_said_where_no_run_has_answers():
     assert accuracy(unknown.report) == low_accuracy(unknown.report) == ""
     html, _, plain = forms(unknown)
     assert "right answer" not in html and plain["accuracy"] is None
+
+
+def test_examples_that_select_nothing_are_told():
+    report = study(18).report
+    assert " more lack a number" not in summarize_selection(report)
+    known = {**report.provenance["accuracy"], "examples": NUMBER + 3}
+    more = replace(report, provenance={**report.provenance, "accuracy": known})
+    assert f"from {NUMBER} examples (3 more lack a number: " in summarize_selection(more)
