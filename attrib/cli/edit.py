@@ -142,8 +142,9 @@ def _asked_of(options: EditOptions) -> list[Question]:
 
 def _unrelated(options: EditOptions) -> str:
     """The control question: as given, or about a fact that the model may know."""
-    known = TAUGHT if options.model in embedded_names() else UNRELATED
-    return options.unrelated or known
+    if options.unrelated is not None:
+        return options.unrelated
+    return TAUGHT if options.model in embedded_names() else UNRELATED
 
 
 def _encode(vlm: "VLM", questions: "list[Question]") -> None:
