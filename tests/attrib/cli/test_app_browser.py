@@ -22,8 +22,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 # Writes down every address that the server connects to or looks up.
+# A shell's background jobs ignore Ctrl-C, with all that they start, unless told otherwise.
 WATCHED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 log = open(sys.argv.pop(1), "a", buffering=1)
 def watch(event, args):
     if event == "socket.connect" and isinstance(args[1], tuple):
