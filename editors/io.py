@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from attrib.data.samples import EditRequest
 from attrib.errors import SetupError, describe
 from attrib.files import atomic_write, read_json, sha256, versions, write_text
-from attrib.model.fingerprint import fingerprint
+from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 from editors.adapters.sites import memories_from, tensors_of
 from editors.base import Edit, WeightEdit
@@ -52,8 +52,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 def _model_record(vlm: VLM) -> dict[str, str]:
     dtype = str(vlm.dtype).removeprefix("torch.")
-    prompts = {} if vlm.template == "raw" else {"template": vlm.template}
-    return {"name": vlm.name, "dtype": dtype, "fingerprint": fingerprint(vlm), **prompts}
+    made = {"name": vlm.name, "dtype": dtype, "fingerprint": fingerprint(vlm)}
+    return {**made, **template_record(vlm)}
 
 
 def name_of(template: str) -> str:

@@ -23,7 +23,7 @@ from attrib.forward.hooks import read
 from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch
 from attrib.model.continuation import continued, generated_tokens
-from attrib.model.prompt_rewriting import as_run, as_they_are
+from attrib.model.prompt_rewriting import apply_rewriters, without
 from attrib.model.vlm import VLM
 
 MOST_PROMPT = 48  # prompt positions that can be looked at: the last ones
@@ -131,8 +131,8 @@ def observe(
     """
     began = time.perf_counter()
     with _applied(vlm, edit):
-        batch = as_run(vlm, batch)
-        with as_they_are(vlm):
+        batch = apply_rewriters(vlm._rewriters, batch).batch
+        with without(vlm._rewriters):
             answer = generated_tokens(vlm, batch, max_new_tokens)
     generated = time.perf_counter()
     full = continued(vlm, batch, answer[:-1])
@@ -173,7 +173,9 @@ def _pass(
             kept = residual_writes(vlm, at) if with_writes else nullcontext()
             writes = stack.enter_context(kept) if outside else None
             stack.enter_context(_applied(vlm, edit))
-            stack.enter_context(as_they_are(vlm))  # `full` has the text of an edit of the prompt
+            stack.enter_context(
+                without(vlm._rewriters)
+            )  # `full` has the text of an edit of the prompt
             if not outside:
                 writes = stack.enter_context(kept)
             rows = stack.enter_context(attention_rows(vlm, at))

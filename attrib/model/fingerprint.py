@@ -62,3 +62,8 @@ def _settings(vlm: VLM) -> str:
 
     config = {**vlm.model.config.to_dict(), "architectures": [type(vlm.model).__name__]}
     return json.dumps(plain(config), sort_keys=True, default=str)
+
+
+def template_record(vlm: VLM) -> dict[str, str]:
+    """How a model is given prompts, for records; nothing for prompts as they are."""
+    return {} if vlm.template == "raw" else {"template": vlm.template}

@@ -54,30 +54,22 @@ Rewriter = Callable[[Batch], RewrittenBatch]
 
 def apply_rewriters(rewriters: list[Rewriter], batch: Batch) -> RewrittenBatch:
     """Apply all rewriters, the last one first; the list is empty while they run."""
-    result, stack = RewrittenBatch(batch), rewriters[:]
-    rewriters.clear()
-    try:
+    result = RewrittenBatch(batch)
+    with without(rewriters) as stack:
         for rewriter in reversed(stack):
             result = result.compose(rewriter(result.batch))
-    finally:
-        rewriters[:] = stack
     return result
 
 
-def as_run(vlm: Any, batch: Batch) -> Batch:
-    """The batch that the model runs in place of `batch`, with the text that edits put into it."""
-    return apply_rewriters(vlm._rewriters, batch).batch
-
-
 @contextmanager
-def as_they_are(vlm: Any) -> Iterator[None]:
-    """Batches run as they are inside the context: no rewriter applies."""
-    stack = vlm._rewriters[:]
-    vlm._rewriters.clear()
+def without(rewriters: list[Rewriter]) -> Iterator[list[Rewriter]]:
+    """Batches run as they are inside the context; yields the rewriters, which are put back."""
+    stack = rewriters[:]
+    rewriters.clear()
     try:
-        yield
+        yield stack
     finally:
-        vlm._rewriters[:] = stack
+        rewriters[:] = stack
 
 
 def insert_tokens(

@@ -10,7 +10,7 @@ from attrib.data import EditData
 from attrib.errors import SetupError
 from attrib.files import locked, versions, weights_digest, write_text
 from attrib.model.company import reading_of
-from attrib.model.fingerprint import fingerprint
+from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def provenance_of(
             "weights_sha256": weights_digest(folder) if folder.is_dir() else None,
             "fingerprint": fingerprint(vlm),
             **({} if cap is None else {"soft_cap": cap}),
-            **({} if vlm.template == "raw" else {"template": vlm.template}),
+            **template_record(vlm),
             **({} if (reading := reading_of(vlm)) == "together" else {"pictures": reading}),
         },
         "data": {"name": data.name, "split": data.split, **data.provenance},

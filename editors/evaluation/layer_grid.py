@@ -19,7 +19,7 @@ import torch
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.files import read_json, write_text
-from attrib.model.fingerprint import fingerprint
+from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
@@ -228,7 +228,7 @@ def _identity(
     about = {
         "editor": editor.name,
         "model": fingerprint(vlm),
-        **({} if vlm.template == "raw" else {"template": vlm.template}),
+        **template_record(vlm),
         "training": {k: v for k, v in config.training_options.items() if k != "seed"},
         "adapters": config.model_dump(exclude_unset=True, include=set(config.settings())),
         "weights": config.loss_options,

@@ -11,7 +11,7 @@ from typing import Any
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError, SetupError
 from attrib.files import locked
-from attrib.model.fingerprint import fingerprint
+from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 from editors.base import encodable
 from editors.training.config import TrainingConfig
@@ -106,7 +106,7 @@ class TrainingJob:
         identity = {
             "editor": self.name,
             "model": fingerprint(self.vlm),
-            **({} if self.vlm.template == "raw" else {"template": self.vlm.template}),
+            **template_record(self.vlm),
             **identity,
             "weights": config.loss_options,
             "data": [sample.id for sample in train],
