@@ -95,12 +95,14 @@ def refuse_foreign(out: Path) -> None:
         return
     if not out.is_dir():
         raise SetupError(f"{out}: a file, not a folder; give another --out")
-    if stored(out).get("layout") == LAYOUT:
+    others = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+    starting = others == ["parts"] and (out / STARTING).exists() and not _shards(out)
+    # Read last: another process may write it while this one looks.
+    if starting or not others or stored(out).get("layout") == LAYOUT:
         return
-    if others := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
-        raise SetupError(
-            f"{out}: the folder holds {others[0]} and no run of an analysis; give another --out"
-        )
+    raise SetupError(
+        f"{out}: the folder holds {others[0]} and no run of an analysis; give another --out"
+    )
 
 
 def refuse_other(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:
@@ -120,7 +122,11 @@ def refuse_other(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:
 
 def _has_parts(out: Path) -> bool:
     """Whether something was computed in a run's folder."""
-    return (out / MANIFEST).is_file() and any((out / "parts").glob("*.parquet"))
+    return (out / MANIFEST).is_file() and _shards(out)
+
+
+def _shards(out: Path) -> bool:
+    return any((out / "parts").glob("*.parquet"))
 
 
 def _refuse_differences(out: Path, new: Mapping[str, Any], free: Set[str]) -> None:

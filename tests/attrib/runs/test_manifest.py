@@ -4,7 +4,7 @@ import pytest
 
 from attrib.errors import SetupError
 from attrib.runs import NON_IDENTIFYING, refuse_foreign
-from attrib.runs.manifest import differences, refuse_other, stored, write
+from attrib.runs.manifest import claimed, differences, refuse_other, stored, write
 
 ONE = {
     "command": "attention",
@@ -92,6 +92,18 @@ def test_a_manifest_of_something_else_makes_a_folder_foreign(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(SetupError, match="no run of an analysis"):
         refuse_foreign(tmp_path)
+
+
+def test_a_folder_that_another_process_starts_a_run_in_is_not_foreign(tmp_path):
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(SetupError, match="holds parts and no run"):
+        refuse_foreign(tmp_path)
+    with claimed(tmp_path, ONE, NON_IDENTIFYING):
+        (tmp_path / "manifest.json").unlink()  # as between the locks and the manifest
+        refuse_foreign(tmp_path)
+        (tmp_path / "parts" / "000000-x.rows.parquet").touch()
+        with pytest.raises(SetupError, match="holds parts and no run"):
+            refuse_foreign(tmp_path)
 
 
 def test_a_runs_folder_is_not_foreign(tmp_path):
