@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from attrib.cli.command import ExitCode, add_command, exit_code
 from attrib.cli.outputs import log, refuse_unwritable
+from attrib.vocabulary import Dtype
 
 if TYPE_CHECKING:
     from figures import Figure, Setting
@@ -59,6 +60,7 @@ class FiguresOptions(BaseModel):
         Option(help="Folder with the trained editors visedit-seed-0, dualedit-seed-0.",
                rich_help_panel=PANEL),
     ] = Path("runs/table/tiny-llava/scenes-vqa")  # fmt: skip
+    dtype: Annotated[Dtype, Option(help="Type of the weights.", rich_help_panel=PANEL)] = "auto"
     results: Annotated[
         Path, Option(help="Folder of the numbers; written with --measure, else read.")
     ] = Path("figures/data")
@@ -99,7 +101,7 @@ def _measure(chosen: "Sequence[Figure]", setting: "Setting", results: Path) -> N
 def _setting(options: FiguresOptions) -> "Setting":
     from figures import Setting
 
-    fields = ("model", "data", "split", "limit", "seed", "editors", "image_root")
+    fields = ("model", "data", "split", "limit", "seed", "editors", "image_root", "dtype")
     return Setting(**{name: getattr(options, name) for name in fields})
 
 

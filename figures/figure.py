@@ -39,6 +39,7 @@ class Setting:
         seed: Seed of the noise and of bootstrap intervals.
         editors: Folder of the trained editors, such as `visedit-seed-0`.
         image_root: Folder of the images, if `data` is a folder.
+        dtype: Type of the weights, as `attrib.load` takes it.
     """
 
     model: str = "tiny-llava"
@@ -48,6 +49,7 @@ class Setting:
     seed: int = 0
     editors: Path = Path("runs/table/tiny-llava/scenes-vqa")
     image_root: Path | None = None
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def load_inputs(setting: Setting) -> "tuple[VLM, EditData]":
     data = attrib.data.load(
         setting.data, setting.split, limit=setting.limit, image_root=setting.image_root
     )
-    return attrib.load(setting.model), data
+    return attrib.load(setting.model, dtype=setting.dtype), data
 
 
 def collect_tables(
@@ -41,8 +41,9 @@ def provenance(figure: str, setting: Setting, n: int, **more: Any) -> dict[str, 
 
     found = versions()
     split = () if setting.data.startswith("scenes-") else ("--split", setting.split)
+    dtype = () if setting.dtype == "auto" else ("--dtype", setting.dtype)
     command = [
-        "python", "-m", "figures", figure, "--measure", "--model", setting.model,
+        "python", "-m", "figures", figure, "--measure", "--model", setting.model, *dtype,
         "--data", setting.data, *split, "--limit", str(setting.limit), "--seed", str(setting.seed),
     ]  # fmt: skip
     return {
