@@ -50,7 +50,7 @@ class TrainOptions(BenchmarkOptions, DataOptions, ModelOptions):
         "auto",
         "A named configuration, such as dualedit-paper; a wrong name lists them, docs/editors.md "
         "describes them. auto: tuned-small for small models (tuned-small-phrases for answers of "
-        "many words), for others that of a program.",
+        "many words, tuned-small-wide from a width of 512 on), for others that of a program.",
     )
     gate: GateName | None = option(
         None,

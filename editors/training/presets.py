@@ -32,3 +32,4 @@ class Preset:
 
 TUNED = "tuned here on validation edits of `tiny-llava` (LOG)"
 TUNED_SMALL, TUNED_PHRASES = "tuned-small", "tuned-small-phrases"
+TUNED_WIDE = "tuned-small-wide"

@@ -25,19 +25,21 @@ def edits(*targets):
 
 
 @pytest.mark.parametrize(
-    ("small", "targets", "name"),
+    ("small", "wide", "targets", "name"),
     [
-        (True, [], "embedded"),
-        (True, [SHORT, SHORT, LONG], "embedded"),
-        (True, [SHORT, LONG, LONG], "embedded_phrases"),
-        (False, [LONG], "default"),
+        (True, True, [], "tuned-small"),
+        (True, True, [SHORT, SHORT, LONG], "tuned-small"),
+        (True, True, [SHORT, LONG, LONG], "tuned-small-phrases"),
+        (False, True, [SHORT], "tuned-small-wide"),
+        (False, False, [LONG], "default"),
     ],
 )
 def test_auto_goes_by_the_width_of_the_model_and_the_length_of_answers(
-    small, targets, name, monkeypatch
+    small, wide, targets, name, monkeypatch
 ):
     vlm = tiny_vlm("llava")
     monkeypatch.setattr("editors.training.config.SMALL", vlm.d_model + small)
+    monkeypatch.setattr("editors.methods.adapter_objective.WIDE", vlm.d_model + wide)
     assert AdapterConfig.from_preset(vlm, "auto", edits(*targets)) == AdapterConfig.from_preset(
         vlm, name
     )
