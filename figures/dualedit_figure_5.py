@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "dualedit_figure_5"
 LAYERS, OF = (16, 19), 32  # the paper's pair of layers, and how many layers its model has
-TEST_EDITS = 200  # edits per cell, if the grid's folder does not record them
+TEST_EDITS = 200  # edits per cell, if there is no grid.json
 NO_GATE = "none"
 HATCH = "///"  # of cells without a score
 PAIRS = "1x1+0x0+4x1+3x3+2x2+0x2+2x0+5x5,6+8x8"  # of the committed grid
@@ -40,7 +40,8 @@ def measure(setting: Setting) -> Measured:
 
     path = _largest_grid(setting)
     gate, grid = choose_gate(pd.read_csv(path))
-    cells = cell_table(grid, edits := _test_edits(path))
+    made = _conditions(path, setting)
+    cells = cell_table(grid, edits := made["test_edits"])
     num_layers = attrib.load(setting.model).num_layers
     more = {
         "num_layers": num_layers,
@@ -48,7 +49,7 @@ def measure(setting: Setting) -> Measured:
         "gate": gate,
         "pair_of_paper": [same_depth(layer, OF, num_layers) for layer in LAYERS],
         "selected": _selected(setting),
-        "grid": _grid_command(setting),
+        "grid": made["command"],
     }
     found = provenance(NAME, setting, len(cells), **more)
     return Measured({"cells": cells}, {}, found | {"data": f"{setting.data} validation"})
@@ -176,10 +177,12 @@ def _grid_command(setting: Setting) -> str:
     return shlex.join(words)
 
 
-def _test_edits(path: Path) -> int:
-    for cell in sorted(path.parent.glob("*/cell.json")):
-        return len(json.loads(cell.read_text(encoding="utf-8"))["identity"]["test"])
-    return TEST_EDITS
+def _conditions(path: Path, setting: Setting) -> dict[str, Any]:
+    """Return how the grid was made, from the `grid.json` beside it; older grids have none."""
+    about = path.with_name("grid.json")
+    if about.is_file():
+        return json.loads(about.read_text(encoding="utf-8"))
+    return {"command": _grid_command(setting), "test_edits": TEST_EDITS}
 
 
 def _selected(setting: Setting) -> list[int]:

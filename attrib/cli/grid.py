@@ -1,13 +1,15 @@
 """`attrib grid`: short trainings over layers, which show what the choice of layers is worth."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrib.cli.command import ExitCode, next_command
+from attrib.cli.command import ExitCode, invocation, next_command
 from attrib.cli.outputs import log, print_files
 from attrib.cli.train import PICTURES, TrainOptions, default_out, editor_options, training_data
 from attrib.errors import AttribError
+from attrib.files import write_text
 from attrib.pipeline.options import option
 from attrib.pipeline.source import data_flags, load_model, reading
 from attrib.vocabulary import GateName
@@ -57,7 +59,7 @@ def grid(options: GridOptions) -> int:
     """Train short adapters at every layer and score them alike (DualEdit Fig. 5, Table 1)."""
     from attrib import data
     from editors.evaluation import layer_grid
-    from editors.evaluation.layer_grid_scores import grid_text, save_grid
+    from editors.evaluation import layer_grid_scores as scores
     from editors.evaluation.left_out import left_out
 
     editor = _editor(options.editor)
@@ -78,12 +80,17 @@ def grid(options: GridOptions) -> int:
         print("\n".join(grid_plan(wanted, (samples, test), (steps, gate), vlm, out)))
         return ExitCode.DONE
     log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
-    frame = layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate)
-    print(grid_text(frame))
-    *files, scores = save_grid(frame, gate, out)
-    print_files([*files, scores])
+    layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate)
+    # Cells of earlier commands in the folder stay in its tables.
+    cells = scores.finished_cells(out, out / wanted[0].name)
+    frame = scores.cell_table(cells)
+    print(scores.grid_text(frame))
+    about = {"command": invocation(), **scores.conditions(cells[0])}
+    files = [write_text(out / "grid.json", json.dumps(about, indent=1) + "\n")]
+    files += scores.save_grid(frame, gate, out)
+    print_files(files)
     more = data_flags(options, options.test_split)
-    print(f"next: {next_command('select', options, *more, '--against', str(scores))}")
+    print(f"next: {next_command('select', options, *more, '--against', str(files[-1]))}")
     return ExitCode.DONE
 
 

@@ -23,7 +23,13 @@ from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
-from editors.evaluation.layer_grid_scores import Opened, cell_scores, opened
+from editors.evaluation.layer_grid_scores import (
+    CELL,
+    Opened,
+    cell_scores,
+    cell_table,
+    opened,
+)
 from editors.gating.gates import NO_GATE, check_gate, load_gate, save_gate
 from editors.gating.training import fit_gate
 from editors.methods.adapter_editor import AdapterEditor
@@ -32,7 +38,6 @@ from editors.training.dataset import CachedDataset, cache_dataset
 from editors.training.run import alone_in
 from editors.training.trainer import Trainer
 
-CELL = "cell.json"
 NUM_VALIDATION = 48  # edits that each training is validated on
 GATE_LAYER = 0  # read by the gate of all cells: no cell writes before it
 
@@ -157,13 +162,7 @@ def grid(
             record = _score(cell, editor, vlm, config, inputs, gates, folder, identity, say)
             avg = record["scores"][gate]["avg"]
             log(f"cell {done + 1} of {len(missing)}: {cell.name}: avg {avg:.3f}")
-    records = [read_json(folder / CELL) for folder in folders]
-    return pd.DataFrame(
-        {**asdict(cell), "gate": name, "metric": metric, "value": value}
-        for cell, record in zip(wanted, records, strict=True)
-        for name, scores in record["scores"].items()
-        for metric, value in scores.items()
-    )
+    return cell_table([read_json(folder / CELL) for folder in folders])
 
 
 def _say(log: Callable[[str], None], cell: str, line: str) -> None:

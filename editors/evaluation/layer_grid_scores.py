@@ -4,7 +4,7 @@ Which inputs open a gate does not depend on the adapters, so it is computed once
 input that does not open it gets the unedited model's answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from attrib.data.samples import EditSample
-from attrib.files import write_text
+from attrib.files import read_json, write_text
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate
 from editors.evaluation.protocols import METRIC_OF, Answer, judge
@@ -24,6 +24,7 @@ from editors.methods.adapter_objective import AdapterObjective
 from editors.training.dataset import CachedDataset
 from editors.training.losses import ROLES
 
+CELL = "cell.json"  # record of a finished cell, in its folder
 HARD = "hard"  # metric of all hard locality inputs
 Opened = Sequence[Mapping[str, Sequence[bool]]]
 Scores = dict[str, dict[str, float]]
@@ -67,6 +68,40 @@ def cell_scores(
             for metric, scores in own.items():
                 values.setdefault(metric, []).append(sum(scores) / len(scores))
     return {name: means(values) for name, values in found.items()}
+
+
+def cell_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per cell, gate and metric, from the records of cells: see `layer_grid.grid`."""
+    return pd.DataFrame(
+        {**record["cell"], "gate": gate, "metric": metric, "value": value}
+        for record in records
+        for gate, scores in record["scores"].items()
+        for metric, value in scores.items()
+    )
+
+
+def finished_cells(out: Path, like: Path) -> list[dict[str, Any]]:
+    """Records of all cells in a grid's folder that were trained and scored as that of `like`."""
+    identity = read_json(like / CELL)["identity"]
+    records = [read_json(path) for path in sorted(out.glob(f"*/{CELL}"), key=_by_layers)]
+    return [record for record in records if record["identity"] == identity]
+
+
+def conditions(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How a cell was trained and scored: the fields of `grid.json`."""
+    identity = record["identity"]
+    return {
+        "editor": identity["editor"],
+        "model": identity["model"],
+        "training": identity["training"],
+        "train_edits": len(identity["samples"]),
+        "test_edits": len(identity["test"]),
+    }
+
+
+def _by_layers(path: Path) -> list[tuple[int, str]]:
+    words = path.parent.name.replace("-", " ").split()
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
 
 
 def save_grid(frame: pd.DataFrame, gate: str, out: Path) -> list[Path]:

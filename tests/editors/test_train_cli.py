@@ -126,7 +126,7 @@ def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
     (there / "data" / "vqa" / "vqa_eval.json").write_text(
         (there / "data" / "vqa" / "vqa_train.json").read_text()
     )
-    few = ("--text", "1", "--visual", "none", "--pairs", "1x0", "--seeds", 1)
+    few = ("--seeds", 1, "--text", "1", "--visual", "none", "--pairs", "1x0")
     command = (
         "grid", *given(there), *TRAIN, *few, "--test-split", "vqa-eval", "--out", "g",
         "--gate", "prompt_last",
@@ -144,6 +144,16 @@ def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
     scores = (tmp_path / "g" / "scores.csv").read_text().splitlines()
     assert scores[0] == "text,visual,seed,score"
     assert [line.rsplit(",", 1)[0] for line in scores[1:]] == ["1,,0", "1,0.0,0"]
+    about = json.loads((tmp_path / "g" / "grid.json").read_text())
+    assert about["command"].startswith("attrib grid") and about["training"]["steps"] == 3
+    assert about["train_edits"] == about["test_edits"] > 0
+    # Another command in the folder adds its cells to the tables.
+    more = [*command[: command.index("--text")], *command[command.index("--pairs") + 2 :]]
+    code, out, err = run(*more, "--text", "none", "--visual", "0", "--pairs", "none")
+    assert code == 0 and "cell 1 of 1" in err, err
+    scores = (tmp_path / "g" / "scores.csv").read_text().splitlines()
+    cells = [line.rsplit(",", 1)[0] for line in scores[1:]]
+    assert sorted(cells) == [",0.0,0", "1.0,,0", "1.0,0.0,0"]
 
 
 @pytest.mark.parametrize(("given", "pairs"), [
