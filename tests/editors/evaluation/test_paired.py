@@ -36,6 +36,21 @@ def test_a_small_constant_difference_is_certain_because_it_is_paired():
     assert shuffled["high"] - shuffled["low"] > 10  # of pairs that do not belong together
 
 
+def test_a_clear_difference_stays_clear_among_a_hundred_comparisons():
+    rng = np.random.default_rng(2)
+    base = rng.uniform(0, 0.5, 200)
+    clear = rel(planted("a", base + rng.normal(0.3, 0.2, 200)), planted("b", base))
+    assert clear["p"] < 1e-6  # a thousand draws alone end at .002
+    weak = rel(planted("a", base + rng.normal(0.02, 0.2, 200)), planted("b", base))
+    more = rel(planted("a", base), planted("b", base), resamples=100)
+    assert 0.002 < weak["p"] < 1 and more["p"] == 1
+    null = [
+        rel(planted("a", rng.normal(0.5, 0.1, 50)), planted("b", np.full(50, 0.5)))["p"]
+        for _ in range(60)
+    ]
+    assert 0 < np.sum(np.array(null) < 0.05) < 9  # 3 are expected of 60
+
+
 def test_edits_that_share_an_item_are_drawn_together():
     rng = np.random.default_rng(1)
     gain = np.repeat(rng.normal(0.05, 0.2, 5), 20)  # five facts behind a hundred edits
