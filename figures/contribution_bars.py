@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from attrib.model.vlm import VLM
 
 MODULES = (("attn", "attention", "attention", ""), ("mlp", "MLP", "mlp", "///"))
+MOST_TICKS = 15  # labels of layers that fit side by side
 WIDTH = 0.4  # of a bar; layers are 1 apart
 
 
@@ -70,7 +71,7 @@ def draw_bars(
             error_kw={"elinewidth": 0.9, "ecolor": style.colors["ink"]},
         )  # fmt: skip
     ax.axhline(0, color=style.colors["muted"], linewidth=0.8)
-    ax.set_xticks(layers)
+    ax.set_xticks(layers[:: -(-len(layers) // MOST_TICKS)])
     ax.set_xlabel("layer")
     ax.set_ylabel("contribution to the key token")
     ax.set_title(title)
