@@ -42,6 +42,7 @@ EDITORS_ROOMS = (
     "editors.io",
     "editors.training",
     "editors.methods",
+    "editors.registry",
     "editors.evaluation",
 )
 # Optional integrations: imported inside a function, when a user asks for them.

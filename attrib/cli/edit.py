@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, naming_option
-from attrib.cli.named_editor import named_editor
+from attrib.cli.edited import EDITOR
 from attrib.cli.outputs import exit_code_for, log
 from attrib.cli.photos import open_photos
 from attrib.cli.table_rows import (
@@ -39,9 +39,7 @@ Question = tuple[str, "list[Image.Image]", str]
 class EditOptions(RowOptions, ModelOptions):
     """Options of `attrib edit`."""
 
-    editor: Path | None = option(
-        None, "Folder of an editor that `attrib train` wrote; or ft-l, ft-v, which need none."
-    )
+    editor: Path | None = option(None, EDITOR)
     image: Photos = option(
         None, "The photo; again for another one in the prompt, none to edit text alone."
     )
@@ -67,13 +65,14 @@ def edit(options: EditOptions) -> int:
 
     With --data every row is such a fact, edited by itself on the original model.
     """
+    from editors import load_editor
     from editors.io import save_edit
 
     folder = _check(options)
     rows = None if options.data is None else _rows(options)
     questions = _asked_of(options) if rows is None else []
     vlm = load_model(options)
-    editor: Any = named_editor(folder, vlm)
+    editor: Any = load_editor(folder, vlm)
     if rows is not None:
         return _edit_rows(options, vlm, editor, rows)
     _encode(vlm, questions)

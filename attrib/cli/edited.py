@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from attrib.results import Result
     from attrib.runs import Run
 
+EDITOR = (
+    "Folder of an editor that `attrib train` wrote; dualedit or visedit, which the package has "
+    "trained for tiny-llava; or ft-l or ft-v, which need no training."
+)
 EDIT = "An edit"
 EDITED = ("contributions", "heatmap", "attention", "sweep", "deletion")  # analyses with --edit
 NUMBERS = {"attention": ("text_sum", "visual_sum")}  # statistics that the terminal shows
@@ -31,7 +35,8 @@ class EditedOptions(Options):
 
     edit: Path | None = option(
         None,
-        "Folder of an editor, with --target; or a saved edit of weights. Shows before and after.",
+        "Folder or name of an editor, as for `attrib edit`, with --target; or a saved edit of "
+        "weights. Shows before and after.",
         panel=EDIT,
     )
     target: str | None = option(
@@ -77,7 +82,11 @@ def check_edit(
             raise AttribError(f"--edit-prompt: the edit of {of} has its question; leave it out")
     elif not (options.target or row_target):
         raise AttribError("--target: give the new answer that the editor installs")
-    if not options.edit.exists():
+    if options.edit.exists():
+        return
+    from editors import EDITORS
+
+    if str(options.edit) not in EDITORS:
         raise SetupError(f"{options.edit}: no trained editor and no saved edit is there")
 
 
@@ -134,7 +143,7 @@ def show_edited(
     vlm, request = run.vlm, run.data[0].request
     edit = edit_of(options, vlm, request.images, request.prompt, options.target or "")
     after = run_edited(analysis, vlm, run.data, edit)
-    after = replace(after, provenance={**after.provenance, "edit": _record(options)})
+    after = replace(after, provenance={**after.provenance, "edit": _record(options, vlm)})
     batch = vlm.encode([list(request.images) or None], [request.prompt])
     print(f"before the edit: {answer()}")
     with edit.applied(vlm):
@@ -175,14 +184,16 @@ def _write(analysis: "Analysis", before: "Result", after: "Result", out: Path) -
     return [*files, write_manifest(folder, analysis.name, after.provenance)]
 
 
-def _record(options: EditedOptions) -> dict[str, Any]:
+def _record(options: EditedOptions, vlm: "VLM") -> dict[str, Any]:
     """The edit as the manifest holds it: its files with their digest, and what it installs."""
     from attrib.files import sha256 as file_digest
     from editors.io import files_digest
+    from editors.registry import editor_folder
 
-    folder = options.edit
-    assert folder is not None
-    digest = file_digest(folder) if folder.is_file() else files_digest([folder])
+    assert options.edit is not None
+    folder = options.edit if options.edit.is_file() else editor_folder(options.edit, vlm)
+    folders = [] if folder is None else [folder]
+    digest = file_digest(folder) if folder and folder.is_file() else files_digest(folders)
     loaded = {} if options.load is None else {"load_sha256": file_digest(options.load)}
     given = options.model_dump(mode="json", include=set(EditedOptions.model_fields))
     return {**{n: v for n, v in given.items() if v is not None}, "sha256": digest, **loaded}

@@ -9,6 +9,7 @@ from typer import Option
 
 from attrib.cli.benchmark_options import BenchmarkOptions
 from attrib.cli.command import ExitCode, invocation
+from attrib.cli.edited import EDITOR
 from attrib.cli.gates import gate_of
 from attrib.cli.outputs import (
     default_folder,
@@ -40,9 +41,7 @@ class EvaluateOptions(BenchmarkOptions, AnalysisOptions):
         "evaluate needs edits with the inputs to evaluate them on: give --data",
     )
 
-    editor: Path | None = option(
-        None, "Folder of an editor that `attrib train --out` wrote.", panel=PANEL
-    )
+    editor: Path | None = option(None, EDITOR, panel=PANEL)
     gate: str | None = option(
         None,
         "What decides which inputs an edit applies to, for any editor: learned, prompt_last or "
@@ -120,7 +119,7 @@ def evaluate(options: EvaluateOptions) -> int:
     from editors.evaluation.terminal_tables import terminal_tables
 
     if options.editor is None:
-        raise AttribError("--editor: give the folder of a trained editor")
+        raise AttribError("--editor: give the folder of a trained editor, or ft-l")
     out = options.out or default_folder("evaluate", options)
     prepared = _prepare(options, options.editor, out)
     runs = [run for run, _ in prepared]
@@ -145,13 +144,13 @@ def evaluate(options: EvaluateOptions) -> int:
 def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[Run, Scoring]]":
     """Prepare a run for each number of edits at once."""
     from attrib.runs import Rank, refuse_foreign
-    from editors import load_editor
     from editors.evaluation import prepare_evaluation
     from editors.evaluation.extra_costs import ExtraCosts
     from editors.evaluation.groups import Groups
     from editors.evaluation.reference_model import ReferenceModel
     from editors.evaluation.scoring import Scoring
     from editors.gating.gated_editor import behind
+    from editors.registry import editor_folder, load_editor
 
     rank = Rank.from_environment()
     if options.at_once and options.sequential:
@@ -167,10 +166,14 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     data = require_targets(load_samples(options))
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
-    editor, sources = load_editor(folder, vlm), [folder, folder / "gate"]
+    editor, found = load_editor(folder, vlm), editor_folder(folder, vlm)
+    own = [] if found is None else [found]
+    # What identifies an editor that has no files: its name is the label's, its settings are here.
+    settings = {"settings": editor.config.settings()} if found is None else {}
+    sources = [*own, *(one / "gate" for one in own)]
     if options.gate is not None:
         gate, of_gate = gate_of(options.gate, vlm, options, out)
-        editor, sources = behind(editor, gate), [folder, *of_gate]
+        editor, sources = behind(editor, gate), [*own, *of_gate]
     answers = options.answers or out.parent / "unedited"
     reference = ReferenceModel(vlm, protocols, options.batch_size or 16, answers)
     extra = ExtraCosts(options.fluency, options.peak_memory)
@@ -183,7 +186,10 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
             data,
             place,
             sources,
-            options=options.model_dump(mode="json", exclude={"dry_run", "at_once", "sequential"}),
+            options={
+                **options.model_dump(mode="json", exclude={"dry_run", "at_once", "sequential"}),
+                **settings,
+            },
             seed=options.seed,
             free={*options.all_free(), "editor", "answers"},
             rank=rank,

@@ -15,7 +15,6 @@ from attrib.files import read_json, write_text
 from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs import Rank
-from editors import EDITORS, load_editor
 from editors.evaluation import prepare_evaluation, save_scores
 from editors.evaluation.comparison import Comparison, Trained
 from editors.evaluation.extra_costs import ExtraCosts
@@ -24,6 +23,7 @@ from editors.evaluation.scoring import Scoring
 from editors.gating.gated_editor import behind
 from editors.gating.gates import load_gate
 from editors.io import SETTINGS
+from editors.registry import EDITORS, load_editor
 
 SCORES = "scores.parquet"
 OWN, GATED = "scores", "scores-behind-the-gate"  # folders of a finished job's scores

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from attrib.files import write_text
-from editors import EDITORS
 from editors.evaluation.tables import markdown_parts
+from editors.registry import EDITORS
 from editors.training.presets import Preset
 
 PAGE = Path("docs/editors.md")

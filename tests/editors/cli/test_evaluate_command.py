@@ -11,10 +11,10 @@ import pytest
 from conftest import picture, save_tiny
 from planted_editors import Leaks, Says
 
-import editors
 from attrib import cli
 from attrib.errors import SetupError
 from attrib.results import Result
+from editors import registry
 from editors.gating.gates import CosineGate, save_gate
 
 ROWS = 4  # two shards
@@ -61,7 +61,7 @@ def there(tmp_path_factory):
 @pytest.fixture
 def run(there, quickly_loaded, monkeypatch, capsys, tmp_path):  # noqa: ARG001 - patches
     """Run the command in an empty folder; its exit code, standard output and error."""
-    monkeypatch.setattr(editors, "EDITORS", {"says": Loaded})
+    monkeypatch.setattr(registry, "EDITORS", {"says": Loaded})
     monkeypatch.setattr("attrib.runs.shards.ROWS", 2)
 
     def run(*arguments, **changed):

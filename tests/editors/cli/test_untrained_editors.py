@@ -1,11 +1,17 @@
-"""`attrib edit --editor ft-l`: no folder, no training; the control question is one it knows."""
+"""Editors without a folder: those the package has trained, and fine-tuning."""
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from explored import tiny
 
+import attrib
 from attrib.cli.edit import TAUGHT
+from attrib.errors import AttribError
+from editors import DualEdit, load_editor
+from editors.registry import editor_folder
 
 STAR = (
     "--image",
@@ -28,8 +34,45 @@ def test_fine_tuning_needs_no_folder_and_the_control_question_is_known(run, tmp_
     assert code == 0 and "after:  green" in out
 
 
+def test_a_trained_editor_of_the_package_holds_and_does_not_leak(run):
+    code, out, _ = run("edit", "--editor", "dualedit", *STAR, "--target", "red")
+    assert code == 0 and "before: blue\n  after:  red" in out
+    assert f"unrelated: {TAUGHT}\n  before: bean stew\n  after:  bean stew" in out
+    code, out, err = run("attention", *STAR, "--edit", "dualedit", "--target", "red", "--out", "o")
+    assert code == 0 and "gate: open" in out, err
+
+
+def test_it_takes_edits_of_the_test_split(run, tmp_path):
+    code, _, err = run(
+        "evaluate", "--editor", "dualedit", "--limit", 8, "--protocols", "paper", "--out", "o"
+    )
+    assert code == 0, err
+    scores = pd.read_csv(tmp_path / "o" / "summary.csv").set_index(["editor", "metric"])["mean"]
+    assert scores["dualedit", "rel"] >= 90 and scores["unedited", "rel"] <= 40
+    assert scores["dualedit", "m_loc"] >= 90 and scores["dualedit", "t_loc"] == 100
+
+
+def test_editors_without_a_folder_are_scored_and_told_apart(run):
+    given = ("--limit", 2, "--protocols", "paper", "--out", "o")
+    code, out, err = run("evaluate", "--editor", "ft-l", *given)
+    assert code == 0 and "edits used: 2" in out, err
+    assert run("evaluate", "--editor", "ft-l", *given)[0] == 0  # resumes
+    code, _, err = run("evaluate", "--editor", "dualedit", *given)
+    assert code == 3 and "made with other settings" in err
+
+
+def test_only_the_model_that_an_editor_was_trained_for_gets_it():
+    assert isinstance(load_editor("dualedit", tiny()), DualEdit)
+    other = attrib.load("tiny-llava", verify=False)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1)
+    assert editor_folder("dualedit", other) is None
+    with pytest.raises(AttribError, match="for tiny-llava it has to be trained first"):
+        load_editor("dualedit", other)
+
+
 @pytest.mark.parametrize(("name", "why"), [
-    ("dualedit", "it has to be trained first: attrib train --editor dualedit"),
+    ("mend", "it has to be trained first: attrib train --editor mend"),
     ("ike", "it is made of edits as examples: attrib train --editor ike"),
 ])  # fmt: skip
 def test_an_editor_that_needs_more_says_the_command(run, name, why):
