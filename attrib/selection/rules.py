@@ -28,13 +28,13 @@ class Rule:
         description: of its score.
         curves: per modality, the names of the curves that it uses.
         score: maps the curves, in this order, to scores.
-        votes: whether it is part of the consensus.
+        vote: the same for its part in the consensus; None without a vote.
     """
 
     description: str
     curves: Mapping[Modality, tuple[str, ...]]
     score: Callable[..., Draws]
-    votes: bool = False
+    vote: Callable[..., Draws] | None = None
 
 
 def step_score(curve: Draws) -> Draws:
@@ -73,26 +73,36 @@ def crossover(before: Draws, after: Draws) -> Draws:
     return _append_nan(before[:, :-1] * after[:, 1:])
 
 
+def before_crossover(before: Draws, after: Draws) -> Draws:
+    """The falling curve alone, which does not ask how close the crossing is.
+
+    An editor has to write before the answer moves, not right before it: where it moves late, few
+    layers are left to use what was written (docs/layer-selection.md).
+    """
+    del after
+    return same_layer(before)
+
+
 RULES: dict[RuleName, Rule] = {
     "onset": Rule(
         "fit of a step up of attention's and MLP's contributions after the layer (VisEdit)",
         {"text": ("contributions",), "visual": ("contributions",)},
         step_score,
-        votes=True,
+        vote=step_score,
     ),
     "sensitivity": Rule(
         "KL divergence of the output under noise on the modality in the layer, mean over noise "
         "levels (DualEdit)",
         {"text": ("noise text",), "visual": ("noise visual",)},
         same_layer,
-        votes=True,
+        vote=same_layer,
     ),
     "patching": Rule(
         "whether the answer moves between the layer and the next: out of the visual tokens, or for "
         "text into the last prompt token",
         {"text": ("stays last", "follows last"), "visual": ("follows visual", "stays visual")},
         crossover,
-        votes=True,
+        vote=before_crossover,
     ),
     "onset-attn": Rule(
         "onset of attention's contributions alone",
@@ -121,13 +131,14 @@ RULES: dict[RuleName, Rule] = {
         next_layer,
     ),
 }
-CONSENSUS_RULES: tuple[RuleName, ...] = tuple(name for name, rule in RULES.items() if rule.votes)
+CONSENSUS_RULES: tuple[RuleName, ...] = tuple(name for name, rule in RULES.items() if rule.vote)
 CONSENSUS = (
-    "weighted geometric mean of the voting rules' scores, each divided by its highest (at least a "
-    "thousandth). A product, so that a layer must score well under every rule; ranks of rules that "
-    "rise and fall with depth would cancel out. Rules are weighted by how consistent their scores "
-    "are across samples: a weight is 1 minus the variance of the scores between bootstrap samples "
-    "over their variance between layers, at least 0"
+    "weighted geometric mean of three scores, each divided by its highest (at least a thousandth): "
+    "onset, sensitivity, and of patching the share of answers that can still be changed at the "
+    "layer (`reach`). A product, so that a layer must score well under every rule; ranks of rules "
+    "that rise and fall with depth would cancel out. Rules are weighted by how consistent their "
+    "scores are across samples: a weight is 1 minus the variance of the scores between bootstrap "
+    "samples over their variance between layers, at least 0"
 )
 
 

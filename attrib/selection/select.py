@@ -158,14 +158,15 @@ def _choices(
             skipped[name] = f"{name} of {modality} left out: {_reason(evidence, missing)}"
             continue
         known = [values for values in curves if values is not None]
-        scores = rule.score(*(weighted_means(values, weights) for values in known))
+        means = [weighted_means(values, weights) for values in known]
+        scores = rule.score(*means)
         if not np.nanmax(scores[0], initial=0) > 0:
             skipped[name] = f"{name} of {modality} left out: no layer has a positive score"
             continue
         examples = min(int(np.isfinite(values).any(1).sum()) for values in known)
         found[name] = choose(scores, examples)
-        if rule.votes:
-            votes[name] = scores
+        if rule.vote is not None:
+            votes[name] = rule.vote(*means)
     if votes:
         combined, rule_weights = consensus(votes)
         found["consensus"] = choose(combined, min(found[n].examples for n in votes), rule_weights)

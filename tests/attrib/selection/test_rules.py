@@ -76,6 +76,6 @@ def test_what_chance_decides_weighs_less():
 
 
 def test_only_the_rules_of_the_papers_and_patching_vote():
-    assert [name for name, rule in RULES.items() if rule.votes] == [
+    assert [name for name, rule in RULES.items() if rule.vote] == [
         "onset", "sensitivity", "patching"
     ]  # fmt: skip
