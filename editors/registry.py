@@ -75,6 +75,11 @@ def editor_folder(given: str | Path, vlm: VLM) -> Path | None:
     return None
 
 
+def pretrained(model: str) -> list[str]:
+    """Names of the editors that the package has trained for an embedded model."""
+    return sorted(record.parent.name for record in PRETRAINED.glob(f"{model}/*/{SETTINGS}"))
+
+
 def _kind(folder: Path) -> str:
     """The name in an editor's record."""
     try:

@@ -96,8 +96,11 @@ class Session:
 
     @property
     def editors(self) -> list[str]:
-        """What can make an edit: folders of trained editors, then editors without training."""
-        return [*self.folders, *untrained_editors()]
+        """What can make an edit: folders, editors of the package, editors without training."""
+        from editors.registry import pretrained
+
+        known = {name: None for model in self.models for name in pretrained(model)}
+        return [*self.folders, *known, *untrained_editors()]
 
     def model(self, name: str) -> "VLM":
         """A model, loaded unless it is the last one.
@@ -169,6 +172,9 @@ class Session:
         """The editor for a model: made or loaded once."""
         if self._made is None or self._made[0] is not vlm:
             self._made = vlm, {}
+        if name not in self.editors:
+            known = ", ".join(self.editors)
+            raise AttribError(f"there is no editor {name!r} here; there are {known}")
         made = self._made[1]
         if name not in made:
             made[name] = _make_editor(vlm, name, self.folders, self.folder)
@@ -221,9 +227,8 @@ def _make_editor(vlm: "VLM", name: str, folders: dict[str, Path], below: Path) -
 
     if name in folders:
         return load_editor(folders[name], vlm)
-    if name not in untrained_editors():
-        known = ", ".join([*folders, *untrained_editors()])
-        raise AttribError(f"there is no editor {name!r} here; there are {known}")
+    if EDITORS[name].is_trained:
+        return load_editor(name, vlm)
     samples = load("scenes-vqa", split="train", limit=SAMPLES)
     out = below / f"{name}-{len(list(below.iterdir()))}"  # one per model
     return EDITORS[name].train(vlm, samples, out=out)

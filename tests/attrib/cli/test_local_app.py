@@ -79,8 +79,11 @@ def test_verdicts():
     assert verdict("other", "ring", "green", "green") == "leaks"
 
 
-def test_editors_without_training_are_those_of_the_registry(session):
-    assert session.editors == ["ft-v", "ft-l", "ike", "tp"]
+def test_editors_are_those_of_the_package_and_those_without_training(session, photo):
+    assert session.editors == ["dualedit", "ft-v", "ft-l", "ike", "tp"]
+    (edited,) = session.compare("tiny-llava", "dualedit", photo, STAR, "red")
+    assert (edited.before, edited.after, edited.verdict) == ("blue", "red", "holds")
+    assert edited.decision is not None and edited.decision.opens
 
 
 @pytest.mark.parametrize(("change", "why"), [
