@@ -5,7 +5,7 @@ not edited), `seed` and `score`. Its cells are of three kinds: both modalities e
 visual alone. A pick is compared with the cells of its kind.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from attrib.vocabulary import MODALITIES
 
 Pick = tuple[int | None, int | None]  # text layer, visual layer
 NONE = -1
+RANDOM = "random cell"
 DEPTHS = (16 / 32, 19 / 32)  # DualEdit's text and visual layer, in models of 32 layers
 SHOWN = 9
 # By kind: which of the text and the visual layer the cells edit.
@@ -50,7 +51,7 @@ class GridEvaluation(NamedTuple):
 
 
 def evaluate_on_grid(grid: pd.DataFrame, report: LayerReport) -> GridEvaluation:
-    """Regret of every rule and of the fixed choices, per kind of cells.
+    """Regret of every rule, of the fixed choices and of a random cell, per kind of cells.
 
     Raises:
         AttribError: Columns are missing, or the grid has a cell for none of the picks.
@@ -66,7 +67,7 @@ def evaluate_on_grid(grid: pd.DataFrame, report: LayerReport) -> GridEvaluation:
     tables, errors = {}, []
     for kind, named in picks.items():
         try:
-            tables[kind] = regret(grid, named)
+            tables[kind] = _with_random(regret(grid, named), grid, kind)
         except AttribError as error:
             errors.append(error)
     if not tables:
@@ -77,11 +78,15 @@ def evaluate_on_grid(grid: pd.DataFrame, report: LayerReport) -> GridEvaluation:
 
 
 def fixed_picks(num_layers: int) -> dict[str, Pick]:
-    """The layers to copy without analysis: the middle, and the papers' 16 and 19 of 32 by depth."""
+    """Layers without analysis: the middle, the papers' 16 and 19 of 32 by depth, the first two."""
     last = max(0, num_layers - 2)  # the last layer whose output is read
     text, visual = (min(last, round(depth * num_layers)) for depth in DEPTHS)
     middle = min(last, num_layers // 2)
-    return {"middle layer": (middle, middle), "depths 16/32 and 19/32": (text, visual)}
+    second = min(last, 1)
+    return {
+        "middle layer": (middle, middle), "depths 16/32 and 19/32": (text, visual),
+        "first layer": (0, 0), "layer 1": (second, second),
+    }  # fmt: skip
 
 
 def picks_of(report: LayerReport) -> dict[str, Pick]:
@@ -189,21 +194,37 @@ def _cells(grid: pd.DataFrame) -> Cells:
 
 def _regret_of(cells: Cells, pick: Pick) -> dict[str, Any]:
     wanted = np.array([NONE if layer is None else layer for layer in pick])
-    same_kind = ((cells.layers == NONE) == (wanted == NONE)).all(1)
-    layers, scores = cells.layers[same_kind], cells.scores[same_kind]
-    found = (layers == wanted).all(1)
+    same_kind = _of_kind(cells, wanted != NONE)
+    found = (same_kind.layers == wanted).all(1)
     if not found.any():
         return {"text": pick[0], "visual": pick[1]} | dict.fromkeys(UNKNOWN, float("nan"))
-    own, means = scores[found][0], scores.mean(1)
-    best = int(means.argmax())
-    ahead = scores[best] - own
-    best_text, best_visual = _pick(layers[best])
+    return _compared(same_kind, pick, same_kind.scores[found][0])
+
+
+def _of_kind(cells: Cells, sides: Sequence[bool] | np.ndarray) -> Cells:
+    """The cells that edit the text layer, the visual layer or both, as `sides` says."""
+    same = ((cells.layers != NONE) == np.asarray(sides)).all(1)
+    return Cells(cells.layers[same], cells.scores[same])
+
+
+def _compared(cells: Cells, pick: Pick, own: Float[np.ndarray, " seed"]) -> dict[str, Any]:
+    """A row of `regret`: the pick's scores by seed beside those of the best of the cells."""
+    best = int((means := cells.scores.mean(1)).argmax())
+    ahead = cells.scores[best] - own
+    best_text, best_visual = _pick(cells.layers[best])
     return {
         "text": pick[0], "visual": pick[1], "score": float(own.mean()),
         "best_text": best_text, "best_visual": best_visual, "best": float(means[best]),
         "regret": float(ahead.mean()), "low": float(ahead.min()), "high": float(ahead.max()),
-        "seeds": len(own), "held_out": _held_out(scores, own),
+        "seeds": len(own), "held_out": _held_out(cells.scores, own),
     }  # fmt: skip
+
+
+def _with_random(table: pd.DataFrame, grid: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Add the row of a cell drawn at random: it scores the mean over all cells of the kind."""
+    cells = _of_kind(_cells(grid), KINDS[kind])
+    row = {"pick": RANDOM, **_compared(cells, (None, None), cells.scores.mean(0))}
+    return pd.DataFrame([*table.to_dict("records"), row])
 
 
 def _no_cell(cells: Cells, *picks: Pick) -> str:

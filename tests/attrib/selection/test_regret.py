@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attrib.errors import AttribError
-from attrib.selection import fixed_picks, picks_of, rank_correlations, regret, select_layers
+from attrib.selection import (
+    evaluate_on_grid,
+    fixed_picks,
+    picks_of,
+    rank_correlations,
+    regret,
+    select_layers,
+)
 from attrib.stats import spearman
 
 BEST = (2, 4)
@@ -84,9 +91,23 @@ def test_a_grid_without_its_columns_or_cells_is_refused():
 
 
 def test_fixed_picks_are_those_of_the_papers_and_stay_below_the_last_layer():
-    assert fixed_picks(32) == {"middle layer": (16, 16), "depths 16/32 and 19/32": (16, 19)}
-    assert fixed_picks(10) == {"middle layer": (5, 5), "depths 16/32 and 19/32": (5, 6)}
-    assert fixed_picks(2)["depths 16/32 and 19/32"] == (0, 0)
+    first = {"first layer": (0, 0), "layer 1": (1, 1)}
+    middle, papers = "middle layer", "depths 16/32 and 19/32"
+    assert fixed_picks(32) == {middle: (16, 16), papers: (16, 19), **first}
+    assert fixed_picks(10) == {middle: (5, 5), papers: (5, 6), **first}
+    assert set(fixed_picks(2).values()) == {(0, 0)}
+
+
+def test_a_random_cell_scores_the_mean_of_its_kind():
+    report = select_layers(planted.evidence())
+    for table in (grid(), grid(text_alone=True)):
+        for kind, found in evaluate_on_grid(table, report).regret.items():
+            row = found.set_index("pick").loc["random cell"]
+            pairs = table["text"].notna() & table["visual"].notna()
+            own = table[pairs if kind == "both" else ~pairs]
+            assert row["score"] == pytest.approx(own["score"].mean()), kind
+            assert row["best"] - row["score"] == pytest.approx(row["regret"])
+            assert 0 < row["regret"] <= found["regret"].max()
 
 
 def test_every_rule_with_both_layers_is_a_pick():
