@@ -64,6 +64,13 @@ def untrained_editors() -> list[str]:
     return [name for name, kind in EDITORS.items() if not kind.is_trained]
 
 
+def pretrained_editors(models: Sequence[str]) -> list[str]:
+    """Names of the editors that the package has trained for one of the models."""
+    from editors.registry import pretrained
+
+    return list(dict.fromkeys(name for model in models for name in pretrained(model)))
+
+
 class Session:
     """The models and editors of a running app; one computation at a time.
 
@@ -97,10 +104,7 @@ class Session:
     @property
     def editors(self) -> list[str]:
         """What can make an edit: folders, editors of the package, editors without training."""
-        from editors.registry import pretrained
-
-        known = {name: None for model in self.models for name in pretrained(model)}
-        return [*self.folders, *known, *untrained_editors()]
+        return [*self.folders, *pretrained_editors(self.models), *untrained_editors()]
 
     def model(self, name: str) -> "VLM":
         """A model, loaded unless it is the last one.
