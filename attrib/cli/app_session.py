@@ -57,18 +57,13 @@ class Compared:
     verdict: str
 
 
-def untrained_editors() -> list[str]:
-    """Names of the editors that need no training."""
+def ready_editors(models: Sequence[str]) -> list[str]:
+    """Editors that the package has trained for one of the models, and those without training."""
     from editors import EDITORS
-
-    return [name for name, kind in EDITORS.items() if not kind.is_trained]
-
-
-def pretrained_editors(models: Sequence[str]) -> list[str]:
-    """Names of the editors that the package has trained for one of the models."""
     from editors.registry import pretrained
 
-    return list(dict.fromkeys(name for model in models for name in pretrained(model)))
+    known = dict.fromkeys(name for model in models for name in pretrained(model))
+    return [*known, *(name for name, kind in EDITORS.items() if not kind.is_trained)]
 
 
 class Session:
@@ -104,7 +99,7 @@ class Session:
     @property
     def editors(self) -> list[str]:
         """What can make an edit: folders, editors of the package, editors without training."""
-        return [*self.folders, *pretrained_editors(self.models), *untrained_editors()]
+        return [*self.folders, *ready_editors(self.models)]
 
     def model(self, name: str) -> "VLM":
         """A model, loaded unless it is the last one.
