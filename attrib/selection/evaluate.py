@@ -195,8 +195,7 @@ def _cells(grid: pd.DataFrame) -> Cells:
 def _regret_of(cells: Cells, pick: Pick) -> dict[str, Any]:
     wanted = np.array([NONE if layer is None else layer for layer in pick])
     same_kind = _of_kind(cells, wanted != NONE)
-    found = (same_kind.layers == wanted).all(1)
-    if not found.any():
+    if not (found := (same_kind.layers == wanted).all(1)).any():
         return {"text": pick[0], "visual": pick[1]} | dict.fromkeys(UNKNOWN, float("nan"))
     return _compared(same_kind, pick, same_kind.scores[found][0])
 
@@ -224,7 +223,8 @@ def _with_random(table: pd.DataFrame, grid: pd.DataFrame, kind: str) -> pd.DataF
     """Add the row of a cell drawn at random: it scores the mean over all cells of the kind."""
     cells = _of_kind(_cells(grid), KINDS[kind])
     row = {"pick": RANDOM, **_compared(cells, (None, None), cells.scores.mean(0))}
-    return pd.DataFrame([*table.to_dict("records"), row])
+    layers = {m: pd.Series([*table[m], None], dtype=object) for m in MODALITIES}
+    return pd.DataFrame([*table.to_dict("records"), row]).assign(**layers)
 
 
 def _no_cell(cells: Cells, *picks: Pick) -> str:
