@@ -26,10 +26,11 @@ class Choice:
     """The choice of one rule for one modality.
 
     Attributes:
-        layer: the best layer, counted from 0; an edit there writes the layer's output.
+        layer: the chosen layer, counted from 0; an edit there writes the layer's output. It has the
+            highest score; for the consensus it is the latest within one standard error of that.
         scores: per layer, higher is better; None where the rule does not apply.
-        shares: per layer, in which share of the bootstrap draws it is the best.
-        low: lower end of the 95 % interval of the best layer.
+        shares: per layer, in which share of the bootstrap draws it is chosen.
+        low: lower end of the 95 % interval of the chosen layer.
         high: its upper end.
         examples: number of examples.
         weights: of the voting rules, for the consensus.
@@ -45,13 +46,14 @@ class Choice:
 
     @property
     def ranking(self) -> list[int]:
-        """Layers from the best to the worst; of equal ones the earlier first."""
+        """The chosen layer, then the others by score; of equal ones the earlier first."""
         scored = [(score, layer) for layer, score in enumerate(self.scores) if score is not None]
-        return [layer for _, layer in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+        ranked = [layer for _, layer in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+        return sorted(ranked, key=lambda layer: layer != self.layer)
 
     @property
     def share(self) -> float:
-        """In which share of the bootstrap draws the chosen layer is the best."""
+        """In which share of the bootstrap draws the same layer is chosen."""
         return self.shares[self.layer]
 
 

@@ -138,7 +138,8 @@ CONSENSUS = (
     "layer (`reach`). A product, so that a layer must score well under every rule; ranks of rules "
     "that rise and fall with depth would cancel out. Rules are weighted by how consistent their "
     "scores are across samples: a weight is 1 minus the variance of the scores between bootstrap "
-    "samples over their variance between layers, at least 0"
+    "samples over their variance between layers, at least 0. Of the layers within one standard "
+    "error of the highest score, the latest is chosen"
 )
 
 

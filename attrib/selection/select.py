@@ -103,14 +103,31 @@ def combine_words(reports: Sequence[LayerReport]) -> LayerReport:
     )
 
 
-def choose(scores: Draws, examples: int, weights: Mapping[str, float] | None = None) -> Choice:
+def choose(
+    scores: Draws,
+    examples: int,
+    weights: Mapping[str, float] | None = None,
+    *,
+    latest: bool = False,
+) -> Choice:
     """The best layer of the first draw, and how often the other draws agree.
 
     Layers with equal highest scores share their draw equally.
+
+    Args:
+        scores: By draw and layer; the first draw is the data itself.
+        examples: Their number.
+        weights: Of the voting rules.
+        latest: Choose the latest of the layers within one standard error of the best (the rule of
+            Breiman et al., 1984, for the simplest of equal models). Samples do not tell these
+            layers apart, and the latest is the cheapest to train at.
     """
     scores = _without_rounding(scores)
-    first = _winners(scores[:1])
-    winners = _winners(scores[1:]) if len(scores) > 1 and examples > 1 else first
+    drawn = scores[1:] if len(scores) > 1 and examples > 1 else scores[:1]
+    first, winners = _winners(scores[:1]), _winners(drawn)
+    if latest and len(drawn) > 1:
+        error = drawn[:, first[0].argmax()].std()
+        first, winners = (_latest(some, error) for some in (scores[:1], drawn))
     winners = winners[winners.any(1)]
     split = winners / winners.sum(1, keepdims=True)
     shares = split.mean(0) if len(split) else first[0] / first.sum()
@@ -169,7 +186,8 @@ def _choices(
             votes[name] = rule.vote(*means)
     if votes:
         combined, rule_weights = consensus(votes)
-        found["consensus"] = choose(combined, min(found[n].examples for n in votes), rule_weights)
+        examples = min(found[name].examples for name in votes)
+        found["consensus"] = choose(combined, examples, rule_weights, latest=True)
     else:
         skipped["consensus"] = f"consensus of {modality} left out: no voting rule is available"
     return found, skipped
@@ -190,6 +208,14 @@ def _without_rounding(scores: Draws) -> Draws:
     size = np.nanmax(np.nan_to_num(np.abs(scores)), axis=1, keepdims=True)
     size = np.where(size > 0, size, 1.0)
     return np.round(scores / size, DIGITS) * size
+
+
+def _latest(scores: Draws, error: float) -> Bool[np.ndarray, "draw layer"]:
+    """Of each draw, the latest layer whose score is within `error` of the highest."""
+    known = np.nan_to_num(scores, nan=-np.inf)
+    near = known >= known.max(1, keepdims=True) - error
+    last = near.shape[1] - 1 - near[:, ::-1].argmax(1)
+    return np.isfinite(known) & (np.arange(near.shape[1]) == last[:, None])
 
 
 def _winners(scores: Draws) -> Bool[np.ndarray, "draw layer"]:

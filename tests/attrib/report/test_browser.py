@@ -112,7 +112,7 @@ def test_the_slider_works_by_mouse_and_shows_one_map_per_image(opened):
 def test_without_script_the_chosen_layer_is_shown(tab, report):
     tab.open(report, script=False)
     shown = tab.value(SHOWN)
-    assert "chosen for the visual tokens" in shown
+    assert "chosen for the text tokens and the visual tokens" in shown
     assert tab.value("document.getElementById('slider').offsetParent === null")
     tab.open(report)  # the control: with script the slider is there
     assert tab.value("document.getElementById('slider').offsetParent !== null")

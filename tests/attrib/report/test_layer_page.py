@@ -140,14 +140,16 @@ def test_hostile_text_is_text_in_markdown(hostile):
 
 
 def test_the_first_sentence_names_the_chosen_layers(study, page):
-    layers = study.report.layers
-    said = (
-        f"Edit planted: the text tokens at layer {layers['text'][0]} and the visual tokens at "
-        f"layer {layers['visual'][0]}."
-    )
-    assert headline(study.report) == said
+    ((text_layer,), (visual_layer,)) = study.report.layers.values()
+    said = f"Edit planted at layer {text_layer}, for the text tokens and the visual tokens."
+    assert text_layer == visual_layer and headline(study.report) == said
     text = words(page)
     assert text.index(said) < text.index("Why these layers") < text.index("Confidence")
+    two = replace(study.report, layers={"text": [4], "visual": [7]})
+    assert (
+        headline(two)
+        == "Edit planted: the text tokens at layer 4 and the visual tokens at layer 7."
+    )
 
 
 def test_the_same_layer_for_both_is_named_once(study):

@@ -8,6 +8,7 @@ from attrib.errors import AttribError
 from attrib.results import Result
 from attrib.selection import evidence_table, gather, select_layers
 from attrib.selection.rules import step_score
+from attrib.selection.select import choose
 
 STEP, LOUD, PASSES, READ = planted.STEP, planted.LOUD, planted.PASSES, planted.READ
 
@@ -41,6 +42,21 @@ def test_agreeing_rules_make_the_consensus_and_the_last_layer_is_never_chosen():
     assert report.layers["text"] == [STEP - 1] and report.agreement["text"]["spread"] == 0
     everywhere = planted.sweep("visual", np.arange(planted.LAYERS))
     assert select_layers([everywhere], "sensitivity").layers["visual"] == [planted.LAYERS - 2]
+
+
+def test_the_consensus_takes_the_latest_of_layers_that_samples_cannot_tell_apart():
+    def scores(noise):
+        drawn = np.random.default_rng(0).normal(size=(400, 6)) * noise
+        drawn[0] = 0
+        return np.array([0.1, 0.9, 0.89, 0.5, 0.88, 0.2]) + drawn
+
+    assert choose(scores(0.001), 9).layer == choose(scores(0.1), 9).layer == 1
+    sure, unsure = (choose(scores(noise), 9, latest=True) for noise in (0.001, 0.1))
+    assert sure.layer == 1 and sure.share == 1 and sure.ranking == [1, 2, 4, 3, 5, 0]
+    assert unsure.layer == 4 and unsure.ranking == [4, 1, 2, 3, 5, 0]
+    assert unsure.shares[4] == max(unsure.shares) and np.isclose(sum(unsure.shares), 1)
+    alone = choose(scores(0.1)[:1], 1, latest=True)
+    assert alone.layer == 1  # one sample has no standard error
 
 
 def test_flat_curves_give_low_confidence():
