@@ -24,6 +24,7 @@ from attrib.pipeline.options import AnalysisOptions, option
 from attrib.pipeline.source import load_model, load_samples, require_targets
 
 if TYPE_CHECKING:
+    from attrib.model.vlm import VLM
     from attrib.runs import Run
     from editors.base import Mode
     from editors.evaluation.scoring import Scoring
@@ -149,8 +150,6 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     from editors.evaluation.groups import Groups
     from editors.evaluation.reference_model import ReferenceModel
     from editors.evaluation.scoring import Scoring
-    from editors.gating.gated_editor import behind
-    from editors.registry import editor_folder, load_editor
 
     rank = Rank.from_environment()
     if options.at_once and options.sequential:
@@ -166,14 +165,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     data = require_targets(load_samples(options))
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
-    editor, found = load_editor(folder, vlm), editor_folder(folder, vlm)
-    own = [] if found is None else [found]
-    # What identifies an editor that has no files: its name is the label's, its settings are here.
-    settings = {"settings": editor.config.settings()} if found is None else {}
-    sources = [*own, *(one / "gate" for one in own)]
-    if options.gate is not None:
-        gate, of_gate = gate_of(options.gate, vlm, options, out)
-        editor, sources = behind(editor, gate), [*own, *of_gate]
+    editor, sources, settings = _editor(options, vlm, folder, out)
     answers = options.answers or out.parent / "unedited"
     reference = ReferenceModel(vlm, protocols, options.batch_size or 16, answers)
     extra = ExtraCosts(options.fluency, options.peak_memory)
@@ -197,3 +189,23 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
         )
         prepared.append((run, scoring))
     return prepared
+
+
+def _editor(
+    options: EvaluateOptions, vlm: "VLM", given: Path, out: Path
+) -> tuple[Any, list[Path], dict[str, Any]]:
+    """The editor behind its gate, the folders that identify both, and what else does.
+
+    An editor without files is identified by its settings.
+    """
+    from editors.gating.gated_editor import behind
+    from editors.registry import editor_folder, load_editor
+
+    editor: Any = load_editor(given, vlm)
+    folder = editor_folder(given, vlm)
+    own = [] if folder is None else [folder]
+    settings = {"settings": editor.config.settings()} if folder is None else {}
+    if options.gate is None:
+        return editor, [*own, *(one / "gate" for one in own)], settings
+    gate, of_gate = gate_of(options.gate, vlm, options, out)
+    return behind(editor, gate), [*own, *of_gate], settings
