@@ -39,14 +39,17 @@ ABOUT = {"model": "planted", "data": "none", "seed": 0, "n": EXAMPLES, "layers":
 
 @cache
 def judged(name):
-    """A figure whose verdict and description of its committed numbers are made once."""
+    """A figure whose verdict and description of its committed numbers are made once.
+
+    Those of other models' numbers are made when they are asked for.
+    """
     figure, measured = find(name), committed(name)
     verdict, alt = figure.verdict(measured), figure.alt(measured)
 
-    def once(said):
-        return lambda given: said if given is measured else pytest.fail("other numbers")
+    def once(said, make):
+        return lambda given: said if given is measured else make(given)
 
-    return replace(figure, verdict=once(verdict), alt=once(alt))
+    return replace(figure, verdict=once(verdict, figure.verdict), alt=once(alt, figure.alt))
 
 
 def pinned(package):
