@@ -6,23 +6,41 @@ from claimed import LAYERS, RESULTS, equal, rows, shown
 
 
 def test_the_regret_on_smol_llava_is_that_of_the_committed_grid():
-    cells = {
-        (float(row["text"]), float(row["visual"])): 100 * float(row["score"])
-        for row in rows("grid-smol-llava/scores.csv")
-        if row["text"] and row["visual"]
+    grid = {
+        (row["text"], row["visual"], row["seed"], row["gate"], row["metric"]): 100
+        * float(row["value"])
+        for row in rows("grid-smol-llava/grid.csv")
     }
-    best = max(cells.values())
     _, part = LAYERS.split("## On a pretrained language model")
-    listed = list(shown(part, "pick (text, visual)"))
-    assert len(cells) == 14 and len(listed) == 7
-    for place, _, average, regret in listed:
-        text, visual = map(float, re.findall(r"\d+", place))
-        assert equal(average, cells[text, visual]), place
-        assert regret == "-" or equal(regret, best - cells[text, visual]), place
-    picks = {r["pick"]: (r["text"], r["visual"]) for r in rows("grid-smol-llava/regret.csv")}
-    assert picks["consensus"] == picks["patching"] == ("22", "22")
-    assert picks["sensitivity"] == ("2", "13") and picks["onset"] == ("20", "20")
-    assert "misses by 15 points" in RESULTS
+    listed = list(shown(part, "pick (text, visual) | by | average | regret"))
+    first = {key[:2]: value for key, value in grid.items() if key[2:] == ("0", "learned", "avg")}
+    assert len(listed) == len(first) >= 9
+    for place, _, average, regret, *ungated in listed:
+        cell = tuple(re.findall(r"\d+", place))
+        assert equal(average, first[cell]) and equal(regret, max(first.values()) - first[cell])
+        found = [grid[(*cell, "0", "none", metric)] for metric in ("avg", "rel", "t_gen")]
+        assert all(map(equal, ungated, found)), place
+    known = {row["pick"]: row for row in rows("grid-smol-llava/regret.csv")}
+    names = {"the middle": "middle layer", "the first layer": "first layer",
+             "a random one of these pairs": "random cell"}  # fmt: skip
+    for label, average, regret in shown(part, "pick by | average | regret"):
+        row = known[names.get(label, label)]
+        ends = re.findall(r"[\d.]+", regret)
+        assert equal(average, 100 * float(row["score"])) and row["seeds"] == "2"
+        assert all(
+            equal(end, 100 * float(row[c]))
+            for end, c in zip(ends, ("regret", "low", "high"), strict=True)
+        )
+        assert label not in ("consensus", "the middle") or regret in RESULTS
+    picks = {name: (row["text"], row["visual"]) for name, row in known.items()}
+    assert picks["consensus"] == ("16", "16") and picks["patching"] == ("22", "22")
+
+
+def test_the_first_grid_on_smol_llava():
+    known = {row["pick"]: row for row in rows("grid-smol-llava-40/regret.csv")}
+    _, part = LAYERS.split("## On a pretrained language model")
+    assert equal("15", 100 * float(known["patching"]["regret"])) and "lost 15 points" in part
+    assert equal("12", 100 * float(known["middle layer"]["regret"])) and "12 points behind" in part
 
 
 def test_dualedit_and_ft_l_behind_one_gate():
