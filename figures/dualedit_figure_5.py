@@ -24,6 +24,7 @@ NAME = "dualedit_figure_5"
 LAYERS, OF = (16, 19), 32  # the paper's pair of layers, and how many layers its model has
 TEST_EDITS = 200  # edits per cell, if there is no grid.json
 NO_GATE = "none"
+MOST_LAYERS = 16  # from here on only the layers of trained pairs are shown
 HATCH = "///"  # of cells without a score
 PAIRS = "1x1+0x0+4x1+3x3+2x2+0x2+2x0+5x5,6+8x8"  # of the committed grid
 
@@ -86,11 +87,11 @@ def draw(measured: Measured, style: Style) -> "Drawing":
 
     drawing = new_figure(6.8, 5.6)
     ax = drawing.add_subplot()
-    values = _matrix(measured)
+    values, (text, visual) = _matrix(measured), _axes_of(measured)
     bar: dict[str, Any] = {"label": "reliability, % of answer tokens", "shrink": 0.8}
     seaborn.heatmap(100 * values, ax=ax, mask=np.isnan(values), annot=True, fmt=".1f",
                     cmap=style.sequence, annot_kws={"fontsize": 7.5, "va": "top"},
-                    cbar_kws=bar)  # fmt: skip
+                    cbar_kws=bar, xticklabels=visual, yticklabels=text)  # fmt: skip
     ax.invert_yaxis()  # the centre of the cell (row, col) is at (col + 0.5, row + 0.5)
     ax.tick_params(rotation=0)
     ax.grid(visible=False)
@@ -99,7 +100,7 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     about = measured.about
     ax.set(xlabel="layer of the visual adapter", ylabel="layer of the text adapter")
     cells, edits = len(measured.tables["cells"]), about["test_edits"]
-    done = f"{cells} of {values.size} pairs trained, {edits} edits each"
+    done = f"{cells} of {about['num_layers'] ** 2} pairs trained, {edits} edits each"
     gate = "without a gate" if about["gate"] == NO_GATE else f"behind the {about['gate']} gate"
     ax.set_title(f"Reliability of DualEdit {gate}\n{about['model']}: {done}")
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
@@ -194,12 +195,23 @@ def _selected(setting: Setting) -> list[int]:
     return [layers["text"][0], layers["visual"][0]]
 
 
+def _axes_of(measured: Measured) -> tuple[list[int], list[int]]:
+    """Return the text and the visual layers shown: all, or those of a sparse grid of many."""
+    num, cells = measured.about["num_layers"], measured.tables["cells"]
+    if num <= MOST_LAYERS:
+        return list(range(num)), list(range(num))
+    pairs = [pair for pair in (measured.about["pair_of_paper"], measured.about["selected"]) if pair]
+    text, visual = (
+        sorted({*cells[name].astype(int), *(pair[side] for pair in pairs)})
+        for side, name in enumerate(("text", "visual"))
+    )
+    return text, visual
+
+
 def _matrix(measured: Measured) -> np.ndarray:
-    num = measured.about["num_layers"]
-    values = np.full((num, num), np.nan)
-    cells = measured.tables["cells"]
-    values[cells["text"].to_numpy(int), cells["visual"].to_numpy(int)] = cells["value"]
-    return values
+    text, visual = _axes_of(measured)
+    cells = measured.tables["cells"].set_index(["text", "visual"])["value"]
+    return np.array([[cells.get((t, v), np.nan) for v in visual] for t in text], float)
 
 
 def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
@@ -208,10 +220,12 @@ def _marks(ax: "Axes", measured: Measured, style: Style) -> None:
     places = {"best pair": (int(best["text"]), int(best["visual"])),
               "pair at the paper's relative depth": measured.about["pair_of_paper"],
               "pair that attrib select chose": measured.about["selected"]}  # fmt: skip
+    text, visual = _axes_of(measured)
     for (name, pair), marker in zip(places.items(), ("*", "D", "o"), strict=True):
         if len(pair):
-            ax.plot(pair[1] + 0.5, pair[0] + 0.7, marker, color="white", markeredgecolor="black",
-                    markersize=8, linestyle="none", label=name)  # fmt: skip
+            x, y = visual.index(pair[1]) + 0.5, text.index(pair[0]) + 0.7
+            ax.plot(x, y, marker, color="white", markeredgecolor="black", markersize=8,
+                    linestyle="none", label=name)  # fmt: skip
     look: dict[str, Any] = {"hatch": HATCH, "edgecolor": style.colors["muted"], "linewidth": 0}
     ax.fill([], [], fill=False, label="not trained", **look)
 

@@ -197,6 +197,17 @@ def test_cells_that_were_not_trained_stay_empty():
     assert {text.get_text() for text in drawn.axes[0].texts} == {"50.0", "60.0", "99.0"}
 
 
+def test_of_many_layers_only_those_of_trained_pairs_are_shown():
+    sparse = replace(grid((2, 1)), about={**grid((2, 1)).about, "num_layers": 30})
+    axes = find("dualedit_figure_5").render(sparse).axes[0]
+    labels = [[text.get_text() for text in ticks] for ticks in
+              (axes.get_yticklabels(), axes.get_xticklabels())]  # fmt: skip
+    assert labels == [["0", "2", "5"], ["0", "1", "6"]]
+    shown = np.ma.filled(axes.collections[0].get_array(), np.nan)
+    assert np.isfinite(shown).sum() == 3 and shown[1, 1] == pytest.approx(99)
+    assert "3 of 900 pairs" in axes.get_title(loc="left") + axes.get_title()
+
+
 def test_cells_are_shown_behind_the_gate_where_there_is_one():
     table = pd.DataFrame({"gate": ["none", "learned"], "value": [0.25, 0.75]})
     assert choose_gate(table)[1]["value"].tolist() == [0.75]
