@@ -91,7 +91,8 @@ def draw(measured: Measured, style: Style) -> "Drawing":
     bar: dict[str, Any] = {"label": "reliability, % of answer tokens", "shrink": 0.8}
     seaborn.heatmap(100 * values, ax=ax, mask=np.isnan(values), annot=True, fmt=".1f",
                     cmap=style.sequence, annot_kws={"fontsize": 7.5, "va": "top"},
-                    cbar_kws=bar, xticklabels=visual, yticklabels=text)  # fmt: skip
+                    cbar_kws=bar, xticklabels=list(map(str, visual)),
+                    yticklabels=list(map(str, text)))  # fmt: skip
     ax.invert_yaxis()  # the centre of the cell (row, col) is at (col + 0.5, row + 0.5)
     ax.tick_params(rotation=0)
     ax.grid(visible=False)
