@@ -2,7 +2,7 @@
 
 import re
 
-from claimed import LAYERS, RESULTS, equal, rows, shown
+from claimed import EDITORS, LAYERS, RESULTS, equal, rows, shown
 
 
 def test_the_regret_on_smol_llava_is_that_of_the_committed_grid():
@@ -41,6 +41,18 @@ def test_the_first_grid_on_smol_llava():
     _, part = LAYERS.split("## On a pretrained language model")
     assert equal("15", 100 * float(known["patching"]["regret"])) and "lost 15 points" in part
     assert equal("12", 100 * float(known["middle layer"]["regret"])) and "12 points behind" in part
+
+
+def test_gates_on_smol_llava():
+    found = {
+        (row["training_edits"], row["layer"]): 100 * float(row["open"])
+        for row in rows("gates-smol-llava/open.csv") if row["input"] == "text_generality"
+    }  # fmt: skip
+    text = " ".join(EDITORS.split("On `smol-llava` a gate that reads layer 0")[1].split())
+    told = re.findall(r"(\d+) %", text)[:3]
+    assert all(
+        map(equal, told, (found[key] for key in (("160", "0"), ("160", "8"), ("2000", "8"))))
+    )
 
 
 def test_dualedit_and_ft_l_behind_one_gate():
