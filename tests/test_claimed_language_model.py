@@ -43,6 +43,25 @@ def test_the_first_grid_on_smol_llava():
     assert equal("12", 100 * float(known["middle layer"]["regret"])) and "12 points behind" in part
 
 
+def test_dualedit_on_smol_llava():
+    known = {
+        (row["protocol"], row["metric"]): row
+        for row in rows("dualedit-smol-llava/summary.csv") if row["editor"] == "dualedit"
+    }  # fmt: skip
+    part = RESULTS.split("## On a pretrained language model")[1].split("## Captions")[0]
+    listed = list(shown(part, "protocol | Rel"))
+    assert [protocol.strip("`") for protocol, *_ in listed] == ["paper", "exact", "generate"]
+    for protocol, *cells in listed:
+        metrics = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
+        for metric, cell in zip(metrics, cells, strict=True):
+            row = known[protocol.strip("`"), metric]
+            told = re.findall(r"[\d.]+", cell)
+            assert all(map(equal, told, (float(row[c]) for c in ("mean", "low", "high")))), cell
+    kept, share = re.findall(r"in ([\d.]+) % of the edits|right in (\d+) %", part)
+    assert equal(kept[0], float(known["generate", "same_image"]["mean"]))
+    assert equal(share[1], float(known["generate", "rel"]["mean"]))
+
+
 def test_gates_on_smol_llava():
     found = {
         (row["training_edits"], row["layer"]): 100 * float(row["open"])
