@@ -1,8 +1,9 @@
 """What the pages say of smol-llava, and of FT-L behind DualEdit's gate, is in committed tables."""
 
+import json
 import re
 
-from claimed import EDITORS, LAYERS, RESULTS, equal, rows, shown
+from claimed import EDITORS, LAYERS, RESULTS, ROOT, equal, rows, shown
 
 
 def test_the_regret_on_smol_llava_is_that_of_the_committed_grid():
@@ -60,6 +61,21 @@ def test_dualedit_on_smol_llava():
     kept, share = re.findall(r"in ([\d.]+) % of the edits|right in (\d+) %", part)
     assert equal(kept[0], float(known["generate", "same_image"]["mean"]))
     assert equal(share[1], float(known["generate", "rel"]["mean"]))
+
+
+def test_costs_of_analyses_on_smol_llava():
+    record = json.loads(
+        (ROOT / "benchmarks" / "results" / "analysis-costs-smol-llava.json").read_text()
+    )
+    known = {row["step"]: row for row in record["rows"]}
+    page = (ROOT / "docs" / "models.md").read_text()
+    listed = {name.split(",")[0]: cells for name, *cells in shown(page, "step | seconds | MiB")}
+    assert set(listed) == set(known)
+    for name, (seconds, peak) in listed.items():
+        row = known[name]
+        assert equal(seconds, row["seconds a sample"])
+        assert equal(peak.replace(",", ""), row["peak MiB"])
+        assert (row["samples"], row["threads"], row["dtype"]) == (8, 1, "bfloat16")
 
 
 def test_gates_on_smol_llava():
