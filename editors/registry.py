@@ -41,8 +41,8 @@ def load_editor(given: str | Path, vlm: VLM) -> Editor:
     """Load the editor in a folder, whatever its kind, or make the one of a name.
 
     Args:
-        given: A folder; or "dualedit" or "visedit" for the model that the package has them trained
-            for; or "ft-l" or "ft-v", which learn nothing before an edit.
+        given: A folder; or the name of an editor that the package has trained for the model, as
+            "dualedit" for tiny-llava; or "ft-l" or "ft-v", which learn nothing before an edit.
         vlm: The model.
 
     Raises:

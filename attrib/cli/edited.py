@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from attrib.runs import Run
 
 EDITOR = (
-    "Folder of an editor that `attrib train` wrote; dualedit or visedit, which the package has "
-    "trained for tiny-llava; or ft-l or ft-v, which need no training."
+    "Folder of an editor that `attrib train` wrote; dualedit, which the package has trained for "
+    "tiny-llava; or ft-l or ft-v, which need no training."
 )
 EDIT = "An edit"
 EDITED = ("contributions", "heatmap", "attention", "sweep", "deletion")  # analyses with --edit
