@@ -47,10 +47,16 @@ class LTEConfig(TrainingConfig, retrieval.RetrievalOptions):
             enough to an edit, or "always" all, the nearest edit's. One edit alone applies to all.
         threshold: Lowest cosine at which an edit is near enough; None for the best one on the
             training edits (published: 0.3, with a sentence encoder).
+        checkpoint_activations: Keep only the inputs of decoder layers for the backward pass, which
+            computes the rest again: less memory, one more pass through the layers per step, and the
+            same gradients.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = baseline_presets.LTE
     large: ClassVar[str] = "lte-lora"
+    without_effect: ClassVar[frozenset[str]] = (
+        TrainingConfig.without_effect | {"checkpoint_activations"}
+    )  # fmt: skip
 
     parameters: Literal["low_rank", "all"] = "low_rank"
     rank: int = 8
@@ -58,6 +64,7 @@ class LTEConfig(TrainingConfig, retrieval.RetrievalOptions):
     template: str = "[Updated Information]: {fact}\n[Query]: "
     scope: Literal["retrieved", "always"] = "retrieved"
     threshold: float | None = None
+    checkpoint_activations: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from editors.base import WeightEdit, encode_requests
 from editors.context import PromptStarts, fact_of, prepend_to_prompts, text_tokens
 from editors.methods.objective import EditObjective
 from editors.training.dataset import CachedDataset, PrefixRows
+from editors.training.layer_calls import around_layers
 from editors.training.losses import LOCALITY, ROLES
 from editors.weights.passes import WeightCaller
 
@@ -55,22 +57,30 @@ class LowRank(nn.Module):
         )  # fmt: skip
 
     @contextmanager
-    def applied(self, vlm: VLM) -> Iterator[None]:
-        """Apply the additions inside the context; the model's own weights do not change."""
-        keys = [key.split("/") for key in self._wrapped]  # of `qkv_projections`
-        places = [(vlm.layers[int(layer)], ".".join(path)) for layer, *path in keys]
-        own = [layer.get_submodule(path) for layer, path in places]
+    def applied(self, vlm: VLM, layers: Sequence[int] | None = None) -> Iterator[None]:
+        """Apply the additions (default: of all layers) inside the context.
+
+        The model's own weights do not change.
+        """
+        chosen = self.layers if layers is None else layers
+        places = [  # keys are those of `qkv_projections`
+            (vlm.layers[int(layer)], ".".join(path), wrapped)
+            for key, wrapped in self._wrapped.items()
+            for layer, *path in [key.split("/")]
+            if int(layer) in chosen
+        ]
+        own = [layer.get_submodule(path) for layer, path, _ in places]
         try:
-            for (layer, path), wrapped in zip(places, self._wrapped.values(), strict=True):
+            for layer, path, wrapped in places:
                 layer.set_submodule(path, wrapped)
             yield
         finally:
-            for (layer, path), linear in zip(places, own, strict=True):
+            for (layer, path, _), linear in zip(places, own, strict=True):
                 layer.set_submodule(path, linear)
 
-    def run(self, vlm: VLM, fn: Callable[[], Result]) -> Result:
-        """Call `fn` with the additions applied; gradients reach them."""
-        with self.applied(vlm):
+    def call(self, vlm: VLM, layer: int, fn: Callable[[], Result]) -> Result:
+        """Call `fn` with the additions of one layer applied; gradients reach them."""
+        with self.applied(vlm, [layer]):
             return fn()
 
 
@@ -85,6 +95,12 @@ class AllLayers(nn.Module):
         whose = {id(p) for layer in layers for p in vlm.layers[layer].parameters()}
         own = {name: p for name, p in vlm.model.named_parameters() if id(p) in whose}
         self.names = {name.replace(".", "/"): name for name in own}
+        # By layer: the copies of its parameters, by their names within the layer.
+        keys = {id(p): name.replace(".", "/") for name, p in own.items()}
+        self.of_layer = [
+            {path: keys[id(p)] for path, p in layer.named_parameters() if id(p) in keys}
+            for layer in vlm.layers
+        ]
         with loaded_weights(vlm.model, own) as weights:
             self.copies = nn.ParameterDict(
                 {name.replace(".", "/"): nn.Parameter(p.detach().float().clone())
@@ -98,12 +114,12 @@ class AllLayers(nn.Module):
         with WeightEdit(values).applied(vlm):
             yield
 
-    def run(self, vlm: VLM, fn: Callable[[], Result]) -> Result:
-        """Call `fn` while the model has the copies' values; gradients reach them."""
-        dtype = vlm.dtype
-        values = {self.names[key]: value.to(dtype) for key, value in self.copies.items()}
-        with loaded_weights(vlm.model, values):
-            return WeightCaller(vlm.model, values).call(values, fn)
+    def call(self, vlm: VLM, layer: int, fn: Callable[[], Result]) -> Result:
+        """Call `fn` while one layer has the copies' values; gradients reach them."""
+        dtype, module = vlm.dtype, vlm.layers[layer]
+        values = {path: self.copies[key].to(dtype) for path, key in self.of_layer[layer].items()}
+        with loaded_weights(module, values):
+            return WeightCaller(module, values).call(values, fn)
 
 
 def _peft_layers(
@@ -197,6 +213,10 @@ class LTEObjective(EditObjective):
         assert batch.labels is not None
         texts = ["" if i == NO_EDIT else edits[int(i)] for i in rows.edit_of.tolist()]
         tokens = [text_tokens(vlm, text) for text in texts]
-        with vlm.rewrite_prompts(lambda given: prepend_to_prompts(vlm, given, self.starts, tokens)):
-            logits = self.change.run(vlm, lambda: vlm.logits(batch))
+        call = partial(self.change.call, vlm)
+        with (
+            vlm.rewrite_prompts(lambda given: prepend_to_prompts(vlm, given, self.starts, tokens)),
+            around_layers(vlm, call, recompute=self.config.checkpoint_activations),
+        ):
+            logits = vlm.logits(batch)
         return logits[batch.labels != IGNORE_INDEX]

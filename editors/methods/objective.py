@@ -136,7 +136,8 @@ class EditObjective(Objective):
         labels = labels.to(clean.device)
         counts = torch.tensor([len(one.final) for one in rows.inputs])
         return {
-            "logits": self.logits(rows, edits),
+            # A whole pass of a model that is split over devices ends on the first of them.
+            "logits": self.logits(rows, edits).to(clean.device),
             "clean": clean,
             "labels": labels,
             "roles": rows.role_of.repeat_interleave(counts).to(labels.device),

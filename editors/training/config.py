@@ -136,7 +136,7 @@ class TrainingConfig(EditorConfig, LossWeights):
         batch_size: Edits per step.
         micro_batch: Edits of a step whose gradients are computed at once; None for all. Fewer need
             less memory; the step is the same up to rounding (MEND's running statistics and SERAC's
-            classifier see the parts one by one). It is no part of a training's identity.
+            classifier see the parts one by one).
         optimizer: "adam"; "muon": Muon for matrices and Adam for the rest; or "rmsprop", centred.
         learning_rate: Peak learning rate.
         warmup: Steps of linear warm-up.
@@ -146,7 +146,11 @@ class TrainingConfig(EditorConfig, LossWeights):
         save_every: Steps between checkpoints.
         best_by: Which weights are kept: those with the smallest "loss" on held-out edits, or with
             the highest "accuracy" of answer tokens there (mean over the kinds of input).
+        without_effect: Options that change what a training needs and not its result; they are
+            neither recorded nor compared when it is resumed.
     """
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
 
     steps: int = Field(50_000, ge=0)
     batch_size: int = Field(4, ge=1)
@@ -199,7 +203,7 @@ class TrainingConfig(EditorConfig, LossWeights):
     @property
     def training_options(self) -> dict[str, Any]:
         """The options of the training loop that its result depends on, as JSON."""
-        left_out = {*self.loss_options, "micro_batch"}
+        left_out = {*self.loss_options, *self.without_effect}
         return self.model_dump(include=set(TrainingConfig.model_fields) - left_out)
 
     @property
@@ -209,7 +213,8 @@ class TrainingConfig(EditorConfig, LossWeights):
 
     def settings(self) -> dict[str, Any]:
         """The options that belong to the editor and not to its training, as JSON."""
-        return self.model_dump(exclude=set(TrainingConfig.model_fields) | set(self.loss_options))
+        shared = {*TrainingConfig.model_fields, *self.loss_options, *self.without_effect}
+        return self.model_dump(exclude=shared)
 
 
 def has_phrases(samples: Sequence[EditSample]) -> bool:
