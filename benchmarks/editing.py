@@ -30,7 +30,7 @@ from benchmarks.harness import RESULTS, compare, ratio, save
 from benchmarks.older_tree import COMMIT, against_older
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.training.dataset import CachedDataset, cache_dataset, requests_of
-from editors.training.losses import answer_losses
+from editors.training.losses import ROLES, answer_losses
 from editors.training.prefix import EMBED
 
 EDITS = 16
@@ -51,7 +51,9 @@ class Step:
         sites = config.build(vlm, {"text": [text], "visual": [visual]}, seed=0)
         first = min(text, visual)
         needed = [EMBED, text, visual]
-        data: CachedDataset = cache_dataset(vlm, samples, first=[first], signals=needed)
+        data: CachedDataset = cache_dataset(
+            vlm, samples, first=[first], signals=needed, compared=ROLES
+        )
         objective = AdapterObjective(vlm, data, data, config, sites)
         asked = [r for s in samples for role in objective.roles for r in requests_of(s, role)]
         batch = vlm.encode(

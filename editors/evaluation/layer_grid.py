@@ -35,6 +35,7 @@ from editors.gating.training import fit_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig
 from editors.training.dataset import CachedDataset, cache_dataset
+from editors.training.losses import ROLES
 from editors.training.run import alone_in
 from editors.training.trainer import Trainer
 
@@ -91,9 +92,9 @@ class GridInputs:
         layers: Sequence[int],
     ) -> "GridInputs":
         """Run the inputs once, for adapters at these layers with any signal."""
-        signals = signal_layers("both", layers)
-        both = cache_dataset(vlm, [*samples, *test], first=layers, signals=signals)
-        return cls(samples, *both.split(len(samples)))
+        where = {"first": layers, "signals": signal_layers("both", layers)}
+        data = cache_dataset(vlm, samples, **where)
+        return cls(samples, data, cache_dataset(vlm, test, **where, compared=ROLES))
 
 
 def cells(

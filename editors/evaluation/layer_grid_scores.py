@@ -133,7 +133,7 @@ def _answers(
     numbers = [roles[:i].count(role) for i, role in enumerate(roles)]
     has_image = [bool(one.spans["visual"].any()) for one in rows.inputs]
     order = sorted(range(len(roles)), key=lambda i: not has_image[i])  # as the objective's tokens
-    sizes = [len(rows.inputs[i].final) for i in order]
+    sizes = [rows.inputs[i].num_asked for i in order]
     tokens = objective.tokens(test, [item], ROLES)
     parts = (tokens["labels"], tokens["clean"].argmax(-1), tokens["logits"].argmax(-1))
     found = []

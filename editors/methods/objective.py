@@ -130,15 +130,22 @@ class EditObjective(Objective):
         return data.rows(items, roles)
 
     def _tokens(self, rows: PrefixRows, edits: Any) -> Tokens:
-        with torch.no_grad():
-            clean = self.vlm.unembed(torch.cat([one.final for one in rows.inputs]))
+        logits = self.logits(rows, edits)  # others follow to its device, if there are several
         labels = torch.cat([one.labels[one.labels != IGNORE_INDEX] for one in rows.inputs])
-        labels = labels.to(clean.device)
-        counts = torch.tensor([len(one.final) for one in rows.inputs])
+        counts = torch.tensor([one.num_asked for one in rows.inputs])
         return {
-            # A whole pass of a model that is split over devices ends on the first of them.
-            "logits": self.logits(rows, edits).to(clean.device),
-            "clean": clean,
-            "labels": labels,
-            "roles": rows.role_of.repeat_interleave(counts).to(labels.device),
+            "logits": logits,
+            "clean": self._clean(rows, logits),
+            "labels": labels.to(logits.device),
+            "roles": rows.role_of.repeat_interleave(counts).to(logits.device),
         }
+
+    @torch.no_grad()
+    def _clean(self, rows: PrefixRows, logits: Tensor) -> Tensor:
+        """Unedited logits at the answer tokens; NaN for inputs that did not run to the end."""
+        finals = [one.final for one in rows.inputs]
+        clean = torch.full_like(logits, torch.nan)
+        if known := [final for final in finals if final is not None]:
+            ran = [torch.full((one.num_asked,), one.final is not None) for one in rows.inputs]
+            clean[torch.cat(ran).to(clean.device)] = self.vlm.unembed(torch.cat(known)).to(clean)
+        return clean

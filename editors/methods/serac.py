@@ -38,7 +38,7 @@ from editors.methods.serac_networks import (
 from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, PrefixRows, StreamedDataset
 from editors.training.editor import TrainableEditor
-from editors.training.losses import ROLES
+from editors.training.losses import LOCALITY, ROLES
 from editors.training.prefix import PrefixStates
 from editors.training.run import TrainingJob
 
@@ -94,7 +94,7 @@ class SERACObjective(EditObjective):
         own = [edits[i] for i in rows.edit_of.tolist()]
         states = self.nets.answer(*_embeddings(own), *_embeddings(rows.inputs))
         labels = nn.utils.rnn.pad_sequence([q.labels for q in rows.inputs], True, IGNORE_INDEX)
-        dtype = rows.inputs[0].final.dtype
+        dtype = rows.inputs[0].hidden[EMBED].dtype
         return self.vlm.unembed(states[labels != IGNORE_INDEX].to(dtype))
 
     def scope_loss(
@@ -117,7 +117,7 @@ class SERACObjective(EditObjective):
     def _fit_units(self) -> None:
         answer, scope, edits = self.nets.answer, self.nets.scope, self.data.sample_edits()
         answer.units.fit(q.hidden[EMBED] for q in edits)
-        answer.units_out.fit(q.final for q in edits)
+        answer.units_out.fit(q.final for q in edits if q.final is not None)
         scope.units.fit(q.hidden[self.layer][q.spans["text"] | q.spans["last"]] for q in edits)
         images = (q.hidden[self.layer][q.spans["visual"]] for q in edits)
         scope.units_image.fit(image.float().mean(0, True) for image in images if len(image))
@@ -152,7 +152,10 @@ class SERAC(TrainableEditor):
     def objective(cls, job: TrainingJob, nets: Networks) -> SERACObjective:
         """The loss of the networks on a job's data."""
         layer = scope_layer(job.vlm, job.config)
-        return SERACObjective(job.vlm, *job.inputs([EMBED, layer]), job.config, nets, layer)
+        # The units of the answers' states are those of the requests.
+        compared = ["request", *LOCALITY] if job.config.own_units else LOCALITY
+        inputs = job.inputs([EMBED, layer], compared=compared)
+        return SERACObjective(job.vlm, *inputs, job.config, nets, layer)
 
     def with_gate(self, gate: Gate | None) -> "SERAC":
         """The same counterfactual model behind another gate, or behind none."""

@@ -6,16 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.forward.memory import available_bytes
 from attrib.model.vlm import VLM
 from attrib.progress import progress
-from editors.training.losses import ROLES
-from editors.training.prefix import PrefixStates, prefix_states
+from editors.training.losses import LOCALITY, ROLES
+from editors.training.prefix import PrefixRows, PrefixStates, prefix_states
 from editors.training.prefix_file import PrefixFiles
 
 logger = logging.getLogger("attrib")
@@ -70,7 +68,7 @@ class CachedDataset:
             CachedDataset(self.ids[num:], self.edits[num:], self.inputs[num:]),
         )
 
-    def rows(self, items: Sequence[int], roles: Sequence[str]) -> "PrefixRows":
+    def rows(self, items: Sequence[int], roles: Sequence[str]) -> PrefixRows:
         """Return the inputs of some edits that have one of the `roles`."""
         found = [
             (one, number, ROLES.index(role))
@@ -82,23 +80,7 @@ class CachedDataset:
         return PrefixRows(list(inputs), torch.tensor(edit_of), torch.tensor(role_of))
 
     def _num_tokens(self, item: int, role: str) -> int:
-        return sum(len(one.final) for one in self.inputs[item].get(role, ()))
-
-
-@dataclass(frozen=True, eq=False)
-class PrefixRows:
-    """Inputs, with the index of the edit that each belongs to and of its role in `ROLES`."""
-
-    inputs: list[PrefixStates]
-    edit_of: Int[Tensor, " batch"]
-    role_of: Int[Tensor, " batch"]
-
-    def where(self, has_image: bool) -> "PrefixRows":
-        """Return the inputs with, or those without an image."""
-        some = [bool(one.spans["visual"].any()) == has_image for one in self.inputs]
-        at = torch.tensor(some, dtype=torch.bool)
-        kept = [one for one, keep in zip(self.inputs, some, strict=True) if keep]
-        return PrefixRows(kept, self.edit_of[at], self.role_of[at])
+        return sum(one.num_asked for one in self.inputs[item].get(role, ()))
 
 
 def cache_dataset(
@@ -108,6 +90,7 @@ def cache_dataset(
     first: Sequence[int],
     signals: Sequence[int],
     roles: Sequence[str] = ROLES,
+    compared: Sequence[str] = LOCALITY,
     silent: bool = False,
 ) -> CachedDataset:
     """Run all inputs of the samples once and cache their states.
@@ -118,6 +101,7 @@ def cache_dataset(
         first: Layers after which passes will resume.
         signals: Layers at which adapters read the edits.
         roles: Which inputs.
+        compared: Roles of inputs whose unedited answers are needed: no others run to the end.
         silent: Whether to show no progress bar.
 
     Raises:
@@ -125,22 +109,21 @@ def cache_dataset(
     """
     if not samples:
         raise AttribError("there is no sample to train on; see the quarantined rows")
-    every = [
-        (number, role, request)
-        for number, sample in enumerate(samples)
-        for role in roles
-        for request in requests_of(sample, role)
-    ]
-    requests = [request for _, role, request in every if role == "request"]
-    others = [request for _, role, request in every if role != "request"]
-    labels = (None, None) if silent else ("inputs of the edits", "edits")
-    states = iter(prefix_states(vlm, others, first, what=labels[0]))
-    edits = prefix_states(vlm, requests, sorted({*first, *signals}), what=labels[1])
-    left = iter(edits)
     inputs: list[dict[str, list[PrefixStates]]] = [{} for _ in samples]
-    for number, role, _ in every:
-        one = next(left) if role == "request" else next(states)
-        inputs[number].setdefault(role, []).append(one)
+    for role in roles:
+        asked = [requests_of(sample, role) for sample in samples]
+        states = iter(
+            prefix_states(
+                vlm,
+                [request for some in asked for request in some],
+                sorted({*first, *signals}) if role == "request" else first,
+                final=role in compared,
+                what=None if silent else f"inputs of the edits, {role}",
+            )
+        )
+        for of_edit, some in zip(inputs, asked, strict=True):
+            of_edit |= {role: [next(states) for _ in some]} if some else {}
+    edits = [of_edit["request"][0] for of_edit in inputs if "request" in of_edit]
     return CachedDataset([s.id for s in samples], edits, inputs)
 
 
@@ -159,6 +142,7 @@ class StreamedDataset:
         first: Layers after which passes resume.
         signals: Layers at which adapters read the edits.
         roles: Which inputs.
+        compared: Roles of inputs whose unedited answers are needed.
     """
 
     vlm: VLM
@@ -166,6 +150,7 @@ class StreamedDataset:
     first: Sequence[int]
     signals: Sequence[int]
     roles: Sequence[str]
+    compared: Sequence[str] = LOCALITY
     _last: tuple[list[int], CachedDataset] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -179,8 +164,15 @@ class StreamedDataset:
         return self._last[1], [wanted.index(item) for item in items]
 
     def _made(self, items: Sequence[int]) -> CachedDataset:
-        where = {"first": self.first, "signals": self.signals, "roles": self.roles}
-        return cache_dataset(self.vlm, [self.samples[i] for i in items], **where, silent=True)
+        return cache_dataset(
+            self.vlm,
+            [self.samples[i] for i in items],
+            first=self.first,
+            signals=self.signals,
+            roles=self.roles,
+            compared=self.compared,
+            silent=True,
+        )
 
     def sample_edits(self) -> list[PrefixStates]:
         """Return edits for statistics of channels: the first ones."""
@@ -217,6 +209,7 @@ def cached_or_streamed(
     first: Sequence[int],
     signals: Sequence[int],
     roles: Sequence[str],
+    compared: Sequence[str] = LOCALITY,
     keep: bool | None = None,
     out: Path | None = None,
 ) -> tuple[CachedDataset | StreamedDataset, CachedDataset]:
@@ -229,13 +222,14 @@ def cached_or_streamed(
         first: Layers after which passes will resume.
         signals: Layers at which adapters read the edits.
         roles: Which inputs.
+        compared: Roles of inputs whose unedited answers are needed.
         keep: Whether to cache in memory, or to recompute states at each step. By default they are
             cached if they fit in half of the memory available on the model's device, estimated from
             a few edits; else they are stored in files if they fit in half of the free disk.
         out: A folder for these files; None to have none.
     """
-    where = {"first": first, "signals": signals, "roles": roles}
-    streamed = StreamedDataset(vlm, samples, first, signals, roles)
+    where = {"first": first, "signals": signals, "roles": roles, "compared": compared}
+    streamed = StreamedDataset(vlm, samples, **where)
     if keep is None and len(samples) > SIZED_EDITS:
         needed = streamed.load(range(SIZED_EDITS))[0].num_bytes / SIZED_EDITS * len(samples)
         keep = needed < MEMORY_SHARE * available_bytes(vlm.device)

@@ -10,11 +10,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from attrib.model.vlm import VLM
-from attrib.model.wrapped import eager
+from attrib.model.wrapped import eager, in_place_of
 
 # Calls a function, which runs a decoder layer, with what is trained applied to that layer.
 LayerCall = Callable[[int, Callable[[], Any]], Any]
@@ -44,19 +43,5 @@ def around_layers(vlm: VLM, call: LayerCall, recompute: bool) -> Iterator[None]:
     with ExitStack() as stack:
         for layer, module in enumerate(vlm.layers):
             forward = partial(run_again if recompute else run, layer, module.forward)
-            stack.enter_context(_with_forward(module, forward))
+            stack.enter_context(in_place_of([module], forward))
         yield
-
-
-@contextmanager
-def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module compute by another function."""
-    own = vars(module).get("forward")  # of accelerate; else the class has it
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

@@ -5,8 +5,6 @@ A step pads the stored states and calls the later layers as plain functions, wit
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,18 +12,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from attrib.data.samples import EditRequest
-from attrib.errors import SetupError
-from attrib.forward import layer_call
 from attrib.forward.hooks import first_tensor
-from attrib.forward.layer_call import AXES, Call
-from attrib.forward.replay import Captured, capture
-from attrib.forward.up_to import states_up_to
+from attrib.forward.layer_call import Call
+from attrib.forward.replay import Captured
+from attrib.forward.up_to import states_and_calls
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import eager
 from attrib.progress import progress
 from editors.adapters.edit_signal import EMBED
 from editors.base import encode_requests
+from editors.training.layer_args import args_of_row, distinct_args, stack_args
 
 SPANS = ("visual", "text", "last")
 Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
@@ -41,7 +38,7 @@ class PrefixStates:
         hidden: Output by layer, `EMBED` for the stream entering layer 0: "pos d_model".
         spans: Positions by span.
         labels: The next token's id where it belongs to the target, `IGNORE_INDEX` elsewhere.
-        final: The last layer's output at the labelled positions.
+        final: The last layer's output at the labelled positions; None where nothing needs it.
         layer_args: The distinct other arguments of the layer calls; none where nothing resumes.
         args_index: Index into `layer_args` for each layer.
         added: What is added to the stream before a layer (Qwen3-VL), by layer.
@@ -51,7 +48,7 @@ class PrefixStates:
     hidden: dict[int, Float[Tensor, "pos d_model"]]
     spans: dict[str, Bool[Tensor, " pos"]]
     labels: Int[Tensor, " pos"]
-    final: Float[Tensor, "asked d_model"]
+    final: Float[Tensor, "asked d_model"] | None
     layer_args: tuple[Call, ...]
     args_index: tuple[int, ...]
     added: dict[int, Float[Tensor, "pos d_model"]]
@@ -63,9 +60,30 @@ class PrefixStates:
         return sum(t.nbytes for t in held if isinstance(t, Tensor))
 
     @property
+    def num_asked(self) -> int:
+        """Number of labelled positions."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
+    @property
     def last(self) -> int:
         """Position of the last prompt token."""
         return int(self.spans["last"].int().argmax())
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixRows:
+    """Inputs, with the index of the edit that each belongs to and of its role in `ROLES`."""
+
+    inputs: list[PrefixStates]
+    edit_of: Int[Tensor, " batch"]
+    role_of: Int[Tensor, " batch"]
+
+    def where(self, has_image: bool) -> "PrefixRows":
+        """Return the inputs with, or those without an image."""
+        some = [bool(one.spans["visual"].any()) == has_image for one in self.inputs]
+        at = torch.tensor(some, dtype=torch.bool)
+        kept = [one for one, keep in zip(self.inputs, some, strict=True) if keep]
+        return PrefixRows(kept, self.edit_of[at], self.role_of[at])
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +126,19 @@ def prefix_states(
     requests: Sequence[EditRequest],
     layers: Sequence[int],
     *,
+    final: bool = True,
     batch_size: int = 32,
     what: str | None = "inputs",
 ) -> list[PrefixStates]:
-    """States at `layers` of inputs with targets, run once; `what` labels a progress bar, if given.
+    """States at `layers` of inputs with targets, run once.
+
+    Args:
+        vlm: The model.
+        requests: The inputs.
+        layers: Layers whose output is kept; none to resume nowhere.
+        final: Whether the last layer's output is needed; if not, no layer after `layers` runs.
+        batch_size: Inputs per pass.
+        what: Label of a progress bar; None for none.
 
     Raises:
         SetupError: The model calls its layers with tensors that cannot be padded.
@@ -122,10 +149,12 @@ def prefix_states(
     for start in starts if what is None else progress(starts, what):
         some = requests[start : start + batch_size]
         batch = encode_requests(vlm, some, padding_side="right")
-        with capture(vlm) as captured:
-            hidden = states_up_to(vlm, batch, range(vlm.num_layers))
-        hidden[EMBED] = captured.embed
-        found += _split(vlm, some, batch, captured, hidden, layers)
+        needed = {*layers, *([vlm.num_layers - 1] if final else [])}
+        hidden, captured = {}, Captured({}, {})
+        if needed:
+            hidden, captured = states_and_calls(vlm, batch, sorted(needed - {EMBED}))
+            hidden[EMBED] = captured.embed
+        found += _split(vlm, some, batch, captured, hidden, layers, final)
     return found
 
 
@@ -133,7 +162,7 @@ def collate(inputs: Sequence[PrefixStates], layer: int) -> PrefixBatch:
     """Pad and stack prefix states, to resume after `layer`."""
     first, lengths = inputs[0], [len(one.labels) for one in inputs]
     calls = [
-        _stack_args([one.layer_args[i] for one in inputs], lengths, first.final.device)
+        stack_args([one.layer_args[i] for one in inputs], lengths, first.hidden[layer].device)
         for i in range(len(first.layer_args))
     ]
     return PrefixBatch(
@@ -153,12 +182,13 @@ def _split(
     captured: Captured,
     hidden: dict[int, Tensor],
     layers: Sequence[int],
+    final: bool,
 ) -> list[PrefixStates]:
-    """Split a padded pass into its inputs; tensors are cloned, not views of the whole batch."""
-    calls, args_index = _distinct_args(vlm, captured) if layers else ([], ())
+    """Split a padded pass into its inputs; tensors are copies, not views of the whole batch."""
+    calls, args_index = distinct_args(vlm, captured) if layers else ([], ())
     assert batch.labels is not None
     added = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0 and calls}
-    final, found = hidden[vlm.num_layers - 1], []
+    last, found = hidden[vlm.num_layers - 1] if final else None, []
     for row, real in enumerate(batch.inputs["attention_mask"].bool()):
         num, labels = int(real.sum()), batch.labels[row]
         found.append(
@@ -167,83 +197,13 @@ def _split(
                 {layer: hidden[layer][row, :num].clone() for layer in layers},
                 {name: batch.spans[name][row, :num].clone() for name in SPANS},
                 labels[:num].clone(),
-                final[row, (labels != IGNORE_INDEX).to(final.device)].clone(),
-                tuple(_args_of_row(call, row, num, batch, hidden[EMBED]) for call in calls),
+                None if last is None else last[row, (labels != IGNORE_INDEX).to(last.device)],
+                tuple(args_of_row(call, row, num, batch, hidden[EMBED]) for call in calls),
                 args_index,
                 {i: h[row, :num].clone() for i, h in added.items()},
             )
         )
     return found
-
-
-def _distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int, ...]]:
-    """Return the distinct arguments of a pass's layer calls, and each layer's index into them."""
-    found: dict[tuple[int, ...], int] = {}
-    calls, index = [], []
-    for i in range(vlm.num_layers):
-        call = captured.calls[i]
-        if not layer_call.is_known(call):
-            raise SetupError(
-                f"{vlm.name}: layer {i} is called with tensors that cannot be padded "
-                f"({', '.join(sorted(call[1]))}); adapters cannot be trained on it yet"
-            )
-        key = tuple(id(leaf) for leaf in pytree.tree_leaves(call[1]) if isinstance(leaf, Tensor))
-        if key not in found:
-            found[key] = len(calls)
-            calls.append(call)
-        index.append(found[key])
-    return calls, tuple(index)
-
-
-def _args_of_row(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> Call:
-    """Return one example's layer arguments, without its padding."""
-    width = batch.inputs["attention_mask"].shape[1]
-    one = layer_call.select_rows(call, torch.tensor([row]), batch.size)
-    args, kwargs = layer_call.slice_positions(one, 0, num, width, like)
-    if kwargs.get("attention_mask") is not None:
-        seen = layer_call.visible_keys(one, width, like)[..., :num, :num]
-        causal = torch.ones(num, num, dtype=torch.bool, device=like.device).tril()
-        # Without a mask attention is causal, and has faster kernels.
-        kwargs = {**kwargs, "attention_mask": None if bool((seen == causal).all()) else seen}
-    known = {name: kwargs[name] for name in AXES.keys() & kwargs.keys()}
-    return args, kwargs | pytree.tree_map_only(Tensor, torch.clone, known)
-
-
-def _stack_args(calls: Sequence[Call], lengths: Sequence[int], device: torch.device) -> Call:
-    """Stack the layer arguments of several examples, padded to the longest."""
-    args, first = calls[0]
-    kwargs = dict(first)
-    for name in AXES.keys() & first.keys():
-        values = [call[1][name] for call in calls]
-        if name == "attention_mask":
-            kwargs[name] = _stack_masks(values, lengths, device)
-        else:
-            kwargs[name] = pytree.tree_map(partial(_stack, *AXES[name], lengths), *values)
-    return args, kwargs
-
-
-def _stack(row: int, pos: int, lengths: Sequence[int], *parts: Any) -> Any:
-    """Pad tensors along the axis `pos` and concatenate them along `row`."""
-    if not isinstance(parts[0], Tensor):
-        return parts[0]
-    after, width = [0] * (-2 * pos - 1), max(lengths)
-    pairs = zip(parts, lengths, strict=True)
-    return torch.cat([nn.functional.pad(part, [*after, width - num]) for part, num in pairs], row)
-
-
-def _stack_masks(
-    masks: Sequence[Tensor | None], lengths: Sequence[int], device: torch.device
-) -> Tensor | None:
-    """Stack boolean masks; None where all are causal, since padding comes last."""
-    if all(mask is None for mask in masks):
-        return None
-    width = max(lengths)
-    seen = torch.ones(len(masks), 1, width, width, dtype=torch.bool, device=device).tril()
-    for row, (mask, num) in enumerate(zip(masks, lengths, strict=True)):
-        if mask is not None:
-            seen[row, :, :num, :num] = mask[0]
-            seen[row, :, num:, num:] = True  # padding sees itself: an empty row would be NaN
-    return seen
 
 
 def _pad(tensors: Sequence[Tensor], value: int = 0) -> Tensor:

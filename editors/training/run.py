@@ -16,6 +16,7 @@ from attrib.model.vlm import VLM
 from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
+from editors.training.losses import LOCALITY
 from editors.training.objective import Objective
 from editors.training.trainer import LogMetrics, Trainer
 
@@ -70,6 +71,7 @@ class TrainingJob:
         first: Sequence[int],
         signals: Sequence[int] | None = None,
         roles: Sequence[str] | None = None,
+        compared: Sequence[str] = LOCALITY,
     ) -> tuple[CachedDataset | StreamedDataset, CachedDataset]:
         """The inputs to train on and to validate on; see `cached_or_streamed`.
 
@@ -77,6 +79,7 @@ class TrainingJob:
             first: Layers after which passes will resume.
             signals: Layers at which the edits' states are needed; by default the same.
             roles: Which inputs besides the requests; by default those that the loss has a term for.
+            compared: Roles of inputs whose unedited answers are needed.
         """
         return cached_or_streamed(
             self.vlm,
@@ -84,6 +87,7 @@ class TrainingJob:
             first=first,
             signals=first if signals is None else signals,
             roles=list(dict.fromkeys(["request", *(roles or self.config.roles)])),
+            compared=compared,
             keep=self.keep,
             out=self.out,
         )

@@ -85,8 +85,8 @@ def test_the_size_of_parts_is_no_part_of_a_trainings_identity():
 
 
 def test_inputs_from_which_nothing_resumes_hold_answers_alone(exact):
-    kept = cache_dataset(exact, samples(2), first=[], signals=[])
-    resumed = cache_dataset(exact, samples(2), first=[1], signals=[1])
+    kept = cache_dataset(exact, samples(2), first=[], signals=[], compared=ROLES)
+    resumed = cache_dataset(exact, samples(2), first=[1], signals=[1], compared=ROLES)
     for one, other in zip(kept.edits, resumed.edits, strict=True):
         assert torch.equal(one.final, other.final) and other.layer_args
         assert not (one.hidden or one.layer_args or one.added)

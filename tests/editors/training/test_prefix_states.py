@@ -1,15 +1,24 @@
 """Passes that resume from prefix states equal the hooked model, on every architecture."""
 
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
 import torch
 from conftest import picture, tiny_vlm
-from tiny_edits import memory_of, requests, sites
+from tiny_edits import memory_of, requests, samples, sites
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
 from attrib.data import EditRequest
+from attrib.forward.hooks import on_output
 from attrib.model.batch import IGNORE_INDEX
 from editors.adapters.edit_signal import EMBED
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import select_signals
+from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
+from editors.training.dataset import cache_dataset
+from editors.training.losses import LOCALITY, ROLES
 from editors.training.prefix import collate, prefix_states
 
 
@@ -62,6 +71,58 @@ def test_final_states_are_the_unedited_models(different_vlm):
     with torch.no_grad():
         kept = different_vlm.unembed(torch.cat([q.final for q in states]))
     assert_close(kept, hooked_logits(different_vlm, asked), atol=1e-5, rtol=1e-5)
+
+
+def test_inputs_that_do_not_run_to_the_end_have_the_same_states(any_vlm):
+    asked = requests()
+    whole, short = (prefix_states(any_vlm, asked, [EMBED, 1], final=f) for f in (True, False))
+    for one, other in zip(short, whole, strict=True):
+        assert one.final is None and other.final is not None
+        assert one.num_asked == other.num_asked == len(other.final)
+        assert one.added.keys() == other.added.keys()
+        bare = (vars(replace(q, added={}, final=None)) for q in (one, other))
+        for a, b in zip(*(tree_leaves(fields) for fields in bare), strict=True):
+            assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+        for layer, h in one.added.items():
+            assert_close(h, other.added[layer], rtol=0, atol=1e-6)
+
+
+def test_only_inputs_that_are_compared_run_to_the_end():
+    vlm, some = tiny_vlm("llava"), samples(3)
+    ran: dict[int, int] = {}
+
+    def count(layer):
+        return lambda h: ran.update({layer: ran.get(layer, 0) + len(h)})
+
+    def rows(**options):
+        ran.clear()
+        with ExitStack() as stack:
+            for i, layer in enumerate(vlm.layers):
+                stack.enter_context(on_output(layer.mlp, count(i)))
+            data = cache_dataset(vlm, some, **{"first": [0], "signals": [0, 1]} | options)
+        known = {role for q in data.inputs for role in q if q[role][0].final is not None}
+        return [ran.get(i, 0) for i in range(vlm.num_layers)], known
+
+    # 3 requests with states at layer 1, 6 inputs with their answer, 9 others.
+    assert rows() == ([18, 12, 9, 9], set(LOCALITY))
+    assert rows(compared=ROLES) == ([18, 18, 18, 18], set(ROLES))
+    assert rows(first=[], signals=[]) == ([9, 9, 9, 9], set(LOCALITY))
+    assert rows(roles=["request", "text_generality"]) == ([6, 3, 0, 0], set())
+
+
+def test_losses_need_no_answers_of_the_unedited_model_but_those_that_are_compared():
+    vlm, some = tiny_vlm("llava"), samples(3)
+    config = AdapterConfig(d_adapter=16, num_heads=2, init="published")
+    found = []
+    for compared in (LOCALITY, ROLES):
+        data = cache_dataset(vlm, some, first=[0], signals=[EMBED, 0], compared=compared)
+        objective = AdapterObjective(vlm, data, data, config, config.build(vlm, {"text": [0]}, 0))
+        clean = objective.tokens(data, [0, 1])["clean"].isnan().all(-1)
+        found.append((objective.losses([0, 1], np.random.default_rng(0)), objective.validation()))
+        assert bool(clean.any()) == (compared == LOCALITY) and not clean.all()
+    (losses, metrics), (all_losses, all_metrics) = found
+    assert losses.keys() == all_losses.keys() == set(objective.roles) and metrics == all_metrics
+    assert all(torch.equal(losses[role], all_losses[role]) for role in losses)
 
 
 def test_batches_do_not_matter():

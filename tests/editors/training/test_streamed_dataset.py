@@ -28,7 +28,8 @@ from editors.training.trainer import Trainer
 
 SMALL = {"d_adapter": 16, "num_heads": 2, "init": "published"}
 LAYERS = {"text": [1], "visual": [0]}
-WHERE = {"first": [0], "signals": [0], "roles": ["request", "visual_locality"]}
+ROLE = "visual_locality"
+WHERE = {"first": [0], "signals": [0], "roles": ["request", ROLE]}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_an_edit_has_its_own_inputs_wherever_it_stands(llava):
         data, at = streamed.load(items)
         for item, place in zip(items, at, strict=True):
             mine, its = data.inputs[place], whole.inputs[item]
-            assert torch.allclose(mine["request"][0].final, its["request"][0].final, atol=1e-5)
-    different = [q["request"][0].final for q in whole.inputs[:2]]
+            assert torch.allclose(mine[ROLE][0].final, its[ROLE][0].final, atol=1e-5)
+    different = [q[ROLE][0].final for q in whole.inputs[:2]]
     assert not torch.allclose(*different, atol=1e-3)
     assert whole.num_bytes > 1000
