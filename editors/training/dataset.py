@@ -12,8 +12,9 @@ from attrib.errors import AttribError
 from attrib.forward.memory import available_bytes
 from attrib.model.vlm import VLM
 from attrib.progress import progress
+from editors.training.layer_args import SharedTensors
 from editors.training.losses import LOCALITY, ROLES
-from editors.training.prefix import PrefixRows, PrefixStates, prefix_states
+from editors.training.prefix import PrefixRows, PrefixStates, num_bytes, prefix_states
 from editors.training.prefix_file import PrefixFiles
 
 logger = logging.getLogger("attrib")
@@ -58,8 +59,8 @@ class CachedDataset:
     @property
     def num_bytes(self) -> int:
         """Bytes of all states, with the arguments of layers."""
-        every = [one for roles in self.inputs for some in roles.values() for one in some]
-        return sum(one.num_bytes for one in every)
+        every = (one for roles in self.inputs for some in roles.values() for one in some)
+        return num_bytes(every)
 
     def split(self, num: int) -> "tuple[CachedDataset, CachedDataset]":
         """Return the first `num` edits, and the others."""
@@ -110,6 +111,7 @@ def cache_dataset(
     if not samples:
         raise AttribError("there is no sample to train on; see the quarantined rows")
     inputs: list[dict[str, list[PrefixStates]]] = [{} for _ in samples]
+    shared = SharedTensors()
     for role in roles:
         asked = [requests_of(sample, role) for sample in samples]
         states = iter(
@@ -118,6 +120,7 @@ def cache_dataset(
                 [request for some in asked for request in some],
                 sorted({*first, *signals}) if role == "request" else first,
                 final=role in compared,
+                shared=shared,
                 what=None if silent else f"inputs of the edits, {role}",
             )
         )

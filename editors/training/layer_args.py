@@ -1,6 +1,8 @@
 """Arguments of layer calls: those of one input, without padding, and of several, padded again."""
 
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,8 @@ from attrib.forward.layer_call import AXES, Call
 from attrib.forward.replay import Captured
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
+
+KEPT = 8  # tensors of a kind that a new one is compared with
 
 
 def distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int, ...]]:
@@ -35,7 +39,46 @@ def distinct_args(vlm: VLM, captured: Captured) -> tuple[list[Call], tuple[int, 
     return calls, tuple(index)
 
 
-def args_of_row(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> Call:
+@dataclass(eq=False)
+class SharedTensors:
+    """Copies of tensors, one for all that are equal or that are the beginning of it.
+
+    In most models rotary tables depend on the length alone, in some on the sizes of images too.
+    """
+
+    _held: dict[Any, deque[Tensor]] = field(
+        default_factory=lambda: defaultdict(partial(deque, maxlen=KEPT)), repr=False
+    )
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A copy, or a view of an earlier one: its beginning along the last two axes."""
+        rows, columns = tensor.shape[-2:]
+        held = self._held[tensor.shape[:-2], tensor.dtype, tensor.device]
+        for one in held:
+            view = one[..., :rows, :columns]
+            if view.shape == tensor.shape and torch.equal(view, tensor):
+                return view
+        held.appendleft(tensor.clone())
+        return held[0]
+
+
+def args_of_rows(
+    calls: Sequence[Call], batch: Batch, like: Tensor, shared: SharedTensors
+) -> list[tuple[Call, ...]]:
+    """Return the arguments of some layer calls for each example, without its padding."""
+    lengths = batch.inputs["attention_mask"].sum(1).tolist()
+    # The longest first: most others are the beginning of its.
+    order = sorted(range(batch.size), key=lambda row: -lengths[row])
+    found = {
+        row: tuple(_args_of_row(call, row, lengths[row], batch, like, shared) for call in calls)
+        for row in order
+    }
+    return [found[row] for row in range(batch.size)]
+
+
+def _args_of_row(
+    call: Call, row: int, num: int, batch: Batch, like: Tensor, shared: SharedTensors
+) -> Call:
     """Return one example's layer arguments, without its padding."""
     width = batch.inputs["attention_mask"].shape[1]
     one = layer_call.select_rows(call, torch.tensor([row]), batch.size)
@@ -46,7 +89,7 @@ def args_of_row(call: Call, row: int, num: int, batch: Batch, like: Tensor) -> C
         # Without a mask attention is causal, and has faster kernels.
         kwargs = {**kwargs, "attention_mask": None if bool((seen == causal).all()) else seen}
     known = {name: kwargs[name] for name in AXES.keys() & kwargs.keys()}
-    return args, kwargs | pytree.tree_map_only(Tensor, torch.clone, known)
+    return args, kwargs | pytree.tree_map_only(Tensor, shared.copy, known)
 
 
 def stack_args(calls: Sequence[Call], lengths: Sequence[int], device: torch.device) -> Call:

@@ -3,7 +3,7 @@
 A step pads the stored states and calls the later layers as plain functions, with the adapters.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from attrib.model.wrapped import eager
 from attrib.progress import progress
 from editors.adapters.edit_signal import EMBED
 from editors.base import encode_requests
-from editors.training.layer_args import args_of_row, distinct_args, stack_args
+from editors.training.layer_args import SharedTensors, args_of_rows, distinct_args, stack_args
 
 SPANS = ("visual", "text", "last")
 Intervention = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
@@ -56,8 +56,7 @@ class PrefixStates:
     @property
     def num_bytes(self) -> int:
         """Bytes of the states, and of the layers' arguments."""
-        held = pytree.tree_leaves((self.hidden, self.added, self.final, self.layer_args))
-        return sum(t.nbytes for t in held if isinstance(t, Tensor))
+        return num_bytes([self])
 
     @property
     def num_asked(self) -> int:
@@ -68,6 +67,15 @@ class PrefixStates:
     def last(self) -> int:
         """Position of the last prompt token."""
         return int(self.spans["last"].int().argmax())
+
+
+def num_bytes(inputs: Iterable[PrefixStates]) -> int:
+    """Bytes of states and of the layers' arguments; what inputs share counts once."""
+    parts = [(one.hidden, one.added, one.final, one.layer_args) for one in inputs]
+    held = [
+        leaf.untyped_storage() for leaf in pytree.tree_leaves(parts) if isinstance(leaf, Tensor)
+    ]
+    return sum({(part.device, part.data_ptr()): part.nbytes() for part in held}.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +135,7 @@ def prefix_states(
     layers: Sequence[int],
     *,
     final: bool = True,
+    shared: SharedTensors | None = None,
     batch_size: int = 32,
     what: str | None = "inputs",
 ) -> list[PrefixStates]:
@@ -137,6 +146,7 @@ def prefix_states(
         requests: The inputs.
         layers: Layers whose output is kept; none to resume nowhere.
         final: Whether the last layer's output is needed; if not, no layer after `layers` runs.
+        shared: Holds arguments of layers that inputs of several calls have in common.
         batch_size: Inputs per pass.
         what: Label of a progress bar; None for none.
 
@@ -145,6 +155,7 @@ def prefix_states(
         RowError: An image cannot be used.
     """
     found: list[PrefixStates] = []
+    shared = SharedTensors() if shared is None else shared
     starts = range(0, len(requests), batch_size)
     for start in starts if what is None else progress(starts, what):
         some = requests[start : start + batch_size]
@@ -154,7 +165,7 @@ def prefix_states(
         if needed:
             hidden, captured = states_and_calls(vlm, batch, sorted(needed - {EMBED}))
             hidden[EMBED] = captured.embed
-        found += _split(vlm, some, batch, captured, hidden, layers, final)
+        found += _split(vlm, some, batch, captured, hidden, layers, final, shared)
     return found
 
 
@@ -183,11 +194,13 @@ def _split(
     hidden: dict[int, Tensor],
     layers: Sequence[int],
     final: bool,
+    shared: SharedTensors,
 ) -> list[PrefixStates]:
     """Split a padded pass into its inputs; tensors are copies, not views of the whole batch."""
     calls, args_index = distinct_args(vlm, captured) if layers else ([], ())
     assert batch.labels is not None
     added = {i: after - before for i, (before, after) in captured.inputs.items() if i > 0 and calls}
+    args = args_of_rows(calls, batch, hidden[EMBED], shared) if calls else [()] * batch.size
     last, found = hidden[vlm.num_layers - 1] if final else None, []
     for row, real in enumerate(batch.inputs["attention_mask"].bool()):
         num, labels = int(real.sum()), batch.labels[row]
@@ -198,7 +211,7 @@ def _split(
                 {name: batch.spans[name][row, :num].clone() for name in SPANS},
                 labels[:num].clone(),
                 None if last is None else last[row, (labels != IGNORE_INDEX).to(last.device)],
-                tuple(args_of_row(call, row, num, batch, hidden[EMBED]) for call in calls),
+                args[row],
                 args_index,
                 {i: h[row, :num].clone() for i, h in added.items()},
             )

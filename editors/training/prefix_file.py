@@ -18,7 +18,7 @@ from typing import Any
 from weakref import finalize
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, device
+from torch import Size, Tensor, device
 from torch.utils import _pytree as pytree
 
 from editors.training.prefix import PrefixStates
@@ -28,9 +28,18 @@ Inputs = Mapping[str, Sequence[PrefixStates]]  # of one edit, by role
 DISK_SHARE = 0.5  # of the free disk that states may take
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is: the beginning, along all axes, of one in the file."""
+
+    name: str
+    shape: Size
+    device: device
+
+
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """What is not stored: the structure, its values that are no tensors, and devices of tensors."""
+    """What is not stored: the structure, its values that are no tensors, and places of tensors."""
 
     spec: pytree.TreeSpec
     leaves: list[Any]
@@ -72,10 +81,19 @@ class PrefixFiles:
         leaves, spec = pytree.tree_flatten(
             {role: [dict(vars(one)) for one in some] for role, some in inputs.items()}
         )
-        tensors = {str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-        stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        held: dict[Any, Tensor] = {}
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and leaf.nbytes >= held.get(_storage(leaf), leaf).nbytes:
+                held[_storage(leaf)] = leaf
+        names = {storage: str(i) for i, storage in enumerate(held)}
+        stored = {names[at]: tensor.cpu().contiguous() for at, tensor in held.items()}
         save_file(stored, self._path(len(self._layouts)))
-        kept = [leaf.device if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        kept = [
+            _Place(names[_storage(leaf)], leaf.shape, leaf.device)
+            if isinstance(leaf, Tensor)
+            else leaf
+            for leaf in leaves
+        ]
         self._layouts.append(_Layout(spec, kept))
 
     def expect(self, numbers: Iterable[int]) -> None:
@@ -93,21 +111,30 @@ class PrefixFiles:
         waiting = self._expected.pop(number, None)
         tensors = waiting.result() if waiting else self._load(number)
         layout = self._layouts[number]
+        devices = {at.name: at.device for at in layout.leaves if isinstance(at, _Place)}
+        moved = {name: tensors[name].to(at, non_blocking=True) for name, at in devices.items()}
         leaves = [
-            tensors[str(i)].to(leaf, non_blocking=True) if isinstance(leaf, device) else leaf
-            for i, leaf in enumerate(layout.leaves)
+            moved[leaf.name][tuple(slice(num) for num in leaf.shape)]
+            if isinstance(leaf, _Place)
+            else leaf
+            for leaf in layout.leaves
         ]
         fields = pytree.tree_unflatten(leaves, layout.spec)
         return {role: [PrefixStates(**one) for one in some] for role, some in fields.items()}
 
     def _load(self, number: int) -> Tensors:
         tensors, kept = load_file(self._path(number)), self._layouts[number].leaves
-        on_gpu = any(isinstance(leaf, device) and leaf.type == "cuda" for leaf in kept)
+        on_gpu = any(isinstance(leaf, _Place) and leaf.device.type == "cuda" for leaf in kept)
         # A copy: what is only mapped would be read from the disk when the step needs it.
         return {n: t.pin_memory() if on_gpu else t.clone() for n, t in tensors.items()}
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number}.safetensors"
+
+
+def _storage(tensor: Tensor) -> tuple[device, int]:
+    """Names what a tensor shares with its views."""
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def _prefix() -> str:

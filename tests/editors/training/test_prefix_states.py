@@ -18,8 +18,9 @@ from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import select_signals
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.training.dataset import cache_dataset
+from editors.training.layer_args import KEPT, SharedTensors
 from editors.training.losses import LOCALITY, ROLES
-from editors.training.prefix import collate, prefix_states
+from editors.training.prefix import collate, num_bytes, prefix_states
 
 
 @torch.no_grad()
@@ -85,6 +86,44 @@ def test_inputs_that_do_not_run_to_the_end_have_the_same_states(any_vlm):
             assert torch.equal(a, b) if torch.is_tensor(a) else a == b
         for layer, h in one.added.items():
             assert_close(h, other.added[layer], rtol=0, atol=1e-6)
+
+
+def tables(inputs):
+    """The storages of the layers' arguments."""
+    leaves = tree_leaves([one.layer_args for one in inputs])
+    return [leaf.untyped_storage() for leaf in leaves if torch.is_tensor(leaf)]
+
+
+def test_equal_arguments_of_layers_are_held_once(any_vlm, monkeypatch):
+    asked = requests() + requests()
+    shared = prefix_states(any_vlm, asked, [0], batch_size=3)
+    monkeypatch.setattr(SharedTensors, "copy", lambda _self, tensor: tensor.clone())
+    single = prefix_states(any_vlm, asked, [0], batch_size=3)
+    for one, other in zip(shared, single, strict=True):
+        for a, b in zip(*(tree_leaves(vars(q)) for q in (one, other)), strict=True):
+            assert not torch.is_tensor(a) or torch.equal(a, b)
+    held = [{part.data_ptr() for part in tables(some)} for some in (shared, single)]
+    assert 2 * len(held[0]) <= len(held[1])  # every input comes twice
+    args = [num_bytes([replace(q, hidden={}, added={}, final=None) for q in some])
+            for some in (shared, single)]  # fmt: skip
+    assert args[0] == sum({p.data_ptr(): p.nbytes() for p in tables(shared)}.values())
+    assert 2 * args[0] <= args[1] or not args[1]
+
+
+def test_what_begins_alike_is_a_view_and_what_differs_is_a_copy():
+    shared, table = SharedTensors(), torch.arange(24.0).reshape(1, 6, 4)
+    whole = shared.copy(table)
+    assert whole.data_ptr() != table.data_ptr()
+    for part in (table, table[:, :3], table[:, :3].clone()):
+        found = shared.copy(part)
+        assert torch.equal(found, part) and found.data_ptr() == whole.data_ptr()
+    for part in (table[:, 1:], table.double(), table.expand(2, 6, 4), torch.ones(1, 7, 4)):
+        found = shared.copy(part)
+        assert torch.equal(found, part) and found.dtype == part.dtype
+        assert found.data_ptr() not in (whole.data_ptr(), part.data_ptr())
+    for i in range(KEPT):
+        shared.copy(table + i + 1)
+    assert shared.copy(table).data_ptr() != whole.data_ptr()  # the search is bounded
 
 
 def test_only_inputs_that_are_compared_run_to_the_end():

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 from conftest import tiny_vlm
+from safetensors.torch import load_file
 from tiny_edits import samples
 from torch.utils import _pytree as pytree
 
@@ -23,6 +24,7 @@ from editors.training.dataset import (
     StreamedDataset,
     cached_or_streamed,
 )
+from editors.training.prefix import num_bytes
 from editors.training.prefix_file import PrefixFiles, _prefix
 from editors.training.trainer import Trainer
 
@@ -118,6 +120,12 @@ def test_stored_states_are_those_that_were_given(llava, tmp_path):
             strict=True,
         )
         assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in both)
+    # Arguments of layers that an edit's inputs share are stored once.
+    for i, (mine, its) in enumerate(zip(read, data.inputs, strict=True)):
+        stored = load_file(files._path(i))
+        given, again = ([q for some in x.values() for q in some] for x in (its, mine))
+        assert len(stored) < sum(map(torch.is_tensor, pytree.tree_leaves([vars(q) for q in given])))
+        assert num_bytes(again) <= num_bytes(given) < sum(q.num_bytes for q in given)
     assert not PrefixFiles.have_room(tmp_path / "none", 1e18)
 
 
