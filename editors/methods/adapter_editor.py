@@ -18,7 +18,7 @@ from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal, signal_layers
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import Gate, MemoryEntry, Site
-from editors.base import Edit, encode_requests
+from editors.base import Edit
 from editors.gating.gates import (
     NO_GATE,
     CosineGate,
@@ -128,7 +128,7 @@ class AdapterEditor(TrainableEditor):
 
     @torch.no_grad()
     def _encode(self, vlm: VLM, request: EditRequest) -> MemoryEntry:
-        batch, gate = encode_requests(vlm, [request]), self.gate
+        batch, gate = self.encode(vlm, request), self.gate
         layers = {site.layer for site in self.sites} | set(() if gate is None else gate.layers)
         with capture(vlm) as captured:
             hidden = states_up_to(vlm, batch, sorted(layers))

@@ -21,7 +21,7 @@ from attrib.errors import AttribError
 from attrib.model.batch import IGNORE_INDEX, Batch
 from attrib.model.devices import loaded_weights
 from attrib.model.vlm import VLM
-from editors.base import Edit, WeightEdit, encode_requests
+from editors.base import Edit, WeightEdit
 from editors.training.config import EditorConfig
 from editors.training.editor import TrainableEditor
 from editors.training.presets import TUNED, TUNED_SMALL, Preset
@@ -122,7 +122,7 @@ class FineTuning(TrainableEditor):
 
     def edit(self, vlm: VLM, request: EditRequest) -> WeightEdit:
         """The edit after gradient steps on a request, from the model as it is now."""
-        batch = encode_requests(vlm, [request])
+        batch = self.encode(vlm, request)
         here = replace(self, vlm=vlm)
         logits, labels = here._logits(batch), labels_of(batch)
         with loaded_weights(vlm.model, here._parameters()) as before:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attrib.data.samples import EditRequest, EditSample
 from attrib.model.devices import execution_device
 from attrib.model.vlm import VLM
-from editors.base import Edit, SequentialEdit, WeightEdit, encode_requests
+from editors.base import Edit, SequentialEdit, WeightEdit
 from editors.io import save_tensors
 from editors.methods.objective import EditObjective
 from editors.training.config import TrainingConfig
@@ -120,7 +120,7 @@ class HypernetworkEditor(TrainableEditor):
         return self._edit(vlm, request, self._conditions(vlm, self.config, [sample])["request"])
 
     def _edit(self, vlm: VLM, request: EditRequest, condition: Tensor) -> LowRankEdit:
-        batch = encode_requests(vlm, [request])
+        batch = self.encode(vlm, request)
         assert batch.labels is not None
         matrices = matrices_of(vlm, self.layers, self.config.matrices)
         run = partial_forward(vlm, batch, min(self.layers))

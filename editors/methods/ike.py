@@ -87,6 +87,8 @@ class IKE(TrainableEditor):
     @classmethod
     def _train(cls, job: TrainingJob) -> "IKE":
         vlm, config, samples = job.vlm, job.config, job.usable
+        if config.end_token:
+            raise AttribError("end_token: ike trains nothing that could write it; leave it out")
         began, corpus = time.monotonic(), demonstrations(samples)
         if not corpus:
             raise AttribError("there is no sample to make demonstrations of")

@@ -22,6 +22,7 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
 from editors.base import encode_requests
+from editors.end_token import with_end
 from editors.methods import baseline_presets
 from editors.methods.hypernetwork import (
     Conditions,
@@ -214,6 +215,7 @@ def size_of(updates: Mapping[str, LowRankUpdate]) -> Tensor:
 
 def condition_of(vlm: VLM, config: KEConfig, request: EditRequest, old: str) -> Tensor:
     """The edit as token ids of "old answer >> new answer || prompt"."""
+    request = with_end(vlm, request) if config.end_token else request
     text = f"{old} >> {request.target} || {request.prompt}"
     ids = vlm.tokenizer(text)["input_ids"][: config.condition_tokens]
     return torch.tensor(ids, dtype=torch.long)

@@ -22,7 +22,7 @@ from editors.base import Edit
 from editors.context import PromptEdit, fact_of, retrieval
 from editors.io import save_tensors
 from editors.methods import baseline_presets
-from editors.methods.lte_objective import AllLayers, LowRank, LTEObjective
+from editors.methods.lte_objective import AllLayers, LowRank, LTEObjective, facts_of
 from editors.training.config import EditorConfig, TrainingConfig
 from editors.training.dataset import cache_dataset
 from editors.training.editor import TrainableEditor
@@ -198,7 +198,7 @@ def _scope(
     vlm: VLM, change: LowRank | AllLayers, config: LTEConfig, samples: Sequence[EditSample]
 ) -> tuple[retrieval.StatesEncoder | retrieval.SentenceEncoder, float, Any]:
     """The encoder, the threshold, and a record of how it was found."""
-    facts = [fact_of(sample.request) for sample in samples]
+    facts = facts_of(vlm, config, [sample.request for sample in samples])
     with change.applied(vlm):
         encoder = retrieval.encoder_of(vlm, config, facts)
         if config.threshold is not None:

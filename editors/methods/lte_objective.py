@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attrib.data.samples import EditRequest
 from attrib.errors import SetupError
 from attrib.model.adapters import linears
 from attrib.model.batch import IGNORE_INDEX
@@ -24,7 +25,9 @@ from attrib.model.vlm import VLM
 from attrib.model.wrapped import refuse_packed
 from editors.base import WeightEdit, encode_requests
 from editors.context import PromptStarts, fact_of, prepend_to_prompts, text_tokens
+from editors.end_token import without_end
 from editors.methods.objective import EditObjective
+from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, PrefixRows
 from editors.training.layer_calls import around_layers
 from editors.training.losses import LOCALITY, ROLES
@@ -169,6 +172,13 @@ def qkv_projections(vlm: VLM, layers: Sequence[int]) -> dict[str, nn.Linear]:
     return found
 
 
+def facts_of(vlm: VLM, config: EditorConfig, requests: Sequence[EditRequest]) -> list[str]:
+    """The facts of requests, as they stand in front of questions: without an end token."""
+    if config.end_token:
+        requests = [without_end(vlm, request) for request in requests]
+    return [fact_of(request) for request in requests]
+
+
 @dataclass(eq=False)
 class LTEObjective(EditObjective):
     """The loss of a decoder that learns to follow an edit in its prompt (LTE, LiveEdit's code).
@@ -190,7 +200,7 @@ class LTEObjective(EditObjective):
 
     def edits(self, data: CachedDataset, items: Sequence[int]) -> list[str]:
         """The texts of some edits."""
-        facts = [fact_of(data.edits[item].request) for item in items]
+        facts = facts_of(self.vlm, self.config, [data.edits[item].request for item in items])
         return [self.config.template.format(fact=fact) for fact in facts]
 
     def rows(self, data: CachedDataset, items: Sequence[int], roles: Sequence[str]) -> PrefixRows:

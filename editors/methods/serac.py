@@ -23,7 +23,7 @@ from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal
 from editors.adapters.sites import Gate, MemoryEntry
-from editors.base import Edit, encode_requests
+from editors.base import Edit
 from editors.gating.features import COVERED
 from editors.io import save_tensors
 from editors.methods.objective import EditObjective
@@ -164,7 +164,7 @@ class SERAC(TrainableEditor):
     @torch.no_grad()
     def edit(self, vlm: VLM, request: EditRequest) -> SERACEdit:
         """Encode a request: one forward pass over it."""
-        batch = encode_requests(vlm, [request])
+        batch = self.encode(vlm, request)
         layers = () if self.gate is None else self.gate.layers
         with read(vlm, layers) as hidden, capture(vlm) as captured:
             vlm.logits(batch)

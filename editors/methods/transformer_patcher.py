@@ -78,7 +78,7 @@ class TransformerPatcher(TrainableEditor):
     def edit(self, vlm: VLM, request: EditRequest) -> NeuronEdit:
         """The edit that installs a request; without neurons if the answer is already right."""
         network = mlp_of(vlm, self.layer)
-        here = run_request(vlm, network, self.layer, encode_requests(vlm, [request]))
+        here = run_request(vlm, network, self.layer, self.encode(vlm, request))
         return NeuronEdit(self.layer, train_neurons(vlm, network, here, self.memories, self.config))
 
     def merge(self, edits: Sequence[Edit]) -> NeuronEdit:

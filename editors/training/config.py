@@ -54,6 +54,8 @@ class EditorConfig(BaseModel):
         presets: The named configurations.
         large: The preset that "auto" stands for on models that are not small.
         seed: Seed of everything random.
+        end_token: Whether edits write the model's end token after the target. The targets of the
+            benchmarks have none, so that an edited model need not stop after the answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,7 @@ class EditorConfig(BaseModel):
     large: ClassVar[str] = "default"
 
     seed: int = 0
+    end_token: bool = False
 
     @classmethod
     def from_preset(
@@ -204,6 +207,8 @@ class TrainingConfig(EditorConfig, LossWeights):
     def training_options(self) -> dict[str, Any]:
         """The options of the training loop that its result depends on, as JSON."""
         left_out = {*self.loss_options, *self.without_effect}
+        if not self.end_token:  # trainings of earlier versions resume
+            left_out.add("end_token")
         return self.model_dump(include=set(TrainingConfig.model_fields) - left_out)
 
     @property

@@ -9,10 +9,13 @@ from typing import Any, ClassVar, TypeVar
 
 from safetensors import SafetensorError
 
-from attrib.data.samples import EditSample
+from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError, SetupError, describe
+from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.runs.distributed import ProcessGroup
+from editors.base import encode_requests
+from editors.end_token import with_end
 from editors.gating.gates import NO_GATE
 from editors.io import read_record, write_record
 from editors.training.config import EditorConfig
@@ -118,6 +121,10 @@ class TrainableEditor(ABC):
         steps = trained.get("training", {}).get("steps")
         how = "" if steps is None else f", {steps} steps, loss {trained['best_loss']:.3f}"
         return f"{type(self).__name__} of {self.vlm.name}{how}: {self.config!r}"
+
+    def encode(self, vlm: VLM, request: EditRequest) -> Batch:
+        """Encode a request that is edited, with the end token if the options say so."""
+        return encode_requests(vlm, [with_end(vlm, request) if self.config.end_token else request])
 
     @classmethod
     @abstractmethod

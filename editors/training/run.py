@@ -14,6 +14,7 @@ from attrib.files import locked
 from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 from editors.base import encodable
+from editors.end_token import with_ends
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
 from editors.training.losses import LOCALITY
@@ -48,7 +49,7 @@ class TrainingJob:
     @cached_property
     def usable(self) -> list[EditSample]:
         """The samples that the model can read."""
-        return encodable(self.vlm, self.samples)
+        return encodable(self.vlm, self._ended(self.samples))
 
     @cached_property
     def split(self) -> tuple[list[EditSample], list[EditSample]]:
@@ -58,13 +59,16 @@ class TrainingJob:
             AttribError: They overlap, or there is nothing to train on.
         """
         train, held_out = validation_split(self.samples, self.validation)
-        train, held_out = encodable(self.vlm, train), encodable(self.vlm, held_out)
+        train, held_out = (encodable(self.vlm, self._ended(some)) for some in (train, held_out))
         if not train:
             raise AttribError(
                 f"{self.name}: {len(self.samples)} samples are too few to train on; see the "
                 "quarantined rows"
             )
         return train, held_out
+
+    def _ended(self, samples: Sequence[EditSample]) -> Sequence[EditSample]:
+        return with_ends(self.vlm, samples) if self.config.end_token else samples
 
     def inputs(
         self,
