@@ -90,3 +90,15 @@ measured.tables["captions"][["input", "prompt", "target", "before", "after"]]
 
 # %%
 print(figure.verdict(measured).text)
+
+# %% [markdown]
+# ## On a pretrained language model
+#
+# The same figure of `smol-llava`, whose decoder is SmolLM2 with 30 layers, from committed numbers.
+
+# %%
+other = figures.Measured.load(f"../figures/smol-llava/data/{figure.name}")
+figures.show(figure, other)
+
+# %%
+print(figure.verdict(other).text)

@@ -88,3 +88,15 @@ kinds[["auc_objects", "agreement"]].mean().round(3)
 
 # %%
 print(figure.verdict(measured).text)
+
+# %% [markdown]
+# ## On a pretrained language model
+#
+# The same figure of `smol-llava`, whose decoder is SmolLM2 with 30 layers, from committed numbers.
+
+# %%
+other = figures.Measured.load(f"../figures/smol-llava/data/{figure.name}")
+figures.show(figure, other)
+
+# %%
+print(figure.verdict(other).text)

@@ -11,13 +11,18 @@ ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "figures"
 
 
-@cache
-def committed(name):
-    """The committed numbers of a figure."""
-    return Measured.load(FIGURES / "data" / name)
+# Folder of the pictures by model; the numbers are in `data/` there.
+FOLDERS = {"tiny-llava": FIGURES, "smol-llava": FIGURES / "smol-llava"}
+FIRST = "tiny-llava"
 
 
 @cache
-def drawn(name):
+def committed(name, model=FIRST):
+    """The committed numbers of a figure on a model."""
+    return Measured.load(FOLDERS[model] / "data" / name)
+
+
+@cache
+def drawn(name, model=FIRST):
     """The drawing of a figure's committed numbers."""
-    return render(find(name), committed(name), DEFAULT)
+    return render(find(name), committed(name, model), DEFAULT)

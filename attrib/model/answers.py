@@ -111,6 +111,8 @@ def generated_ids(
     Raises:
         AttribError: The settings do not fit together, or there is no such setting.
     """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise AttribError(f"max_new_tokens={max_new_tokens!r}: give a whole number of at least 1")
     given = settings.get("generation_config")
     if not isinstance(given, GenerationConfig | None):
         raise AttribError(f"generation_config is a {type(given).__name__}; give a GenerationConfig")

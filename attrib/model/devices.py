@@ -165,13 +165,19 @@ class Placement:
         return cls(parts, all(one in OFFLOADED for one in parts.values()))
 
     def load(self, from_pretrained: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
-        """Call `from_pretrained`, which reads each weight straight to its device."""
+        """Call `from_pretrained`, which reads each weight straight to its device.
+
+        Raises:
+            SetupError: The map names a part that the model does not have.
+        """
         if self.device_map is None:
             return from_pretrained(*args, **options)
         folder = TemporaryDirectory(prefix="attrib-offload-")
         options |= {"device_map": self.device_map, "offload_folder": folder.name}
         model, report = from_pretrained(*args, **options)
         weakref.finalize(model, folder.cleanup)
+        if not isinstance(self.device_map, str):
+            _check_parts(self.device_map, model)
         return model, report
 
 
@@ -194,6 +200,16 @@ def _parse(device_map: str | Mapping[str, Any]) -> str | dict[str, Any]:
     if not parts:
         raise SetupError("device_map is empty: give each part of the model a device")
     return parts
+
+
+def _check_parts(device_map: Mapping[str, Any], model: Any) -> None:
+    known = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+    if unknown := [name for name in device_map if name not in known]:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise SetupError(
+            f"device_map: the model has no part {unknown[0]!r}; its parts are {parts}, and theirs, "
+            "as in `model.named_modules()`"
+        )
 
 
 def _device(device: str | int) -> torch.device:

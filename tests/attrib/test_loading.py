@@ -328,6 +328,7 @@ def test_a_device_map_spreads_a_model_whose_numbers_stay(folders):
         ({"device_map": [1]}, "is a list; expected a name or a map"),
         ({"device_map": {"": None}}, "device None cannot be used"),
         ({"device_map": '{"": 1.5}'}, "device 1.5 cannot be used"),
+        ({"device_map": {"nonsense": "cpu"}}, "no part 'nonsense'; its parts are model, lm_head"),
         ({"device_map": {"": "cuda:99"}}, "'cuda:99' cannot be used"),
         ({"device_map": "auto", "device": "cpu"}, "give one of them"),
     ],

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import pytest
-from committed_figures import FIGURES, ROOT, committed, drawn
+from committed_figures import FIGURES, FIRST, FOLDERS, ROOT, committed, drawn
 
 from attrib.errors import AttribError, SetupError
 from figures import (
@@ -38,12 +38,12 @@ ABOUT = {"model": "planted", "data": "none", "seed": 0, "n": EXAMPLES, "layers":
 
 
 @cache
-def judged(name):
+def judged(name, model=FIRST):
     """A figure whose verdict and description of its committed numbers are made once.
 
     Those of other models' numbers are made when they are asked for.
     """
-    figure, measured = find(name), committed(name)
+    figure, measured = find(name), committed(name, model)
     verdict, alt = figure.verdict(measured), figure.alt(measured)
 
     def once(said, make):
@@ -72,19 +72,21 @@ def test_all_figures_of_both_papers_are_there():
 
 
 @same_versions
+@pytest.mark.parametrize("model", FOLDERS)
 @pytest.mark.parametrize("name", names())
-def test_the_committed_numbers_give_the_committed_picture(name):
+def test_the_committed_numbers_give_the_committed_picture(name, model):
     from attrib.plots.drawing import figure_svg
 
-    figure, measured = judged(name), committed(name)
+    figure, measured = judged(name, model), committed(name, model)
     with applied(DEFAULT):
-        svg = figure_svg(drawn(name), f"{figure.source}, reproduced", figure.alt(measured))
-    assert svg == (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
+        svg = figure_svg(drawn(name, model), f"{figure.source}, reproduced", figure.alt(measured))
+    assert svg == (FOLDERS[model] / f"{name}.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("model", FOLDERS)
 @pytest.mark.parametrize("name", names())
-def test_every_figure_says_what_it_claims_shows_and_finds(name):
-    figure, measured = judged(name), committed(name)
+def test_every_figure_says_what_it_claims_shows_and_finds(name, model):
+    figure, measured = judged(name, model), committed(name, model)
     verdict, alt = figure.verdict(measured), figure.alt(measured)
     assert len(figure.claim) > 40 and figure.title and "Figure" in figure.source
     assert re.search(r"\d", alt) and "\n" not in alt
@@ -92,11 +94,12 @@ def test_every_figure_says_what_it_claims_shows_and_finds(name):
     assert measured.about["n"] > 0 and name in measured.about["command"]
 
 
+@pytest.mark.parametrize("model", FOLDERS)
 @pytest.mark.parametrize("name", names())
-def test_what_is_committed_is_small(name):
+def test_what_is_committed_is_small(name, model):
     for kind in ("svg", "png"):
-        assert (FIGURES / f"{name}.{kind}").stat().st_size < LARGEST["picture"]
-    folder = FIGURES / "data" / name
+        assert (FOLDERS[model] / f"{name}.{kind}").stat().st_size < LARGEST["picture"]
+    folder = FOLDERS[model] / "data" / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST["numbers"]
 
 

@@ -219,6 +219,14 @@ def test_the_active_batch_belongs_to_one_wrapper_and_one_pass(vlm):
 # --- generation
 
 
+@pytest.mark.parametrize("wanted", [0, -1])
+def test_a_number_of_new_tokens_that_is_none_is_refused(wanted):
+    tiny = tiny_vlm("llava")
+    batch = tiny.encode(*examples())
+    with pytest.raises(AttribError, match=f"max_new_tokens={wanted}: give a whole number"):
+        tiny.generate(batch, max_new_tokens=wanted)
+
+
 def test_generate_returns_the_new_text_of_the_plain_model(vlm):
     texts = []
     for image, prompt in zip(*examples(), strict=True):
