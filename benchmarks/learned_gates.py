@@ -1,0 +1,64 @@
+"""Open rates of learned gates, by the layer that they read and the number of training edits.
+
+    python -m benchmarks.learned_gates --dtype bfloat16 --gates 160:0,160:8,160:16,2000:8
+
+A gate is named EDITS:LAYER; one takes 5 to 40 minutes on one core. Scored as a user asks, without
+the answer, on edits of the validation split, each gate with its own calibrated threshold. Gates are
+kept in a folder and not trained again. Writes `open.csv` into `figures/tables/gates-smol-llava/`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+import attrib
+from attrib.files import write_text
+from attrib.model.vlm import VLM
+from editors.gating.gates import Gate, load_gate, save_gate
+from editors.gating.threshold import gate_table
+from editors.gating.training import fit_gate
+
+
+def gate_in(place: Path, vlm: VLM, edits: int, layer: int, options: argparse.Namespace) -> Gate:
+    """The gate in a folder, trained if it is not there."""
+    if not (place / "gate.json").exists():
+        samples = list(attrib.data.load(options.data, split="train", limit=edits))
+        gate = fit_gate("learned", vlm, samples, layer, seed=options.seed)
+        assert gate is not None
+        save_gate(place, gate)
+    return load_gate(place)
+
+
+def measure(options: argparse.Namespace) -> pd.DataFrame:
+    """Columns of `gate_table`, with the number of training edits and the layer."""
+    vlm = attrib.load(options.model, dtype=options.dtype)
+    samples = list(attrib.data.load(options.data, split="validation", limit=options.limit))
+    parts = []
+    for pair in options.gates.split(","):
+        edits, layer = (int(number) for number in pair.split(":"))
+        gate = gate_in(options.runs / f"{edits}-{layer}", vlm, edits, layer, options)
+        table = gate_table(vlm, samples, {"learned": gate}, seed=options.seed)
+        parts.append(table.assign(training_edits=edits, layer=layer, seed=options.seed))
+        sys.stderr.write(f"{pair}\n{parts[-1].round(3).to_string(index=False)}\n")
+    return pd.concat(parts, ignore_index=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learned_gates")
+    parser.add_argument("--model", default="smol-llava")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--data", default="scenes-vqa")
+    parser.add_argument("--gates", default="160:0,160:8,160:16,2000:8", help="edits:layer, ...")
+    parser.add_argument("--limit", type=int, default=100, help="validation edits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs/learned-gates"))
+    parser.add_argument("--out", type=Path, default=Path("figures/tables/gates-smol-llava"))
+    options = parser.parse_args(arguments)
+    write_text(options.out / "open.csv", measure(options).to_csv(index=False, float_format="%.5g"))
+
+
+if __name__ == "__main__":
+    main()
