@@ -44,11 +44,16 @@ def test_the_first_grid_on_smol_llava():
     assert equal("12", 100 * float(known["middle layer"]["regret"])) and "12 points behind" in part
 
 
-def test_dualedit_on_smol_llava():
-    known = {
+def dualedit_scores(folder):
+    """Rows of DualEdit in a table, by protocol and metric."""
+    return {
         (row["protocol"], row["metric"]): row
-        for row in rows("dualedit-smol-llava/summary.csv") if row["editor"] == "dualedit"
+        for row in rows(f"{folder}/summary.csv") if row["editor"] == "dualedit"
     }  # fmt: skip
+
+
+def test_dualedit_on_smol_llava():
+    known = dualedit_scores("dualedit-end-smol-llava")
     part = RESULTS.split("## On a pretrained language model")[1].split("## Captions")[0]
     listed = list(shown(part, "protocol | Rel"))
     assert [protocol.strip("`") for protocol, *_ in listed] == ["paper", "exact", "generate"]
@@ -58,9 +63,18 @@ def test_dualedit_on_smol_llava():
             row = known[protocol.strip("`"), metric]
             told = re.findall(r"[\d.]+", cell)
             assert all(map(equal, told, (float(row[c]) for c in ("mean", "low", "high")))), cell
-    kept, share = re.findall(r"in ([\d.]+) % of the edits|right in (\d+) %", part)
-    assert equal(kept[0], float(known["generate", "same_image"]["mean"]))
-    assert equal(share[1], float(known["generate", "rel"]["mean"]))
+    (kept,) = re.findall(r"in ([\d.]+) % of the edits", part)
+    assert equal(kept, float(known["generate", "same_image"]["mean"]))
+
+
+def test_dualedit_without_the_end_token_on_smol_llava():
+    known = dualedit_scores("dualedit-smol-llava")
+    part = " ".join(RESULTS.split("**The end token decides")[1].split())
+    for protocol, told in zip(
+        ("paper", "generate"), re.findall(r"([\d. /]+) %", part)[:2], strict=True
+    ):
+        wanted = [float(known[protocol, metric]["mean"]) for metric in ("rel", "t_gen", "v_gen")]
+        assert all(map(equal, told.strip().split(" / "), wanted))
 
 
 def test_costs_of_analyses_on_smol_llava():
@@ -103,3 +117,27 @@ def test_dualedit_and_ft_l_behind_one_gate():
     assert all(map(equal, ahead.groups(), found["paper"]))
     value, low, high = found["generate"]
     assert all(map(equal, behind.groups(), (-value, -high, -low)))
+
+
+def test_how_many_of_the_papers_figures_hold():
+    page = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    table = [line.split(" | ") for line in page.splitlines() if line.startswith("| [")]
+    words = {
+        re.sub(r"\].*", "", cells[0].strip("| [")): (cells[2], cells[3].strip(" |"))
+        for cells in table
+    }
+    tiny, smol = ([pair[i] for pair in words.values()] for i in (0, 1))
+    part = " ".join(RESULTS.split("## The papers' figures")[1].split("##")[0].split())
+    told = re.findall(r"(\d+) hold|(\d+) are undecided", part)
+    assert ["".join(pair) for pair in told] == [
+        str(tiny.count("holds here")),
+        str(smol.count("holds here")),
+        str(smol.count("undecided here")),
+    ]
+    alone = [name for name, pair in words.items() if pair[1] == "holds here" != pair[0]]
+    assert alone == ["VisEdit, Figure 4", "VisEdit, Figure 9"]
+    neither = {name for name, pair in words.items() if pair == ("does not hold here",) * 2}
+    assert neither == {
+        *(f"VisEdit, Figure {i}" for i in (1, 7, 8)),
+        *(f"DualEdit, Figure {i}" for i in (1, 4)),
+    }

@@ -22,7 +22,6 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.model.devices import loaded
 from attrib.model.vlm import VLM
 from editors.base import encode_requests
-from editors.end_token import with_end
 from editors.methods import baseline_presets
 from editors.methods.hypernetwork import (
     Conditions,
@@ -32,6 +31,7 @@ from editors.methods.hypernetwork import (
     Shapes,
 )
 from editors.training.config import EditorConfig
+from editors.training.end_token import with_end
 from editors.training.losses import LossWeights, answer_losses
 from editors.training.presets import Preset
 from editors.weights.low_rank import LowRankEdit

@@ -25,11 +25,11 @@ from attrib.model.vlm import VLM
 from attrib.model.wrapped import refuse_packed
 from editors.base import WeightEdit, encode_requests
 from editors.context import PromptStarts, fact_of, prepend_to_prompts, text_tokens
-from editors.end_token import without_end
 from editors.methods.objective import EditObjective
 from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, PrefixRows
 from editors.training.layer_calls import around_layers
+from editors.training.end_token import without_end
 from editors.training.losses import LOCALITY, ROLES
 from editors.weights.passes import WeightCaller
 

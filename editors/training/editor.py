@@ -15,10 +15,10 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.runs.distributed import ProcessGroup
 from editors.base import encode_requests
-from editors.end_token import with_end
 from editors.gating.gates import NO_GATE
 from editors.io import read_record, write_record
 from editors.training.config import EditorConfig
+from editors.training.end_token import with_end
 from editors.training.run import TrainingJob, alone_in
 
 Made = TypeVar("Made", bound="TrainableEditor")

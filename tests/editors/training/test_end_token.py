@@ -12,8 +12,8 @@ from attrib.errors import AttribError, SetupError
 from attrib.model.vlm import VLM
 from editors import EDITORS
 from editors.base import encode_requests
-from editors.end_token import end_text, with_end, with_ends, without_end
 from editors.methods.lte_objective import facts_of
+from editors.training.end_token import end_text, with_end, with_ends, without_end
 
 FAMILIES = ("llava", "blip2_opt", "qwen2_vl")
 FEW = {"steps": 2, "batch_size": 2}

@@ -26,7 +26,7 @@ def end_text(vlm: VLM) -> str:
     if not text or vlm.tokenizer(f"a{text}")["input_ids"][-1] != ids[0]:
         raise SetupError(
             f"{vlm.name}: its end token ({ids[0]}, {text!r}) cannot be written after a target; "
-            "leave end_token out"
+            "train with end_token=false"
         )
     return text
 
