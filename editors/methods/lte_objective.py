@@ -28,8 +28,8 @@ from editors.context import PromptStarts, fact_of, prepend_to_prompts, text_toke
 from editors.methods.objective import EditObjective
 from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, PrefixRows
-from editors.training.layer_calls import around_layers
 from editors.training.end_token import without_end
+from editors.training.layer_calls import around_layers
 from editors.training.losses import LOCALITY, ROLES
 from editors.weights.passes import WeightCaller
 
