@@ -16,8 +16,8 @@ from attrib.model.vlm import VLM
 from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
-from editors.training.losses import LOCALITY
 from editors.training.end_token import with_ends
+from editors.training.losses import LOCALITY
 from editors.training.objective import Objective
 from editors.training.trainer import LogMetrics, Trainer
 
