@@ -15,7 +15,7 @@ from attrib.stats import clustered_interval
 from benchmarks.harness import compare, ratio
 from editors.base import Edit, WeightEdit, edit_all
 from editors.context import PromptStarts
-from editors.evaluation.protocols import EncodedProbes
+from editors.evaluation.probes import EncodedProbes
 from editors.evaluation.scoring import FIVE, scores_of
 
 PROTOCOL = "paper"

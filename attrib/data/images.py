@@ -8,7 +8,8 @@ Each file passes five checks, each with a one-line error:
 4. its header announces a sane number of pixels and a sane shape, before anything is decoded;
 5. all its pixels decode.
 
-The result is RGB and the same on every machine (`attrib.data.pixels`). No file stays open.
+The result is RGB and the same on every machine (`attrib.data.pixels`). No file stays open; what was
+decoded a moment ago is kept (`attrib.data.kept_pictures`).
 """
 
 import io
@@ -24,6 +25,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from attrib.data.kept_pictures import KEPT
 from attrib.data.pixels import DAMAGE, as_rgb, check_ratio
 from attrib.errors import AttribError
 
@@ -63,8 +65,7 @@ def open_inside(root: str | Path, name: str, *, max_pixels: int = MAX_PIXELS) ->
     Raises:
         BadImage: naming the file and the failed check.
     """
-    with _header(_opened(_confined(root, name), name, f" under {root}"), name, max_pixels) as image:
-        return _decode(image, name)
+    return _open_file(_confined(root, name), name, f" under {root}", max_pixels)
 
 
 def check_inside(root: str | Path, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -105,8 +106,15 @@ def open_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     """
     _refuse_url(str(path))
     name = str(path)
-    with _header(_opened(Path(path).expanduser(), name, ""), name, max_pixels) as image:
-        return _decode(image, name)
+    return _open_file(Path(path).expanduser(), name, "", max_pixels)
+
+
+def _open_file(path: Path, name: str, under: str, max_pixels: int) -> Image.Image:
+    def decode() -> Image.Image:
+        with _header(_opened(path, name, under), name, max_pixels) as image:
+            return _decode(image, name)
+
+    return KEPT.of_file(path, max_pixels, decode)
 
 
 def _decode(image: ImageFile.ImageFile, name: str) -> Image.Image:

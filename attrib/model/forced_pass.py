@@ -204,6 +204,14 @@ def _agrees(vlm: Any, batch: Batch) -> bool:
     return True
 
 
+@torch.no_grad()
+def steps_agree(one: ForcedPass, other: ForcedPass) -> bool:
+    """Whether two passes over a batch give the same logits, and in a further step, too."""
+    token = one.logits[:, -1].argmax(-1)
+    steps = [_Steps.after(run, run._lengths)(token) for run in (one, other)]
+    return _close(other.logits, one.logits) and _close(*steps)
+
+
 def without_target(vlm: Any, batch: Batch) -> Batch:
     """Remove the targets from a left-padded batch; equals the prompts encoded by themselves.
 

@@ -1,6 +1,6 @@
 """Edits of hidden states: which edit, if any, applies to an input, and the writes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -59,12 +59,29 @@ class GatedEdit:
         return index_of(self.gate, [memory.gate for memory in self.memories])
 
     @torch.no_grad()
-    def of_rows(self: Some, vlm: VLM, batch: Batch) -> list[Some | None]:
-        """What answers each example: this edit, or None for the unedited model."""
+    def of_rows(
+        self: Some, vlm: VLM, batch: Batch, hidden: Mapping[int, Tensor] | None = None
+    ) -> list[Some | None]:
+        """What answers each example: this edit, or None for the unedited model.
+
+        A single edit is returned without its gate, which has decided.
+
+        Args:
+            vlm: The model.
+            batch: The examples.
+            hidden: The unedited model's outputs by layer, where they are known.
+        """
         if self.gate is None or self.index is None or self.reads_target:
             return [self] * batch.size
-        queries = self.gate.states(states_up_to(vlm, batch, self.gate.layers), batch)
-        return [self if i >= 0 else None for i in self.index.nearest(queries).tolist()]
+        read = states_up_to(vlm, batch, self.gate.layers, hidden)
+        chosen = self.index.nearest(self.gate.states(read, batch)).tolist()
+        return [self._decided if i >= 0 else None for i in chosen]
+
+    @cached_property
+    def _decided(self: Some) -> Some:
+        if len(self.memories) > 1:
+            return self
+        return replace(self, gate=None)  # pyright: ignore[reportArgumentType]
 
     @property
     def reads_target(self) -> bool:
@@ -103,6 +120,12 @@ class HiddenEdit(GatedEdit):
     def causal(self) -> bool:
         """See `editors.base.is_causal`: writes at prompts, behind a gate that reads prompts."""
         return not self.reads_target
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that is written or read."""
+        read = () if self.gate is None else self.gate.layers
+        return min((*(site.layer for site in self.sites), *read))
 
     @contextmanager
     def applied(self, vlm: VLM) -> Iterator[None]:

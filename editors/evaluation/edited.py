@@ -4,16 +4,20 @@ An input that does not open an edit's gate gets the unedited model's answer, bit
 known already. The others are run together, which rounds their logits in another way than beside
 inputs that the edit leaves alone. In half precision that may decide between two tokens: there all
 inputs are run.
+
+Where the unedited model's pass over the inputs is kept, the gate reads its states, and the edited
+pass starts with the first layer that the edit changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from attrib.model.vlm import VLM
-from editors.base import Edit, is_causal
-from editors.evaluation.protocols import Answer, EncodedProbes
+from editors.base import Edit, SequentialEdit, WeightEdit, is_causal
+from editors.evaluation.probes import EncodedProbes
+from editors.evaluation.protocols import Answer
 
 EXACT = (torch.float32, torch.float64)
 
@@ -25,22 +29,17 @@ def edited_answers(
 
     Args:
         vlm: The model.
-        edit: The edit. If it has a method `of_rows(vlm, batch)`, that returns what answers each
-            example of a batch: an edit, or None for the unedited model.
+        edit: The edit. If it has a method `of_rows(vlm, batch, hidden)`, that returns what answers
+            each example of a batch: an edit, or None for the unedited model. `hidden` has the
+            unedited model's outputs by layer, or is None.
         probes: The probes.
         before: The unedited model's answers.
     """
-    edits = _of_rows(vlm, edit, probes)
-    if edits is None:
-        with edit.applied(vlm):
-            return probes.answers(vlm, causal=is_causal(edit))
+    edits = _of_rows(vlm, edit, probes) or [edit] * len(probes.probes)
     answers = list(before)
     for one in {id(e): e for e in edits if e is not None}.values():
         rows = [i for i, e in enumerate(edits) if e is one]
-        own = probes if len(rows) == len(edits) else probes.only(vlm, rows)
-        with one.applied(vlm):
-            found = own.answers(vlm, causal=is_causal(one))
-        for row, answer in zip(rows, found, strict=True):
+        for row, answer in zip(rows, _answers(vlm, one, probes, rows), strict=True):
             answers[row] = answer
     return answers
 
@@ -51,9 +50,64 @@ def _of_rows(vlm: VLM, edit: Any, probes: EncodedProbes) -> list[Edit | None] | 
     if of_rows is None or vlm.dtype not in EXACT:
         return None
     found: list[Edit | None] = []
-    for batch in probes.batches:
-        some = of_rows(vlm, batch)
+    for number, batch in enumerate(probes.batches):
+        kept = probes.kept[number] if probes.kept else None
+        some = of_rows(vlm, batch, kept and kept.hidden)
         if some is None:
             return None
         found += some
     return found
+
+
+def _answers(vlm: VLM, edit: Edit, probes: EncodedProbes, rows: Sequence[int]) -> list[Answer]:
+    """The answers of the model with one edit applied to some probes."""
+    first = first_layer(vlm, edit) if is_causal(edit) and any(probes.kept) else 0
+    if first and (found := _resumed(vlm, edit, probes, rows, first)) is not None:
+        return found
+    own = probes if len(rows) == len(probes.probes) else probes.only(vlm, rows)
+    with edit.applied(vlm):
+        return own.answers(vlm, causal=is_causal(edit))
+
+
+def _resumed(
+    vlm: VLM, edit: Edit, probes: EncodedProbes, rows: Sequence[int], first: int
+) -> list[Answer] | None:
+    """The same from the kept passes; None if one is missing, or its examples have no batch."""
+    runs, start = [], 0
+    for batch, kept in zip(probes.batches, probes.kept, strict=True):
+        at = [row - start for row in rows if start <= row < start + batch.size]
+        own = batch if len(at) == batch.size else batch.only(at) if at else None
+        if at and (own is None or kept is None):
+            return None
+        if at:
+            runs.append((kept, own, at, [probes.probes[start + row] for row in at]))
+        start += batch.size
+    with edit.applied(vlm):
+        return [
+            answer
+            for kept, own, at, some in runs
+            for answer in probes.read(kept.resumed(at, own, first), some)
+        ]
+
+
+def first_layer(vlm: VLM, edit: Any) -> int:
+    """The first layer that an edit changes, or whose output it reads; 0 if that is not known."""
+    if isinstance(edit, SequentialEdit):
+        return min((first_layer(vlm, one) for one in edit.edits), default=0)
+    if type(edit) is WeightEdit:
+        return _first_with(vlm, edit.weights)
+    return getattr(edit, "first_layer", 0)
+
+
+def _first_with(vlm: VLM, names: Iterable[str]) -> int:
+    """The first layer with one of some parameters; 0 if one is also used outside of the layers."""
+    wanted = {id(vlm.model.get_parameter(name)) for name in names}
+    uses = [value for _, value in vlm.model.named_parameters(remove_duplicate=False)]
+    inside = [
+        i
+        for i, layer in enumerate(vlm.layers)
+        for _, value in layer.named_parameters(remove_duplicate=False)
+        if id(value) in wanted
+    ]
+    everywhere = sum(id(value) in wanted for value in uses)
+    return min(inside) if inside and len(inside) == everywhere else 0

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from attrib.forward.peak_memory import peak_bytes
 from attrib.model.batch import Batch
+from attrib.model.forced_pass import without_target
 from attrib.model.vlm import VLM
 from editors.evaluation.fluency import fluency
-from editors.evaluation.protocols import without_target
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from attrib.model.continuation import end_tokens
 from attrib.model.devices import each_weight
 from attrib.model.vlm import VLM
 from attrib.model.wrapped import plain_parts
-from editors.evaluation.protocols import PROTOCOLS, Answer, EncodedProbes
+from editors.evaluation.probes import EncodedProbes
+from editors.evaluation.protocols import PROTOCOLS, Answer
 
 CHUNK = 1 << 24  # elements that are weighted at once on a GPU
 # Odd constants with well-mixed bits: the 64-bit golden ratio, and a multiplier of splitmix64
@@ -169,7 +170,7 @@ class ReferenceModel:
         return self._answers[key]
 
     def _ask(self, probes: EncodedProbes) -> list[Answer]:
-        answers = probes.answers(self.vlm, causal=True)
+        answers = probes.unedited_answers(self.vlm)
         if any(bool((answer.forced < 0).any()) for answer in answers):
             raise AttribError("the unedited model's logits are no numbers (NaN)")
         return answers

@@ -21,7 +21,8 @@ from editors.evaluation.edited import edited_answers
 from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
 from editors.evaluation.groups import Groups, timed
 from editors.evaluation.items import item_of
-from editors.evaluation.protocols import PORT, Answer, EncodedProbes, Probe, judge
+from editors.evaluation.probes import EncodedProbes, Probe
+from editors.evaluation.protocols import PORT, Answer, judge
 from editors.evaluation.reference_model import ReferenceModel
 from editors.gating.gates import UNGATED
 

@@ -5,7 +5,7 @@ is taken from its own run. Rows without an edit are those of the unedited model,
 run has the same rows. A gate reads the unedited model's states, so it may read any layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,16 +75,19 @@ class RoutedEdit:
         with routed(vlm, route):
             yield
 
-    def of_rows(self, vlm: VLM, batch: Batch) -> list[Edit | None] | None:
+    def of_rows(
+        self, vlm: VLM, batch: Batch, hidden: Mapping[int, Tensor] | None = None
+    ) -> list[Edit | None] | None:
         """The edit that answers each example, None for the unedited model.
 
         None of a gate that reads answers: what it decides depends on how the model is asked.
+        `hidden` has the unedited model's outputs by layer, where they are known.
         """
         if getattr(self.gate, "reads_target", False):
             return None
         return [
             None if index < 0 else self.memories[index].edit
-            for index in self.choose(vlm, batch).tolist()
+            for index in self.choose(vlm, batch, hidden).tolist()
         ]
 
     def without(self, request: EditRequest) -> "RoutedEdit":
@@ -104,9 +107,11 @@ class RoutedEdit:
         return index_of(self.gate, [memory.features for memory in self.memories])
 
     @torch.no_grad()
-    def choose(self, vlm: VLM, batch: Batch) -> Int[Tensor, " batch"]:
+    def choose(
+        self, vlm: VLM, batch: Batch, hidden: Mapping[int, Tensor] | None = None
+    ) -> Int[Tensor, " batch"]:
         """Index of the edit that holds for each example, -1 for none; of equals the newest."""
-        return self.index.nearest(gate_features(vlm, self.gate, batch)).cpu()
+        return self.index.nearest(gate_features(vlm, self.gate, batch, hidden)).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +162,19 @@ def behind(editor: Any, gate: Gate | None) -> Any:
 
 
 @torch.no_grad()
-def gate_features(vlm: VLM, gate: Gate, batch: Batch) -> list[dict[str, Tensor]]:
-    """What a gate reads of each example of a batch, from a pass of the unedited model."""
+def gate_features(
+    vlm: VLM, gate: Gate, batch: Batch, hidden: Mapping[int, Tensor] | None = None
+) -> list[dict[str, Tensor]]:
+    """What a gate reads of each example of a batch, from the unedited model's outputs by layer.
+
+    Without them, the unedited model runs up to the last layer that is needed.
+    """
     if outside := [layer for layer in gate.layers if layer >= vlm.num_layers]:
         raise AttribError(
             f"the gate reads layer {outside[0]}, but {vlm.name} has layers 0 to "
             f"{vlm.num_layers - 1}; it belongs to another model"
         )
-    return gate.states(states_up_to(vlm, batch, gate.layers), batch)
+    return gate.states(states_up_to(vlm, batch, gate.layers, hidden), batch)
 
 
 def _with_rows(rows: Any, edited: Any, at: Sequence[int]) -> Any:

@@ -10,10 +10,10 @@ from torch.testing import assert_close
 from attrib.data import EditData
 from attrib.errors import AttribError
 from attrib.forward.hooks import read
+from attrib.model.forced_pass import without_target
 from attrib.model.prompt_rewriting import insert_tokens
 from attrib.model.vlm import VLM
 from attrib.runs.manifest import provenance_of
-from editors.evaluation.protocols import without_target
 from tests.architectures.registry import build
 
 IMAGES = [picture(60, 40), None, picture(40, 90, 1)]

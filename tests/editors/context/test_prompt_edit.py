@@ -5,9 +5,9 @@ import torch
 from conftest import examples, tiny_vlm
 
 from attrib.errors import AttribError
+from attrib.model.forced_pass import without_target
 from attrib.model.prompt_rewriting import RewrittenBatch
 from editors.context import NO_TEXT, PromptEdit, text_tokens
-from editors.evaluation.protocols import without_target
 
 TEXT = "Fact: it is blue.\nQ: "
 TARGETS = ["blue", "Emma", "a red one"]

@@ -14,7 +14,8 @@ from editors import IKE, LTE, SERAC
 from editors.base import SequentialEdit, WeightEdit, is_causal
 from editors.evaluation import evaluate, reference_model
 from editors.evaluation.edited import edited_answers
-from editors.evaluation.protocols import Answer, EncodedProbes
+from editors.evaluation.probes import EncodedProbes
+from editors.evaluation.protocols import Answer
 from editors.evaluation.reference_model import ReferenceModel, counters, load_answers
 from editors.evaluation.scoring import COST, TIMED
 from editors.gating.gated_editor import GatedEditor, behind, gate_features

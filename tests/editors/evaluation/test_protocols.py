@@ -6,14 +6,14 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attrib.model.forced_pass import without_target
+from editors.evaluation.probes import best_tokens
 from editors.evaluation.protocols import (
     GOLD,
     PROTOCOLS,
     Answer,
     begins_with_target,
-    best_tokens,
     judge,
-    without_target,
 )
 from editors.evaluation.scoring import means
 
