@@ -6,8 +6,8 @@ The text locality of scenes-vqa asks about things that only the embedded models 
 edit is followed by questions that any language model is asked, in a seeded draw: common facts
 (`common_facts.csv`, in SmolLM2's chat format) and the natural questions that E-VQA has for text
 locality (`loc` of `vqa/vqa_train.json` in FOLDER, as they are). Scored as every locality: the
-argmax on the tokens of the right answer, teacher-forced, and the generated answer must be those of
-the unedited model. The adapters are measured without a gate and behind GATE. Writes
+argmax on the tokens of the right answer, teacher-forced, must be that of the unedited model. The
+adapters are measured without a gate and behind GATE. Writes
 `figures/tables/real-world-locality-smol-llava/`.
 """
 
@@ -34,7 +34,7 @@ from editors.registry import load_editor
 
 COMMON, NATURAL = "common facts", "E-VQA's natural questions"
 CHAT = "<|im_start|>user\n{}?<|im_end|>\n<|im_start|>assistant\n"
-PROTOCOLS = ("paper", "exact", "generate")
+PROTOCOLS = ("paper", "exact")
 
 
 def questions_of(folder: Path) -> dict[str, list[EditRequest]]:

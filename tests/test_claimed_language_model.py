@@ -105,11 +105,12 @@ def test_gates_on_smol_llava():
 
 
 def test_dualedit_and_ft_l_behind_one_gate():
-    found = {}
+    found, corrected = {}, {}
     for row in rows("one-gate-tiny-llava/differences.csv"):
         pair = [(row["editor"], row["gate"]), (row["other"], row["other_gate"])]
         if pair == [("dualedit", "learned"), ("ft-l", "learned")] and row["metric"] == "avg":
             found[row["protocol"]] = [float(row[name]) for name in ("difference", "low", "high")]
+            corrected[row["protocol"]] = float(row["p_holm"])
     text = " ".join(RESULTS.split())
     ahead = re.search(r"DualEdit is ([\d.]+) points \(([\d.]+) to ([\d.]+)\) of the average", text)
     behind = re.search(r"teacher-forced and ([\d.]+) \(([\d.]+) to ([\d.]+)\) behind it", text)
@@ -117,6 +118,8 @@ def test_dualedit_and_ft_l_behind_one_gate():
     assert all(map(equal, ahead.groups(), found["paper"]))
     value, low, high = found["generate"]
     assert all(map(equal, behind.groups(), (-value, -high, -low)))
+    assert "the first difference stays, p .0001, and the second does not, p .3)" in text
+    assert round(corrected["paper"], 4) == 0.0001 and round(corrected["generate"], 1) == 0.3
 
 
 def test_how_many_of_the_papers_figures_hold():

@@ -90,9 +90,13 @@ def table(options: TableOptions) -> int:
     out, device = options.out, Rank.from_environment().device(options.device)
     wanted = list(EDITORS) if options.editors == "all" else _listed(options.editors)
     load = ModelLoader()  # keeps the model for consecutive jobs
-    jobs = make_jobs(_listed(options.backbones), _listed(options.data), wanted, options.seeds)
+    models, datasets, gated = (
+        _listed(options.backbones),
+        _listed(options.data),
+        options.gate != NO_GATE,
+    )
+    jobs = make_jobs(models, datasets, wanted, options.seeds, gated)
     _write_settings(options)
-    gated = options.gate != NO_GATE
     missing = [job for job in jobs if not job.is_done(out, gated)]
     if options.dry_run:
         from attrib.cli.plans import table_plan

@@ -48,16 +48,28 @@ class Job:
         """Folder of the editor and its scores."""
         return table_folder(out, self.backbone, self.data) / f"{self.editor}-seed-{self.seed}"
 
+    def places(self, gated: bool) -> tuple[str, ...]:
+        """Folders of its scores: as it is, and with `gated` behind the table's gate of its seed.
+
+        Without training an editor is the same with every seed, and only the gate differs.
+        """
+        own = (OWN,) if EDITORS[self.editor].is_trained or self.seed == 0 else ()
+        return (*own, GATED) if gated else own
+
     def is_done(self, out: Path, gated: bool = False) -> bool:
-        """Whether its scores exist, with `gated` those behind the table's gate as well."""
-        places = (OWN, GATED) if gated else (OWN,)
+        """Whether its scores exist."""
+        places = self.places(gated)
         return all((self.folder(out) / place / SCORES).exists() for place in places)
 
 
 def make_jobs(
-    backbones: Sequence[str], datasets: Sequence[str], editors: Sequence[str], seeds: int
+    backbones: Sequence[str],
+    datasets: Sequence[str],
+    editors: Sequence[str],
+    seeds: int,
+    gated: bool = False,
 ) -> list[Job]:
-    """Return the jobs in order; editors without training have one seed.
+    """Return the jobs in order; without a gate editors without training have one seed.
 
     Raises:
         AttribError: There is no such editor.
@@ -65,11 +77,12 @@ def make_jobs(
     if unknown := [name for name in editors if name not in EDITORS]:
         raise AttribError(f"--editors: there is no {unknown[0]!r}; there are {', '.join(EDITORS)}")
     return [
-        Job(backbone, data, editor, seed)
+        job
         for backbone in backbones
         for data in datasets
         for editor in editors
-        for seed in range(seeds if EDITORS[editor].is_trained else 1)
+        for seed in range(seeds)
+        if (job := Job(backbone, data, editor, seed)).places(gated)
     ]
 
 
@@ -114,9 +127,9 @@ class TableRun:
                 if reference is None or reference.vlm is not vlm:
                     kept = table_folder(self.out, job.backbone, job.data) / "unedited"
                     reference = ReferenceModel(vlm, self.protocols, self.batch_size, kept)
-                self._score(job, reference, OWN)
-                if (gate := self.gate(vlm, job)) is not None:
-                    self._score(job, reference, GATED, gate)
+                gate = self.gate(vlm, job)
+                for place in job.places(gate is not None):
+                    self._score(job, reference, place, gate if place == GATED else None)
 
     def _train(self, vlm: VLM, job: Job) -> None:
         kind: Any = EDITORS[job.editor]
@@ -197,8 +210,12 @@ def cpu_seconds(path: Path) -> dict[str, float]:
 
 def _done_jobs(out: Path, backbone: str, data: str) -> list[Job]:
     folder = table_folder(out, backbone, data)
-    names = [path.parent.parent.name for path in folder.glob(f"*/{OWN}/{SCORES}")]
-    found = [match for name in names if (match := FOLDER.fullmatch(name))]
+    scored = (
+        path.parents[1].name
+        for place in (OWN, GATED)
+        for path in folder.glob(f"*/{place}/{SCORES}")
+    )
+    found = [match for name in dict.fromkeys(scored) if (match := FOLDER.fullmatch(name))]
     return [Job(backbone, data, match[1], int(match[2])) for match in found]
 
 

@@ -92,8 +92,11 @@ def _difference(
     shared = one.index.intersection(other.index)
     items, names = pd.factorize(one.loc[shared, "item"])
     weights = bootstrap_weights(len(names), resamples=resamples, seed=seed)[:, items]
-    rng = np.random.default_rng([seed, 1])
-    drawn = _means(one.loc[shared], weights, rng) - _means(other.loc[shared], weights, rng)
+    # The same seeds of both, since the runs of a seed share their gate and their training edits.
+    mean, theirs = (
+        _means(e.loc[shared], weights, np.random.default_rng([seed, 1])) for e in (one, other)
+    )
+    drawn = mean - theirs
     low, high = interval(drawn[1:]) if len(names) > 1 else (np.nan, np.nan)
     return {
         "difference": 100 * drawn[0], "low": 100 * low, "high": 100 * high,

@@ -86,6 +86,13 @@ def test_every_editor_is_scored_as_it_is_and_behind_one_gate(run, there, tmp_pat
     assert "Paired differences" in text and "Holm" in text and "peak MiB of an edit" in text
     code, _, err = run(*some)
     assert "table: 2 editors, 0 of them to be scored" in err
+    code, _, err = run(*some, "--seeds", 2)
+    assert code == 0 and "table: 4 editors, 2 of them to be scored" in err
+    assert (folder / "dualedit-seed-1" / "scores").is_dir()
+    gated = folder / "ft-l-seed-1" / "scores-behind-the-gate"  # another gate is all that differs
+    assert gated.is_dir() and not (folder / "ft-l-seed-1" / "scores").exists()
+    rows = pd.read_csv(folder / "scores.csv").query("metric == 'rel' and editor == 'ft-l'")
+    assert rows.set_index("gate")["runs"].to_dict() == {"ungated": 1, "prompt_last": 2}
 
 
 def test_a_seed_has_its_own_training_scenes_and_gate_and_all_seeds_the_same_test(
@@ -115,9 +122,10 @@ def test_unknown_editors_are_refused(run, there):
     assert code == 2 and "--editors: there is no 'rome'; there are" in err
 
 
-def test_all_editors_are_ten_and_those_without_training_have_one_seed():
+def test_all_editors_are_ten_and_those_without_training_have_the_seeds_of_the_gate():
     jobs = make_jobs(["a", "b"], ["scenes-vqa"], list(EDITORS), 3)
     assert len({job.editor for job in jobs}) == 10
     seeds = {job.editor: sum(j.editor == job.editor for j in jobs) / 2 for job in jobs}
     assert seeds["ft-l"] == seeds["ft-v"] == seeds["ike"] == 1
     assert seeds["dualedit"] == seeds["mend"] == 3
+    assert len(make_jobs(["a"], ["scenes-vqa"], list(EDITORS), 3, gated=True)) == 3 * 10

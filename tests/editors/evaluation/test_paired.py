@@ -81,6 +81,18 @@ def test_seeds_are_drawn_as_well_and_editors_compared_with_one_or_with_all():
     assert differences(steady[:1]).empty and differences([]).empty
 
 
+def test_what_a_seed_does_to_both_editors_is_no_difference():
+    """Runs of a seed share their gate: a bad gate lowers both."""
+    effects, base = (0.1, 0.3, 0.6), np.full(20, 0.3)
+    ours = [planted("a", base + effect + 0.05) for effect in effects]
+    theirs = [planted("b", base + effect) for effect in effects]
+    together = rel(*ours, *theirs)
+    assert together["difference"] == pytest.approx(5)
+    assert together["high"] - together["low"] == pytest.approx(0, abs=1e-6)
+    apart = rel(*ours, *theirs[::-1])
+    assert apart["high"] - apart["low"] > 10
+
+
 def test_holm_and_intervals_of_shares_are_those_of_the_books():
     assert holm(np.array([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
     four = clustered_interval(np.ones(4), np.arange(4))
