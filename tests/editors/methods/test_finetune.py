@@ -127,7 +127,7 @@ def test_what_cannot_be_is_refused_with_what_would_work(tmp_path):
     with pytest.raises(SetupError, match=r"bare has no projector or Q-Former .* ft-l"):
         FTV.train(bare, out=tmp_path)
     for changes, said in (
-        ({"speed": 3}, "no setting 'speed'; there are learning_rate, matrices, part"),
+        ({"speed": 3}, "no setting 'speed'; there are end_token, learning_rate, matrices"),
         ({"part": "eye"}, "part: no 'eye'; expected 'connector', 'projection' or 'vision_tower'"),
         ({"steps": "many"}, "steps: no 'many'; expected a valid integer"),
         ({"preset": "fast"}, "no preset 'fast'; there are auto, ft-v-liveedit, ft-v-vlkeb, tuned"),

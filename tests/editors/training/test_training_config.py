@@ -72,7 +72,7 @@ def test_options_and_values_of_earlier_versions_are_understood():
 
 
 def test_a_config_is_its_training_its_loss_and_its_own_settings():
-    config = AdapterConfig(d_adapter=16, steps=3, influence=0.5)
+    config = AdapterConfig(d_adapter=16, steps=3, influence=0.5, end_token=True)
     parts = (
         config.training_options, config.loss_options, config.settings(), config.gate_options,
     )  # fmt: skip
