@@ -122,6 +122,21 @@ def test_dualedit_and_ft_l_behind_one_gate():
     assert round(corrected["paper"], 4) == 0.0001 and round(corrected["generate"], 1) == 0.3
 
 
+def test_dualedit_with_the_end_token_and_ft_l_behind_one_gate():
+    part = " ".join(RESULTS.split("Trained with `end_token` it is ahead in both:")[1].split())
+    ahead = re.findall(r"([\d.]+) points \(([\d.]+) to ([\d.]+)\)", part)[:2]
+    found = {
+        row["protocol"]: [row[name] for name in ("difference", "low", "high")]
+        for row in rows("dualedit-end-tiny-llava/differences.csv") if row["metric"] == "avg"
+    }  # fmt: skip
+    for protocol, told in zip(("paper", "generate"), ahead, strict=True):
+        assert all(map(equal, told, map(float, found[protocol])))
+    known = dualedit_scores("dualedit-end-tiny-llava")
+    whole = re.findall(r"with ([\d. /]+) % of whole", part)[0].split(" / ")
+    wanted = [float(known["generate", metric]["mean"]) for metric in ("rel", "t_gen", "v_gen")]
+    assert all(map(equal, whole, wanted))
+
+
 def test_how_many_of_the_papers_figures_hold():
     page = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     table = [line.split(" | ") for line in page.splitlines() if line.startswith("| [")]
