@@ -132,9 +132,13 @@ def _write_settings(options: TableOptions) -> None:
     from attrib.files import read_json, write_text
     from attrib.runs.manifest import diff
 
-    now = {k: v for k, v in options.model_dump(mode="json").items() if k not in GROWING}
+    default, now = (
+        {k: v for k, v in some.model_dump(mode="json").items() if k not in GROWING}
+        for some in (TableOptions(), options)
+    )
     path = options.out / MANIFEST
-    if path.exists() and (different := diff(read_json(path), now)):
+    # An earlier version did not know every setting of today.
+    if path.exists() and (different := diff({**default, **read_json(path)}, now)):
         raise SetupError(
             f"{options.out} was made with other settings: {'; '.join(different)}; give another "
             "--out, or the settings that are there"

@@ -66,6 +66,12 @@ def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, ther
     names = list(dict.fromkeys(pd.read_csv(folder / "scores.csv")["editor"]))
     assert names == ["unedited", "dualedit", "ft-v", "ft-l"]  # what was there before as well
     assert (folder / "dualedit-seed-0" / "adapters.safetensors").stat().st_mtime_ns == weights
+    settings = json.loads((tmp_path / "t" / "table.json").read_text())
+    del settings["template"]  # which earlier versions did not have
+    (tmp_path / "t" / "table.json").write_text(json.dumps(settings))
+    assert run(*given(there, "--editors", "ft-l"))[0] == 0
+    code, _, err = run(*given(there, "--editors", "ft-l", "--template", "chat"))
+    assert code == 3 and 'template: "raw" there, "chat" now' in err
     code, _, err = run(*given(there, "--editors", "ft-l", "--limit", 3))
     assert code == 3 and "made with other settings: limit: 2 there, 3 now" in err
 
