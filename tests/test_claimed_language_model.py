@@ -137,6 +137,19 @@ def test_dualedit_with_the_end_token_and_ft_l_behind_one_gate():
     assert all(map(equal, whole, wanted))
 
 
+def test_questions_of_the_real_world_after_an_edit():
+    part = " ".join(RESULTS.split("**Questions of the real world.**")[1].split())
+    found = {
+        (row["questions"], row["gate"]): float(row["mean"])
+        for row in rows("real-world-locality-smol-llava/summary.csv")
+        if (row["protocol"], row["metric"]) == ("paper", "t_loc")
+    }
+    told = re.findall(r"([\d.]+) %", part)[:2]
+    kinds = ("common facts", "E-VQA's natural questions")
+    assert all(equal(one, found[kind, "ungated"]) for one, kind in zip(told, kinds, strict=True))
+    assert all(found[kind, "learned"] == 100 for kind in kinds)
+
+
 def test_how_many_of_the_papers_figures_hold():
     page = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     table = [line.split(" | ") for line in page.splitlines() if line.startswith("| [")]
