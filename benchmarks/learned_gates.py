@@ -14,21 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 import attrib
+from attrib.cli.gates import fit_once
 from attrib.files import write_text
-from attrib.model.vlm import VLM
-from editors.gating.gates import Gate, load_gate, save_gate
+from editors.gating.gates import load_gate
 from editors.gating.threshold import gate_table
-from editors.gating.training import fit_gate
-
-
-def gate_in(place: Path, vlm: VLM, edits: int, layer: int, options: argparse.Namespace) -> Gate:
-    """The gate in a folder, trained if it is not there."""
-    if not (place / "gate.json").exists():
-        samples = list(attrib.data.load(options.data, split="train", limit=edits))
-        gate = fit_gate("learned", vlm, samples, layer, seed=options.seed)
-        assert gate is not None
-        save_gate(place, gate)
-    return load_gate(place)
 
 
 def measure(options: argparse.Namespace) -> pd.DataFrame:
@@ -38,8 +27,10 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     parts = []
     for pair in options.gates.split(","):
         edits, layer = (int(number) for number in pair.split(":"))
-        gate = gate_in(options.runs / f"{edits}-{layer}", vlm, edits, layer, options)
-        table = gate_table(vlm, samples, {"learned": gate}, seed=options.seed)
+        folder = options.runs / f"{edits}-{layer}"
+        data = attrib.data.load(options.data, split="train", limit=edits)
+        fit_once(folder, "learned", vlm, data, layer, options.seed)
+        table = gate_table(vlm, samples, {"learned": load_gate(folder)}, seed=options.seed)
         parts.append(table.assign(training_edits=edits, layer=layer, seed=options.seed))
         sys.stderr.write(f"{pair}\n{parts[-1].round(3).to_string(index=False)}\n")
     return pd.concat(parts, ignore_index=True)

@@ -12,7 +12,6 @@ adapters are measured without a gate and behind GATE. Writes
 """
 
 import argparse
-import csv
 import json
 import random
 import sys
@@ -25,7 +24,7 @@ import attrib
 from attrib.data import EditRequest, EditSample
 from attrib.files import write_text
 from attrib.model.vlm import VLM
-from benchmarks.smol_llava.subject import FACTS
+from benchmarks.smol_llava.subject import CHAT, common_facts
 from editors import evaluate
 from editors.evaluation.tables import summary
 from editors.gating.gates import load_gate
@@ -33,14 +32,12 @@ from editors.methods.adapter_editor import AdapterEditor
 from editors.registry import load_editor
 
 COMMON, NATURAL = "common facts", "E-VQA's natural questions"
-CHAT = "<|im_start|>user\n{}?<|im_end|>\n<|im_start|>assistant\n"
 PROTOCOLS = ("paper", "exact")
 
 
 def questions_of(folder: Path) -> dict[str, list[EditRequest]]:
     """All questions by kind, with their right answers; each once."""
-    with FACTS.open(newline="") as file:
-        common = [(CHAT.format(r["question"]), r["answer"]) for r in csv.DictReader(file)]
+    common = [(CHAT.format(question), answer) for question, answer in common_facts()]
     rows = json.loads((folder / "vqa" / "vqa_train.json").read_text())
     natural = dict.fromkeys((row["loc"], row["loc_ans"]) for row in rows)
     return {

@@ -94,14 +94,18 @@ def test_costs_of_analyses_on_smol_llava():
 
 def test_gates_on_smol_llava():
     found = {
-        (row["training_edits"], row["layer"]): 100 * float(row["open"])
-        for row in rows("gates-smol-llava/open.csv") if row["input"] == "text_generality"
-    }  # fmt: skip
+        (row["training_edits"], row["layer"], row["relation"]): [
+            100 * float(row[name]) for name in ("open", "open_low", "open_high")
+        ]
+        for row in rows("gates-smol-llava/open.csv")
+    }
     text = " ".join(EDITORS.split("On `smol-llava` a gate that reads layer 0")[1].split())
-    told = re.findall(r"(\d+) %", text)[:3]
-    assert all(
-        map(equal, told, (found[key] for key in (("160", "0"), ("160", "8"), ("2000", "8"))))
-    )
+    told = re.findall(r"(\d+) % \((\d+) to (\d+)\)", text)[:4]
+    rephrased = (("160", "0"), ("160", "8"), ("2000", "8"))
+    keys = [(*key, "text_generality") for key in rephrased]
+    keys.append(("2000", "8", "same_image_same_kind"))
+    for cells, key in zip(told, keys, strict=True):
+        assert all(map(equal, cells, found[key])), key
 
 
 def test_dualedit_and_ft_l_behind_one_gate():

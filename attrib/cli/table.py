@@ -90,11 +90,8 @@ def table(options: TableOptions) -> int:
     out, device = options.out, Rank.from_environment().device(options.device)
     wanted = list(EDITORS) if options.editors == "all" else _listed(options.editors)
     load = ModelLoader()  # keeps the model for consecutive jobs
-    models, datasets, gated = (
-        _listed(options.backbones),
-        _listed(options.data),
-        options.gate != NO_GATE,
-    )
+    gated = options.gate != NO_GATE
+    models, datasets = _listed(options.backbones), _listed(options.data)
     jobs = make_jobs(models, datasets, wanted, options.seeds, gated)
     _write_settings(options)
     missing = [job for job in jobs if not job.is_done(out, gated)]

@@ -13,7 +13,7 @@ from attrib.data.scenes.questions import CAPTION_PROMPT, caption
 from attrib.data.scenes.vocabulary import all_facts
 from attrib.forward.hooks import read
 from attrib.metrics import exact_match, token_accuracy
-from benchmarks.smol_llava.subject import Subject, contains
+from benchmarks.smol_llava.subject import CHAT, Subject, contains
 
 ANSWER_TOKENS = 24
 CAPTION_TOKENS = 60
@@ -46,7 +46,7 @@ def _facts(s: Subject, part: range) -> Piece:
 
 def _texts(s: Subject, asked: list[tuple[int, str, str]]) -> Piece:
     """What both models answer to questions without an image."""
-    prompts = [_chat(question) for _, question, _ in asked]
+    prompts = [CHAT.format(question) for _, question, _ in asked]
     before = _continue(s.plain, s.vlm.tokenizer, prompts)
     after = _continue(s.vlm.model, s.vlm.tokenizer, prompts)
     piece: Piece = {"row": [row for row, _, _ in asked]}
@@ -55,10 +55,6 @@ def _texts(s: Subject, asked: list[tuple[int, str, str]]) -> Piece:
     piece["same"] = [one == other for one, other in zip(before, after, strict=True)]
     both = [_divergence(s, *pair) for pair in zip(prompts, before, strict=True)]
     return piece | {"kl": [kl for kl, _ in both], "agree": [share for _, share in both]}
-
-
-def _chat(question: str) -> str:
-    return f"<|im_start|>user\n{question}?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from attrib.zoo.text_questions import held_out_text_questions
 
 FACTS = Path(__file__).parents[1] / "common_facts.csv"
 LOCALITY = "nq question: "
+CHAT = "<|im_start|>user\n{}?<|im_end|>\n<|im_start|>assistant\n"  # SmolLM2's, of a question
 
 
 @dataclass
@@ -75,13 +76,18 @@ class Subject:
     @cached_property
     def common(self) -> list[tuple[int, str, str]]:
         """Row, question and answer of the common facts."""
-        with FACTS.open(newline="") as file:
-            return [(i, r["question"], r["answer"]) for i, r in enumerate(csv.DictReader(file))]
+        return [(i, question, answer) for i, (question, answer) in enumerate(common_facts())]
 
     @cached_property
     def everyday(self) -> list[tuple[int, str, str]]:
         """Number, question and answer of the questions that are held out from training."""
         return [(i, q.text, q.answer) for i, q in enumerate(held_out_text_questions())]
+
+
+def common_facts() -> list[tuple[str, str]]:
+    """Questions and answers of the common facts."""
+    with FACTS.open(newline="") as file:
+        return [(row["question"], row["answer"]) for row in csv.DictReader(file)]
 
 
 def contains(text: str, answer: str) -> bool:

@@ -31,7 +31,7 @@ from editors.methods.hypernetwork import (
     Shapes,
 )
 from editors.training.config import EditorConfig
-from editors.training.end_token import with_end
+from editors.training.end_token import with_end_token
 from editors.training.losses import LossWeights, answer_losses
 from editors.training.presets import Preset
 from editors.weights.low_rank import LowRankEdit
@@ -215,7 +215,7 @@ def size_of(updates: Mapping[str, LowRankUpdate]) -> Tensor:
 
 def condition_of(vlm: VLM, config: KEConfig, request: EditRequest, old: str) -> Tensor:
     """The edit as token ids of "old answer >> new answer || prompt"."""
-    request = with_end(vlm, request) if config.end_token else request
+    request = with_end_token(vlm, request) if config.end_token else request
     text = f"{old} >> {request.target} || {request.prompt}"
     ids = vlm.tokenizer(text)["input_ids"][: config.condition_tokens]
     return torch.tensor(ids, dtype=torch.long)

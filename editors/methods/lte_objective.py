@@ -28,7 +28,7 @@ from editors.context import PromptStarts, fact_of, prepend_to_prompts, text_toke
 from editors.methods.objective import EditObjective
 from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, PrefixRows
-from editors.training.end_token import without_end
+from editors.training.end_token import without_end_token
 from editors.training.layer_calls import around_layers
 from editors.training.losses import LOCALITY, ROLES
 from editors.weights.passes import WeightCaller
@@ -175,7 +175,7 @@ def qkv_projections(vlm: VLM, layers: Sequence[int]) -> dict[str, nn.Linear]:
 def facts_of(vlm: VLM, config: EditorConfig, requests: Sequence[EditRequest]) -> list[str]:
     """The facts of requests, as they stand in front of questions: without an end token."""
     if config.end_token:
-        requests = [without_end(vlm, request) for request in requests]
+        requests = [without_end_token(vlm, request) for request in requests]
     return [fact_of(request) for request in requests]
 
 

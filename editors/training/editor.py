@@ -18,7 +18,7 @@ from editors.base import encode_requests
 from editors.gating.gates import NO_GATE
 from editors.io import read_record, write_record
 from editors.training.config import EditorConfig
-from editors.training.end_token import with_end
+from editors.training.end_token import with_end_token
 from editors.training.run import TrainingJob, alone_in
 
 Made = TypeVar("Made", bound="TrainableEditor")
@@ -124,7 +124,9 @@ class TrainableEditor(ABC):
 
     def encode(self, vlm: VLM, request: EditRequest) -> Batch:
         """Encode a request that is edited, with the end token if the options say so."""
-        return encode_requests(vlm, [with_end(vlm, request) if self.config.end_token else request])
+        return encode_requests(
+            vlm, [with_end_token(vlm, request) if self.config.end_token else request]
+        )
 
     @classmethod
     @abstractmethod

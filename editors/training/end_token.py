@@ -11,10 +11,10 @@ from attrib.errors import SetupError
 from attrib.model.answers import special_tokens
 from attrib.model.vlm import VLM
 
-__all__ = ["end_text", "with_end", "with_ends", "without_end"]
+__all__ = ["end_token_text", "with_end_token", "with_end_tokens", "without_end_token"]
 
 
-def end_text(vlm: VLM) -> str:
+def end_token_text(vlm: VLM) -> str:
     """The text of the token with which the model ends an answer, the first if it has several.
 
     Raises:
@@ -31,30 +31,30 @@ def end_text(vlm: VLM) -> str:
     return text
 
 
-def with_end(vlm: VLM, request: EditRequest) -> EditRequest:
+def with_end_token(vlm: VLM, request: EditRequest) -> EditRequest:
     """The request with one end token after its target."""
-    plain = without_end(vlm, request)
-    return EditRequest(plain.source, plain.prompt, plain.target + end_text(vlm))
+    return _ended(request, end_token_text(vlm))
 
 
-def without_end(vlm: VLM, request: EditRequest) -> EditRequest:
+def without_end_token(vlm: VLM, request: EditRequest) -> EditRequest:
     """The request without an end token after its target."""
-    target = request.target.removesuffix(end_text(vlm))
+    target = request.target.removesuffix(end_token_text(vlm))
     return EditRequest(request.source, request.prompt, target)
 
 
-def with_ends(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
+def with_end_tokens(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
     """Samples with the end token after each target that an edit writes, not after the others."""
-
-    def ended(requests: Sequence[EditRequest]) -> list[EditRequest]:
-        return [with_end(vlm, request) for request in requests]
-
+    end = end_token_text(vlm)
     return [
         replace(
             sample,
-            request=with_end(vlm, sample.request),
-            text_generality=ended(sample.text_generality),
-            visual_generality=ended(sample.visual_generality),
+            request=_ended(sample.request, end),
+            text_generality=[_ended(request, end) for request in sample.text_generality],
+            visual_generality=[_ended(request, end) for request in sample.visual_generality],
         )
         for sample in samples
     ]
+
+
+def _ended(request: EditRequest, end: str) -> EditRequest:
+    return EditRequest(request.source, request.prompt, request.target.removesuffix(end) + end)

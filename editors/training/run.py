@@ -16,7 +16,7 @@ from attrib.model.vlm import VLM
 from editors.base import encodable
 from editors.training.config import TrainingConfig
 from editors.training.dataset import CachedDataset, StreamedDataset, cached_or_streamed
-from editors.training.end_token import with_ends
+from editors.training.end_token import with_end_tokens
 from editors.training.losses import LOCALITY
 from editors.training.objective import Objective
 from editors.training.trainer import LogMetrics, Trainer
@@ -68,7 +68,7 @@ class TrainingJob:
         return train, held_out
 
     def _ended(self, samples: Sequence[EditSample]) -> Sequence[EditSample]:
-        return with_ends(self.vlm, samples) if self.config.end_token else samples
+        return with_end_tokens(self.vlm, samples) if self.config.end_token else samples
 
     def inputs(
         self,

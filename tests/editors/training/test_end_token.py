@@ -13,7 +13,12 @@ from attrib.model.vlm import VLM
 from editors import EDITORS
 from editors.base import encode_requests
 from editors.methods.lte_objective import facts_of
-from editors.training.end_token import end_text, with_end, with_ends, without_end
+from editors.training.end_token import (
+    end_token_text,
+    with_end_token,
+    with_end_tokens,
+    without_end_token,
+)
 
 FAMILIES = ("llava", "blip2_opt", "qwen2_vl")
 FEW = {"steps": 2, "batch_size": 2}
@@ -41,7 +46,7 @@ def stops(vlm):
 def test_targets_that_an_edit_writes_are_a_token_longer_and_others_are_as_they_were(name):
     vlm = tiny_vlm(name)
     (plain,) = samples(1)
-    (ended,) = with_ends(vlm, [plain])
+    (ended,) = with_end_tokens(vlm, [plain])
     for role in ("request", "text_generality", "visual_generality"):
         before, after = (getattr(one, role) for one in (plain, ended))
         before, after = (one if isinstance(one, list) else [one] for one in (before, after))
@@ -56,10 +61,14 @@ def test_targets_that_an_edit_writes_are_a_token_longer_and_others_are_as_they_w
 
 def test_a_target_has_one_end_token_however_often_it_is_added():
     vlm = tiny_vlm("llava")
-    once = with_end(vlm, asked())
-    assert once.target == f"blue thing{end_text(vlm)}"
-    assert with_end(vlm, once).target == once.target
-    assert without_end(vlm, once).target == without_end(vlm, asked()).target == "blue thing"
+    once = with_end_token(vlm, asked())
+    assert once.target == f"blue thing{end_token_text(vlm)}"
+    assert with_end_token(vlm, once).target == once.target
+    assert (
+        without_end_token(vlm, once).target
+        == without_end_token(vlm, asked()).target
+        == "blue thing"
+    )
 
 
 def test_a_model_without_an_end_token_is_refused():
@@ -68,7 +77,7 @@ def test_a_model_without_an_end_token_is_refused():
     model.generation_config.eos_token_id = model.config.get_text_config().eos_token_id = None
     processor.tokenizer.eos_token = None
     with pytest.raises(SetupError, match="end token"):
-        end_text(VLM(model, processor, name="endless"))
+        end_token_text(VLM(model, processor, name="endless"))
 
 
 def test_the_edited_model_stops_after_the_answer(tmp_path):
@@ -105,8 +114,8 @@ def test_every_editor_trains_saves_and_edits_with_it(name, tmp_path):
 def test_the_text_in_front_of_a_question_has_no_end_token(tmp_path):
     vlm = tiny_vlm("llava")
     editor = EDITORS["lte"].train(vlm, samples(4), out=tmp_path, end_token=True, **SMALL["lte"])
-    assert end_text(vlm) not in editor.edit(vlm, asked()).prompt.texts[0]
-    trained = [with_end(vlm, asked())]
+    assert end_token_text(vlm) not in editor.edit(vlm, asked()).prompt.texts[0]
+    trained = [with_end_token(vlm, asked())]
     assert facts_of(vlm, editor.config, trained) == [f"{asked().prompt} blue thing"]
 
 
