@@ -36,9 +36,11 @@ SMALL_ADAPTERS = {
 
 WIDE = 1024  # residual width below which "auto" takes "tuned-small-wide"
 MENDED = "the programs of VisEdit and DualEdit, mended"
+DEFAULT = {"end_token": True}
 DEFAULT_DEVIATIONS = {
     "adapters at the start": "the identity (program: random)",
     "text locality": "in the loss, as in the papers (program: left out)",
+    "end of the answer": "the end token, in what an edit writes (papers and programs: none)",
     "gate": "`learned`; it never reads an answer (papers: `sequence_last`, or none)",
     "validations and checkpoints": "every 500 steps, as in VisEdit's program (DualEdit's: 1,000)",
 }
@@ -56,7 +58,7 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset(MENDED, {}, DEFAULT_DEVIATIONS),
+        "default": Preset(MENDED, DEFAULT, DEFAULT_DEVIATIONS),
         TUNED_SMALL: Preset(TUNED, SMALL_ADAPTERS),
         # No single word shows which words of a phrase belong together, hence the window. An edit
         # over a whole scene cannot spare other questions, which is left to the gate. At the rate

@@ -25,6 +25,7 @@ from editors.adapters import EditAdapter
 from editors.adapters.sites import Site
 from editors.methods.adapter_editor import PROGRAM, SELECTION, AdapterEditor
 from editors.methods.adapter_objective import (
+    DEFAULT,
     DEFAULT_DEVIATIONS,
     MENDED,
     AdapterConfig,
@@ -125,7 +126,7 @@ class VisEditConfig(AdapterConfig):
         **{n: p.with_options(mapper=True) for n, p in AdapterConfig.presets.items()},
         "default": Preset(
             MENDED,
-            {"mapper": True},
+            {**DEFAULT, "mapper": True},
             {
                 **DEFAULT_DEVIATIONS,
                 "steps": "50,000, as in DualEdit's program (VisEdit: 200,000)",

@@ -55,6 +55,7 @@ DECLARED = {
     "steps": "steps",
     "validate_every": "validations and checkpoints",
     "save_every": "validations and checkpoints",
+    "end_token": "end of the answer",
     "mapper_target": "noise of the heatmaps",
     "mapper_query": "heatmap of a generality input",
 }
