@@ -2,8 +2,8 @@
 
 An input that does not open an edit's gate gets the unedited model's answer, bit for bit; it is
 known already. The others are run together, which rounds their logits in another way than beside
-inputs that the edit leaves alone. In half precision that may decide between two tokens: there all
-inputs are run.
+inputs that the edit leaves alone. In half precision that may decide between two tokens: there
+batches are run whole, as they are without a gate.
 
 Where the unedited model's pass over the inputs is kept, the gate reads its states, and the edited
 pass starts with the first layer that the edit changes.
@@ -47,7 +47,7 @@ def edited_answers(
 def _of_rows(vlm: VLM, edit: Any, probes: EncodedProbes) -> list[Edit | None] | None:
     """What answers each probe; None if that is not known before."""
     of_rows = getattr(edit, "of_rows", None)
-    if of_rows is None or vlm.dtype not in EXACT:
+    if of_rows is None:
         return None
     found: list[Edit | None] = []
     for number, batch in enumerate(probes.batches):
@@ -64,9 +64,14 @@ def _answers(vlm: VLM, edit: Edit, probes: EncodedProbes, rows: Sequence[int]) -
     first = first_layer(vlm, edit) if is_causal(edit) and any(probes.kept) else 0
     if first and (found := _resumed(vlm, edit, probes, rows, first)) is not None:
         return found
-    own = probes if len(rows) == len(probes.probes) else probes.only(vlm, rows)
+    places: Sequence[int] = range(len(rows))
+    if vlm.dtype not in EXACT:
+        probes, places = probes.whole_batches(rows)
+    elif len(rows) < len(probes.probes):
+        probes = probes.only(vlm, rows)
     with edit.applied(vlm):
-        return own.answers(vlm, causal=is_causal(edit))
+        found = probes.answers(vlm, causal=is_causal(edit))
+    return [found[place] for place in places]
 
 
 def _resumed(

@@ -96,6 +96,19 @@ class EncodedProbes:
         batches = _encoded(vlm, probes, size) if batch is None else [batch]
         return replace(self, probes=probes, batches=batches)
 
+    def whole_batches(self, rows: Sequence[int]) -> "tuple[EncodedProbes, list[int]]":
+        """The batches with some of the probes, and where in them these probes are."""
+        probes: list[Probe] = []
+        batches, places, start = [], [], 0
+        for batch in self.batches:
+            at = [row - start for row in rows if start <= row < start + batch.size]
+            if at:
+                places += [len(probes) + i for i in at]
+                probes += self.probes[start : start + batch.size]
+                batches.append(batch)
+            start += batch.size
+        return replace(self, probes=probes, batches=batches), places
+
     def answers(self, vlm: VLM, *, causal: bool = False) -> list[Answer]:
         """Return the answers of the model in its current state.
 

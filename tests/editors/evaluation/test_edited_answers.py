@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import tiny_models
 import torch
 from conftest import picture, tiny_vlm
 from planted_editors import HEAD, Nothing, Says, Writes, sample
@@ -10,6 +11,7 @@ from planted_editors import HEAD, Nothing, Says, Writes, sample
 from attrib.data import EditRequest
 from attrib.files import versions
 from attrib.forward.hooks import on_output
+from attrib.model.vlm import VLM
 from editors import IKE, LTE, SERAC
 from editors.base import SequentialEdit, WeightEdit, is_causal
 from editors.evaluation import evaluate, reference_model
@@ -80,6 +82,24 @@ def test_an_edit_of_hidden_states_answers_as_in_a_whole_run(vlm):
     gated = replace(plain, memories=[replace(plain.memories[0], gate=features)], gate=gate)
     assert {e is None for e in gated.of_rows(vlm, probes.batches[0])} == {True, False}
     assert records(edited_answers(vlm, gated, probes, before)) == records(whole(vlm, gated, probes))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("editor", [Says("red"), Writes()], ids=["says", "writes"])
+@pytest.mark.parametrize("batch_size", [16, 3])
+def test_in_half_precision_open_inputs_have_the_bits_of_the_edit_without_a_gate(editor, batch_size):
+    vlm = VLM(*tiny_models.build("llava"))  # not the shared one, whose dtype others rely on
+    vlm.model.bfloat16()
+    one = sample(1, " R")
+    gate, probes = median_gate(vlm, one), EncodedProbes.of(vlm, one, PROTOCOLS, batch_size)
+    before = probes.unedited_answers(vlm)
+    alone = edited_answers(vlm, editor.edit(vlm, one.request), probes, before)
+    edit = GatedEditor(editor, gate).edit(vlm, one.request)
+    chosen = [e for batch in probes.batches for e in edit.of_rows(vlm, batch)]
+    assert {e is None for e in chosen} == {True, False}
+    found = edited_answers(vlm, edit, probes, before)
+    wanted = [old if e is None else new for e, old, new in zip(chosen, before, alone, strict=True)]
+    assert records(found) == records(wanted) != records(before)
 
 
 @pytest.mark.parametrize("kind", [IKE, LTE, SERAC])
