@@ -176,3 +176,51 @@ def test_how_many_of_the_papers_figures_hold():
         *(f"VisEdit, Figure {i}" for i in (1, 7, 8)),
         *(f"DualEdit, Figure {i}" for i in (1, 4)),
     }
+
+
+def part_of(start):
+    """Numbers with their intervals, and the text, of the paragraph on this page that starts so."""
+    text = " ".join(RESULTS.split(start)[1].split("\n\n")[0].split())
+    return re.findall(r"([\d.]+) % \(([\d.]+) - ([\d.]+)\)", text), text
+
+
+def test_neither_editor_meets_both_goals():
+    _, text = part_of("**Neither of the two meets both goals**")
+    tokens, whole, with_end, without, low, high, opened = re.findall(r"[\d.]*\d", text)[:7]
+    known = [
+        {
+            (protocol, metric): float(row["mean"])
+            for (protocol, metric), row in dualedit_scores(folder).items()
+        }
+        for folder in ("dualedit-end-smol-llava", "dualedit-smol-llava")
+    ]
+    generated = [[one["generate", m] for m in ("rel", "t_gen", "v_gen")] for one in known]
+    rephrased = [one["paper", "t_gen"] for one in known]
+    assert all(map(equal, (with_end, without), rephrased))
+    assert equal(low, min(generated[1])) and equal(high, max(generated[1]))
+    met = [
+        (share >= float(tokens), min(answers) >= float(whole))
+        for share, answers in zip(rephrased, generated, strict=True)
+    ]
+    assert met == [(False, True), (True, False)]
+    (gate,) = (
+        float(row["open"]) for row in rows("gates-smol-llava/open.csv")
+        if (row["training_edits"], row["relation"]) == ("2000", "text_generality")
+    )  # fmt: skip
+    assert equal(opened, 100 * gate)
+
+
+def test_ike_on_smol_llava():
+    told, text = part_of("**IKE.** With one")
+    one, four = (rows(f"ike-smol-llava/demonstrations-{count}.csv") for count in (1, 4))
+    wanted = [(one, "ike", "rel"), (one, "unedited", "rel"), (one, "ike", "t_loc"),
+              (one, "ike", "m_loc"), (four, "ike", "rel")]  # fmt: skip
+    for cells, (table, editor, metric) in zip(told, wanted, strict=True):
+        (row,) = (r for r in table if (r["editor"], r["metric"]) == (editor, metric))
+        assert all(map(equal, cells, (float(row[name]) for name in ("mean", "low", "high"))))
+    kinds = {(r["editor"], r["gate"], r["protocol"], r["n"], r["runs"]) for r in (*one, *four)}
+    assert kinds == {(e, g, "paper", "20", "1") for e, g in (("unedited", "-"), ("ike", "ungated"))}
+    assert "are 20 test edits, seed 0, one protocol (`paper`" in text and "no gate" in text
+    assert not re.search(r"cannot learn in context|embedded models do not learn", RESULTS)
+    again = re.search(r"`smol-llava` does: (\d+) % of the tokens of 20 edits", RESULTS)
+    assert again is not None and equal(again[1], float(told[0][0]))
