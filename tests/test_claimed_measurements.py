@@ -187,3 +187,18 @@ def test_costs_on_a_gpu():
     assert all(one in BENCHMARKS for one in device)
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert "only random weights were run, on CPUs and one GPU" in readme
+
+
+def test_of_two_edits_of_one_input_the_newer_holds():
+    path = ROOT / "benchmarks" / "results" / "conflicts.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    counts, text = found["counts"], " ".join(EDITORS.split())
+    num = found["pairs"]
+    part = text.split("`python -m benchmarks.conflicts`")[1].split("Thresholds")[0]
+    assert f"each of {num} test edits" in part and f"all {2 * num} edits" in part
+    wanted = re.findall(r"for (\d+)", part)
+    names = ("the gate picks the newer", "answers as the newer alone")
+    names += ("the older edit's bits after the newer is unlearned",)
+    names += ("the unedited bits after both are",)
+    assert wanted == [str(counts[name]) for name in names]
+    assert counts["the edits change the logits"] == num  # a control

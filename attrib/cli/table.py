@@ -57,7 +57,8 @@ class TableOptions(ModelOptions):
     gate: GateName = option(
         "learned",
         "Gate behind which every editor is scored, besides as it is (ungated; serac with its own "
-        "classifier); fitted once per model, data and seed. none: as they are alone.",
+        "classifier, lte with its retrieval); fitted once per model, data and seed. none: as they "
+        "are alone.",
     )
     gate_layer: int = option(1, "Layer that the gate reads.", ge=0)
     train_split: str | None = option(None, "Part to train on.", shown="train")

@@ -192,7 +192,9 @@ class Scoring:
 def gate_name(editor: MakesEdits) -> str:
     """Name of an editor's gate in tables; it is marked if the gate reads the answer."""
     gate = getattr(editor, "gate", None)
-    name = UNGATED if gate is None else str(getattr(gate, "name", type(gate).__name__))
+    if gate is None:
+        return getattr(editor, "decides_by", UNGATED)
+    name = str(getattr(gate, "name", type(gate).__name__))
     return f"{name} (reads the answer)" if name == LEAKING else name
 
 

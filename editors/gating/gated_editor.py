@@ -147,8 +147,8 @@ class GatedEditor:
 def behind(editor: Any, gate: Gate | None) -> Any:
     """An editor behind a gate, or behind none.
 
-    Editors with a gate of their own, and SERAC with its scope classifier, get the other one in its
-    place.
+    Editors with a gate of their own, SERAC with its scope classifier, and LTE with its retrieval,
+    get the other one in its place.
     """
     if isinstance(editor, GatedEditor):
         editor = editor.editor

@@ -8,7 +8,7 @@ answers, in training and in scores; and the low-rank additions have no dropout.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,8 +18,11 @@ from torch import Tensor
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.model.vlm import VLM
+from editors.adapters.sites import Gate
 from editors.base import Edit
 from editors.context import PromptEdit, fact_of, retrieval
+from editors.gating.gated_editor import GatedEditor
+from editors.gating.gates import UNGATED
 from editors.io import save_tensors
 from editors.methods import baseline_presets
 from editors.methods.lte_objective import AllLayers, LowRank, LTEObjective, facts_of
@@ -43,8 +46,8 @@ class LTEConfig(TrainingConfig, retrieval.RetrievalOptions):
         alpha: Their scale times the rank (published: 16).
         template: The text in front of a question, with "{fact}" for the edit; the short form of
             LiveEdit's code.
-        scope: Which inputs get the text if several edits apply together: "retrieved", those near
-            enough to an edit, or "always" all, the nearest edit's. One edit alone applies to all.
+        scope: Which inputs get the text: "retrieved", those near enough to an edit, or "always"
+            all, the nearest edit's. Behind a gate it is the gate that decides.
         threshold: Lowest cosine at which an edit is near enough; None for the best one on the
             training edits (published: 0.3, with a sentence encoder).
         checkpoint_activations: Keep only the inputs of decoder layers for the backward pass, which
@@ -138,14 +141,25 @@ class LTE(TrainableEditor):
         data = cache_dataset(vlm, [*train, *held_out], first=[], signals=[], roles=roles)
         return LTEObjective(vlm, *data.split(len(train)), config, change)
 
+    @property
+    def decides_by(self) -> str:
+        """What decides which inputs get an edit's text, for tables."""
+        return "retrieval" if self.config.scope == "retrieved" else UNGATED
+
+    def with_gate(self, gate: Gate | None) -> "LTE | GatedEditor":
+        """The same decoder behind a gate in the place of its retrieval; None: the text always."""
+        always = replace(self, config=self.config.changed(scope="always"))
+        return always if gate is None else GatedEditor(always, gate)
+
     def edit(self, vlm: VLM, request: EditRequest) -> LTEEdit:
-        """The edit that puts a request in front of every question; nothing is computed for it."""
+        """The edit that puts a request in front of questions: all, or those near enough to it."""
         del vlm
         text = self.config.template.format(fact=fact_of(request))
-        return LTEEdit(self.change, PromptEdit((text,), (request,)))
+        alone = LTEEdit(self.change, PromptEdit((text,), (request,)))
+        return alone if self.config.scope == "always" else self.merge([alone])
 
     def merge(self, edits: Sequence[Edit]) -> LTEEdit:
-        """Several edits as one: each question gets the nearest edit's text, or none (`scope`)."""
+        """Edits as one: each question gets the nearest edit's text, or none (`scope`)."""
         prompts = [edit.prompt for edit in edits if isinstance(edit, LTEEdit)]
         texts = tuple(text for prompt in prompts for text in prompt.texts)
         facts = tuple(fact for prompt in prompts for fact in prompt.facts)

@@ -1,6 +1,7 @@
 """LTE: untrained it is the text alone; it learns to follow it, and the model keeps its weights."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from attrib.errors import AttribError, SetupError
 from editors.context import PromptEdit, fact_of
 from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum
+from editors.evaluation.scoring import gate_name
+from editors.gating import gated_editor
+from editors.gating.gates import CosineGate
 from editors.methods.lte import LTE
 from editors.methods.lte_objective import LowRank, qkv_projections
 from editors.training.losses import LOCALITY, ROLES
@@ -77,7 +81,7 @@ def test_untrained_it_is_the_plain_model_behind_the_text(llava, tmp_path, parame
     editor = LTE.train(llava, samples(3), out=tmp_path, **quick)
     request, other = samples(2)[0].request, samples(2)[1].visual_locality[0]
     text = f"Fact: {fact_of(request)}\nQ: "
-    edit = editor.edit(llava, request)
+    edit = editor.with_gate(None).edit(llava, request)
     for asked in (request, other):
         plain = logits(llava, asked, PromptEdit((text,)))
         assert torch.equal(logits(llava, asked, edit), plain)
@@ -95,7 +99,7 @@ def test_training_lowers_the_loss_and_an_edit_moves_the_answer(llava, lte):
         found = logits(llava, request, edit)[asked].log_softmax(-1)
         return found.gather(1, batch.labels[asked][:, None]).sum()
 
-    edit = lte[0].edit(llava, request)
+    edit = lte[0].with_gate(None).edit(llava, request)
     assert said(edit) > said(edit.prompt) + 1
     assert edit.num_bytes == len(edit.prompt.texts[0])
 
@@ -146,7 +150,7 @@ def test_locality_is_taught_with_and_without_the_text_against_the_original(llava
         unedited = clean if role in LOCALITY else torch.full_like(clean, torch.nan)
         close = {"atol": 1e-4, "equal_nan": True}  # the request is compared with nothing
         assert torch.allclose(tokens["clean"][at], unedited.repeat(times, 1), **close)
-        edit = lte[0].edit(llava, sample.request)
+        edit = lte[0].with_gate(None).edit(llava, sample.request)
         behind = logits(llava, asked, edit)[labels != -100]
         assert torch.allclose(tokens["logits"][at][: len(gold)], behind, atol=1e-3)
         if times == 2:
@@ -170,12 +174,32 @@ def test_several_edits_are_told_apart_and_far_questions_get_no_text(llava, lte):
             if wanted is not None:
                 alone = logits(llava, request, edits[wanted].prompt)
                 assert torch.allclose(logits(llava, request, both.prompt), alone, atol=1e-3)
-    assert both.num_bytes == sum(e.num_bytes for e in edits) + select.num_bytes
+    texts = sum(len(e.prompt.texts[0].encode()) for e in edits)
+    assert both.num_bytes == texts + select.num_bytes == sum(e.num_bytes for e in edits)
     far = editor.merge(edits)
     object.__setattr__(far.prompt.select, "threshold", 1.1)
     with editor.change.applied(llava):
         without = logits(llava, first)
     assert torch.equal(logits(llava, first, far), without)
+
+
+def test_one_edit_is_retrieved_too_unless_a_gate_decides(llava, lte):
+    editor, (one, other) = lte[0], [sample.request for sample in samples(2)]
+    edit = editor.edit(llava, one)
+    assert len(edit.prompt.texts) == 1 and edit.prompt.select.threshold == editor.threshold
+    always = editor.with_gate(None)
+    assert always.edit(llava, one).prompt.select is None
+    assert (gate_name(editor), gate_name(always)) == ("retrieval", "ungated")
+    with editor.change.applied(llava):
+        plain, behind = logits(llava, other), logits(llava, other, always.edit(llava, one).prompt)
+    for threshold, wanted in ((-1.0, behind), (1.1, plain)):
+        retrieving = replace(editor, threshold=threshold).edit(llava, one)
+        assert torch.allclose(logits(llava, other, retrieving), wanted, atol=1e-3)
+    assert not torch.allclose(plain, behind, atol=1e-2)
+    for threshold in (-1.0, 1.1):  # a gate that is open for all, and one that is for none
+        gated = gated_editor.behind(editor, CosineGate(0, threshold)).edit(llava, one)
+        found, text = logits(llava, other, gated), logits(llava, other, always.edit(llava, one))
+        assert torch.equal(found, text if threshold < 0 else logits(llava, other))
 
 
 def test_what_is_saved_is_what_is_loaded(llava, lte):
