@@ -14,7 +14,8 @@ class BenchmarkOptions(Options):
     )
     disjoint: bool = option(
         False,
-        "Leave out the M-Loc questions that another split of the benchmark has too.",
+        "Leave out the M-Loc questions that another split of the benchmark has too: of what is "
+        "trained on, a gate included, or else of what is scored.",
         panel="Data",
         flags=("--disjoint",),
     )

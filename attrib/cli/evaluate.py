@@ -10,7 +10,7 @@ from typer import Option
 from attrib.cli.benchmark_options import BenchmarkOptions
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.edited import EDITOR
-from attrib.cli.gates import gate_of
+from attrib.cli.gates import gate_of, is_name
 from attrib.cli.outputs import (
     default_folder,
     exit_code_for,
@@ -24,6 +24,7 @@ from attrib.pipeline.options import AnalysisOptions, option
 from attrib.pipeline.source import load_model, load_samples, require_targets
 
 if TYPE_CHECKING:
+    from attrib.data import EditData
     from attrib.model.vlm import VLM
     from attrib.runs import Run
     from editors.base import Mode
@@ -162,7 +163,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     for place in folders.values():
         refuse_foreign(place)  # before the model is loaded
     log(f"evaluate: {folder} on {options.model}, {options.data}, results in {out}")
-    data = require_targets(load_samples(options))
+    data = scored_edits(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
     editor, sources, settings = _editor(options, vlm, folder, out)
@@ -189,6 +190,12 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
         )
         prepared.append((run, scoring))
     return prepared
+
+
+def scored_edits(options: EvaluateOptions) -> "EditData":
+    """The edits to score; whole where `--disjoint` is about those that a gate is fitted to."""
+    whole = {"disjoint": options.disjoint and not is_name(options.gate)}
+    return require_targets(load_samples(options.model_copy(update=whole)))
 
 
 def _editor(

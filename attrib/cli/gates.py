@@ -35,7 +35,7 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
 
     if given == NO_GATE:
         return None, []
-    if given in get_args(GateName):
+    if is_name(given):
         folder = out.with_name(f"{out.name}-gate-{given}")  # beside the run
         if options.dry_run and not folder.exists():
             log(f"gate: {given} would be fitted to training edits; the plan is without it")
@@ -49,6 +49,11 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
         raise AttribError(f"--gate {given}: no such folder, and none of {known}")
     folder = folder / "gate" if (folder / "gate").is_dir() else folder  # of an editor
     return load_gate(folder), [folder]
+
+
+def is_name(given: str | None) -> bool:
+    """Whether a gate is given by name, and so fitted to training edits."""
+    return given != NO_GATE and given in get_args(GateName)
 
 
 def fit_once(
@@ -83,10 +88,9 @@ def training_edits(options: Any) -> "EditData":
     from attrib import data
     from attrib.cli.train import PICTURES
 
-    where: Any = {**reading(options), "limit": options.gate_limit}
-    return data.load(
-        options.data, _training_split(options), **where, need=PICTURES, style=options.style
-    )
+    where: Any = {**reading(options), "limit": options.gate_limit, "need": PICTURES}
+    more: Any = {"style": options.style, "disjoint": options.disjoint}
+    return data.load(options.data, _training_split(options), **where, **more)
 
 
 def _training_split(options: Any) -> str:

@@ -77,6 +77,11 @@ class TableOptions(ModelOptions):
     )
     steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
     protocols: str = option("paper,exact,generate", "When an answer counts as right.")
+    fluency: int = option(
+        0,
+        "Tokens that are generated before and after each edit to measure fluency; 0 for none.",
+        ge=0,
+    )
     out: Path = option(Path("runs/table"), "Folder of editors, scores and tables.")
     dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
 
@@ -110,6 +115,7 @@ def table(options: TableOptions) -> int:
         gate=lambda vlm, job: _gate(vlm, job, options),
         steps=options.steps,
         protocols=tuple(_listed(options.protocols)),
+        fluency=options.fluency,
         options={"limit": options.limit, "dtype": options.dtype, "revision": options.revision},
     )
     run.execute(missing, log)

@@ -15,7 +15,9 @@ from attrib.files import write_text
 from attrib.results import Result
 from editors.evaluation.paired import differences
 from editors.evaluation.tables import (
+    COST_NAMES,
     COST_NOTE,
+    FLUENCY,
     costs,
     markdown_parts,
     markdown_text,
@@ -204,6 +206,7 @@ class Comparison:
                 "bytes stored": f"{row['bytes']:,.0f}",
                 "pass with the edit / without": f"{row['latency']:.2f}",
                 "peak MiB of an edit": _mib(row.get("peak_bytes")),
+                **{COST_NAMES[name]: f"{row[name]:.2f}" for name in FLUENCY if name in row},
                 "CPU in all, min": cpu.get(row["editor"], "-"),
             }
             for row in spent

@@ -100,6 +100,7 @@ class TableRun:
         steps: Optimizer steps; None for the preset's.
         protocols: See `editors.evaluation.protocols`.
         options: Further settings, for the manifests.
+        fluency: Tokens generated before and after each edit to measure fluency; 0 for none.
         batch_size: Inputs per pass of the evaluation.
     """
 
@@ -111,6 +112,7 @@ class TableRun:
     steps: int | None
     protocols: tuple[str, ...]
     options: Mapping[str, Any]
+    fluency: int = 0
     batch_size: int = 16
 
     def execute(self, jobs: Sequence[Job], log: Callable[[str], None]) -> None:
@@ -152,7 +154,8 @@ class TableRun:
         editor = load_editor(folder, reference.vlm)
         if gate is not None:
             editor = behind(editor, load_gate(gate))
-        scoring = Scoring.of(editor, reference, self.protocols, extra=ExtraCosts(peak=True))
+        extra = ExtraCosts(self.fluency, peak=True)
+        scoring = Scoring.of(editor, reference, self.protocols, extra=extra)
         run = prepare_evaluation(
             scoring,
             self.load_data(job, "test"),

@@ -55,8 +55,9 @@ COST_NAMES = {
 KEYS = ["editor", "gate"]
 WHEN = ("before", "after")
 COSTS = ["edit_ms", "bytes", "pass_ms", "edited_pass_ms"]
+FLUENCY = [f"{m}_{w}" for m in ("entropy", "repetition") for w in WHEN]
 # Measured on one edit of a run, or if asked for.
-SOME_COSTS = ["peak_bytes", *(f"{m}_{w}" for m in ("entropy", "repetition") for w in WHEN)]
+SOME_COSTS = ["peak_bytes", *FLUENCY]
 COST_NOTE = (
     "ratio: the time of a pass with the edit over one without, the median over edits. An edit "
     "takes no work away from a pass: a ratio below 1 is the noise of timing on this machine."

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from conftest import picture, save_tiny
 from planted_editors import Leaks, Says
 
 from attrib import cli
+from attrib.cli.evaluate import EvaluateOptions, scored_edits
+from attrib.cli.gates import training_edits
 from attrib.errors import SetupError
 from attrib.results import Result
 from editors import registry
@@ -209,3 +212,23 @@ def test_several_edits_in_sequence_are_a_row_each(run, tmp_path, monkeypatch):
 def test_numbers_of_edits_must_be_numbers(run, numbers):
     code, _, err = run(sequential=numbers)
     assert code == 2 and "expected numbers of edits such as 1,10,100" in err
+
+
+def test_disjoint_is_about_the_edits_that_a_gate_is_fitted_to(there, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(there / "data", folder)
+    rows = json.loads((folder / "vqa" / "vqa_eval.json").read_text())
+    (folder / "vqa" / "vqa_train.json").write_text(json.dumps(rows[:1]))
+    found = {}
+    for gate in (None, "learned", "none"):
+        for disjoint in (False, True):
+            given = {"data": str(folder), "split": "vqa-eval", "gate": gate, "disjoint": disjoint}
+            options = EvaluateOptions(**given)
+            parts = scored_edits(options), training_edits(options)
+            found[gate, disjoint] = [
+                sum(len(sample.visual_locality) for sample in part) for part in parts
+            ]
+    whole = found[None, False]
+    assert whole[0] > 1 and whole[1] == 1 and found["learned", False] == whole
+    assert found["learned", True] == [whole[0], 0]  # what is scored stays whole
+    assert found[None, True][0] == found["none", True][0] == 0

@@ -78,6 +78,7 @@ def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, ther
 
 def test_every_editor_is_scored_as_it_is_and_behind_one_gate(run, there, tmp_path):
     some = [str(x) for x in given(there, "--editors", "ft-l,dualedit", "--gate-layer", 0)]
+    some += ["--fluency", "4"]
     some[some.index("--gate") + 1] = "prompt_last"
     code, _, err = run(*some)
     assert code == 0, err
@@ -90,6 +91,7 @@ def test_every_editor_is_scored_as_it_is_and_behind_one_gate(run, there, tmp_pat
     assert len(differences.query("metric == 'avg'")) == 6  # pairs of four
     text = (folder / "table.md").read_text()
     assert "Paired differences" in text and "Holm" in text and "peak MiB of an edit" in text
+    assert "repetition after" in text and "n-gram entropy before" in text
     code, _, err = run(*some)
     assert "table: 2 editors, 0 of them to be scored" in err
     code, _, err = run(*some, "--seeds", 2)
