@@ -154,7 +154,10 @@ def _encode(vlm: "VLM", questions: "list[Question]") -> None:
 
 
 def _edit_rows(options: EditOptions, vlm: "VLM", editor: Any, data: "EditData") -> int:
-    """Edit row by row; rows that cannot be used are named and counted, and the others go on."""
+    """Edit row by row; rows that cannot be used are named and counted, and the others go on.
+
+    An edit is taken if the answer begins with the target: what may follow is for `attrib evaluate`.
+    """
     from attrib.data import Quarantined
     from editors.evaluation.protocols import begins_with_target
 

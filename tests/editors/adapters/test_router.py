@@ -8,7 +8,9 @@ from torch.testing import assert_close
 
 from attrib.errors import AttribError
 from attrib.forward.hooks import read
+from editors.adapters.edit_signal import EditSignal
 from editors.adapters.router import HiddenEdit
+from editors.adapters.sites import MemoryEntry, select_signals
 from editors.base import WeightEdit
 from editors.training.prefix import prefix_states
 
@@ -167,3 +169,14 @@ def test_an_edit_of_another_models_weights_is_refused():
         WeightEdit({"nowhere": torch.zeros(1)}).applied(tiny_vlm("llava")),
     ):
         pass
+
+
+def test_only_the_edits_that_were_picked_are_padded():
+    lengths = (3, 90, 5, 1)
+    memories = [
+        MemoryEntry(None, {"text-1": EditSignal(torch.full((n, 2), 1.0 * n), torch.zeros(2))}, {})
+        for n in lengths
+    ]
+    signals = select_signals(memories, "text-1", torch.tensor([2, 0, 2]))
+    assert signals.states.shape == (3, 5, 2) and signals.real.sum(1).tolist() == [5, 3, 5]
+    assert signals.states[signals.real].unique().tolist() == [3.0, 5.0]
