@@ -216,4 +216,7 @@ FIGURE = Figure(
     draw=draw,
     verdict=verdict,
     alt=alt,
+    published=(
+        "words get far more attention; the peaks of both are in shallow layers, not in the same"
+    ),
 )

@@ -171,4 +171,7 @@ FIGURE = Figure(
     draw=draw,
     verdict=verdict,
     alt=alt,
+    published=(
+        "the important layers of words and of visual tokens differ; the two effects do not add up"
+    ),
 )

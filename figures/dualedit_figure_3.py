@@ -81,6 +81,7 @@ FIGURE = Figure(
     draw_editor,
     verdict,
     alt,
+    published="one adapter for each modality, and one gate for both",
 )
 
 

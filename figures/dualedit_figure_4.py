@@ -112,6 +112,7 @@ FIGURE = Figure(
     draw,
     verdict,
     alt,
+    published="the last token's cosine separates an edit from other inputs, mean states do not",
 )
 
 

@@ -18,8 +18,10 @@ _HEAD = (
     "",
     "`python -m figures` draws all of them from the numbers in `data/`, always the same bytes;",
     "`python -m figures NAME --measure` measures the numbers first. Each figure has a notebook in",
-    "`../notebooks/`. A verdict applies to the model and data named beside it and is computed",
-    "from the numbers.",
+    "`../notebooks/`. *Published* is what the paper states of its models of 2.7 and 7 billion",
+    "parameters, which were not run here. A verdict says whether that holds in the model and data",
+    "named beside it (in the column *Verdict* those of the figure's section) and is computed from",
+    "the numbers.",
     "",
 )
 
@@ -54,7 +56,7 @@ def write_index(
             are in the subfolder of its name.
     """
     others = others or {}
-    columns = ["Figure", "Shows", "Verdict", *(f"on {model}" for model in others)]
+    columns = ["Figure", "Shows", "Published", "Verdict", *(f"on {model}" for model in others)]
     head: list[str] = [*_HEAD, _row(columns), _row(["---"] * len(columns))]
     sections: list[str] = []
     for name, measured in results.items():
@@ -62,7 +64,8 @@ def write_index(
         verdict, also = figure.verdict(measured), _verdicts(figure, others)
         title = figure.title.replace("|", "\\|")
         words = [also[model].word if model in also else "not measured" for model in others]
-        head.append(_row([f"[{figure.source}](#{_anchor(figure)})", title, verdict.word, *words]))
+        link = f"[{figure.source}](#{_anchor(figure)})"
+        head.append(_row([link, title, figure.published, verdict.word, *words]))
         sections += _section(figure, measured.about, verdict.text, figure.alt(measured))
         for model, found in also.items():
             sections += _other_model(figure, model, others[model][name].about, found.text)

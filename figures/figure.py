@@ -148,6 +148,7 @@ class Figure:
         draw: Draws the numbers; call `render`, which also sets the style.
         verdict: Decides whether the claim holds in these numbers.
         alt: Describes the drawing in words.
+        published: The claim in a few words, for a column beside the verdicts.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Figure:
     draw: Callable[[Measured, Style], "Drawing"]
     verdict: Callable[[Measured], Verdict]
     alt: Callable[[Measured], str]
+    published: str
 
     def render(self, measured: Measured, style: Style = DEFAULT) -> "Drawing":
         """Draw the numbers in a style."""

@@ -117,4 +117,5 @@ FIGURE = Figure(
     draw=draw,
     verdict=verdict,
     alt=alt,
+    published="deep layers contribute far more, and read the object that the prompt is about",
 )

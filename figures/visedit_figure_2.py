@@ -47,4 +47,5 @@ FIGURE = Figure(
     draw_editor,
     verdict,
     alt,
+    published="one adapter on visual states, scaled by an influence mapper; no gate",
 )

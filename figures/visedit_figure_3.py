@@ -122,6 +122,7 @@ FIGURE = Figure(
     draw,
     verdict,
     alt,
+    published="the mapper picks out what the edit's prompt is about",
 )
 
 

@@ -112,6 +112,7 @@ FIGURE = Figure(
     draw,
     verdict,
     alt,
+    published="the answers change, the part of the picture that is read does not",
 )
 
 

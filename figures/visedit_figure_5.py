@@ -110,4 +110,5 @@ FIGURE = Figure(
     draw=draw,
     verdict=verdict,
     alt=alt,
+    published="deep layers contribute more in BLIP2-OPT and MiniGPT-4, too",
 )

@@ -127,4 +127,5 @@ FIGURE = Figure(
     draw=draw,
     verdict=verdict,
     alt=alt,
+    published="an order of magnitude smaller, larger in the last few layers alone",
 )

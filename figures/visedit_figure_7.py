@@ -113,4 +113,5 @@ FIGURE = Figure(
     draw=draw,
     verdict=verdict,
     alt=alt,
+    published="no clear meaning in shallow layers; in deep ones what the prompt asks for",
 )

@@ -119,6 +119,7 @@ FIGURE = Figure(
     draw,
     verdict,
     alt,
+    published="the mapper picks the visual tokens that the prompt is about",
 )
 
 

@@ -119,6 +119,7 @@ FIGURE = Figure(
     draw,
     verdict,
     alt,
+    published="the answers change, the parts that contribute most do not",
 )
 
 

@@ -158,7 +158,7 @@ def test_how_many_of_the_papers_figures_hold():
     page = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     table = [line.split(" | ") for line in page.splitlines() if line.startswith("| [")]
     words = {
-        re.sub(r"\].*", "", cells[0].strip("| [")): (cells[2], cells[3].strip(" |"))
+        re.sub(r"\].*", "", cells[0].strip("| [")): (cells[3], cells[4].strip(" |"))
         for cells in table
     }
     tiny, smol = ([pair[i] for pair in words.values()] for i in (0, 1))

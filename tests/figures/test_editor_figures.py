@@ -1,5 +1,6 @@
 """Figures of editors: they say what a live editor is, and their verdicts follow the numbers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from committed_figures import FIGURES, FOLDERS, committed
 from conftest import picture, tiny_vlm
 
 from attrib.data.samples import EditData, EditRequest, EditSample
@@ -187,6 +189,19 @@ def test_the_grid_is_judged_by_the_pair_as_deep_as_the_papers():
     assert ((cells["low"] < cells["value"]) & (cells["value"] < cells["high"])).all()
     missing = replace(grid((2, 1)), tables={"cells": cells[cells["text"] != 5]})
     assert verdict(missing).holds is None
+
+
+@pytest.mark.parametrize("model", FOLDERS)
+def test_the_committed_cells_are_those_of_the_committed_grid(model):
+    measured = committed("dualedit_figure_5", model)
+    folder = FIGURES / "tables" / f"grid-{model}"
+    edits = measured.about["test_edits"]
+    cells = cell_table(choose_gate(pd.read_csv(folder / "grid.csv"))[1], edits)
+    kept = measured.tables["cells"]
+    pd.testing.assert_frame_equal(kept, cells[[*kept]], check_dtype=False, rtol=1e-4)
+    if (folder / "grid.json").is_file():
+        made = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
+        assert (made["command"], made["test_edits"]) == (measured.about["grid"], edits)
 
 
 def test_cells_that_were_not_trained_stay_empty():

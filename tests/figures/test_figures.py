@@ -90,6 +90,7 @@ def test_every_figure_says_what_it_claims_shows_and_finds(name, model):
     figure, measured = judged(name, model), committed(name, model)
     verdict, alt = figure.verdict(measured), figure.alt(measured)
     assert len(figure.claim) > 40 and figure.title and "Figure" in figure.source
+    assert 40 < len(figure.published) < 90 and "|" not in figure.published
     assert re.search(r"\d", alt) and "\n" not in alt
     assert re.search(r"\d", verdict.statistic) and verdict.text.startswith(verdict.word)
     assert measured.about["n"] > 0 and name in measured.about["command"]
@@ -111,6 +112,7 @@ def test_the_index_is_made_of_the_committed_numbers(tmp_path, monkeypatch):
     assert page == (FIGURES / "README.md").read_text(encoding="utf-8")
     for name in names():
         assert f"({name}.svg)" in page and find(name).claim in page
+        assert f"| {find(name).title} | {find(name).published} | " in page
 
 
 def test_figures_of_another_model_get_a_column_and_a_section(tmp_path):
@@ -121,7 +123,7 @@ def test_figures_of_another_model_get_a_column_and_a_section(tmp_path):
     head, first, second = (
         line for line in page.splitlines() if line.startswith("| ") and "---" not in line
     )
-    assert head == "| Figure | Shows | Verdict | on other-llava |"
+    assert head == "| Figure | Shows | Published | Verdict | on other-llava |"
     assert first.endswith("| not measured |") and second.endswith("| holds here | holds here |")
     assert page.count("**On other-llava**") == 1 and f"(n = {EXAMPLES})" in page
     assert "(other-llava/dualedit_figure_2.svg)" in page and "measured by `again`" in page
