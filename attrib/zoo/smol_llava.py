@@ -35,6 +35,7 @@ from attrib.model.assembly import (
     make_processor,
     read_tokenizer,
 )
+from attrib.zoo.fetching import HUB
 from attrib.zoo.text_projection import effective, plain_name
 
 RANK = 12
@@ -74,6 +75,7 @@ def _config(language: Path, tokenizer: Any, vision: Any) -> LlavaConfig:
     text.bos_token_id = tokenizer.bos_token_id
     text.vocab_size = len(tokenizer)
     text.dtype = torch.float32  # the files have bfloat16
+    text.name_or_path = HUB  # what it is, not where it lies
     return LlavaConfig(
         vision_config=vision,
         text_config=text,

@@ -98,6 +98,7 @@ def test_an_assembled_model_is_the_trained_one_with_its_additions(language, tmp_
     assert (trained.logits(trained.encode(*given)) - ours).abs().max() > 0.1
     names = {name for name, _ in vlm.model.named_parameters()}
     assert not {name for name in names if "lora" in name}  # merged
+    assert str(tmp_path) not in (tmp_path / "made" / "config.json").read_text()
     plain = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
     rows = vlm.model.get_input_embeddings().weight
     assert torch.equal(rows[:-1], plain.get_input_embeddings().weight)
