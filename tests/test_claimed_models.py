@@ -5,6 +5,9 @@ import re
 
 from claimed import ROOT, equal, shown
 
+from attrib.zoo.__main__ import write_card
+from benchmarks.smol_llava.card import PUBLISHED
+
 CARDS = ROOT / "attrib" / "zoo" / "weights"
 NAMES = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "smol-llava")
 MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
@@ -122,3 +125,54 @@ def test_how_smol_llava_was_trained():
     assert f"seed 1, {later} steps, {minutes} minutes on one CPU core" in page
     (asked,) = re.findall(r"SmolLM2's answers to (\d+) everyday questions", TEXT)
     assert f"{asked} questions: " in log
+
+
+def test_smol_llava_beside_what_is_published():
+    figures = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    found = {part.partition("\n")[0]: part.split("**On smol-llava**")[1]
+             for part in figures.split("\n## ")[1:]}  # fmt: skip
+
+    def numbers(figure, pattern):
+        told = re.search(pattern, found[figure])
+        assert told is not None, (figure, pattern)
+        return told.groups()
+
+    words, visual = numbers(
+        "DualEdit, Figure 2", r"layer (\d+) for words and in layer (\d+) for vis"
+    )
+    (times,) = numbers("DualEdit, Figure 2", r"moves it (\S+) times")
+    shallow, deep = numbers(
+        "VisEdit, Figure 1", r"contributes (\S+) on average, .*? second (\S+) \("
+    )
+    more, top = numbers("DualEdit, Figure 1", r"gets (\S+) more .*? get (\S+) times the mean")
+    peaks = numbers("DualEdit, Figure 1", r"layer (\d+) for words and (\d+) for visual")
+    depth = r"([\d.]+) \[[^]]*\], n = 83 in \w+ layers \((\S+)\)"
+    hits = re.findall(depth, found["VisEdit, Figure 7"])
+    wide, narrow = hits[:3], [share for share, _ in hits[3:]]
+    row = (
+        f"most in layer {words} for words, in layer {visual} for visual tokens; both together "
+        f"{times} times the sum |",
+        f"{shallow} a module in the first half of the layers, {deep} in the second |",
+        f"words get {more} more; the 3 most attended visual tokens {top} times the mean; "
+        f"the peaks are in layers {peaks[0]} and {peaks[1]} |",
+        f"in {wide[0][0]} (layers {wide[0][1]}), {wide[1][0]} ({wide[1][1]}) and {wide[2][0]} "
+        f"({wide[2][1]}), chance 0.11; with noise of 0.1 instead of 3 std "
+        f"{narrow[0]}, {narrow[1]} and {narrow[2]} |",
+    )
+    page = (CARDS / "smol-llava" / "README.md").read_text(encoding="utf-8")
+    assert PUBLISHED in page and not [cell for cell in row if cell not in page]
+    told_again = told(
+        r"here (\S+) a module in the first half and (\S+) in .*?; here layer (\d+) and layer "
+        r"(\d+), and (\S+) times .*?, in layers (\d+) and (\d+) here\. .*? in (\d+) % of layers "
+        r"18 to 29 with the paper's noise, in (\d+) % with a thirtieth"
+    )
+    assert told_again[:7] == (shallow, deep, words, visual, times, *peaks)
+    assert all(map(equal, told_again[7:], (100 * float(hits[i][0]) for i in (2, 5))))
+
+
+def test_the_card_of_smol_llava_is_made_of_what_lies_beside_it(tmp_path):
+    facts = json.loads((CARDS / "smol-llava" / "measured.json").read_text(encoding="utf-8"))
+    write_card(tmp_path, facts)
+    for name in ("README.md", "measured.json"):
+        committed = CARDS / "smol-llava" / name
+        assert (tmp_path / name).read_text() == committed.read_text(), name
