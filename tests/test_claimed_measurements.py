@@ -202,3 +202,15 @@ def test_of_two_edits_of_one_input_the_newer_holds():
     names += ("the unedited bits after both are",)
     assert wanted == [str(counts[name]) for name in names]
     assert counts["the edits change the logits"] == num  # a control
+
+
+def test_gates_by_seed():
+    found = {
+        (r["seed"], r["input"]): float(r["open"]) for r in rows("one-gate-tiny-llava/gates.csv")
+    }
+    part = " ".join(EDITORS.split("Gates differ by seed:")[1].split("Other")[0].split())
+    numbers = re.findall(r"\d+\.\d|100(?= and)|\b300\b", part)
+    kinds = ("text_generality", "frame", "same_image_same_kind")
+    wanted = [found[str(seed), kind] for kind in kinds for seed in range(3)]
+    assert int(numbers[0]) == 300 and all(map(equal, numbers[1:], wanted))
+    assert len(numbers) == 1 + len(wanted)
