@@ -1,0 +1,89 @@
+"""Ten editors behind one gate in docs/results.md: every number is that of the committed table."""
+
+import json
+import re
+
+from claimed import EDITORS as EDITORS_PAGE
+from claimed import FIVE, RESULTS, ROOT, equal, rows, scores, shown
+
+from editors import EDITORS
+
+TABLE = "one-gate-tiny-llava"
+REFERENCE = ("dualedit", "learned")
+ONCE = {(editor, "ungated") for editor, kind in EDITORS.items() if not kind.is_trained}
+PART = " ".join(RESULTS.split("### Ten editors behind one gate")[1].split("\n### ")[0].split())
+
+
+def differences():
+    """Average minus that of DualEdit behind the gate, its interval, and p after Holm."""
+    found = {}
+    for row in rows(f"{TABLE}/differences.csv"):
+        one, other = ((row[a], row[b]) for a, b in (("editor", "gate"), ("other", "other_gate")))
+        ends = [float(row[name]) for name in ("difference", "low", "high")]
+        if row["metric"] != "avg" or REFERENCE not in (one, other):
+            continue
+        if one == REFERENCE:
+            one, ends = other, [-ends[0], -ends[2], -ends[1]]
+        found[one, row["protocol"]] = [*ends, float(row["p_holm"])]
+    return found
+
+
+def test_scores_and_differences():
+    known = {
+        protocol: scores(f"{TABLE}/scores.csv", protocol) for protocol in ("paper", "generate")
+    }
+    own = {e: g for e, g, _ in known["paper"] if g not in ("learned", "-")}
+    apart, lines = differences(), shown(RESULTS, "editor | as it is")
+    assert {line[0] for line in lines} == set(own) == set(EDITORS)
+    order = [known["generate"][line[0], "learned", "avg"][0] for line in lines]
+    assert order == sorted(order, reverse=True)
+    for editor, *cells in lines:
+        for gate, cell in zip((own[editor], "learned"), cells[:2], strict=True):
+            for metric, part in zip(FIVE, cell.split(" / "), strict=True):
+                assert equal(part, known["paper"][editor, gate, metric][0]), (editor, gate, metric)
+        for protocol, mean, apart_from in zip(known, cells[2::2], cells[3::2], strict=True):
+            assert equal(mean, known[protocol][editor, "learned", "avg"][0]), (editor, protocol)
+            if (editor, "learned") == REFERENCE:
+                assert apart_from == ""
+                continue
+            told = re.findall(r"[-+][\d.]+", apart_from)
+            assert all(map(equal, told, apart[(editor, "learned"), protocol])), (editor, protocol)
+
+
+def test_the_order_that_the_page_tells():
+    known = {
+        protocol: scores(f"{TABLE}/scores.csv", protocol) for protocol in ("paper", "generate")
+    }
+    by = {
+        protocol: sorted(EDITORS, key=lambda e: -found[e, "learned", "avg"][0])
+        for protocol, found in known.items()
+    }
+    assert by["paper"][0] == "serac" and by["generate"].index("serac") > 6
+    assert by["generate"][:2] == ["ft-l", "ke"]
+    low, high = differences()[("ft-v", "learned"), "generate"][1:3]
+    assert low < 0 < high  # level with DualEdit
+    for found in known.values():
+        for metric in ("t_loc", "m_loc"):
+            assert all(equal("100", found[e, "learned", metric][0]) for e in EDITORS)
+    own, gated = (known["paper"]["lte", gate, "t_gen"][0] for gate in ("retrieval", "learned"))
+    assert own < gated - 10 and known["paper"]["ike", "learned", "rel"][0] < 10
+
+
+def test_seeds_and_comparisons():
+    runs = {
+        (r["editor"], r["gate"]): int(r["runs"])
+        for r in rows(f"{TABLE}/scores.csv")
+        if r["editor"] != "unedited"
+    }
+    assert {key for key, num in runs.items() if num == 1 and key[0] != "lte"} == ONCE
+    assert {num for key, num in runs.items() if key[0] != "lte" and key not in ONCE} == {3}
+    assert f"LTE has {runs['lte', 'learned']} seed" in PART
+    assert f"over all {len(rows(f'{TABLE}/differences.csv')):,} comparisons" in PART
+
+
+def test_what_the_table_cost():
+    about = json.loads((ROOT / "figures" / "tables" / TABLE / "about.json").read_text("utf-8"))
+    hours = sum(sum(one.values()) for one in about["seconds"].values() if isinstance(one, dict))
+    (told,) = re.findall(r"took ([\d.]+) CPU hours for all ten", EDITORS_PAGE)
+    assert equal(told, hours / 3600)
+    assert {name.split(", ")[0] for name in about["seconds"]} == set(EDITORS)
