@@ -196,7 +196,9 @@ def test_of_two_edits_of_one_input_the_newer_holds():
     num = found["pairs"]
     part = text.split("`python -m benchmarks.conflicts`")[1].split("Thresholds")[0]
     assert f"each of {num} test edits" in part and f"all {2 * num} edits" in part
-    wanted = re.findall(r"for (\d+)", part)
+    (told,) = re.findall(r"\(the new target for (\d+)\)", part)
+    assert int(told) == counts["answers with the newer target"]
+    wanted = re.findall(r"for (\d+)", part.replace(f"(the new target for {told})", ""))
     names = ("the gate picks the newer", "answers as the newer alone")
     names += ("the older edit's bits after the newer is unlearned",)
     names += ("the unedited bits after both are",)

@@ -10,7 +10,7 @@ from typer import Option
 from attrib.cli.benchmark_options import BenchmarkOptions
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.edited import EDITOR
-from attrib.cli.gates import gate_of, is_name
+from attrib.cli.gates import gate_of, is_gate_name
 from attrib.cli.outputs import (
     default_folder,
     exit_code_for,
@@ -194,7 +194,7 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
 
 def scored_edits(options: EvaluateOptions) -> "EditData":
     """The edits to score; whole where `--disjoint` is about those that a gate is fitted to."""
-    whole = {"disjoint": options.disjoint and not is_name(options.gate)}
+    whole = {"disjoint": options.disjoint and not is_gate_name(options.gate)}
     return require_targets(load_samples(options.model_copy(update=whole)))
 
 

@@ -35,7 +35,7 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
 
     if given == NO_GATE:
         return None, []
-    if is_name(given):
+    if is_gate_name(given):
         folder = out.with_name(f"{out.name}-gate-{given}")  # beside the run
         if options.dry_run and not folder.exists():
             log(f"gate: {given} would be fitted to training edits; the plan is without it")
@@ -51,7 +51,7 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
     return load_gate(folder), [folder]
 
 
-def is_name(given: str | None) -> bool:
+def is_gate_name(given: str | None) -> bool:
     """Whether a gate is given by name, and so fitted to training edits."""
     return given != NO_GATE and given in get_args(GateName)
 

@@ -78,15 +78,13 @@ def _resumed(
     vlm: VLM, edit: Edit, probes: EncodedProbes, rows: Sequence[int], first: int
 ) -> list[Answer] | None:
     """The same from the kept passes; None if one is missing, or its examples have no batch."""
-    runs, start = [], 0
-    for batch, kept in zip(probes.batches, probes.kept, strict=True):
-        at = [row - start for row in rows if start <= row < start + batch.size]
-        own = batch if len(at) == batch.size else batch.only(at) if at else None
-        if at and (own is None or kept is None):
+    runs = []
+    for number, at, all_probes in probes.by_batch(rows):
+        batch, kept = probes.batches[number], probes.kept[number]
+        own = batch if len(at) == batch.size else batch.only(at)
+        if own is None or kept is None:
             return None
-        if at:
-            runs.append((kept, own, at, [probes.probes[start + row] for row in at]))
-        start += batch.size
+        runs.append((kept, own, at, [all_probes[row] for row in at]))
     with edit.applied(vlm):
         return [
             answer

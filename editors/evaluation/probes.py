@@ -1,6 +1,6 @@
 """What one edit is evaluated on, as batches, and the answers of a model to it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float, Int
@@ -96,17 +96,23 @@ class EncodedProbes:
         batches = _encoded(vlm, probes, size) if batch is None else [batch]
         return replace(self, probes=probes, batches=batches)
 
+    def by_batch(self, rows: Sequence[int]) -> Iterator[tuple[int, list[int], list[Probe]]]:
+        """Of each batch with some of the probes: its number, their rows in it, all its probes."""
+        start = 0
+        for number, batch in enumerate(self.batches):
+            stop = start + batch.size
+            if at := [row - start for row in rows if start <= row < stop]:
+                yield number, at, self.probes[start:stop]
+            start = stop
+
     def whole_batches(self, rows: Sequence[int]) -> "tuple[EncodedProbes, list[int]]":
         """The batches with some of the probes, and where in them these probes are."""
         probes: list[Probe] = []
-        batches, places, start = [], [], 0
-        for batch in self.batches:
-            at = [row - start for row in rows if start <= row < start + batch.size]
-            if at:
-                places += [len(probes) + i for i in at]
-                probes += self.probes[start : start + batch.size]
-                batches.append(batch)
-            start += batch.size
+        batches, places = [], []
+        for number, at, some in self.by_batch(rows):
+            places += [len(probes) + i for i in at]
+            probes += some
+            batches.append(self.batches[number])
         return replace(self, probes=probes, batches=batches), places
 
     def answers(self, vlm: VLM, *, causal: bool = False) -> list[Answer]:

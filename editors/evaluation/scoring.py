@@ -193,7 +193,7 @@ def gate_name(editor: MakesEdits) -> str:
     """Name of an editor's gate in tables; it is marked if the gate reads the answer."""
     gate = getattr(editor, "gate", None)
     if gate is None:
-        return getattr(editor, "decides_by", UNGATED)
+        return getattr(editor, "gate_name", UNGATED)
     name = str(getattr(gate, "name", type(gate).__name__))
     return f"{name} (reads the answer)" if name == LEAKING else name
 

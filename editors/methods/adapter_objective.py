@@ -36,7 +36,7 @@ SMALL_ADAPTERS = {
 
 WIDE = 1024  # residual width below which "auto" takes "tuned-small-wide"
 MENDED = "the programs of VisEdit and DualEdit, mended"
-DEFAULT = {"end_token": True}
+DEFAULT_OPTIONS = {"end_token": True}
 DEFAULT_DEVIATIONS = {
     "adapters at the start": "the identity (program: random)",
     "text locality": "in the loss, as in the papers (program: left out)",
@@ -58,7 +58,7 @@ class AdapterConfig(TrainingConfig, AdapterOptions):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset(MENDED, DEFAULT, DEFAULT_DEVIATIONS),
+        "default": Preset(MENDED, DEFAULT_OPTIONS, DEFAULT_DEVIATIONS),
         TUNED_SMALL: Preset(TUNED, SMALL_ADAPTERS),
         # No single word shows which words of a phrase belong together, hence the window. An edit
         # over a whole scene cannot spare other questions, which is left to the gate. At the rate

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -142,8 +144,8 @@ class LTE(TrainableEditor):
         return LTEObjective(vlm, *data.split(len(train)), config, change)
 
     @property
-    def decides_by(self) -> str:
-        """What decides which inputs get an edit's text, for tables."""
+    def gate_name(self) -> str:
+        """Name in tables of what selects the inputs that get an edit's text."""
         return "retrieval" if self.config.scope == "retrieved" else UNGATED
 
     def with_gate(self, gate: Gate | None) -> "LTE | GatedEditor":
@@ -163,11 +165,20 @@ class LTE(TrainableEditor):
         prompts = [edit.prompt for edit in edits if isinstance(edit, LTEEdit)]
         texts = tuple(text for prompt in prompts for text in prompt.texts)
         facts = tuple(fact for prompt in prompts for fact in prompt.facts)
-        with self.change.applied(self.vlm):
-            keys = self.encoder([fact_of(fact) for fact in facts])
+        known = [
+            prompt.select.keys
+            for prompt in prompts
+            if isinstance(prompt.select, retrieval.NearestText)
+        ]
+        keys = torch.cat(known) if len(known) == len(prompts) else self._keys(facts)
         lowest = self.threshold if self.config.scope == "retrieved" else -1.0
         select = retrieval.NearestText(self.encoder, keys, lowest)
         return LTEEdit(self.change, PromptEdit(texts, facts, select))
+
+    def _keys(self, facts: Sequence[EditRequest]) -> Float[Tensor, "fact width"]:
+        """What prompts are compared with, encoded by the changed decoder."""
+        with self.change.applied(self.vlm):
+            return self.encoder([fact_of(fact) for fact in facts])
 
     @property
     def tensors(self) -> dict[str, Tensor]:

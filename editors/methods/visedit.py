@@ -25,8 +25,8 @@ from editors.adapters import EditAdapter
 from editors.adapters.sites import Site
 from editors.methods.adapter_editor import PROGRAM, SELECTION, AdapterEditor
 from editors.methods.adapter_objective import (
-    DEFAULT,
     DEFAULT_DEVIATIONS,
+    DEFAULT_OPTIONS,
     MENDED,
     AdapterConfig,
     AdapterObjective,
@@ -126,7 +126,7 @@ class VisEditConfig(AdapterConfig):
         **{n: p.with_options(mapper=True) for n, p in AdapterConfig.presets.items()},
         "default": Preset(
             MENDED,
-            {**DEFAULT, "mapper": True},
+            {**DEFAULT_OPTIONS, "mapper": True},
             {
                 **DEFAULT_DEVIATIONS,
                 "steps": "50,000, as in DualEdit's program (VisEdit: 200,000)",

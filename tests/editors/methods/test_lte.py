@@ -165,6 +165,7 @@ def test_several_edits_are_told_apart_and_far_questions_get_no_text(llava, lte):
     edits = [editor.edit(llava, r) for r in (first, second)]
     both = editor.merge(edits)
     select = both.prompt.select
+    assert torch.equal(select.keys, torch.cat([e.prompt.select.keys for e in edits]))
     with editor.change.applied(llava):
         for request in (first, second):
             asked = editor.encoder([request.prompt])
