@@ -15,8 +15,8 @@ from attrib.stats import clustered_interval
 from benchmarks.harness import compare, ratio
 from editors.base import Edit, WeightEdit, edit_all
 from editors.context import PromptStarts
+from editors.evaluation.metrics import FIVE, scores_of
 from editors.evaluation.probes import EncodedProbes
-from editors.evaluation.scoring import FIVE, scores_of
 
 PROTOCOL = "paper"
 INPUTS = 16  # in a pass

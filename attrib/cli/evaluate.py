@@ -10,7 +10,7 @@ from typer import Option
 from attrib.cli.benchmark_options import BenchmarkOptions
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.edited import EDITOR
-from attrib.cli.gates import gate_of, is_gate_name
+from attrib.cli.gates import NO_GATE, gate_of, is_gate_name
 from attrib.cli.outputs import (
     default_folder,
     exit_code_for,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from attrib.data import EditData
     from attrib.model.vlm import VLM
     from attrib.runs import Run
+    from editors.adapters.sites import Gate
     from editors.base import Mode
     from editors.evaluation.scoring import Scoring
 
@@ -51,6 +52,12 @@ class EvaluateOptions(BenchmarkOptions, AnalysisOptions):
         "or none.",
         panel=PANEL,
         shown="the editor's own",
+    )
+    both: bool = option(
+        False,
+        "Score the editor without the gate too, from the same passes: the gate decides which "
+        "answers hold.",
+        panel=PANEL,
     )
     gate_layer: int = option(1, "Layer that a fitted gate reads.", panel=PANEL, ge=0)
     gate_limit: int | None = option(
@@ -155,6 +162,8 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     rank = Rank.from_environment()
     if options.at_once and options.sequential:
         raise AttribError("--at-once: edits are held at once or made in sequence, not both")
+    if options.both and options.gate in (None, NO_GATE):
+        raise AttribError("--both: give the gate behind which edits are scored too, with --gate")
     mode: Mode = "sequential" if options.sequential else "batch"
     given = options.sequential or options.at_once
     numbers = [int(n) for n in (given or "1").split(",")]
@@ -166,14 +175,14 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     data = scored_edits(options)
     vlm = load_model(options.model_copy(update={"device": rank.device(options.device)}))
     protocols = tuple(options.protocols.split(","))
-    editor, sources, settings = _editor(options, vlm, folder, out)
+    editor, behind, sources, settings = _editor(options, vlm, folder, out)
     answers = options.answers or out.parent / "unedited"
     reference = ReferenceModel(vlm, protocols, options.batch_size or 16, answers)
     extra = ExtraCosts(options.fluency, options.peak_memory)
     prepared = []
     for number, place in folders.items():
         groups = Groups(list(data), number, mode) if given else None
-        scoring = Scoring.of(editor, reference, protocols, options.label, groups, extra)
+        scoring = Scoring.of(editor, reference, protocols, options.label, groups, extra, behind)
         run = prepare_evaluation(
             scoring,
             data,
@@ -200,10 +209,12 @@ def scored_edits(options: EvaluateOptions) -> "EditData":
 
 def _editor(
     options: EvaluateOptions, vlm: "VLM", given: Path, out: Path
-) -> tuple[Any, list[Path], dict[str, Any]]:
-    """The editor behind its gate, the folders that identify both, and what else does.
+) -> "tuple[Any, Gate | None, list[Path], dict[str, Any]]":
+    """The editor, behind its gate; what identifies it; and a gate to score it behind as well.
 
-    An editor without files is identified by its settings.
+    Returns:
+        The editor; the gate that it is scored behind too, with `--both`; the folders that identify
+        them; and settings that do, those of an editor without files.
     """
     from editors.gating.gated_editor import behind
     from editors.registry import editor_folder, load_editor
@@ -213,6 +224,9 @@ def _editor(
     own = [] if folder is None else [folder]
     settings = {"settings": editor.config.settings()} if folder is None else {}
     if options.gate is None:
-        return editor, [*own, *(one / "gate" for one in own)], settings
+        return editor, None, [*own, *(one / "gate" for one in own)], settings
     gate, of_gate = gate_of(options.gate, vlm, options, out)
-    return behind(editor, gate), [*own, *of_gate], settings
+    sources = [*own, *of_gate]
+    if options.both:
+        return behind(editor, None), gate, sources, settings
+    return behind(editor, gate), None, sources, settings

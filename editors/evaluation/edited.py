@@ -18,6 +18,7 @@ from attrib.model.vlm import VLM
 from editors.base import Edit, SequentialEdit, WeightEdit, is_causal
 from editors.evaluation.probes import EncodedProbes
 from editors.evaluation.protocols import Answer
+from editors.gating.gated_editor import RoutedEdit
 
 EXACT = (torch.float32, torch.float64)
 
@@ -42,6 +43,28 @@ def edited_answers(
         for row, answer in zip(rows, _answers(vlm, one, probes, rows), strict=True):
             answers[row] = answer
     return answers
+
+
+def gated_answers(
+    vlm: VLM,
+    edit: RoutedEdit,
+    probes: EncodedProbes,
+    before: Sequence[Answer],
+    after: Sequence[Answer],
+) -> list[Answer]:
+    """Answers behind a gate that does not read answers, given those of the edit without it.
+
+    Args:
+        vlm: The model.
+        edit: The edit behind its gate.
+        probes: The probes.
+        before: The unedited model's answers, which hold where the gate is closed.
+        after: Those of the edit applied to every input.
+    """
+    chosen = _of_rows(vlm, edit, probes)
+    assert chosen is not None
+    pairs = zip(chosen, before, after, strict=True)
+    return [old if one is None else new for one, old, new in pairs]
 
 
 def _of_rows(vlm: VLM, edit: Any, probes: EncodedProbes) -> list[Edit | None] | None:

@@ -15,8 +15,8 @@ from attrib.data.samples import EditSample
 from attrib.files import read_json, write_text
 from attrib.model.vlm import VLM
 from editors.adapters.sites import Gate
+from editors.evaluation.metrics import means
 from editors.evaluation.protocols import METRIC_OF, Answer, judge
-from editors.evaluation.scoring import means
 from editors.gating.features import related_inputs
 from editors.gating.gates import NO_GATE
 from editors.gating.threshold import gate_scores

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from attrib.data.samples import EditData
+from editors.evaluation.metrics import FIVE
 from editors.evaluation.protocols import METRIC_OF
-from editors.evaluation.scoring import FIVE
 from editors.evaluation.tables import NAMES
 
 # The field of a row that gives a sample its inputs.

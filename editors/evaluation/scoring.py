@@ -3,11 +3,10 @@
 With groups, a sample is scored while the edits of its group are applied too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -16,14 +15,17 @@ from attrib.errors import AttribError
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.runs.collected import Tables
+from editors.adapters.sites import Gate
 from editors.base import Edit
-from editors.evaluation.edited import edited_answers
+from editors.evaluation.edited import edited_answers, gated_answers
 from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
 from editors.evaluation.groups import Groups, timed
 from editors.evaluation.items import item_of
-from editors.evaluation.probes import EncodedProbes, Probe
-from editors.evaluation.protocols import PORT, Answer, judge
+from editors.evaluation.metrics import scores_of
+from editors.evaluation.probes import EncodedProbes
+from editors.evaluation.protocols import Answer
 from editors.evaluation.reference_model import ReferenceModel
+from editors.gating.gated_editor import put_behind
 from editors.gating.gates import UNGATED
 
 SCORES = "scores"  # name of the table
@@ -31,12 +33,6 @@ LEAKING = "sequence_last"  # the published gate reads the last target token
 UNEDITED, UNEDITED_GATE = "unedited", "-"  # editor and gate in the unedited model's rows
 COST = "cost"  # the protocol in rows of costs
 TIMED = 16  # edits of which passes are timed, with and without: tables show medians
-FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
-SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
-METRICS = (
-    *(*FIVE, "avg", "text_rel", "picture_rel", "portability"),
-    *(*SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality"),
-)
 COLUMNS = ("example", "editor", "gate", "kind", "protocol", "metric", "value", "item")
 
 
@@ -63,6 +59,8 @@ class Scoring:
         protocols: See `editors.evaluation.protocols`.
         groups: Edits that are applied at once; None for one at a time.
         extra: What to measure besides.
+        behind: A gate behind which the same edits are scored too, from the same passes; None for
+            the editor as it is alone.
     """
 
     editor: MakesEdits
@@ -72,6 +70,7 @@ class Scoring:
     protocols: tuple[str, ...]
     groups: Groups | None = None
     extra: ExtraCosts = NO_EXTRA
+    behind: Gate | None = None
     _timed: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _unchecked: list[str] = field(default_factory=list, init=False, repr=False)
 
@@ -84,11 +83,17 @@ class Scoring:
         label: str | None = None,
         groups: Groups | None = None,
         extra: ExtraCosts = NO_EXTRA,
+        behind: Gate | None = None,
     ) -> "Scoring":
-        """Build the measurement; raise AttribError if `reference` lacks a protocol.
+        """Build the measurement.
 
-        The label may not be that of the unedited model's rows.
+        Raises:
+            AttribError: `reference` lacks a protocol; the label is that of the unedited model's
+                rows; or `behind` is given with groups, for an editor with a gate of its own, or
+                reads answers.
         """
+        if behind is not None:
+            _require_apart(editor, behind, groups)
         if lacking := [name for name in protocols if name not in reference.protocols]:
             raise AttribError(
                 f"the unedited answers lack {lacking[0]}: ReferenceModel(vlm, protocols)"
@@ -99,25 +104,34 @@ class Scoring:
         if groups is not None:
             how = "in sequence" if groups.mode == "sequential" else "at once"
             label = f"{label}, {groups.size} edits {how}"
-        return cls(editor, label, gate_name(editor), reference, tuple(protocols), groups, extra)
+        gate = gate_name(editor)
+        return cls(editor, label, gate, reference, tuple(protocols), groups, extra, behind)
 
     @property
     def num_edits(self) -> int:
         """Edits that are applied at once."""
         return 1 if self.groups is None else self.groups.size
 
+    @property
+    def gate_too(self) -> str | None:
+        """Name of the gate behind which edits are scored besides; None without one."""
+        return None if self.behind is None else name_of_gate(self.behind)
+
     def __call__(self, vlm: VLM, batch: Batch, samples: Sequence[EditSample]) -> Tables:
         """Return the scores of one sample, whose request is `batch`."""
         (sample,) = samples
         probes = self.reference.encode(sample)
         before = self.reference.answers(probes)
-        after, costs = self._edited(vlm, batch, sample, probes, before)
+        after, gated, costs = self._edited(vlm, batch, sample, probes, before)
         kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
         names = (self.label, self.gate)
+        answered = [((UNEDITED, UNEDITED_GATE), before), (names, after)]
+        if self.behind is not None:
+            answered.append(((self.label, str(self.gate_too)), gated))
         items = {metric: item_of(sample, metric) for metric in ("t_loc", "m_loc", "avg", "rel")}
         rows = [
             (sample.id, *editor, kind, protocol, metric, value, items.get(metric, items["rel"]))
-            for editor, answers in (((UNEDITED, UNEDITED_GATE), before), (names, after))
+            for editor, answers in answered
             for protocol in self.protocols
             for metric, value in scores_of(protocol, probes.probes, before, answers).items()
         ]
@@ -133,6 +147,7 @@ class Scoring:
             "editor": self.editor.name,
             "label": self.label,
             "gate": self.gate,
+            "behind": self.gate_too,
             "protocols": list(self.protocols),
             "inputs_in_a_pass": self.reference.batch_size,
             "edits_at_once": self.num_edits,
@@ -154,8 +169,8 @@ class Scoring:
         sample: EditSample,
         probes: EncodedProbes,
         before: Sequence[Answer],
-    ) -> tuple[list[Answer], dict[str, float]]:
-        """Return the edited model's answers and the costs of the edit."""
+    ) -> tuple[list[Answer], list[Answer], dict[str, float]]:
+        """Return the edited model's answers, those behind the gate, and the costs of the edit."""
         costs = self._pass_ms(vlm, batch, "pass_ms")
         costs |= self.extra.writing(vlm, batch, "before")
         self._unchecked.append(sample.id)
@@ -166,13 +181,17 @@ class Scoring:
                     vlm, sample.id, lambda: self.editor.edit(vlm, sample.request)
                 )
             after = edited_answers(vlm, edit, probes, before)
+            gated = after
+            if self.behind is not None:
+                routed = put_behind(vlm, edit, sample.request, self.behind)
+                gated = gated_answers(vlm, routed, probes, before, after)
             if "pass_ms" in costs or self.extra.fluency:
                 with edit.applied(vlm):
                     costs |= self._pass_ms(vlm, batch, "edited_pass_ms")
                     costs |= self.extra.writing(vlm, batch, "after")
         finally:
             self.reference.require_restored(self.label, sample.id, every_bit=False)
-        return after, {"edit_ms": edit_ms, "bytes": edit.num_bytes / size, **costs}
+        return after, gated, {"edit_ms": edit_ms, "bytes": edit.num_bytes / size, **costs}
 
     def _pass_ms(self, vlm: VLM, batch: Batch, name: str) -> dict[str, float]:
         """Milliseconds of a pass over the request, for the first edits."""
@@ -190,35 +209,24 @@ class Scoring:
 
 
 def gate_name(editor: MakesEdits) -> str:
-    """Name of an editor's gate in tables; it is marked if the gate reads the answer."""
+    """Name of an editor's gate in tables."""
     gate = getattr(editor, "gate", None)
     if gate is None:
         return getattr(editor, "gate_name", UNGATED)
+    return name_of_gate(gate)
+
+
+def name_of_gate(gate: Gate) -> str:
+    """A gate's name in tables; it is marked if the gate reads the answer."""
     name = str(getattr(gate, "name", type(gate).__name__))
     return f"{name} (reads the answer)" if name == LEAKING else name
 
 
-def scores_of(
-    protocol: str, probes: Sequence[Probe], before: Sequence[Answer], after: Sequence[Answer]
-) -> dict[str, float]:
-    """Score the answers to a sample's probes by one protocol; see `means`."""
-    values: dict[str, list[float]] = {}
-    for probe, old, new in zip(probes, before, after, strict=True):
-        values.setdefault(probe.metric, []).append(judge(protocol, probe.metric, old, new))
-    return means(values)
-
-
-def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the mean of each metric, and the metrics that combine several.
-
-    "avg" is the mean of the papers' five metrics, where all of them exist; "same_image" is over all
-    other questions about the edited image, "portability" over all questions that follow from it.
-    """
-    found = {metric: float(np.mean(some)) for metric, some in values.items()}
-    if all(metric in found for metric in FIVE):
-        found["avg"] = float(np.mean([found[metric] for metric in FIVE]))
-    several = {
-        "portability": [v for m, some in values.items() if m.startswith(PORT) for v in some],
-        "same_image": [value for metric in SAME_IMAGE for value in values.get(metric, ())],
-    }
-    return found | {name: float(np.mean(some)) for name, some in several.items() if some}
+def _require_apart(editor: MakesEdits, gate: Gate, groups: Groups | None) -> None:
+    """Refuse a gate whose answers do not follow from those of the editor alone."""
+    if groups is not None:
+        raise AttribError("behind a gate and without it: of one edit at a time, not of several")
+    if (own := gate_name(editor)) != UNGATED:
+        raise AttribError(f"{editor.name} has a gate of its own ({own}): score each by itself")
+    if getattr(gate, "reads_target", False):
+        raise AttribError("a gate that reads the answer has to run with the edit: score it alone")

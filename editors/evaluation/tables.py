@@ -12,8 +12,9 @@ from attrib.errors import AttribError
 from attrib.files import write_text
 from attrib.results import Result
 from attrib.stats import clustered_interval
+from editors.evaluation.metrics import METRICS
 from editors.evaluation.protocols import PROTOCOLS
-from editors.evaluation.scoring import COST, METRICS, UNEDITED, UNEDITED_GATE
+from editors.evaluation.scoring import COST, UNEDITED, UNEDITED_GATE
 
 NAMES = {
     "rel": "Rel",

@@ -133,15 +133,17 @@ class GatedEditor:
 
     def edit(self, vlm: VLM, request: EditRequest) -> RoutedEdit:
         """Make the edit, and encode the request for the gate."""
-        batch = encode_requests(vlm, [request])
-        (features,) = gate_features(vlm, self.gate, batch)
-        return RoutedEdit(
-            [GatedMemory(request, self.editor.edit(vlm, request), features)], self.gate
-        )
+        return put_behind(vlm, self.editor.edit(vlm, request), request, self.gate)
 
     def merge(self, edits: Sequence[RoutedEdit]) -> RoutedEdit:
         """Hold several edits at once: the nearest one, or none, applies to each input."""
         return RoutedEdit([memory for edit in edits for memory in edit.memories], self.gate)
+
+
+def put_behind(vlm: VLM, edit: Edit, request: EditRequest, gate: Gate) -> RoutedEdit:
+    """Put the edit that installs a request behind a gate."""
+    (features,) = gate_features(vlm, gate, encode_requests(vlm, [request]))
+    return RoutedEdit([GatedMemory(request, edit, features)], gate)
 
 
 def behind(editor: Any, gate: Gate | None) -> Any:

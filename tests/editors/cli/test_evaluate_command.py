@@ -144,6 +144,17 @@ def test_a_gate_is_put_in_front_of_any_editor(run, tmp_path):
     assert code == 3 and 'gate: "sequence_last (reads the answer)" there, "ungated" now' in err
 
 
+def test_both_rows_come_from_one_run(run, tmp_path):
+    gate = save_gate(tmp_path / "g", CosineGate(0, 0.99))
+    code, out, _ = run("--gate", gate, "--both")
+    assert code in (0, 1)
+    assert re.search(r"unedited +says +says\ngate +- +ungated +prompt_last\n", out)
+    assert scores(tmp_path).provenance["options"]["behind"] == "prompt_last"
+    for more in ((), ("--gate", "none")):
+        code, _, err = run("--both", *more)
+        assert code == 2 and "give the gate behind which edits are scored too, with --gate" in err
+
+
 def test_a_gate_is_fitted_to_the_training_edits_by_name(run, there, tmp_path):
     rows = (there / "data" / "vqa" / "vqa_eval.json").read_text()
     (there / "data" / "vqa" / "vqa_train.json").write_text(rows)

@@ -10,7 +10,7 @@ from tiny_edits import samples
 from attrib.errors import AttribError
 from editors import DualEdit, VisEdit, evaluate
 from editors.evaluation.layer_grid import Cell, cells, grid
-from editors.evaluation.scoring import FIVE
+from editors.evaluation.metrics import FIVE
 from editors.gating.gates import load_gate
 
 CHANGES = {"steps": 2, "batch_size": 2, "d_adapter": 16, "num_heads": 2, "learning_rate": 0.02}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attrib.model.forced_pass import without_target
+from editors.evaluation.metrics import means
 from editors.evaluation.probes import best_tokens
 from editors.evaluation.protocols import (
     GOLD,
@@ -15,7 +16,6 @@ from editors.evaluation.protocols import (
     begins_with_target,
     judge,
 )
-from editors.evaluation.scoring import means
 
 LOCALITY = ("t_loc", "m_loc", "same_image_same_kind")
 tokens = st.lists(st.integers(0, 3), min_size=5, max_size=5)
