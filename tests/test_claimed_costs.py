@@ -50,6 +50,30 @@ def test_what_cached_prefixes_are_worth():
         assert int(place) == row["text"] == row["visual"] and equal(ratio, row["median"])
 
 
+def test_training_against_the_older_version():
+    found = {(r["model"], r["text"], r["visual"]): r for r in of("editing-cpu")["training"]}
+    named = []
+    for one, ratio, other, small in shown(BENCHMARKS, "adapters at text, visual | `tiny-llava`"):
+        for model, places, value in (("tiny-llava", one, ratio), ("small", other, small)):
+            named.append((model, *map(int, places.split(", "))))
+            assert equal(value, found[named[-1]]["best"]), named[-1]
+    assert sorted(named) == sorted(found)
+    assert "losses agree to 3e-6" in TEXT and "less than 2.5 of the older version's steps" in TEXT
+    assert max(r["largest relative difference of losses"] for r in found.values()) < 3e-6
+    assert max(r["files cost, steps of old"] for r in found.values()) < 2.5
+
+
+def test_evaluation_against_the_older_version():
+    found = {row["editor"]: row for row in of("editing-cpu")["evaluation"]}
+    columns = ("old, s", "new, s", "ratio", "ratio, answers known", "ratio, answers on disk")
+    for label, *cells in shown(BENCHMARKS, "editor | old, s | new, s"):
+        row = found.pop(label.strip("`"))
+        assert row["edits"] == 100 and row["equal scores"] == 5994
+        for cell, column in zip(cells, columns, strict=True):
+            assert equal(cell, row[column]), (label, column)
+    assert not found and "commit `a420e03`" in TEXT and "all 5,994 scores equal" in TEXT
+
+
 def test_memory_of_one_edit():
     found = {row["editor"]: row for row in of("many-edits")["memory"]["rows"]}
     listed = []
