@@ -26,6 +26,22 @@ def test_scores_at_the_selected_layers(protocol, at):
             assert bool(spread) == bool(known) and (not spread or equal(spread, float(known)))
 
 
+def test_the_papers_depths_after_400_steps():
+    text = " ".join(RESULTS.split())
+    told = re.search(
+        r"Avg ([\d.]+) there and ([\d.]+) at layer 1 behind .* leak less \(M-Loc ([\d.]+) against "
+        r"([\d.]+), Avg ([\d.]+) against ([\d.]+); one seed, 200 validation edits",
+        text,
+    )
+    assert told
+    found = {(row["text"], row["visual"], row["gate"], row["metric"]): 100 * float(row["value"])
+             for row in rows("grid-400-tiny-llava/grid.csv")}  # fmt: skip
+    columns = ("learned", "avg"), ("none", "m_loc"), ("none", "avg")
+    known = [found[*at, *column] for column in columns for at in (("5", "6"), ("1", "1"))]
+    assert all(equal(*pair) for pair in zip(told.groups(), known, strict=True))
+    assert abs(known[0] - known[1]) < 1 and known[2] > known[3]
+
+
 def test_ten_editors_and_their_costs():
     found = scores(f"{LLAVA}/scores.csv", "paper")
     gates = {editor: gate for editor, gate, _ in found}

@@ -107,12 +107,6 @@ def test_what_the_grid_on_smol_llava_tells_apart():
 
 def test_what_the_log_alone_records_names_it_and_is_there():
     """One trial each: no table was kept of them."""
-    place = r"\(5, 6\) learn less at 0\.005 \(300 steps, .*?than at 0\.02 \(\.(\d)(\d)(\d)\)"
-    digits = re.search(place, LOG)
-    assert digits is not None
-    share = f"{digits[1]}{digits[2]}.{digits[3]} %"
-    for name in ("layers", "results"):
-        assert re.search(rf"after 300 steps {share} of held-out requests.*?`LOG\.md`", TEXT[name])
     shares = re.search(r"captions: \(1, 1\) .*?in (\d+ to \d+ %) of resamples", LOG)
     assert shares is not None
     assert f"{shares[1]} of the resamples (`LOG.md`)" in TEXT["layers"]
