@@ -50,6 +50,24 @@ def test_scores_and_differences():
             assert all(map(equal, told, apart[(editor, "learned"), protocol])), (editor, protocol)
 
 
+def test_the_bundled_editors_are_listed_with_their_scores():
+    page = (ROOT / "editors" / "pretrained" / "README.md").read_text(encoding="utf-8")
+    listed = shown(page, "folder | layers")
+    folders = {path.parent for path in (ROOT / "editors" / "pretrained").glob("*/*/editor.json")}
+    assert {f"{path.parent.name}/{path.name}/" for path in folders} == {row[0] for row in listed}
+    for folder, layers, *cells in listed:
+        model, editor, _ = folder.split("/")
+        record = json.loads((ROOT / "editors" / "pretrained" / folder / "editor.json").read_text())
+        places = record["adapters"]["layers"].items()
+        assert layers == ", ".join(f"{modality} {at[0]}" for modality, at in places)
+        training = record["trained"]["training"]
+        assert training["end_token"] and training["steps"] == 400
+        for protocol, cell in zip(("generate", "paper"), cells, strict=True):
+            known = scores(f"bundled-{model}/summary.csv", protocol)
+            told = zip(FIVE, (*cell.split(" / "), "100", "100"), strict=True)
+            assert all(equal(part, known[editor, "learned", metric][0]) for metric, part in told)
+
+
 def test_the_order_that_the_page_tells():
     known = {
         protocol: scores(f"{TABLE}/scores.csv", protocol) for protocol in ("paper", "generate")

@@ -41,7 +41,7 @@ def test_a_record_is_complete_and_of_the_models_that_ship(name):
         for package in ("torch", "transformers"):
             plain = about["versions"][package].partition("+")[0]
             assert f"\n{package}=={plain}" in "\n" + pinned
-    assert about["dtype"] == {"smol-llava": "bfloat16", "tiny-llava": "float32"}[about["model"]]
+    assert about["dtype"] == ("bfloat16" if about["model"] == "smol-llava" else "float32")
     assert all(re.match(r"attrib |python -m ", command) for command in about["commands"])
     assert not re.search(r'"(/|~)\w', json.dumps(about)) and " /" not in str(about["commands"])
 
@@ -61,7 +61,9 @@ def test_records_name_one_model_and_the_machine_of_the_costs():
 
 
 def test_numbers_of_edits_and_seeds_are_those_of_the_tables():
-    for name in ("dualedit-smol-llava", "dualedit-end-smol-llava", "dualedit-end-tiny-llava"):
+    bundled = [name for name in ABOUT if name.startswith("bundled-")]
+    for name in ("dualedit-smol-llava", "dualedit-end-smol-llava", "dualedit-end-tiny-llava",
+                 *bundled):  # fmt: skip
         counts = [int(row["n"]) for row in rows(f"{name}/summary.csv")]
         assert max(counts) == ABOUT[name]["edits"]  # some edits have no such neighbour
     for name in ("grid-smol-llava", "grid-smol-llava-40"):

@@ -11,7 +11,7 @@ import attrib
 from attrib.cli.edit import TAUGHT
 from attrib.errors import AttribError
 from editors import DualEdit, load_editor
-from editors.registry import editor_folder
+from editors.registry import PRETRAINED, editor_folder, pretrained
 
 STAR = (
     "--image",
@@ -42,14 +42,17 @@ def test_a_trained_editor_of_the_package_holds_and_does_not_leak(run):
     assert code == 0 and "gate: open" in out, err
 
 
-def test_it_takes_edits_of_the_test_split(run, tmp_path):
-    code, _, err = run(
-        "evaluate", "--editor", "dualedit", "--limit", 8, "--protocols", "paper", "--out", "o"
-    )
+@pytest.mark.parametrize(
+    ("model", "editor"), [(path.parent.name, path.name) for path in sorted(PRETRAINED.glob("*/*"))]
+)
+def test_they_take_edits_of_the_test_split(run, tmp_path, model, editor):
+    given = ("--model", model, "--editor", editor)
+    code, _, err = run("evaluate", *given, "--limit", 8, "--protocols", "paper", "--out", "o")
     assert code == 0, err
     scores = pd.read_csv(tmp_path / "o" / "summary.csv").set_index(["editor", "metric"])["mean"]
-    assert scores["dualedit", "rel"] >= 90 and scores["unedited", "rel"] <= 40
-    assert scores["dualedit", "m_loc"] >= 90 and scores["dualedit", "t_loc"] == 100
+    assert scores[editor, "rel"] >= 85 and scores["unedited", "rel"] <= 40
+    assert scores[editor, "m_loc"] >= 90 and scores[editor, "t_loc"] == 100
+    assert editor in pretrained(model)
 
 
 def test_editors_without_a_folder_are_scored_and_told_apart(run):
