@@ -3,21 +3,27 @@
 import json
 import re
 
+import pytest
 from claimed import EDITORS as EDITORS_PAGE
 from claimed import FIVE, RESULTS, ROOT, equal, rows, scores, shown
 
 from editors import EDITORS
 
 TABLE = "one-gate-tiny-llava"
+# Table, file of its scores, head of its table on the page, editors that it lacks
+TABLES = [
+    (TABLE, "scores.csv", "editor | as it is", set()),
+    ("one-gate-smol-llava", "summary.csv", "editor on smol-llava | as it is", {"serac"}),
+]
 REFERENCE = ("dualedit", "learned")
 ONCE = {(editor, "ungated") for editor, kind in EDITORS.items() if not kind.is_trained}
 PART = " ".join(RESULTS.split("### Ten editors behind one gate")[1].split("\n### ")[0].split())
 
 
-def differences():
+def differences(table):
     """Average minus that of DualEdit behind the gate, its interval, and p after Holm."""
     found = {}
-    for row in rows(f"{TABLE}/differences.csv"):
+    for row in rows(f"{table}/differences.csv"):
         one, other = ((row[a], row[b]) for a, b in (("editor", "gate"), ("other", "other_gate")))
         ends = [float(row[name]) for name in ("difference", "low", "high")]
         if row["metric"] != "avg" or REFERENCE not in (one, other):
@@ -28,20 +34,19 @@ def differences():
     return found
 
 
-def test_scores_and_differences():
-    known = {
-        protocol: scores(f"{TABLE}/scores.csv", protocol) for protocol in ("paper", "generate")
-    }
+@pytest.mark.parametrize(("table", "file", "head", "lacking"), TABLES)
+def test_scores_and_differences(table, file, head, lacking):
+    known = {protocol: scores(f"{table}/{file}", protocol) for protocol in ("paper", "generate")}
     own = {e: g for e, g, _ in known["paper"] if g not in ("learned", "-")}
-    apart, lines = differences(), shown(RESULTS, "editor | as it is")
-    assert {line[0] for line in lines} == set(own) == set(EDITORS)
+    apart, lines = differences(table), shown(RESULTS, head)
+    assert {line[0] for line in lines} == set(own) == set(EDITORS) - lacking
     order = [known["generate"][line[0], "learned", "avg"][0] for line in lines]
     assert order == sorted(order, reverse=True)
     for editor, *cells in lines:
         for gate, cell in zip((own[editor], "learned"), cells[:2], strict=True):
             for metric, part in zip(FIVE, cell.split(" / "), strict=True):
                 assert equal(part, known["paper"][editor, gate, metric][0]), (editor, gate, metric)
-        for protocol, mean, apart_from in zip(known, cells[2::2], cells[3::2], strict=True):
+        for protocol, mean, apart_from in zip(known, cells[2:6:2], cells[3:6:2], strict=True):
             assert equal(mean, known[protocol][editor, "learned", "avg"][0]), (editor, protocol)
             if (editor, "learned") == REFERENCE:
                 assert apart_from == ""
@@ -77,9 +82,9 @@ def test_the_order_that_the_page_tells():
         for protocol, found in known.items()
     }
     assert set(by["paper"][:2]) == {"serac", "dualedit"} and by["generate"].index("serac") > 6
-    assert differences()[("serac", "learned"), "paper"][1] <= 0
+    assert differences(TABLE)[("serac", "learned"), "paper"][1] <= 0
     assert by["generate"][:2] == ["ft-l", "ke"]
-    low, high = differences()[("ft-v", "learned"), "generate"][1:3]
+    low, high = differences(TABLE)[("ft-v", "learned"), "generate"][1:3]
     assert low < 0 < high  # level with DualEdit
     for found in known.values():
         for metric in ("t_loc", "m_loc"):
