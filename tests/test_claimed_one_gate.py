@@ -93,6 +93,37 @@ def test_the_order_that_the_page_tells():
     assert own < gated - 10 and known["paper"]["ike", "learned", "rel"][0] < 10
 
 
+def test_what_the_page_tells_of_nine_editors_on_smol_llava():
+    table, part = (
+        "one-gate-smol-llava",
+        " ".join(RESULTS.split("### Nine editors, with and")[1].split()),
+    )
+    apart = differences(table)
+    gated = {key: value for key, value in apart.items() if key[0][1] == "learned"}
+    for protocol in ("paper", "generate"):
+        for editor in ("ft-l", "ft-v", "lte"):
+            low, high = gated[(editor, "learned"), protocol][1:3]
+            assert low <= 0 <= high, editor  # level
+    assert {e for (e, _), _ in [k for k, v in gated.items() if v[3] < 0.05]} == {"tp"}
+    behind = {e for ((e, _), p), v in gated.items() if p == "generate" and v[2] < 0}
+    assert behind == {"mend", "ke", "visedit", "tp", "ike"}
+    own = {k: v[0] for k, v in scores(f"{table}/summary.csv", "paper").items() if k[1] == "ungated"}
+    lowest = {metric: min((v, e) for (e, _, m), v in own.items() if m == metric)[1]
+              for metric in ("m_loc", "t_loc")}  # fmt: skip
+    assert lowest == {"m_loc": "dualedit", "t_loc": "ike"}
+    assert "(M-Loc 41.0)" in part and equal("41.0", own["dualedit", "ungated", "m_loc"])
+    assert max((v, e) for (e, _, m), v in own.items() if m == "m_loc")[1] == "tp"
+    assert 35 < own["tp", "ungated", "t_gen"] < 45 and equal("70", own["ike", "ungated", "rel"])
+    assert own["lte", "ungated", "rel"] == own["ft-l", "ungated", "rel"] == 100
+    num = len(rows(f"{table}/differences.csv"))
+    assert f"over all {num:,} comparisons" in part
+    edits = {(r["editor"], r["n"]) for r in rows(f"{table}/summary.csv") if r["metric"] == "rel"}
+    few = {("tp", "50"), ("lte", "50"), ("ike", "20")}
+    assert few <= edits and {n for e, n in edits - few if e != "unedited"} == {"100"}
+    about = json.loads((ROOT / "figures" / "tables" / table / "about.json").read_text("utf-8"))
+    assert {(e, str(n)) for e, n in about["edits"].items()} == edits - {("unedited", "100")}
+
+
 def test_seeds_and_comparisons():
     runs = {
         (r["editor"], r["gate"]): int(r["runs"])
