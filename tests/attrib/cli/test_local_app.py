@@ -80,7 +80,7 @@ def test_verdicts():
 
 
 def test_editors_are_those_of_the_package_and_those_without_training(session, photo):
-    assert session.editors == ["dualedit", "ft-v", "ft-l", "ike", "tp"]
+    assert session.editors == ["dualedit", "visedit", "ft-v", "ft-l", "ike", "tp"]
     (edited,) = session.compare("tiny-llava", "dualedit", photo, STAR, "red")
     assert (edited.before, edited.after, edited.verdict) == ("blue", "red", "holds")
     assert edited.decision is not None and edited.decision.opens
