@@ -109,7 +109,7 @@ def prepare_evaluation(
     """
     identity = {
         "gate": scoring.gate,
-        "behind": scoring.gate_too,
+        "behind": scoring.behind_name,
         "label": scoring.label,
         "files": files_digest(editor_folders),
         "edits_at_once": scoring.num_edits,

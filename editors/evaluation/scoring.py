@@ -113,7 +113,7 @@ class Scoring:
         return 1 if self.groups is None else self.groups.size
 
     @property
-    def gate_too(self) -> str | None:
+    def behind_name(self) -> str | None:
         """Name of the gate behind which edits are scored besides; None without one."""
         return None if self.behind is None else name_of_gate(self.behind)
 
@@ -122,21 +122,19 @@ class Scoring:
         (sample,) = samples
         probes = self.reference.encode(sample)
         before = self.reference.answers(probes)
-        after, gated, costs = self._edited(vlm, batch, sample, probes, before)
+        after, costs = self._edited(vlm, batch, sample, probes, before)
         kind = str(sample.meta.get("kind") or sample.meta.get("task") or "")
-        names = (self.label, self.gate)
-        answered = [((UNEDITED, UNEDITED_GATE), before), (names, after)]
-        if self.behind is not None:
-            answered.append(((self.label, str(self.gate_too)), gated))
+        answered = {(UNEDITED, UNEDITED_GATE): before}
+        answered |= {(self.label, gate): answers for gate, answers in after.items()}
         items = {metric: item_of(sample, metric) for metric in ("t_loc", "m_loc", "avg", "rel")}
         rows = [
             (sample.id, *editor, kind, protocol, metric, value, items.get(metric, items["rel"]))
-            for editor, answers in answered
+            for editor, answers in answered.items()
             for protocol in self.protocols
             for metric, value in scores_of(protocol, probes.probes, before, answers).items()
         ]
         rows += [
-            (sample.id, *names, kind, COST, metric, cost, sample.id)
+            (sample.id, self.label, self.gate, kind, COST, metric, cost, sample.id)
             for metric, cost in costs.items()
         ]
         return {SCORES: pd.DataFrame(rows, columns=list(COLUMNS))}
@@ -147,7 +145,7 @@ class Scoring:
             "editor": self.editor.name,
             "label": self.label,
             "gate": self.gate,
-            "behind": self.gate_too,
+            "behind": self.behind_name,
             "protocols": list(self.protocols),
             "inputs_in_a_pass": self.reference.batch_size,
             "edits_at_once": self.num_edits,
@@ -169,8 +167,8 @@ class Scoring:
         sample: EditSample,
         probes: EncodedProbes,
         before: Sequence[Answer],
-    ) -> tuple[list[Answer], list[Answer], dict[str, float]]:
-        """Return the edited model's answers, those behind the gate, and the costs of the edit."""
+    ) -> tuple[dict[str, list[Answer]], dict[str, float]]:
+        """Return the edited model's answers by the gate's name, and the costs of the edit."""
         costs = self._pass_ms(vlm, batch, "pass_ms")
         costs |= self.extra.writing(vlm, batch, "before")
         self._unchecked.append(sample.id)
@@ -180,18 +178,18 @@ class Scoring:
                 costs |= self.extra.making(
                     vlm, sample.id, lambda: self.editor.edit(vlm, sample.request)
                 )
-            after = edited_answers(vlm, edit, probes, before)
-            gated = after
+            after = {self.gate: edited_answers(vlm, edit, probes, before)}
             if self.behind is not None:
                 routed = put_behind(vlm, edit, sample.request, self.behind)
-                gated = gated_answers(vlm, routed, probes, before, after)
+                gated = gated_answers(vlm, routed, probes, before, after[self.gate])
+                after[name_of_gate(self.behind)] = gated
             if "pass_ms" in costs or self.extra.fluency:
                 with edit.applied(vlm):
                     costs |= self._pass_ms(vlm, batch, "edited_pass_ms")
                     costs |= self.extra.writing(vlm, batch, "after")
         finally:
             self.reference.require_restored(self.label, sample.id, every_bit=False)
-        return after, gated, {"edit_ms": edit_ms, "bytes": edit.num_bytes / size, **costs}
+        return after, {"edit_ms": edit_ms, "bytes": edit.num_bytes / size, **costs}
 
     def _pass_ms(self, vlm: VLM, batch: Batch, name: str) -> dict[str, float]:
         """Milliseconds of a pass over the request, for the first edits."""

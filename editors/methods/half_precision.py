@@ -1,6 +1,6 @@
 """A trained editor in half the bytes: its files with tensors in float16.
 
-    python -m editors.training.half_precision runs/dual half/dual
+    python -m editors.methods.half_precision runs/dual half/dual
 
 Adapters and gates compute in float32 all the same: loading converts the numbers.
 """
@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attrib.errors import AttribError
+from editors.gating.gates import CONFIG, TENSORS
 from editors.io import SETTINGS, save_tensors
+from editors.methods.adapter_editor import ADAPTERS, GATE
 
-KEPT = ("adapters.safetensors", "gate.safetensors")  # not checkpoints
+FILES = (SETTINGS, ADAPTERS, f"{GATE}/{TENSORS}", f"{GATE}/{CONFIG}")  # not checkpoints
 
 
 def halve(folder: str | Path, out: str | Path) -> list[Path]:
@@ -34,20 +36,18 @@ def halve(folder: str | Path, out: str | Path) -> list[Path]:
         AttribError: There is no such editor, or a number exceeds the range of float16.
     """
     folder, out = Path(folder), Path(out)
-    if not (folder / SETTINGS).exists() or not (folder / KEPT[0]).exists():
-        raise AttribError(f"{folder}: no trained VisEdit or DualEdit ({SETTINGS}, {KEPT[0]})")
-    sources = [folder / SETTINGS, folder / "gate" / "gate.json"]
-    sources += [path for name in KEPT for path in (folder / name, folder / "gate" / name)]
-    written = []
-    for source in filter(Path.exists, sources):
-        written.append(out / source.relative_to(folder))
-        written[-1].parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix != ".safetensors":
-            shutil.copyfile(source, written[-1])
+    if not (folder / SETTINGS).exists() or not (folder / ADAPTERS).exists():
+        raise AttribError(f"{folder}: no trained VisEdit or DualEdit ({SETTINGS}, {ADAPTERS})")
+    names = [name for name in FILES if (folder / name).exists()]
+    for name in names:
+        source, target = folder / name, out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix == ".safetensors":
+            tensors = load_file(source)
+            save_tensors(target, {k: _half(f"{source}: {k}", v) for k, v in tensors.items()})
         else:
-            halved = {k: _half(f"{source}: {k}", v) for k, v in load_file(source).items()}
-            save_tensors(written[-1], halved)
-    return written
+            shutil.copyfile(source, target)
+    return [out / name for name in names]
 
 
 def _half(name: str, value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from tiny_edits import samples
 from attrib.errors import AttribError
 from editors import DualEdit
 from editors.io import save_tensors
-from editors.training.half_precision import halve
+from editors.methods.half_precision import halve
 
 QUICK = {"steps": 2, "batch_size": 2, "d_adapter": 16, "num_heads": 2, "preset": "embedded",
          "gate": "learned", "warmup": 0}  # fmt: skip
