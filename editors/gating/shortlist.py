@@ -84,7 +84,7 @@ class ScoreBounds:
         hidden = torch.addmm(
             self.both if seen else self.text, edits, (self.product[:, :width] * query).T
         )
-        hidden = torch.addmm(hidden, (edits - query).abs(), self.difference[:, :width].T)
+        hidden = torch.addmm(hidden, (edits - query).abs_(), self.difference[:, :width].T)
         bound = hidden.relu_() @ self.out + self.bias
         return bound + SLACK * bound.abs().clamp(min=1.0)
 
