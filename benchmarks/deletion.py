@@ -2,9 +2,9 @@
 
     python -m benchmarks.deletion --limit 200            # 15 minutes on one CPU core
 
-Each backbone's run is kept in a folder and resumed (`--runs`). Prints and writes
-`benchmarks/results/deletion.json`: mean areas with 95 % bootstrap intervals over the questions, and
-paired differences of insertion minus deletion from a random order and from raw attention.
+Each backbone's run is kept in a folder and resumed (`--runs`). Prints, and writes to `--out`, mean
+areas with 95 % bootstrap intervals over the questions, and paired differences of insertion minus
+deletion from a random order and from raw attention.
 """
 
 import argparse
@@ -42,20 +42,23 @@ def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--baseline", choices=("mean", "blur"), default="mean")
     parser.add_argument("--runs", type=Path, default=Path("runs/deletion"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "deletion.json")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for model in options.models:
         data = attrib.data.load("scenes-vqa", split="test", limit=options.limit)
         out = options.runs / f"{model}-{options.baseline}-{options.limit}"
         how: dict[str, Any] = {"baseline": options.baseline, "batch_size": 8}
-        result = attrib.run("deletion", attrib.load(model), data, out=out, **how)
+        vlm = attrib.load(model, dtype=options.dtype)
+        result = attrib.run("deletion", vlm, data, out=out, **how)
         rows += rows_of(model, result)
         print(result.summary(), flush=True)
-    head = {k: v for k, v in vars(options).items() if k != "runs"} | {"split": "test", "seed": 0}
-    save(RESULTS / "deletion.json", head, {"rows": rows})
+    head = {k: v for k, v in vars(options).items() if k not in ("runs", "out")}
+    save(options.out, head | {"split": "test", "seed": 0}, {"rows": rows})
 
 
 if __name__ == "__main__":

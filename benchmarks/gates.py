@@ -23,7 +23,7 @@ FIXED = (0.6, 0.8)  # DualEdit: LLaVA-1.5, BLIP-2
 
 def measure(options: argparse.Namespace) -> pd.DataFrame:
     """Columns of `gate_table`, with `answer` (in the input or not) and `n_train`."""
-    vlm = attrib.load(options.model)
+    vlm = attrib.load(options.model, dtype=options.dtype)
     train = attrib.data.load(options.data, split="train", limit=options.train)
     test = attrib.data.load(options.data, split="test", limit=options.limit)
     gates = {
@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gates", description=__doc__)
     parser.add_argument("--model", default="tiny-llava")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--data", default="scenes-vqa")
     parser.add_argument("--layer", type=int, default=1)
     parser.add_argument("--train", type=int, default=500)

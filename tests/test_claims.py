@@ -66,14 +66,18 @@ def test_the_published_gate_is_shut_without_the_answer_and_open_to_all_at_fixed_
     def share(gate, answer, relation="request"):
         wanted = {"gate": f"sequence_last, {gate}", "answer": answer, "relation": relation}
         (row,) = rows("gates/open.csv", **wanted)
-        return float(row["open"]), int(row["n"])
+        assert f"Calibrated on {row['n_train']} training edits" in page
+        low, high = (f"{100 * float(row[end]):.1f}" for end in ("open_low", "open_high"))
+        return float(row["open"]), int(row["n"]), f"{low} to {high} %"
 
-    opened, n = share("calibrated", "False")
     page = PAGES["docs/results.md"].replace("\n  ", " ")
-    assert f"opened for {round(opened * n)} of {n} of its own requests" in page
+    opened, n, ends = share("calibrated", "False")
+    told = f"opened for {round(opened * n)} of {n} of its own requests (95 % interval {ends})"
+    assert told in page
     assert share("calibrated", "True")[0] == 1  # with the answer it compares equal tokens
     kinds = ("request", "visual_locality", "text_locality", "same_image_other_kind")
-    assert {share("0.8", "False", kind)[0] for kind in kinds} == {0.95}
+    fixed = {round(100 * share("0.8", "False", kind)[0]) for kind in kinds}
+    assert fixed == {99} and "at the papers' fixed 0.8 it opened for 99 %" in page.lower()
     assert {share("0.6", "False", kind)[0] for kind in kinds} == {1.0}
 
 
