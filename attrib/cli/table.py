@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import field_validator
 
 from attrib.cli.command import ExitCode, invocation
 from attrib.cli.gates import NO_GATE, fit_once, is_fitted
 from attrib.cli.outputs import log, print_files
+from attrib.cli.train import PICTURES, layers_of, named_values, require_pairs
 from attrib.errors import AttribError, SetupError
 from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
 from attrib.pipeline.source import ModelLoader, require_targets
@@ -76,6 +78,12 @@ class TableOptions(ModelOptions):
         ge=1,
     )
     steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
+    set: list[str] = option(
+        [],
+        "An option of every editor that has it, as name=value, such as end_token=true; repeatable.",
+        shown="the preset's",
+    )
+    _pairs = field_validator("set")(require_pairs)
     protocols: str = option("paper,exact,generate", "When an answer counts as right.")
     fluency: int = option(
         0,
@@ -91,7 +99,13 @@ def table(options: TableOptions) -> int:
     from attrib import plots
     from attrib.runs import Rank
     from editors import EDITORS
-    from editors.evaluation.editor_table import TableRun, comparison, make_jobs, table_folder
+    from editors.evaluation.editor_table import (
+        TableRun,
+        comparison,
+        make_jobs,
+        require_known,
+        table_folder,
+    )
 
     out, device = options.out, Rank.from_environment().device(options.device)
     wanted = list(EDITORS) if options.editors == "all" else _listed(options.editors)
@@ -99,6 +113,7 @@ def table(options: TableOptions) -> int:
     gated = options.gate != NO_GATE
     models, datasets = _listed(options.backbones), _listed(options.data)
     jobs = make_jobs(models, datasets, wanted, options.seeds, gated)
+    require_known(wanted, named_values(options.set))
     _write_settings(options)
     missing = [job for job in jobs if not job.is_done(out, gated)]
     if options.dry_run:
@@ -114,6 +129,7 @@ def table(options: TableOptions) -> int:
         layers=lambda vlm, job: _layers(vlm, job, options),
         gate=lambda vlm, job: _gate(vlm, job, options),
         steps=options.steps,
+        settings=named_values(options.set),
         protocols=tuple(_listed(options.protocols)),
         fluency=options.fluency,
         options={"limit": options.limit, "dtype": options.dtype, "revision": options.revision},
@@ -167,7 +183,6 @@ def _gate(vlm: "VLM", job: "Job", options: TableOptions) -> Path | None:
 
 def _load_data(job: "Job", part: str, options: TableOptions) -> "EditData":
     from attrib import data
-    from attrib.cli.train import PICTURES
     from editors.evaluation.left_out import left_out
 
     name = job.data
@@ -197,7 +212,6 @@ def _log_once(line: str) -> None:
 
 
 def _layers(vlm: "VLM", job: "Job", options: TableOptions) -> "Layers":
-    from attrib.cli.train import layers_of
     from editors.evaluation.editor_table import table_folder
 
     if options.layers is not None:

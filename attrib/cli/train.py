@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 TRAINING = "Training and editor (default: the preset's)"
 PICTURES = ("image", "image_rephrase", "m_loc")  # what training and evaluation read
 WRITTEN = re.compile(r"(text|visual):(\d+(?:,\d+)*)")
+
+
+def require_pairs(given: list[str]) -> list[str]:
+    """The words of `--set`; ValueError if one is not name=value."""
+    if wrong := [one for one in given if "=" not in one]:
+        raise ValueError(f"expected name=value, got {wrong[0]!r}")
+    return given
 
 
 class TrainOptions(BenchmarkOptions, DataOptions, ModelOptions):
@@ -70,19 +77,13 @@ class TrainOptions(BenchmarkOptions, DataOptions, ModelOptions):
         panel=TRAINING,
         shown=False,
     )
+    _pairs = field_validator("set")(require_pairs)
     out: Path | None = option(
         None,
         "Folder of checkpoints and of the editor; the same command resumes there.",
         shown="runs/train-EDITOR-MODEL-DATA",
     )
     dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
-
-    @field_validator("set")
-    @classmethod
-    def _pairs(cls, given: list[str]) -> list[str]:
-        if wrong := [one for one in given if "=" not in one]:
-            raise ValueError(f"expected name=value, got {wrong[0]!r}")
-        return given
 
 
 def train(options: TrainOptions) -> int:
@@ -206,10 +207,13 @@ def editor_options(options: TrainOptions) -> dict[str, Any]:
     from editors.training.config import TrainingConfig
 
     named = {name: getattr(options, name, None) for name in TrainingConfig.model_fields}
-    others = dict(one.split("=", 1) for one in options.set)
-    return {name: value for name, value in named.items() if value is not None} | {
-        name: _value(text) for name, text in others.items()
-    }
+    given = {name: value for name, value in named.items() if value is not None}
+    return given | named_values(options.set)
+
+
+def named_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """The values of name=value, by name."""
+    return {name: _value(text) for name, text in (one.split("=", 1) for one in pairs)}
 
 
 def _value(text: str) -> Any:

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,22 @@ def make_jobs(
     ]
 
 
+def require_known(editors: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Refuse an option that none of the editors has.
+
+    Raises:
+        AttribError: There is one.
+    """
+    known = {name for editor in editors for name in _options_of(editor)}
+    if wrong := [name for name in settings if name not in known]:
+        raise AttribError(f"--set {wrong[0]}: none of {', '.join(editors)} has such an option")
+
+
+def _options_of(editor: str) -> list[str]:
+    kind: Any = EDITORS[editor]
+    return kind.config_class.options()
+
+
 @dataclass(frozen=True)
 class TableRun:
     """What the jobs of a table share.
@@ -98,6 +114,7 @@ class TableRun:
         gate: The gate behind which every editor is scored as well, for a model and a seed; its
             folder, or None to score editors as they are alone.
         steps: Optimizer steps; None for the preset's.
+        settings: Further options, of every editor that has them.
         protocols: See `editors.evaluation.protocols`.
         options: Further settings, for the manifests.
         fluency: Tokens generated before and after each edit to measure fluency; 0 for none.
@@ -112,6 +129,7 @@ class TableRun:
     steps: int | None
     protocols: tuple[str, ...]
     options: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     fluency: int = 0
     batch_size: int = 16
 
@@ -136,6 +154,8 @@ class TableRun:
     def _train(self, vlm: VLM, job: Job) -> None:
         kind: Any = EDITORS[job.editor]
         steps = {"steps": self.steps} if self.steps is not None and kind.is_trained else {}
+        known = _options_of(job.editor)
+        given = {name: value for name, value in self.settings.items() if name in known}
         kind.train(
             vlm,
             self.load_data(job, "train"),
@@ -144,7 +164,7 @@ class TableRun:
             preset="auto",
             gate="none" if kind.takes_gate else None,  # that of the table is put in front
             seed=job.seed,
-            **steps,
+            **(steps | given),
         )
 
     def _score(

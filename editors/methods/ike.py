@@ -60,6 +60,9 @@ class IKEConfig(EditorConfig, RetrievalOptions):
         TUNED_SMALL: Preset("what fits 512 positions", {"demonstrations": 1, "room": 96}),
     }  # fmt: skip
     large: ClassVar[str] = "ike-easyedit"
+    refused: ClassVar[Mapping[str, str]] = {
+        "end_token": "end_token: ike trains nothing that could write it; leave it out"
+    }
 
     demonstrations: int = 32
     room: int = 64
@@ -87,8 +90,6 @@ class IKE(TrainableEditor):
     @classmethod
     def _train(cls, job: TrainingJob) -> "IKE":
         vlm, config, samples = job.vlm, job.config, job.usable
-        if config.end_token:
-            raise AttribError("end_token: ike trains nothing that could write it; leave it out")
         began, corpus = time.monotonic(), demonstrations(samples)
         if not corpus:
             raise AttribError("there is no sample to make demonstrations of")

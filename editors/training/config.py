@@ -53,6 +53,7 @@ class EditorConfig(BaseModel):
     Attributes:
         presets: The named configurations.
         large: The preset that "auto" stands for on models that are not small.
+        refused: Shared options that the editor does not have, each with the reason.
         seed: Seed of everything random.
         end_token: Whether edits write the model's end token after the target. The targets of the
             benchmarks have none, so that an edited model need not stop after the answer.
@@ -61,6 +62,7 @@ class EditorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     presets: ClassVar[Mapping[str, Preset]] = {"default": Preset("the options' defaults")}
     large: ClassVar[str] = "default"
+    refused: ClassVar[Mapping[str, str]] = {}
 
     seed: int = 0
     end_token: bool = False
@@ -117,8 +119,15 @@ class EditorConfig(BaseModel):
         return self.model_dump()
 
     @classmethod
+    def options(cls) -> list[str]:
+        """The names of its options."""
+        return sorted(cls.model_fields.keys() - cls.refused.keys())
+
+    @classmethod
     def _checked(cls: "type[Config]", values: Mapping[str, Any]) -> "Config":
-        known = sorted(cls.model_fields)
+        if why := next((cls.refused[name] for name in values if name in cls.refused), None):
+            raise AttribError(why)
+        known = cls.options()
         if unknown := [name for name in values if name not in known]:
             raise AttribError(f"no setting {unknown[0]!r}; there are {', '.join(known)}")
         try:

@@ -76,6 +76,21 @@ def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, ther
     assert code == 3 and "made with other settings: limit: 2 there, 3 now" in err
 
 
+def test_settings_reach_every_editor_that_has_them(run, there, tmp_path):
+    some = given(there, "--editors", "ike,ft-l,dualedit", "--set", "end_token=true")
+    code, _, err = run(*some)
+    assert code == 0, err
+    for name, told in (("ike", False), ("ft-l", True), ("dualedit", True)):
+        record = tmp_path / "t" / "model-llava" / "data" / f"{name}-seed-0" / "editor.json"
+        assert ('"end_token": true' in record.read_text()) == told
+    code, _, err = run(*given(there, "--editors", "ft-l"))
+    assert code == 3 and 'set: ["end_token=true"] there, [] now' in err
+    code, _, err = run(*given(there, "--editors", "ike", "--set", "end_token=true", "--out", "u"))
+    assert code != 0 and "--set end_token: none of ike has such an option" in err
+    code, _, err = run(*given(there, "--editors", "ft-l", "--set", "end_token", "--out", "u"))
+    assert code != 0 and "expected name=value" in err and not (tmp_path / "u").exists()
+
+
 def test_every_editor_is_scored_as_it_is_and_behind_one_gate(run, there, tmp_path):
     some = [str(x) for x in given(there, "--editors", "ft-l,dualedit", "--gate-layer", 0)]
     some += ["--fluency", "4"]
