@@ -18,13 +18,15 @@ from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
 from attrib.runs.collect import collect
-from attrib.runs.manifest import provenance_of
+from attrib.runs.manifest import provenance_of, stored
 from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
 from editors.evaluation.groups import Groups
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
 from editors.evaluation.scoring import SCORES, MakesEdits, Scoring
 from editors.evaluation.tables import save_tables
 from editors.io import files_digest
+
+LENGTH = frozenset({"data.limit", "data.rows_read", "options.limit"})  # of a dataset
 
 
 def evaluate(
@@ -95,6 +97,8 @@ def prepare_evaluation(
 ) -> Run:
     """Prepare a resumable evaluation; `execute(scoring)` runs it.
 
+    Where the folder holds scores of the first of these edits, only the others are computed.
+
     Args:
         scoring: The measurement.
         data: The samples.
@@ -121,11 +125,25 @@ def prepare_evaluation(
         name="evaluate",
         options={**options, **identity},
         seed=seed,
-        free=NON_IDENTIFYING | {f"options.{name}" for name in free},
+        free=NON_IDENTIFYING
+        | {f"options.{name}" for name in free}
+        | _of_more_edits(out, data, scoring.num_edits),
         rank=rank or Rank(),
         invocation=invocation,
         batch_size=1,
     )
+
+
+def _of_more_edits(out: Path, data: EditData, num_edits: int) -> frozenset[str]:
+    """The entries that may differ where an evaluation goes on with more edits of the same data.
+
+    Edits that are applied at once are grouped in their order, so that more of them may change the
+    last group.
+    """
+    before = stored(out).get("data", {}).get("rows_read")
+    now = data.provenance.get("rows_read")
+    more = num_edits == 1 and before is not None and now is not None and now >= before
+    return LENGTH if more else frozenset()
 
 
 def save_scores(

@@ -10,6 +10,7 @@ from explored import tiny
 import attrib
 from attrib.cli.edit import TAUGHT
 from attrib.errors import AttribError
+from attrib.results import Result
 from editors import DualEdit, load_editor
 from editors.registry import PRETRAINED, editor_folder, pretrained
 
@@ -62,6 +63,21 @@ def test_editors_without_a_folder_are_scored_and_told_apart(run):
     assert run("evaluate", "--editor", "ft-l", *given)[0] == 0  # resumes
     code, _, err = run("evaluate", "--editor", "dualedit", *given)
     assert code == 3 and "made with other settings" in err
+
+
+def test_more_edits_go_on_with_the_scores_that_are_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("attrib.runs.shards.ROWS", 2)
+    given = ("evaluate", "--editor", "ft-l", "--protocols", "paper", "--limit")
+    for limit, out in ((2, "grown"), (5, "grown"), (5, "at-once")):
+        code, _, err = run(*given, limit, "--out", out)
+        assert code == 0, err
+        assert ("1 of 3 shards exist already" in err) == ((limit, out) == (5, "grown"))
+    tables = [Result.load(tmp_path / out / "scores.parquet") for out in ("grown", "at-once")]
+    grown, whole = (t.frame[t.frame["protocol"] != "cost"].reset_index(drop=True) for t in tables)
+    pd.testing.assert_frame_equal(grown, whole)
+    assert tables[0].provenance["data"]["limit"] == 5 and tables[0].examples == 5
+    code, _, err = run(*given, 4, "--out", "grown")
+    assert code == 3 and "limit: 5 there, 4 now" in err
 
 
 def test_only_the_model_that_an_editor_was_trained_for_gets_it():
