@@ -94,9 +94,16 @@ def test_what_the_grid_on_smol_llava_tells_apart():
         for r in rows("grid-smol-llava/regret-seed-0.csv")
         if r["regret"]
     }
-    low, high, six = told("layers", r"patching alone lose (\d+) to (\d+) points, the pick at 6 of "
-                                    r"two equal maxima (\d+)")  # fmt: skip
+    first, last, low, high, six = told(
+        "layers",
+        r"layer 1, the pick on the three models trained from scratch, loses ([\d.]+) to ([\d.]+) "
+        r"points, sensitivity alone, onset alone and patching alone (\d+) to (\d+), the pick at 6 "
+        r"of two equal maxima (\d+)",
+    )
+    (row,) = (r for r in rows("grid-smol-llava/regret.csv") if r["pick"] == "layer 1")
+    assert equal(first, 100 * float(row["low"])) and equal(last, 100 * float(row["high"]))
     assert equal(low, lost["sensitivity"]) and equal(high, lost["patching"])
+    assert lost["sensitivity"] <= lost["onset"] <= lost["patching"]
     assert equal(six, max(v["0"] for v in seeds.values()) - seeds[6, 13]["0"])
     one, other = told("layers", r"second grid had shown ([\d.]+) at \(6, 13\) and ([\d.]+) at")
     assert equal(one, seeds[6, 13]["0"]) and equal(other, seeds[15, 15]["0"])
