@@ -51,7 +51,9 @@ def test_what_chance_reaches_with_eight_layers():
 
 def test_which_picks_have_one_seed_and_which_none():
     seeds = pairs("grid-smol-llava")
-    told = re.search(r"The picks (.*?) were trained with one seed only\. No single layer is", SECTION)
+    told = re.search(
+        r"The picks (.*?) were trained with one seed only\. No single layer is", SECTION
+    )
     assert told is not None
     single = {(int(a), int(b)) for a, b in re.findall(r"\((\d+), (\d+)\)", told[1])}
     assert single == {place for place, known in seeds.items() if known == {"0"}}

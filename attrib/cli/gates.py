@@ -67,13 +67,18 @@ def fit_once(
 
     if is_fitted(folder):
         return
-    if not 0 <= layer < vlm.num_layers:
-        raise AttribError(f"--gate-layer {layer}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
+    require_layer(layer, vlm)
     log(f"gate: {name} at layer {layer}, fitted to {len(data)} training edits, into {folder}")
     with torch.enable_grad():
         gate = fit_gate(name, vlm, data, layer, seed)
     assert gate is not None
     save_gate(folder, gate)
+
+
+def require_layer(layer: int, vlm: "VLM") -> None:
+    """Refuse a layer of `--gate-layer` that the model does not have."""
+    if not 0 <= layer < vlm.num_layers:
+        raise AttribError(f"--gate-layer {layer}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
 
 
 def is_fitted(folder: Path) -> bool:

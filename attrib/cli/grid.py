@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrib.cli.command import ExitCode, invocation, next_command
+from attrib.cli.gates import require_layer
 from attrib.cli.outputs import log, print_files
 from attrib.cli.train import PICTURES, TrainOptions, default_out, editor_options, training_data
 from attrib.errors import AttribError
@@ -42,9 +43,16 @@ class GridOptions(TrainOptions):
     seeds: int = option(3, "Trainings per cell.", panel=PANEL, ge=1)
     gate: GateName | None = option(
         "learned",
-        "Gate behind which cells are scored, the same for all cells; it reads layer 0. Cells "
-        "are scored without a gate, too.",
+        "Gate behind which cells are scored, the same for all cells. Cells are scored without a "
+        "gate, too.",
         panel=PANEL,
+    )
+    gate_layer: int = option(
+        0,
+        "Layer of the unedited model that the gate reads; in deep models a later one knows "
+        "rephrases better.",
+        panel=PANEL,
+        ge=0,
     )
     out: Path | None = option(
         None,
@@ -65,6 +73,7 @@ def grid(options: GridOptions) -> int:
     editor = _editor(options.editor)
     out = options.out or default_out("grid", options)
     vlm = load_model(options)
+    require_layer(options.gate_layer, vlm)
     wanted = _cells(options, editor, vlm)
     samples = training_data(options)
     changes = {name: value for name, value in editor_options(options).items() if name != "seed"}
@@ -80,7 +89,7 @@ def grid(options: GridOptions) -> int:
         print("\n".join(grid_plan(wanted, (samples, test), (steps, gate), vlm, out)))
         return ExitCode.DONE
     log(f"grid: {len(wanted)} trainings of {editor.name}, {steps} steps on {vlm.name}, in {out}")
-    layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate)
+    layer_grid.grid(editor, vlm, samples, test, wanted, out, config, log, gate, options.gate_layer)
     # Cells of earlier commands in the folder stay in its tables.
     cells = scores.finished_cells(out, out / wanted[0].name)
     frame = scores.cell_table(cells)

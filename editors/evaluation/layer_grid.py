@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
@@ -23,15 +22,9 @@ from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
-from editors.evaluation.layer_grid_scores import (
-    CELL,
-    Opened,
-    cell_scores,
-    cell_table,
-    opened,
-)
-from editors.gating.gates import NO_GATE, check_gate, load_gate, save_gate
-from editors.gating.training import fit_gate
+from editors.evaluation.layer_grid_gate import GridGate, Opened
+from editors.evaluation.layer_grid_scores import CELL, cell_scores, cell_table
+from editors.gating.gates import NO_GATE, check_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig
 from editors.training.dataset import CachedDataset, cache_dataset
@@ -40,7 +33,6 @@ from editors.training.run import alone_in
 from editors.training.trainer import Trainer
 
 NUM_VALIDATION = 48  # edits that each training is validated on
-GATE_LAYER = 0  # read by the gate of all cells: no cell writes before it
 
 
 @dataclass(frozen=True)
@@ -118,6 +110,7 @@ def grid(
     config: AdapterConfig,
     log: Callable[[str], None],
     gate: str = NO_GATE,
+    gate_layer: int = 0,
     inputs: GridInputs | None = None,
 ) -> pd.DataFrame:
     """Train and score cells; finished ones are read from the folder.
@@ -133,6 +126,7 @@ def grid(
         log: Receives the lines of each training, and one per cell.
         gate: One of `editors.gating.gates.GATES`, fitted once to `samples` for all cells; cells are
             scored with it and without a gate.
+        gate_layer: The layer that it reads.
         inputs: The cached inputs of these edits and layers, to share them between grids.
 
     Returns:
@@ -150,11 +144,13 @@ def grid(
     identity = _identity(editor, vlm, samples, test, config)
     folders = [Path(out) / cell.name for cell in wanted]
     check_gate(gate)
+    behind = GridGate(gate, gate_layer, Path(out))
+    behind.check(vlm, samples)
     missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity, gate)]
     with alone_in(Path(out)) if missing else nullcontext():
         gates = {}
         if missing and gate != NO_GATE:
-            gates = {gate: _opened(vlm, samples, test, gate, Path(out))}
+            gates = {gate: behind.open_inputs(vlm, samples, test)}
         layers = sorted({layer for cell in missing for layer in cell.all_layers})
         for done, cell in enumerate(missing):
             inputs = inputs or GridInputs.of(vlm, samples, test, layers)
@@ -191,31 +187,6 @@ def _score(
     record = {**about, "scores": scores, "seconds": state.seconds}
     write_text(out / CELL, json.dumps(record, indent=1))
     return record
-
-
-def _opened(
-    vlm: VLM,
-    samples: Sequence[EditSample],
-    test: Sequence[EditSample],
-    name: str,
-    out: Path,
-) -> Opened:
-    """Return which inputs open a gate, which is fitted once and saved beside the cells.
-
-    Raises:
-        AttribError: The folder holds a gate of another model or of other edits.
-    """
-    folder, made_of = out / f"gate-{name}", out / f"gate-{name}.json"
-    origin = {"model": fingerprint(vlm), "samples": [sample.id for sample in samples]}
-    if not made_of.exists():
-        with torch.enable_grad():
-            gate = fit_gate(name, vlm, samples, GATE_LAYER)
-        assert gate is not None
-        save_gate(folder, gate)
-        write_text(made_of, json.dumps(origin, indent=1))
-    elif read_json(made_of) != json.loads(json.dumps(origin)):
-        raise AttribError(f"{folder} is of another model or of other edits; choose another --out")
-    return opened(vlm, test, load_gate(folder))
 
 
 def _identity(

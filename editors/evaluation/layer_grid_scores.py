@@ -4,40 +4,25 @@ Which inputs open a gate does not depend on the adapters, so it is computed once
 input that does not open it gets the unedited model's answer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from attrib.data.samples import EditSample
 from attrib.files import read_json, write_text
-from attrib.model.vlm import VLM
-from editors.adapters.sites import Gate
+from editors.evaluation.layer_grid_gate import Opened
 from editors.evaluation.metrics import means
 from editors.evaluation.protocols import METRIC_OF, Answer, judge
-from editors.gating.features import related_inputs
 from editors.gating.gates import NO_GATE
-from editors.gating.threshold import gate_scores
 from editors.methods.adapter_objective import AdapterObjective
 from editors.training.dataset import CachedDataset
 from editors.training.losses import ROLES
 
 CELL = "cell.json"  # record of a finished cell, in its folder
 HARD = "hard"  # metric of all hard locality inputs
-Opened = Sequence[Mapping[str, Sequence[bool]]]
 Scores = dict[str, dict[str, float]]
-
-
-def opened(vlm: VLM, samples: Sequence[EditSample], gate: Gate) -> list[dict[str, list[bool]]]:
-    """Return, per sample and role, which of its teacher-forced inputs open the gate."""
-    values = gate_scores(vlm, samples, gate)["value"]
-    found: list[dict[str, list[bool]]] = [{} for _ in samples]
-    for one, value in zip(related_inputs(samples), values, strict=True):
-        role = one.relation if one.relation in ROLES else "hard_locality"
-        found[one.row].setdefault(role, []).append(bool(value >= gate.threshold))
-    return found
 
 
 @torch.no_grad()
@@ -49,7 +34,7 @@ def cell_scores(
     Args:
         objective: The objective with the cell's adapters.
         test: The edits.
-        gates: Which inputs open each gate, by its name; see `opened`.
+        gates: Which inputs open each gate, by its name; see `inputs_that_open`.
 
     Returns:
         Mean over edits, from 0 to 1, by gate ("none" among them) and metric; "avg" is the mean of

@@ -78,8 +78,17 @@ def test_done_cells_are_scored_behind_another_gate_without_training(llava, done,
     assert (gated >= ungated)[["t_loc", "m_loc", "hard"]].all()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     other = [Cell(1, 1, 0)]  # there is no such cell yet that could tell
-    with pytest.raises(AttribError, match="another model or of other edits"):
+    with pytest.raises(AttribError, match="another model or layer, or of other edits"):
         grid(DualEdit, llava, samples(5), test, other, out, preset, print, "prompt_last")
+    with pytest.raises(AttribError, match="another model or layer, or of other edits"):
+        grid(DualEdit, llava, samples(6), test, place, out, preset, print, "prompt_last", 1)
+
+
+def test_the_gate_of_a_grid_reads_the_layer_that_is_asked_for(llava, done, tmp_path):
+    _, out, preset, test, _ = done
+    out = shutil.copytree(out, tmp_path / "copy")
+    grid(DualEdit, llava, samples(6), test, [Cell(None, 0, 0)], out, preset, print, "learned", 1)
+    assert load_gate(out / "gate-learned").layers == (1,)
 
 
 def test_done_cells_are_read_and_other_settings_refused(llava, done):
