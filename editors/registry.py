@@ -65,7 +65,7 @@ def load_editor(given: str | Path, vlm: VLM) -> Editor:
 def editor_folder(given: str | Path, vlm: VLM) -> Path | None:
     """The folder of an editor: the given one, or the package's; None for a name without one."""
     path, name = Path(given), str(given)
-    if path.exists() or name not in EDITORS:
+    if name not in EDITORS or (path / SETTINGS).exists():  # results may lie in a folder "ft-l"
         return path
     for record in sorted(PRETRAINED.glob(f"*/{name}/{SETTINGS}")):
         model = json.loads(record.read_text(encoding="utf-8"))["model"]

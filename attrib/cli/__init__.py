@@ -39,7 +39,7 @@ COMMANDS = {
     "compare": (
         ANALYSIS,
         "attrib.cli.compare",
-        "Compare two runs of one analysis: paired differences per layer, with intervals.",
+        "Compare two runs of one analysis, or editors: paired differences, with intervals.",
     ),
     "export": (
         ANALYSIS,

@@ -1,4 +1,4 @@
-"""`attrib compare`: two runs of one analysis, example by example."""
+"""`attrib compare`: two runs of one analysis example by example, or evaluations edit by edit."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument
 
 from attrib.cli.command import ExitCode
+from attrib.cli.compare_editors import compare_evaluations, is_evaluation
 from attrib.cli.outputs import print_files, refuse_unwritable, write_manifest
 from attrib.errors import AttribError
 from attrib.pipeline.options import Options, option
@@ -20,9 +21,13 @@ SHOWN = 12
 class CompareOptions(Options):
     """Options of `attrib compare`."""
 
-    runs: Annotated[list[Path] | None, Argument(metavar="RUN RUN", help="Folders of two runs.")] = (
-        None
-    )
+    runs: Annotated[
+        list[Path] | None,
+        Argument(
+            metavar="RUN RUN",
+            help="Folders of two runs of an analysis, or of any number of evaluations.",
+        ),
+    ] = None
     table: str | None = option(None, "Table to compare.", shown="the main one")
     by: str | None = option(
         None, "Columns that make a group, such as layer,module.", shown="all that vary"
@@ -33,7 +38,10 @@ class CompareOptions(Options):
 
 
 def compare(options: CompareOptions) -> int:
-    """Compare two runs of one analysis: paired differences per layer, with intervals."""
+    """Compare two runs of one analysis, or editors: paired differences, with intervals."""
+    if any(map(is_evaluation, options.runs or [])):
+        print_files(_compare_editors(options))
+        return ExitCode.DONE
     from attrib.report.comparison import compare as compare_results
 
     runs = _runs(options)
@@ -51,6 +59,19 @@ def compare(options: CompareOptions) -> int:
         print(f"... {len(found.frame)} rows in the file")
     print_files(_save(found, options))
     return ExitCode.DONE
+
+
+def _compare_editors(options: CompareOptions) -> list[Path]:
+    if given := [name for name in ("table", "by") if getattr(options, name) is not None]:
+        raise AttribError(f"--{given[0]}: evaluations have one table; leave it out")
+    refuse_unwritable(options.out)
+    folders = options.runs or []
+    files = compare_evaluations(folders, options.out, options.resamples, options.seed)
+    about = {
+        "runs": [str(folder) for folder in folders],
+        "options": options.model_dump(mode="json", exclude={"runs", "out"}),
+    }
+    return [*files, write_manifest(options.out, "compare", about)]
 
 
 def _runs(options: CompareOptions) -> list["RunRead"]:
