@@ -5,6 +5,8 @@ import re
 
 from claimed import EDITORS, LAYERS, RESULTS, ROOT, equal, rows, shown
 
+ENDS = ("difference", "low", "high")
+
 
 def test_the_regret_on_smol_llava_is_that_of_the_committed_grid():
     grid = {
@@ -126,19 +128,35 @@ def test_dualedit_and_ft_l_behind_one_gate():
     assert round(corrected["paper"], 3) == 0.004 and round(corrected["generate"], 1) == 1
 
 
-def test_dualedit_with_the_end_token_and_ft_l_behind_one_gate():
-    part = " ".join(RESULTS.split("Trained with `end_token` it is ahead in both:")[1].split())
-    ahead = re.findall(r"([\d.]+) points \(([\d.]+) to ([\d.]+)\)", part)[:2]
+def test_dualedit_and_ft_l_with_the_end_token_behind_one_gate():
     found = {
-        row["protocol"]: [row[name] for name in ("difference", "low", "high")]
-        for row in rows("dualedit-end-tiny-llava/differences.csv") if row["metric"] == "avg"
-    }  # fmt: skip
-    for protocol, told in zip(("paper", "generate"), ahead, strict=True):
-        assert all(map(equal, told, map(float, found[protocol])))
-    known = dualedit_scores("dualedit-end-tiny-llava")
-    whole = re.findall(r"with ([\d. /]+) % of whole", part)[0].split(" / ")
-    wanted = [float(known["generate", metric]["mean"]) for metric in ("rel", "t_gen", "v_gen")]
-    assert all(map(equal, whole, wanted))
+        (row["protocol"], row["metric"]): row
+        for row in rows("one-gate-end-tiny-llava/differences.csv")
+        if [row[name] for name in ("editor", "gate", "other", "other_gate")]
+        == ["dualedit", "learned", "ft-l", "learned"]
+    }
+    part = " ".join(RESULTS.split("for both they are level in the average:")[1].split())
+    told = re.findall(r"([-+\d.]+) \((-?[\d.]+) to (-?[\d.]+)\)", part)[:2]
+    for protocol, cells in zip(("paper", "generate"), told, strict=True):
+        row = found[protocol, "avg"]
+        assert all(equal(c, float(row[k])) for c, k in zip(cells, ENDS, strict=True))
+        assert float(row["low"]) < 0 < float(row["high"])
+    more, less = (found["generate", metric] for metric in ("t_gen", "rel"))
+    told = re.search(r"([\d.]+) points \(([\d.]+) to ([\d.]+)\) more of the rephrases", part)
+    assert told is not None
+    assert all(equal(c, float(more[k])) for c, k in zip(told.groups(), ENDS, strict=True))
+    told = re.search(r"FT-L ([\d.]+) \(([\d.]+) to ([\d.]+)\) more of the requests", part)
+    assert told is not None
+    ends = [-float(less[k]) for k in ("difference", "high", "low")]
+    assert all(map(equal, told.groups(), ends))
+    told = re.search(r"p (\S+) and (\S+) by Holm", part)
+    assert told is not None
+    assert all(map(equal, told.groups(), (float(more["p_holm"]), float(less["p_holm"]))))
+    runs = {
+        (row["editor"], row["gate"], row["runs"])
+        for row in rows("one-gate-end-tiny-llava/scores.csv")
+    }
+    assert {("dualedit", "learned", "3"), ("ft-l", "learned", "3")} <= runs
 
 
 def test_questions_of_the_real_world_after_an_edit():

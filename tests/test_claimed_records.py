@@ -62,8 +62,7 @@ def test_records_name_one_model_and_the_machine_of_the_costs():
 
 def test_numbers_of_edits_and_seeds_are_those_of_the_tables():
     bundled = [name for name in ABOUT if name.startswith("bundled-")]
-    for name in ("dualedit-smol-llava", "dualedit-end-smol-llava", "dualedit-end-tiny-llava",
-                 *bundled):  # fmt: skip
+    for name in ("dualedit-smol-llava", "dualedit-end-smol-llava", *bundled):
         counts = [int(row["n"]) for row in rows(f"{name}/summary.csv")]
         assert max(counts) == ABOUT[name]["edits"]  # some edits have no such neighbour
     for name in ("grid-smol-llava", "grid-smol-llava-40"):
