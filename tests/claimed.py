@@ -27,6 +27,17 @@ def scores(name, protocol):
     }
 
 
+def cells(name, **wanted):
+    """Scores of a grid in per cent: (text, visual) -> by seed."""
+    found = {}
+    for row in rows(name):
+        if all(row.get(k, v) == v for k, v in wanted.items()) and row["text"] and row["visual"]:
+            place = tuple(int(float(row[m])) for m in ("text", "visual"))
+            value = row["score"] if "score" in row else row["value"]
+            found.setdefault(place, {})[row["seed"]] = 100 * float(value)
+    return found
+
+
 def shown(page, head):
     """The body of the table whose head line begins so, row by row; cells without bold."""
     lines = page[page.index(f"\n| {head}") + 1 :].split("\n\n")[0].splitlines()

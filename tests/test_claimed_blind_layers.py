@@ -3,7 +3,7 @@
 import re
 from statistics import mean
 
-from claimed import LAYERS, RESULTS, ROOT, equal, rows, shown
+from claimed import LAYERS, RESULTS, ROOT, cells, equal, rows, shown
 
 MODELS = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "smol-llava")
 BLIND = MODELS[1:3]
@@ -13,23 +13,13 @@ REGRET = {m: {r["pick"]: r for r in rows(f"grid-{m}/regret.csv")} for m in MODEL
 FOUR = " ".join(LAYERS.split("## Four models, one rule")[1].split())
 
 
-def trained(model):
-    """Scores in per cent by pair and seed."""
-    found = {}
-    for row in rows(f"grid-{model}/scores.csv"):
-        if row["text"] and row["visual"]:
-            place = int(float(row["text"])), int(float(row["visual"]))
-            found.setdefault(place, {})[row["seed"]] = 100 * float(row["score"])
-    return found
-
-
 def test_the_blind_grids():
     picks = {"(1, 1)": "consensus", "(0, 0)": "first layer", "(5, 5)": "middle layer",
              "(5, 6)": "depths 16/32 and 19/32", "": "random cell"}  # fmt: skip
     listed = list(shown(LAYERS, "adapters at | by | `tiny-blip2`, average"))
     assert [place for place, *_ in listed] == list(picks)
-    for place, _, *cells in listed:
-        for model, average, regret in zip(BLIND, cells[::2], cells[1::2], strict=True):
+    for place, _, *numbers in listed:
+        for model, average, regret in zip(BLIND, numbers[::2], numbers[1::2], strict=True):
             row = REGRET[model][picks[place]]
             assert equal(average, 100 * float(row["score"])) and row["seeds"] == "3"
             for end, column in zip(
@@ -45,7 +35,7 @@ def test_the_blind_grids():
 
 def test_what_is_said_of_the_blind_grids():
     section = " ".join(LAYERS.split("## Two models that")[1].split("## On a")[0].split())
-    pairs = {model: trained(model) for model in BLIND}
+    pairs = {model: cells(f"grid-{model}/scores.csv") for model in BLIND}
     with_seeds = {m: {p: v for p, v in some.items() if len(v) == 3} for m, some in pairs.items()}
     (number,) = {len(some) for some in with_seeds.values()}
     assert f"Of {number} pairs with three seeds" in section
@@ -79,10 +69,10 @@ def test_rank_correlations_of_the_blind_grids():
 
 def test_the_regret_on_all_four_models():
     means = {}
-    for label, *cells in shown(LAYERS, "regret of | `tiny-llava`"):
+    for label, *numbers in shown(LAYERS, "regret of | `tiny-llava`"):
         name = NAMES.get(label, label)
         values = [100 * float(REGRET[model][name]["regret"]) for model in MODELS]
-        assert all(map(equal, cells, [*values, mean(values)])), label
+        assert all(map(equal, numbers, [*values, mean(values)])), label
         means[name] = mean(values)
     assert min(means, key=means.__getitem__) == "consensus"
     fixed = {name: value for name, value in means.items() if name != "consensus"}

@@ -4,7 +4,7 @@ import csv
 import re
 from statistics import mean
 
-from claimed import BENCHMARKS, EDITORS, LAYERS, RESULTS, ROOT, equal, rows, scores
+from claimed import BENCHMARKS, EDITORS, LAYERS, RESULTS, ROOT, cells, equal, rows, scores
 
 from attrib.stats import wilson
 
@@ -21,17 +21,6 @@ def told(page, pattern):
     found = re.search(pattern, TEXT[page])
     assert found, (page, pattern)
     return [number.replace(",", "") for number in found.groups()]
-
-
-def cells(name, **wanted):
-    """Scores of a grid in per cent: (text, visual) -> by seed."""
-    found = {}
-    for row in rows(name):
-        if all(row.get(k, v) == v for k, v in wanted.items()) and row["text"] and row["visual"]:
-            place = tuple(int(float(row[m])) for m in ("text", "visual"))
-            value = row["score"] if "score" in row else row["value"]
-            found.setdefault(place, {})[row["seed"]] = 100 * float(value)
-    return found
 
 
 def test_regret_of_the_other_picks_on_tiny_llava():

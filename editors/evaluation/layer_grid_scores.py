@@ -34,7 +34,7 @@ def cell_scores(
     Args:
         objective: The objective with the cell's adapters.
         test: The edits.
-        gates: Which inputs open each gate, by its name; see `inputs_that_open`.
+        gates: Which inputs open each gate, by its name; see `GridGate.open_inputs`.
 
     Returns:
         Mean over edits, from 0 to 1, by gate ("none" among them) and metric; "avg" is the mean of

@@ -37,7 +37,7 @@ class ScoreBounds:
 
     The hidden layer sees products `a * b`, differences `|a - b|` and the cosine of embeddings. The
     products and the cosine are one matrix product of the edits with weights that hold the query.
-    Only the units that raise the score are computed; without the others it can but be higher.
+    Units that lower the score are left out, which can only raise the bound.
 
     Attributes:
         product: Weights of products and cosines, those of text first.
