@@ -24,7 +24,7 @@ import torch
 import attrib
 from attrib.data.samples import EditSample
 from attrib.model.vlm import VLM
-from benchmarks import one_edit
+from benchmarks import backbone_training, one_edit
 from benchmarks.attribution import Bench, against_peers, measure
 from benchmarks.harness import RESULTS, device_name, peak_mib, reset_peak
 from benchmarks.official import PATCH, SIZES, TINY, official
@@ -68,6 +68,7 @@ class GPU:
             "train visedit": lambda: self.train("visedit"),
             "edits": self.edits,
             "evaluation": self.evaluation,
+            "smol-llava": lambda: backbone_training.measure(self.device, dry=self.dry),
             **{f"train {name}": lambda name=name: self.train(name) for name in TRAINED},
         }
 

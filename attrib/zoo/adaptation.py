@@ -52,7 +52,7 @@ class AdaptationRun:
         parts: Any = self.model.model
         self.decoder: Any = parts.language_model
         self.step, self.seconds, self.accuracy = 0, 0.0, dict[str, float]()
-        freeze_language_model(self.model, compact=self.kind == "cuda")
+        freeze_language_model(self.model)
         self.optimizer = self._optimizer()
 
     def train(self, log: Log = print, save_every: int = 250, log_every: int = 25) -> None:

@@ -103,18 +103,11 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def freeze_language_model(model: nn.Module, compact: bool) -> None:
-    """Train tower, projector and additions alone.
-
-    Args:
-        model: From `build_smol_llava`.
-        compact: Keep the matrices of the decoder's layers in bfloat16, which loses nothing.
-    """
+def freeze_language_model(model: nn.Module) -> None:
+    """Train tower, projector and additions of `build_smol_llava` alone."""
     trained = trained_weights(model)
     for name, weight in model.named_parameters():
         weight.requires_grad_(name in trained)
-        if compact and name not in trained and ".layers." in name and weight.ndim == 2:
-            weight.data = weight.data.to(torch.bfloat16)
 
 
 def save_additions(model: nn.Module, path: Path, facts: dict[str, Any]) -> None:
