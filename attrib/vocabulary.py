@@ -24,6 +24,9 @@ Norm = Literal["none", "final", "frozen"]
 GateToken = Literal["visual_mean", "text_mean", "prompt_last", "target_last"]
 GateName = Literal["none", "prompt_last", "sequence_last", "learned"]
 
+# Scores of edits: the file that an evaluation writes.
+SCORES_FILE = "scores.parquet"
+
 # Layer selection.
 RuleName = Literal[
     "consensus", "onset", "sensitivity", "patching",

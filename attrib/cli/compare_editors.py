@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
 from attrib.files import write_text
+from attrib.vocabulary import SCORES_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from attrib.results import Result
 
-SCORES = "scores.parquet"
 SHOWN = 12
 HEAD = ["editor", "gate", "other", "other_gate", "protocol", "difference", "low", "high", "p_holm"]
 
 
 def is_evaluation(folder: Path) -> bool:
     """Whether a folder holds the scores of `attrib evaluate`."""
-    return (folder / SCORES).is_file()
+    return (folder / SCORES_FILE).is_file()
 
 
 def compare_evaluations(
@@ -44,10 +44,10 @@ def compare_evaluations(
 
     if missing := [folder for folder in folders if not is_evaluation(folder)]:
         raise AttribError(
-            f"{missing[0]}: no {SCORES} of `attrib evaluate` there, as in the other folders; "
+            f"{missing[0]}: no {SCORES_FILE} of `attrib evaluate` there, as in the other folders; "
             "evaluations are compared with evaluations"
         )
-    results = [Result.load(folder / SCORES) for folder in folders]
+    results = [Result.load(folder / SCORES_FILE) for folder in folders]
     _tell_seeds(results, folders)
     files = save_tables(results, out)
     print(terminal_tables(results), end="\n\n")

@@ -57,9 +57,15 @@ def is_gate_name(given: str | None) -> bool:
 
 
 def fit_once(
-    folder: Path, name: str, vlm: "VLM", data: "EditData", layer: int, seed: int = 0
+    folder: Path,
+    name: str,
+    vlm: "VLM",
+    data: "EditData",
+    layer: int,
+    seed: int = 0,
+    **settings: Any,
 ) -> None:
-    """Fit a gate into a folder, unless it is there."""
+    """Fit a gate into a folder, unless it is there; `settings` as of `fit_gate`."""
     import torch
 
     from editors.gating.gates import save_gate
@@ -70,7 +76,7 @@ def fit_once(
     require_layer(layer, vlm)
     log(f"gate: {name} at layer {layer}, fitted to {len(data)} training edits, into {folder}")
     with torch.enable_grad():
-        gate = fit_gate(name, vlm, data, layer, seed)
+        gate = fit_gate(name, vlm, data, layer, seed, **settings)
     assert gate is not None
     save_gate(folder, gate)
 

@@ -19,6 +19,7 @@ from attrib.results import Result
 from attrib.runs import NON_IDENTIFYING, Outcome, Rank, Run, prepare
 from attrib.runs.collect import collect
 from attrib.runs.manifest import provenance_of, stored
+from attrib.vocabulary import SCORES_FILE
 from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
 from editors.evaluation.groups import Groups
 from editors.evaluation.reference_model import DEFAULT_PROTOCOLS, ReferenceModel
@@ -152,6 +153,6 @@ def save_scores(
     """Write the scores of finished evaluations and, into `out`, their tables."""
     results = [Result(SCORES, done.tables[SCORES], done.manifest) for done in outcomes]
     folders = [run.out for run in runs]
-    files = [r.save(f / f"{SCORES}.parquet") for f, r in zip(folders, results, strict=True)]
+    files = [r.save(f / SCORES_FILE) for f, r in zip(folders, results, strict=True)]
     tables = save_tables(results, out)
     return results, [*files, *tables, *(folder / "manifest.json" for folder in folders)]

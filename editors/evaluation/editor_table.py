@@ -15,6 +15,7 @@ from attrib.files import read_json, write_text
 from attrib.model.vlm import VLM
 from attrib.results import Result
 from attrib.runs import Rank
+from attrib.vocabulary import SCORES_FILE
 from editors.evaluation import prepare_evaluation, save_scores
 from editors.evaluation.comparison import Comparison, Trained
 from editors.evaluation.extra_costs import ExtraCosts
@@ -25,7 +26,6 @@ from editors.gating.gates import load_gate
 from editors.io import SETTINGS
 from editors.registry import EDITORS, load_editor
 
-SCORES = "scores.parquet"
 OWN, GATED = "scores", "scores-behind-the-gate"  # folders of a finished job's scores
 CPU_TIME = "spent.json"
 FOLDER = re.compile(r"(.+)-seed-(\d+)")
@@ -59,7 +59,7 @@ class Job:
     def is_done(self, out: Path, gated: bool = False) -> bool:
         """Whether its scores exist."""
         places = self.places(gated)
-        return all((self.folder(out) / place / SCORES).exists() for place in places)
+        return all((self.folder(out) / place / SCORES_FILE).exists() for place in places)
 
 
 def make_jobs(
@@ -198,7 +198,7 @@ def comparison(out: Path, backbone: str, data: str, command: str) -> Comparison:
         Result.load(path)
         for job in jobs
         for place in (OWN, GATED)
-        if (path := job.folder(out) / place / SCORES).exists()
+        if (path := job.folder(out) / place / SCORES_FILE).exists()
     ]
     trainings = [_trained(job, out) for job in jobs if EDITORS[job.editor].is_trained]
     cpu: dict[str, float] = {}
@@ -236,7 +236,7 @@ def _done_jobs(out: Path, backbone: str, data: str) -> list[Job]:
     scored = (
         path.parents[1].name
         for place in (OWN, GATED)
-        for path in folder.glob(f"*/{place}/{SCORES}")
+        for path in folder.glob(f"*/{place}/{SCORES_FILE}")
     )
     found = [match for name in dict.fromkeys(scored) if (match := FOLDER.fullmatch(name))]
     return [Job(backbone, data, match[1], int(match[2])) for match in found]

@@ -25,6 +25,7 @@ from editors.gating.threshold import calibrate_scores, gate_scores, score_table
 STATISTICS_INPUTS = 256  # inputs from which features are standardised
 LARGEST_GRADIENT = 1.0  # norm
 WARMUP = 0.1  # of the steps
+LEAST_STEPS, STEPS_PER_EDIT = 600, 0.75
 FALSE_OPEN = 0.03  # share of near negatives that opens, by group
 
 
@@ -33,7 +34,7 @@ class GateTraining:
     """Settings of a learned gate.
 
     Attributes:
-        steps: Optimizer steps.
+        steps: Optimizer steps; None takes 600, or three for every four samples if that is more.
         batch_size: Edits per step, each with all of its inputs.
         learning_rate: Peak rate (AdamW, warm-up and half a cosine).
         weight_decay: Of AdamW.
@@ -47,7 +48,7 @@ class GateTraining:
             flip, frame), in turn; see `editors.gating.augmentation`.
     """
 
-    steps: int = 600
+    steps: int | None = None
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -58,6 +59,10 @@ class GateTraining:
     patch: int = 32
     dropout: float = 0.1
     changes: int = 2
+
+    def steps_for(self, num: int) -> int:
+        """Optimizer steps for a number of samples."""
+        return self.steps or max(LEAST_STEPS, round(STEPS_PER_EDIT * num))
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -113,6 +118,7 @@ def train_gate(
             not finite.
     """
     settings, samples = settings or GateTraining(), encodable(vlm, samples)
+    settings = replace(settings, steps=settings.steps_for(len(samples)))
     learned, held = split(len(samples), settings)
     reader = _fit_reader(vlm, samples, learned, layers, settings.seed)
     inputs = related_inputs(samples)
@@ -181,16 +187,15 @@ def fit_net(data: InputStates, reader: GateReader, settings: GateTraining) -> Ga
     """Train the network; raise AttribError if the loss is not finite."""
     generator = torch.Generator().manual_seed(settings.seed)
     num = max(one.row for one in data.inputs) + 1
+    steps = settings.steps_for(num)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = GateNet.for_reader(reader, **settings.sizes).train()
         optimizer = torch.optim.AdamW(
             net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, partial(_rate_share, settings.steps)
-        )
-        for step in range(settings.steps):
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate_share, steps))
+        for step in range(steps):
             rows = torch.randperm(num, generator=generator)[: settings.batch_size].tolist()
             part = data.select(rows)
             loss = pair_loss(net, part, sample_pairs(part, generator))

@@ -125,6 +125,12 @@ def test_learning_repeats_and_leaves_the_random_state_alone():
     assert not torch.equal(one["word.weight"], third.state_dict()["word.weight"])
 
 
+def test_more_edits_take_more_steps_unless_they_are_given():
+    default = GateTraining()
+    assert [default.steps_for(num) for num in (5, 800, 2000)] == [600, 600, 1500]
+    assert GateTraining(steps=7).steps_for(2000) == 7
+
+
 def test_a_loss_that_is_no_number_is_named():
     kept = planted(4, seed=1)
     kept.states[0]["text"][:] = torch.nan
