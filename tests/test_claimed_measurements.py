@@ -69,10 +69,7 @@ def test_scores_of_the_grid_and_the_regret_of_each_rule():
     assert all(equal(a, 100 * float(own[k]))
                for a, k in zip(told, ("regret", "low", "high"), strict=True))  # fmt: skip
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert (
-        f"lose {told[0].lstrip('0')} points against the best of 20 places trained for 100 steps"
-        in readme
-    )
+    assert f"lose {told[0]} points against the best of 20 places trained for 100 steps" in readme
     for text, page in (("Of the middle layer: {:.1f}", LAYERS), ("middle layer: {:.1f}", readme)):
         assert text.format(100 * float(regret["middle layer"]["regret"]) + 1e-9) in page
 

@@ -47,7 +47,9 @@ def test_scores_of_the_bundled_models_are_those_of_their_cards():
 
 
 def test_noise_matters_most_in_the_first_layer_of_models_trained_from_scratch():
-    assert "noise matters most in the first layer" in TEXT
+    assert (
+        "noise on visual tokens matters most in the first layer, and so does noise on words" in TEXT
+    )
     for name in NAMES[:3]:
         curve = card(name, "layer | KL visual | KL text")
         for column in (0, 1):
@@ -93,8 +95,11 @@ def test_where_smol_llava_reads_its_picture():
     assert equal(text, 100 * mean["patch text"][22]) and equal(later, 100 * mean["patch text"][23])
     assert int(asked) == layers["noise visual"][0]["count"]
     assert int(apart) == layers["patch visual"][0]["count"]
-    norms, sink = mean["first norm"], int(told(r"attention sink at layer (\d+)\.")[0])
+    norms, sink = mean["first norm"], int(told(r"norm of the first token jumps at layer (\d+),")[0])
     assert norms.index(max(norms)) == sink and norms[sink] > 10 * max(norms[:sink])
+    attended = [one["mean"] for one in layers["attention bos"]]
+    assert int(told(r"from layer (\d+) on it is an attention sink")[0]) == sink + 1
+    assert min(attended[sink + 1 :]) > 0.1 and attended[sink] < 0.01
 
 
 def test_two_pictures():
@@ -162,9 +167,9 @@ def test_smol_llava_beside_what_is_published():
     page = (CARDS / "smol-llava" / "README.md").read_text(encoding="utf-8")
     assert PUBLISHED in page and not [cell for cell in row if cell not in page]
     told_again = told(
-        r"here (\S+) a module in the first half and (\S+) in .*?; here layer (\d+) and layer "
-        r"(\d+), and (\S+) times .*?, in layers (\d+) and (\d+) here\. .*? in (\d+) % of layers "
-        r"18 to 29 with the paper's noise, in (\d+) % with a thirtieth"
+        r"in `smol-llava` (\S+) a module in the first half and (\S+) in .*?; layer (\d+) and layer "
+        r"(\d+), and (\S+) times .*?, in `smol-llava` in layers (\d+) and (\d+)\. .*? in (\d+) % "
+        r"of the questions with the paper's noise, in (\d+) % with a thirtieth"
     )
     assert told_again[:7] == (shallow, deep, words, visual, times, *peaks)
     assert all(map(equal, told_again[7:], (100 * float(hits[i][0]) for i in (2, 5))))

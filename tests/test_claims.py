@@ -77,7 +77,7 @@ def test_the_published_gate_is_shut_without_the_answer_and_open_to_all_at_fixed_
     assert share("calibrated", "True")[0] == 1  # with the answer it compares equal tokens
     kinds = ("request", "visual_locality", "text_locality", "same_image_other_kind")
     fixed = {round(100 * share("0.8", "False", kind)[0]) for kind in kinds}
-    assert fixed == {99} and "at the papers' fixed 0.8 it opened for 99 %" in page.lower()
+    assert fixed == {99} and "it opened for 99 % of everything" in page
     assert {share("0.6", "False", kind)[0] for kind in kinds} == {1.0}
 
 

