@@ -45,6 +45,14 @@ def load_editor(setting: Setting, name: str, vlm: "VLM") -> Any:
     return getattr(importlib.import_module("editors"), CLASSES[name]).load(folder, vlm)
 
 
+def live_editor(setting: Setting, name: str, vlm: "VLM") -> Any | None:
+    """Load the trained editor, else the one that the package has for the model; None without."""
+    if has_editor(setting, name):
+        return load_editor(setting, name, vlm)
+    registry = importlib.import_module("editors.registry")
+    return registry.load_editor(name, vlm) if registry.editor_folder(name, vlm) else None
+
+
 def training_hint(setting: Setting, name: str) -> str:
     """Return the command that trains a missing editor, in a sentence."""
     return (

@@ -46,17 +46,16 @@ import pandas as pd
 
 import attrib
 import figures
-from figures.trained_editor import has_editor, load_editor, training_hint
+from figures.trained_editor import live_editor, training_hint
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
-TRAINED = has_editor(setting, "visedit")
-if not TRAINED:
+vlm = attrib.load(MODEL)
+editor = live_editor(setting, "visedit", vlm)
+if editor is None:
     print(f"SKIPPED: the live part needs a trained editor. {training_hint(setting, 'visedit')}")
 else:
     from figures.influence_maps import influence_maps
 
-    vlm = attrib.load(MODEL)
-    editor = load_editor(setting, "visedit", vlm)
     data = attrib.data.load(DATA, SPLIT, limit=2)
     (maps, *_) = influence_maps(vlm, editor, list(data))
     print(data[0].request)

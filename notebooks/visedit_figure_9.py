@@ -47,15 +47,15 @@ import pandas as pd
 
 import attrib
 import figures
-from figures.trained_editor import has_editor, load_editor, training_hint
+from figures.trained_editor import live_editor, training_hint
 
 setting = figures.Setting(MODEL, DATA, SPLIT, LIMIT, editors=Path(EDITORS))
-TRAINED = has_editor(setting, "visedit")
-if not TRAINED:
+vlm = attrib.load(MODEL)
+editor = live_editor(setting, "visedit", vlm)
+if editor is None:
     print(f"SKIPPED: the live part needs a trained editor. {training_hint(setting, 'visedit')}")
 else:
-    vlm = attrib.load(MODEL)
-    editor = load_editor(setting, "visedit", vlm).with_gate(None)
+    editor = editor.with_gate(None)
     request = attrib.data.load(DATA, SPLIT, limit=1)[0].request
     batch = vlm.encode([request.image], [request.prompt], padding_side="left")
     layers = range(editor.sites[0].layer + 1, vlm.num_layers - 1)
