@@ -50,7 +50,8 @@ def dualedit_scores(folder):
     """Rows of DualEdit in a table, by protocol and metric."""
     return {
         (row["protocol"], row["metric"]): row
-        for row in rows(f"{folder}/summary.csv") if row["editor"] == "dualedit"
+        for row in rows(f"{folder}/summary.csv")
+        if (row["editor"], row["gate"]) == ("dualedit", "learned")
     }  # fmt: skip
 
 
@@ -96,18 +97,17 @@ def test_costs_of_analyses_on_smol_llava():
 
 def test_gates_on_smol_llava():
     found = {
-        (row["training_edits"], row["layer"], row["relation"]): [
+        (row["training_edits"], row["layer"], row["steps"], row["relation"]): [
             100 * float(row[name]) for name in ("open", "open_low", "open_high")
         ]
         for row in rows("gates-smol-llava/open.csv")
     }
-    text = " ".join(EDITORS.split("On `smol-llava` a gate that reads layer 0")[1].split())
-    told = re.findall(r"(\d+) % \((\d+) to (\d+)\)", text)[:4]
-    rephrased = (("160", "0"), ("160", "8"), ("2000", "8"))
-    keys = [(*key, "text_generality") for key in rephrased]
-    keys.append(("2000", "8", "same_image_same_kind"))
-    for cells, key in zip(told, keys, strict=True):
-        assert all(map(equal, cells, found[key])), key
+    listed = shown(EDITORS, "training edits | layer")
+    for *gate, opens, leaks in listed:
+        key = tuple(cell.replace(",", "") for cell in gate)
+        for cell, relation in ((opens, "text_generality"), (leaks, "same_image_same_kind")):
+            assert all(map(equal, re.findall(r"\d+", cell), found[(*key, relation)])), key
+    assert len(listed) == len({key[:3] for key in found})
 
 
 def test_dualedit_and_ft_l_behind_one_gate():
@@ -202,30 +202,24 @@ def part_of(start):
     return re.findall(r"([\d.]+) % \(([\d.]+) - ([\d.]+)\)", text), text
 
 
-def test_neither_editor_meets_both_goals():
-    _, text = part_of("**Neither of the two meets both goals**")
-    tokens, whole, with_end, without, low, high, opened = re.findall(r"[\d.]*\d", text)[:7]
-    known = [
-        {
-            (protocol, metric): float(row["mean"])
-            for (protocol, metric), row in dualedit_scores(folder).items()
-        }
-        for folder in ("dualedit-end-smol-llava", "dualedit-smol-llava")
-    ]
-    generated = [[one["generate", m] for m in ("rel", "t_gen", "v_gen")] for one in known]
-    rephrased = [one["paper", "t_gen"] for one in known]
-    assert all(map(equal, (with_end, without), rephrased))
-    assert equal(low, min(generated[1])) and equal(high, max(generated[1]))
-    met = [
-        (share >= float(tokens), min(answers) >= float(whole))
-        for share, answers in zip(rephrased, generated, strict=True)
-    ]
-    assert met == [(False, True), (True, False)]
-    (gate,) = (
-        float(row["open"]) for row in rows("gates-smol-llava/open.csv")
-        if (row["training_edits"], row["relation"]) == ("2000", "text_generality")
+def test_which_goals_dualedit_meets_on_smol_llava():
+    _, text = part_of("**The goals were**")
+    *tokens, whole = map(float, re.findall(r"\d+", text)[:4])
+    known = dualedit_scores("dualedit-end-smol-llava")
+    metrics = ("rel", "t_gen", "v_gen")
+    assert all(
+        float(known["paper", m]["mean"]) >= goal for m, goal in zip(metrics, tokens, strict=True)
+    )
+    assert all(float(known["generate", m]["mean"]) >= whole for m in metrics)
+    assert float(known["paper", "t_gen"]["low"]) < tokens[1]
+    (without,) = (
+        float(row["mean"]) for row in rows("dualedit-end-smol-llava/summary.csv")
+        if (row["gate"], row["protocol"], row["metric"]) == ("ungated", "paper", "t_gen")
     )  # fmt: skip
-    assert equal(opened, 100 * gate)
+    told = re.search(r"without a gate ([\d.]+) %", text)
+    assert told is not None and equal(told[1], without)
+    log = " ".join((ROOT / "LOG.md").read_text(encoding="utf-8").split())
+    assert "tokens 98.3 / 92.5 / 98.7 instead of" in log and "had 92.5 % there" in text
 
 
 def test_ike_on_smol_llava():

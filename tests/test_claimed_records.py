@@ -77,7 +77,7 @@ def test_numbers_of_edits_and_seeds_are_those_of_the_tables():
     ike = chain(*(rows(f"ike-smol-llava/demonstrations-{count}.csv") for count in (1, 4)))
     assert {row["n"] for row in ike} == {str(ABOUT["ike-smol-llava"]["edits"])}
     gates = rows("gates-smol-llava/open.csv")
-    trained = {f"{row['training_edits']}:{row['layer']}" for row in gates}
+    trained = {":".join(row[k] for k in ("training_edits", "layer", "steps")) for row in gates}
     assert trained == set(ABOUT["gates-smol-llava"]["seconds"]["training"])
     assert {row["seed"] for row in gates} == {str(ABOUT["gates-smol-llava"]["seed"])}
 
