@@ -3,7 +3,8 @@
     python -m benchmarks.conflicts                      # the editor that comes with tiny-llava
 
 Each of 100 test edits of scenes-vqa is made twice: with its own target, then with that of another
-edit of the same kind of question. Counted at the request, generated greedily:
+edit, the next one whose target is as fit an answer: a color for a color, a letter for a letter.
+Counted at the request, generated greedily:
 
 - among all 200 edits, the gate picks the newer one of the pair; "another edit" if a third one;
 - with both of a pair held, the answer is that of the newer edit alone, and its target;
@@ -24,6 +25,7 @@ import torch
 
 import attrib
 from attrib.data import EditRequest, EditSample
+from attrib.data.scenes.vocabulary import COLORS, NUMBERS, OPTIONS, PLACES, SHAPES
 from attrib.forward.up_to import states_up_to
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
@@ -35,17 +37,27 @@ MOST_TOKENS = 8
 OTHER, NONE = "the gate picks an edit of another pair", "the gate picks none"
 
 
+WORDS = (OPTIONS, NUMBERS, COLORS, SHAPES, PLACES)
+
+
 def pairs_of(samples: Sequence[EditSample]) -> list[tuple[EditRequest, EditRequest]]:
-    """Each request, and the same one with another edit's target, of its kind where it can be."""
+    """Each request, and the same one with another edit's target of the same kinds of words."""
     found = []
     for i, sample in enumerate(samples):
-        later = [*samples[i + 1 :], *samples[:i]]  # the next one first
-        same_kind = [s for s in later if s.meta["kind"] == sample.meta["kind"]]
-        targets = [s.request.target for s in [*same_kind, *later]]
-        other = next(target for target in targets if target != sample.request.target)
         asked = sample.request
+        later = [s.request.target for s in (*samples[i + 1 :], *samples[:i])]  # the next one first
+        other = next(
+            target
+            for target in later
+            if target != asked.target and kinds_of(target) == kinds_of(asked.target)
+        )
         found.append((asked, EditRequest(asked.source, asked.prompt, other)))
     return found
+
+
+def kinds_of(target: str) -> list[int]:
+    """Which list of `WORDS` each word of a target is in."""
+    return [next(i for i, words in enumerate(WORDS) if word in words) for word in target.split()]
 
 
 @torch.no_grad()
