@@ -44,7 +44,8 @@ def differences(
     Returns:
         A row per pair, protocol and metric: editor, gate, other, other_gate, protocol, metric,
         difference (of the first minus the other), low, high (95 %), p (two-sided), p_holm (over
-        all rows), n (edits) and items (clusters). Empty for fewer than two editors.
+        all rows), n (edits that all seeds of both were scored on) and items (clusters). Pairs
+        without such an edit are left out; empty for fewer than two editors.
 
     Raises:
         AttribError: There is no editor `against`.
@@ -61,8 +62,9 @@ def differences(
         names = dict(zip(NAMES, (*one, *other), strict=True))
         scores, others = tables[one], tables[other]
         for key in scores:
-            if key in others and key[1] in metrics:
-                found = _difference(scores[key], others[key], resamples, seed)
+            if key not in others or key[1] not in metrics:
+                continue
+            if found := _difference(scores[key], others[key], resamples, seed):
                 rows.append({**names, "protocol": key[0], "metric": key[1], **found})
     table = pd.DataFrame(rows)
     return table if table.empty else table.assign(p_holm=holm(np.asarray(table["p"], float)))
@@ -88,8 +90,14 @@ def _by_editor(results: Sequence[Result]) -> dict[Named, dict[tuple[str, str], p
 def _difference(
     one: pd.DataFrame, other: pd.DataFrame, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The difference of two editors' means, with its interval and p-value."""
+    """The difference of two editors' means, with its interval and p-value; {} without shared edits.
+
+    An edit counts where every seed has its score: seeds of other edits would differ by those.
+    """
+    one, other = (e.dropna(subset=[c for c in e if c != "item"]) for e in (one, other))
     shared = one.index.intersection(other.index)
+    if shared.empty:
+        return {}
     items, names = pd.factorize(one.loc[shared, "item"])
     weights = bootstrap_weights(len(names), resamples=resamples, seed=seed)[:, items]
     # The same seeds of both, since the runs of a seed share their gate and their training edits.

@@ -93,6 +93,22 @@ def test_what_a_seed_does_to_both_editors_is_no_difference():
     assert apart["high"] - apart["low"] > 10
 
 
+def test_only_edits_that_every_seed_scored_are_compared():
+    """A seed with fewer edits is no NaN, which would pass for p = .002; strangers are no pair."""
+    rng = np.random.default_rng(3)
+    one, two, base = rng.uniform(0, 1, (3, 20))
+    uneven = rel(planted("a", one), planted("a", two[:15]), planted("b", base))
+    even = rel(planted("a", one[:15]), planted("a", two[:15]), planted("b", base[:15]))
+    assert uneven["n"] == uneven["items"] == 15
+    pd.testing.assert_series_equal(uneven, even)
+    other = planted("b", base)
+    other.frame["example"] = "other-" + other.frame["example"]
+    assert differences([planted("a", one), other]).empty
+    third = planted("c", two)
+    table = differences([planted("a", one), other, third], metrics=("rel",))
+    assert table[["editor", "other"]].to_numpy().tolist() == [["a", "c"]]
+
+
 def test_holm_and_intervals_of_shares_are_those_of_the_books():
     assert holm(np.array([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
     four = clustered_interval(np.ones(4), np.arange(4))
