@@ -139,16 +139,18 @@ def _about(sample: EditSample, prompt: str) -> EditRequest:
 def nearest_pictures(samples: Sequence[EditSample], rows: Sequence[int]) -> dict[int, int]:
     """The row with the most similar other picture, for each of `rows`; equal pictures are no other.
 
-    Pictures are compared by the cosine of small thumbnails, their mean colour subtracted.
+    Pictures are compared by the cosine of small thumbnails, the mean picture subtracted.
     """
     if len(rows) < 2:
         return {}
     pictures = torch.stack([_thumbnail(samples[row].request) for row in rows])
-    flat = normalize((pictures - pictures.mean(0)).flatten(1), dim=1)
+    flat = normalize(pictures - pictures.mean(0), dim=1)
     near: dict[int, int] = {}
     for start in range(0, len(rows), CHUNK):
         similar = flat[start : start + CHUNK] @ flat.T
-        best = similar.masked_fill(similar > EQUAL, -torch.inf).max(1)
+        # A picture that equals the mean has no direction: its cosine with itself is 0, not 1.
+        same = torch.cdist(pictures[start : start + CHUNK], pictures, p=1) == 0
+        best = similar.masked_fill((similar > EQUAL) | same, -torch.inf).max(1)
         for row, value, which in zip(
             rows[start:], best.values.tolist(), best.indices, strict=False
         ):

@@ -68,6 +68,14 @@ def test_the_nearest_picture_is_a_similar_one_and_not_the_same():
     assert nearest_pictures(edits, [0]) == {}
 
 
+@pytest.mark.parametrize("num", [2, 3, 7])
+def test_one_picture_of_all_edits_has_no_other_one(num):
+    """It is the mean, from which it has no direction: the cosine does not tell that it is equal."""
+    edits = [EditSample(str(i), EditRequest(picture(), "What?", "x")) for i in range(num)]
+    assert nearest_pictures(edits, range(num)) == {}
+    assert MINED_IMAGE not in {one.relation for one in further_inputs(edits, range(num), 1)}
+
+
 def test_changed_pictures_are_covered_and_other_questions_about_them_are_not():
     edits = samples(3)
     inputs = further_inputs(edits, range(3), 4)
