@@ -63,7 +63,7 @@ COST_NOTE = (
     "ratio: the time of a pass with the edit over one without, the median over edits. An edit "
     "takes no work away from a pass: a ratio below 1 is the noise of timing on this machine."
 )
-DIGITS = 8  # of a fingerprint in an error message
+DIGITS = 8  # of a fingerprint or digest that tell results apart
 LARGE = 10_000  # numbers from here on are shown without decimals
 
 
@@ -211,21 +211,27 @@ def _combined(results: Sequence[Result]) -> Result:
         raise AttribError("no scores to tabulate: give the results of editors.evaluate")
     for what in ("model", "data"):
         found = {_identity(result, what) for result in results}
-        if len(found) > 1:
+        told = {name for name, digest in found if digest}
+        # Without a digest, as of a plain list of samples, the name has to do.
+        apart = sorted(one for one in found if one[1] or one[0] not in told)
+        if len(apart) > 1:
             raise AttribError(
                 f"scores of different {what} do not belong into one table: "
-                f"{' and '.join(sorted(found))}"
+                f"{' and '.join(' '.join(filter(None, one)) for one in apart)}"
             )
     frame = pd.concat([result.frame for result in results], ignore_index=True)
     frame = frame.loc[np.asarray(frame["protocol"] != COST)]
     return Result(results[0].analysis, frame, {"seed": results[0].seed})
 
 
-def _identity(result: Result, what: str) -> str:
-    """Name, split and fingerprint of a result's model or data."""
+def _identity(result: Result, what: str) -> tuple[str, str]:
+    """Name and split of a result's model or data, and the start of its digest, "" without one.
+
+    The digest of data is of its whole file, however many of the rows were read.
+    """
     made = result.provenance[what]
-    parts = (made["name"], made.get("split"), (made.get("fingerprint") or "")[:DIGITS])
-    return " ".join(part for part in parts if part)
+    name = " ".join(filter(None, (made["name"], made.get("split"))))
+    return name, (made.get("fingerprint") or made.get("sha256") or "")[:DIGITS]
 
 
 def _order(results: Sequence[Result]) -> Callable[[dict[str, Any]], tuple[int, ...]]:

@@ -8,7 +8,7 @@ import pytest
 from conftest import picture
 from planted_scores import result
 
-from attrib.data import EditRequest, EditSample
+from attrib.data import EditRequest, EditSample, load
 from attrib.errors import AttribError
 from editors.evaluation.items import item_of
 from editors.evaluation.tables import costs, save_tables, summary
@@ -107,6 +107,28 @@ def test_scores_of_different_models_are_not_put_into_one_table():
         summary([result(0.5), result(0.5, model="other")])
     with pytest.raises(AttribError, match="no scores to tabulate"):
         summary([])
+
+
+def test_scores_of_a_file_that_was_changed_are_not_put_into_one_table(tmp_path):
+    """The digest is of the whole file: more of its rows, or another seed, are the same data."""
+    file = tmp_path / "edits.csv"
+
+    def scored(text, editor, limit=None, seed=0):
+        file.write_text(f"prompt,target\n{text}")
+        data, made = load(file, limit=limit), result(0.5, editor)
+        about = {"name": data.name, "split": data.split, **data.provenance}
+        return replace(made, provenance={**made.provenance, "data": about, "seed": seed})
+
+    text = "Who?,Emma\nWhere?,here\n"
+    one, more, again = scored(text, "a", 1), scored(text, "b", 2), scored(text, "b", seed=1)
+    assert set(summary([one, more, again])["editor"]) == {"unedited", "a", "b"}
+    changed = scored(text.replace("Emma", "Jane"), "b", 2)
+    with pytest.raises(AttribError, match=r"different data .*csv \w{8} and .*csv \w{8}"):
+        summary([one, changed])
+    bare = replace(more, provenance={**more.provenance, "data": {"name": str(file)}})
+    assert len(summary([one, bare]))  # scored without a digest: by its name
+    with pytest.raises(AttribError, match="different data"):
+        summary([one, bare, changed])
 
 
 def test_tables_are_written_for_people_and_programs(tmp_path):
