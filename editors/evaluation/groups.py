@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 
 from attrib.data.samples import EditSample
-from attrib.errors import AttribError, RowError
+from attrib.errors import AttribError
 from attrib.model.vlm import VLM
-from editors.base import Edit, Mode, edit_all
+from editors.base import Edit, Mode, edit_all, require_encodable
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Groups:
         number = self._of[sample.id]
         if self._edit is None or self._current != number:
             group = self.samples[number * self.size : (number + 1) * self.size]
-            usable = [one for one in group if _is_usable(one)]
+            usable = [one for one in group if _is_usable(vlm, one)]
             edit, ms = timed(vlm, lambda: edit_all(vlm, editor, usable, self.mode))
             self._current, self._edit = number, (edit, len(usable), ms / len(usable))
         return self._edit
@@ -58,10 +58,13 @@ def _now(vlm: VLM) -> float:
     return time.perf_counter()
 
 
-def _is_usable(sample: EditSample) -> bool:
-    """Whether a request has an image and a target; other samples are quarantined elsewhere."""
+def _is_usable(vlm: VLM, sample: EditSample) -> bool:
+    """Whether the model can read a request and there is a target; others are quarantined elsewhere.
+
+    What the sample is judged on does not matter to those that it is edited with.
+    """
     try:
-        _ = sample.request.image
-    except RowError:
+        require_encodable(vlm, EditSample(sample.id, sample.request), {})
+    except AttribError:
         return False
     return bool(sample.request.target.strip())

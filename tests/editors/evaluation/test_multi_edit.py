@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from conftest import tiny_vlm
+from conftest import picture, tiny_vlm
 from planted_editors import Nothing, Says, sample
 
+from attrib.data import EditRequest
 from attrib.errors import AttribError, RowError
-from editors.base import SequentialEdit, WeightEdit, edit_all
+from editors.base import SequentialEdit, WeightEdit, edit_all, encode_requests
 from editors.evaluation import evaluate
 from editors.evaluation.groups import Groups
 from editors.evaluation.reference_model import ReferenceModel
@@ -27,7 +28,8 @@ class Counts(Nothing):
     def __init__(self):
         self.groups = []
 
-    def edit(self, _vlm, request):
+    def edit(self, vlm, request):
+        encode_requests(vlm, [request])
         return request.target
 
     def merge(self, edits):
@@ -79,6 +81,15 @@ def test_a_sample_that_cannot_be_used_is_no_part_of_its_group(vlm):
     edit, together, _ = Groups(some, 3).edit(vlm, editor := Counts(), some[2])
     assert (together, editor.groups) == (1, [["big"]])
     assert edit.num_bytes == 0
+
+
+def test_a_request_that_the_model_cannot_read_is_no_part_of_its_group(vlm):
+    some = samples()
+    some[1] = sample(1, request=EditRequest(picture(), "an <image> there", "gold"))
+    result = evaluate(vlm, editor := Counts(), some, ("paper",), num_edits=3)
+    assert editor.groups == [["red", "big"]]
+    assert set(result.frame["example"]) == {"s0", "s2"}
+    assert len(result.provenance["quarantined_rows"]) == 1
 
 
 def test_edits_inside_one_another_leave_the_model_as_it_was(vlm):
