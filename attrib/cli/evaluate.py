@@ -178,10 +178,10 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
     editor, behind, sources, settings = _editor(options, vlm, folder, out)
     answers = options.answers or out.parent / "unedited"
     reference = ReferenceModel(vlm, protocols, options.batch_size or 16, answers)
-    extra = ExtraCosts(options.fluency, options.peak_memory)
     prepared = []
     for number, place in folders.items():
         groups = Groups(list(data), number, mode) if given else None
+        extra = ExtraCosts(options.fluency, options.peak_memory)  # measures a peak once
         scoring = Scoring.of(editor, reference, protocols, options.label, groups, extra, behind)
         run = prepare_evaluation(
             scoring,

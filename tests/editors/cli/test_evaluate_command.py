@@ -207,7 +207,7 @@ def test_several_edits_in_sequence_are_a_row_each(run, tmp_path, monkeypatch):
     assert code and "sets the same weights in each edit: make them in sequence, --seq" in err
     code, _, err = run("--at-once", "3", sequential="3")
     assert code == 2 and "held at once or made in sequence, not both" in err
-    code, out, err = run(sequential="1,3", protocols="paper")
+    code, out, err = run("--peak-memory", sequential="1,3", protocols="paper")
     assert code == 0, err
     assert {p.name for p in (tmp_path / "o").glob("seq*")} == {"sequential-1", "sequential-3"}
     table = pd.read_csv(tmp_path / "o" / "summary.csv").query("metric == 'rel'")
@@ -215,7 +215,9 @@ def test_several_edits_in_sequence_are_a_row_each(run, tmp_path, monkeypatch):
     assert means["says, 1 edits in sequence"] == 100
     assert set(means) == {"unedited", "says, 1 edits in sequence", "says, 3 edits in sequence"}
     assert "says, 3 edits in sequence" in out
-    _, again, err = run(sequential="1,3", protocols="paper")
+    peaks = pd.read_csv(tmp_path / "o" / "costs.csv")["peak_bytes"]
+    assert len(peaks) == 2 and (peaks > 0).all()  # of each number of edits
+    _, again, err = run("--peak-memory", sequential="1,3", protocols="paper")
     assert again == out and err.count("2 of 2 shards exist already") == 2
 
 
