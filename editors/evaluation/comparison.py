@@ -169,6 +169,8 @@ class Comparison:
         base = REFERENCE if REFERENCE in {*table["editor"], *table["other"]} else table["other"][0]
         is_pair = (table["editor"] == base) != (table["other"] == base)
         own = table.loc[(table["metric"] == SHOWN) & is_pair]
+        if own.empty:  # one editor, as it is and behind its gate
+            return []
         rows = []
         for row in own.to_dict("records"):
             sides = [(row["editor"], row["gate"]), (row["other"], row["other_gate"])]

@@ -39,6 +39,20 @@ def test_every_part_has_its_rows():
     assert costs["training, s"].to_dict() == {"ft-l": "0", "dualedit": "61"}
 
 
+def test_an_editor_and_its_gate_alone_are_no_table_of_differences(tmp_path):
+    """They are one editor: their difference is in the file."""
+    gates = [result(0.75, "dualedit", gate) for gate in ("ungated", "learned")]
+    for one in (*gates, other := result(0.5, "ft-l")):
+        one.frame["metric"] = one.frame["metric"].replace("rel", "avg")
+
+    def titles(*some):
+        return [title for title, _, _ in comparison(*some).parts()]
+
+    assert "Paired differences" not in titles(*gates)
+    assert "Paired differences" in titles(*gates, other)
+    assert "differences.csv" in [path.name for path in comparison(*gates).save(tmp_path)]
+
+
 def test_seeds_show_their_spread():
     ((_, table, note), *_) = comparison(*(result(x, "dualedit") for x in (0.5, 1.0))).parts()
     assert table["Rel"].tolist()[1].startswith("75.0 ±35.4 [")
