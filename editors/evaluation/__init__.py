@@ -27,6 +27,7 @@ from editors.evaluation.scoring import SCORES, MakesEdits, Scoring
 from editors.evaluation.tables import save_tables
 from editors.io import files_digest
 
+EDITOR_NAME = "editor_name"  # entry of a manifest; earlier versions wrote none
 LENGTH = frozenset({"data.limit", "data.rows_read", "options.limit"})  # of a dataset
 
 
@@ -113,6 +114,7 @@ def prepare_evaluation(
         invocation: The command line, for the manifest.
     """
     identity = {
+        EDITOR_NAME: scoring.editor.name,
         "gate": scoring.gate,
         "behind": scoring.behind_name,
         "label": scoring.label,
@@ -128,7 +130,8 @@ def prepare_evaluation(
         seed=seed,
         free=NON_IDENTIFYING
         | {f"options.{name}" for name in free}
-        | _of_more_edits(out, data, scoring.num_edits),
+        | _of_more_edits(out, data, scoring.num_edits)
+        | _of_earlier_version(out, scoring.editor.name),
         rank=rank or Rank(),
         invocation=invocation,
         batch_size=1,
@@ -145,6 +148,19 @@ def _of_more_edits(out: Path, data: EditData, num_edits: int) -> frozenset[str]:
     now = data.provenance.get("rows_read")
     more = num_edits == 1 and before is not None and now is not None and now >= before
     return LENGTH if more else frozenset()
+
+
+def _of_earlier_version(out: Path, name: str) -> frozenset[str]:
+    """The entry of the editor's name, where the folder's manifest lacks it and may be of this one.
+
+    Files identify a trained editor. One without files, whose settings stand in the manifest, was
+    given by its name.
+    """
+    made = stored(out).get("options", {})
+    if not made or EDITOR_NAME in made:
+        return frozenset()
+    is_other = "settings" in made and made.get("editor") != name
+    return frozenset() if is_other else frozenset({f"options.{EDITOR_NAME}"})
 
 
 def save_scores(
