@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from attrib.data import EditRequest, EditSample
+from attrib.data.rows import typed_hard_locality
 from attrib.errors import AttribError
 from attrib.forward.hooks import read
 from attrib.model.batch import Batch
@@ -167,8 +168,7 @@ def related(samples: Sequence[EditSample]) -> Iterator[Related]:
     """Every input that the samples' edits are judged by, sample by sample."""
     for row, sample in enumerate(samples):
         inputs = [(name, request) for name in RELATIONS for request in getattr(sample, name)]
-        types = sample.meta.get("hard_types") or ["hard_locality"] * len(sample.hard_locality)
-        inputs += zip(types, sample.hard_locality, strict=True)
+        inputs += typed_hard_locality(sample)
         counts: dict[str, int] = {}
         for relation, request in inputs:
             item = counts.get(relation, 0)

@@ -16,6 +16,9 @@ from attrib.data.prompt_styles import PromptStyle, style_named
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import RowError
 
+HARD_LOCALITY = "hard_locality"  # type of hard locality inputs where a dataset does not name it
+TYPES = "hard_types"  # entry of a sample's `meta`
+
 
 def to_sample(
     row: Row,
@@ -86,10 +89,20 @@ def to_sample(
             "task": task,
             "row": index,
             "pred": row["pred"],
-            "hard_types": [kind for kind, _ in extra[HARD]],
+            TYPES: [kind for kind, _ in extra[HARD]],
             **{k: v for k, v in row.items() if k not in (*ELEVEN, HARD, *EXTRA, "port_new")},
         },
     )
+
+
+def typed_hard_locality(sample: EditSample) -> list[tuple[str, EditRequest]]:
+    """The type of each hard locality input of a sample, such as "same_image_same_kind", and it.
+
+    Raises:
+        ValueError: The sample names types of another number of inputs.
+    """
+    types = sample.meta.get(TYPES) or [HARD_LOCALITY] * len(sample.hard_locality)
+    return list(zip(types, sample.hard_locality, strict=True))
 
 
 def _given(words: str) -> list[str]:

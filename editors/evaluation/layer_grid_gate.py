@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from attrib.data.rows import HARD_LOCALITY
 from attrib.data.samples import EditSample
 from attrib.errors import AttribError
 from attrib.files import read_json, write_text
@@ -87,6 +88,6 @@ def _opened(vlm: VLM, samples: Sequence[EditSample], gate: Gate) -> Opened:
     values = gate_scores(vlm, samples, gate)["value"]
     found: list[dict[str, list[bool]]] = [{} for _ in samples]
     for one, value in zip(related_inputs(samples), values, strict=True):
-        role = one.relation if one.relation in ROLES else "hard_locality"
+        role = one.relation if one.relation in ROLES else HARD_LOCALITY
         found[one.row].setdefault(role, []).append(bool(value >= gate.threshold))
     return found

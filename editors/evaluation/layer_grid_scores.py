@@ -21,7 +21,7 @@ from editors.training.dataset import CachedDataset
 from editors.training.losses import ROLES
 
 CELL = "cell.json"  # record of a finished cell, in its folder
-HARD = "hard"  # metric of all hard locality inputs
+ALL_HARD = "hard"  # metric of the hard locality inputs of all types
 Scores = dict[str, dict[str, float]]
 
 
@@ -47,7 +47,7 @@ def cell_scores(
             own: dict[str, list[float]] = {}
             for role, number, before, after in answers:
                 is_open = name == NO_GATE or gates[name][item][role][number]
-                metric = METRIC_OF.get(role, HARD)
+                metric = METRIC_OF.get(role, ALL_HARD)
                 score = judge("paper", metric, before, after if is_open else before)
                 own.setdefault(metric, []).append(score)
             for metric, scores in own.items():

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from attrib.data.rows import HARD_LOCALITY
 from editors.evaluation.probes import Probe
 from editors.evaluation.protocols import PORT, Answer, judge
 
@@ -11,7 +12,7 @@ FIVE = ("rel", "t_gen", "v_gen", "t_loc", "m_loc")
 SAME_IMAGE = ("same_image_same_kind", "same_image_other_kind")
 METRICS = (
     *(*FIVE, "avg", "text_rel", "picture_rel", "portability"),
-    *(*SAME_IMAGE, "same_image", "same_question_other_image", "hard_locality"),
+    *(*SAME_IMAGE, "same_image", "same_question_other_image", HARD_LOCALITY),
 )
 
 

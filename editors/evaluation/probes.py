@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.data.rows import typed_hard_locality
 from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.forward.kept_pass import KeptPass
@@ -15,7 +16,6 @@ from attrib.model.vlm import VLM
 from editors.base import encode_requests, require_encodable
 from editors.evaluation.protocols import (
     GENERATED,
-    HARD,
     LONGEST_LOCALITY,
     METRIC_OF,
     PORT,
@@ -39,8 +39,7 @@ def probes_of(sample: EditSample) -> list[Probe]:
     found = [Probe("rel", sample.request)]
     for name, metric in list(METRIC_OF.items())[1:]:
         found += [Probe(metric, request) for request in getattr(sample, name)]
-    types = sample.meta.get("hard_types") or [HARD] * len(sample.hard_locality)
-    found += [Probe(*pair) for pair in zip(types, sample.hard_locality, strict=True)]
+    found += [Probe(*pair) for pair in typed_hard_locality(sample)]
     kinds = sample.meta.get("portability_types") or ["any"] * len(sample.portability)
     ports = zip(kinds, sample.portability, strict=True)
     found += [Probe(PORT + kind.replace("-", "_"), request) for kind, request in ports]

@@ -35,7 +35,6 @@ GOLD = ("rel", "t_gen", "v_gen", "text_rel", "picture_rel")
 RANKS = 10  # of EasyEdit's locality
 SPARE = 4  # tokens generated beyond the target's own: they show whether its last word continues
 LONGEST_LOCALITY = 32  # tokens of a locality answer; NQ has answers of 200 words
-HARD = "hard_locality"  # metric where a dataset does not name the types of hard locality inputs
 PORT = "port_"  # begins the metrics of portability, by type
 METRIC_OF = {
     "request": "rel",

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from attrib.data.rows import typed_hard_locality
 from attrib.data.samples import EditRequest, EditSample
 from attrib.forward.up_to import states_up_to
 from attrib.model.batch import Batch
@@ -27,7 +28,6 @@ CHANGED = ("crop", "jpeg", "flip", "frame")  # the request's picture, see `augme
 APPLIES = (*COVERED, *CHANGED)  # inputs that an edit applies to
 EASY = ("text_locality", "visual_locality")
 MINED_QUESTION, MINED_IMAGE = "mined_other_question", "mined_nearest_image"
-HARD = "hard_locality"  # for datasets that do not name the types of hard locality inputs
 Features = Callable[[dict[int, Tensor], Batch], list[dict[str, Tensor]]]  # such as `Gate.states`
 TEXT, VISUAL = "text", "visual"
 WIDTHS = {TEXT: 256, VISUAL: 128}  # channels kept of each layer where the model has more
@@ -102,8 +102,7 @@ def _inputs(sample: EditSample) -> Iterator[tuple[str, EditRequest]]:
     for relation in (*COVERED[1:], *EASY):
         for request in getattr(sample, relation):
             yield relation, request
-    types = sample.meta.get("hard_types") or [HARD] * len(sample.hard_locality)
-    yield from zip(types, sample.hard_locality, strict=True)
+    yield from typed_hard_locality(sample)
 
 
 def _batches(requests: Sequence[EditRequest], size: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from PIL import Image
 from attrib.data.benchmarks import BENCHMARKS
 from attrib.data.easyedit import ELEVEN, IMAGES, clean_row, validate_row
 from attrib.data.images import BadImage
-from attrib.data.rows import image_names, to_sample
+from attrib.data.rows import image_names, to_sample, typed_hard_locality
 from attrib.data.samples import EditSample
 from attrib.errors import RowError
 
@@ -79,6 +79,14 @@ def test_hard_items_and_extra_fields_are_kept():
         "hard_types": ["other", "other"],
         "kind": "count",
     }
+
+
+def test_hard_inputs_have_the_types_of_their_row_or_one_for_all():
+    made = sample(row(1, hard=[hard(type="near"), hard()]))
+    one, other = made.hard_locality
+    assert typed_hard_locality(made) == [("near", one), ("other", other)]
+    made.meta.clear()
+    assert typed_hard_locality(made) == [("hard_locality", one), ("hard_locality", other)]
 
 
 def test_a_locality_question_without_an_image():

@@ -5,10 +5,13 @@ import torch
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from planted_editors import HARD_TYPES, sample
 
+from attrib.analyses.gating import related
+from attrib.data.rows import typed_hard_locality
 from attrib.model.forced_pass import without_target
 from editors.evaluation.metrics import means
-from editors.evaluation.probes import best_tokens
+from editors.evaluation.probes import best_tokens, probes_of
 from editors.evaluation.protocols import (
     GOLD,
     PROTOCOLS,
@@ -16,6 +19,7 @@ from editors.evaluation.protocols import (
     begins_with_target,
     judge,
 )
+from editors.gating.features import related_inputs
 
 LOCALITY = ("t_loc", "m_loc", "same_image_same_kind")
 tokens = st.lists(st.integers(0, 3), min_size=5, max_size=5)
@@ -24,6 +28,18 @@ tokens = st.lists(st.integers(0, 3), min_size=5, max_size=5)
 def answer(gold, forced, text="red", best=None):
     best = [[token, *range(10, 19)] for token in forced] if best is None else best
     return Answer("red", torch.tensor(gold), torch.tensor(forced), torch.tensor(best), text)
+
+
+@pytest.mark.parametrize("meta", [{"hard_types": HARD_TYPES}, {}])
+def test_scores_gates_and_analyses_call_a_hard_input_the_same(meta):
+    edit = sample(meta=meta)
+    named = typed_hard_locality(edit)
+    assert len(named) == len(edit.hard_locality)
+    assert named == [
+        (p.metric, p.request) for p in probes_of(edit) if p.request in edit.hard_locality
+    ]
+    for found in (related_inputs([edit]), related([edit])):
+        assert named == [(one.relation, one.request) for one in found][-len(named) :]
 
 
 @given(tokens, tokens, tokens)
