@@ -109,8 +109,10 @@ def test_hard_inputs_decide_where_there_are_some():
         columns=["relation", "value"],
     )
     assert calibrate_scores(frame).threshold == 1.5
-    easy = frame[frame["relation"] != "hard"]
-    assert calibrate_scores(easy).false_open == 0
+    for request in (9.0, 0.5):  # it is compared with itself, and counts on neither side
+        easy = frame[frame["relation"] != "hard"].assign(value=[request, 2.0, 1.0])
+        found = calibrate_scores(easy)
+        assert (found.threshold, found.kept, found.false_open) == (1.5, 1, 0)
 
 
 def test_a_cosine_gate_has_the_threshold_of_its_training_edits():
