@@ -19,7 +19,8 @@ import pandas as pd
 import attrib
 from attrib.files import write_text
 from editors import EDITORS
-from editors.evaluation.layer_grid import Cell, GridInputs, grid
+from editors.evaluation.layer_grid import Cell, grid
+from editors.evaluation.layer_grid_inputs import GridEdits, GridInputs
 
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
 SHARED: dict[str, Mapping[str, Any]] = {
@@ -57,7 +58,8 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     test = attrib.data.load(options.data, split="validation", limit=options.test_limit)
     text, visual = LAYERS[options.editor]
     cells = [Cell(text, visual, seed) for seed in range(options.seeds)]
-    inputs = GridInputs.of(vlm, samples, test, cells[0].all_layers)
+    edits = GridEdits.of(vlm, samples, test, end_token=False)  # as the preset
+    inputs = GridInputs.of(vlm, edits, cells[0].all_layers)
     parts = []
     editor: Any = EDITORS[options.editor]
     for number, (name, changes) in enumerate(ABLATIONS[options.editor].items()):

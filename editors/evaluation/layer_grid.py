@@ -20,19 +20,18 @@ from attrib.errors import AttribError
 from attrib.files import read_json, write_text
 from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
-from editors.adapters.edit_signal import signal_layers
 from editors.adapters.sites import check_layers
 from editors.evaluation.layer_grid_gate import GridGate, Opened
+from editors.evaluation.layer_grid_inputs import GridEdits, GridInputs
 from editors.evaluation.layer_grid_scores import CELL, cell_scores, cell_table
 from editors.gating.gates import NO_GATE, check_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig
-from editors.training.dataset import CachedDataset, cache_dataset
-from editors.training.losses import ROLES
 from editors.training.run import alone_in
 from editors.training.trainer import Trainer
 
-NUM_VALIDATION = 48  # edits that each training is validated on
+# In identities; earlier versions recorded the option and trained without the token.
+WITH_END_TOKEN = "trained_with_end_token"
 
 
 @dataclass(frozen=True)
@@ -59,34 +58,6 @@ class Cell:
     def all_layers(self) -> list[int]:
         """Layers of both modalities."""
         return sorted({layer for some in self.layers.values() for layer in some})
-
-
-@dataclass(frozen=True, eq=False)
-class GridInputs:
-    """The inputs of all cells, with their states at every layer of a cell.
-
-    Attributes:
-        samples: Edits to train on.
-        data: Their inputs.
-        test: Inputs of the edits to score on.
-    """
-
-    samples: Sequence[EditSample]
-    data: CachedDataset
-    test: CachedDataset
-
-    @classmethod
-    def of(
-        cls,
-        vlm: VLM,
-        samples: Sequence[EditSample],
-        test: Sequence[EditSample],
-        layers: Sequence[int],
-    ) -> "GridInputs":
-        """Run the inputs once, for adapters at these layers with any signal."""
-        where = {"first": layers, "signals": signal_layers("both", layers)}
-        data = cache_dataset(vlm, samples, **where)
-        return cls(samples, data, cache_dataset(vlm, test, **where, compared=ROLES))
 
 
 def cells(
@@ -118,8 +89,8 @@ def grid(
     Args:
         editor: The editor's class.
         vlm: The model.
-        samples: Edits to train on.
-        test: Edits to score on.
+        samples: Edits to train on; those that the model cannot read are set aside by name.
+        test: Edits to score on; the same.
         wanted: The cells.
         out: Folder of the cells.
         config: Options of the adapters and of their training; the seed is the cell's.
@@ -141,19 +112,20 @@ def grid(
         raise AttribError("grid: no cells; give layers")
     for cell in wanted:
         check_layers(vlm, cell.layers)
-    identity = _identity(editor, vlm, samples, test, config)
+    edits = GridEdits.of(vlm, samples, test, config.end_token)
+    identity = _identity(editor, vlm, edits, config)
     folders = [Path(out) / cell.name for cell in wanted]
     check_gate(gate)
     behind = GridGate(gate, gate_layer, Path(out))
-    behind.check(vlm, samples)
+    behind.check(vlm, edits.samples)
     missing = [c for c, f in zip(wanted, folders, strict=True) if not _is_done(f, identity, gate)]
     with alone_in(Path(out)) if missing else nullcontext():
         gates = {}
         if missing and gate != NO_GATE:
-            gates = {gate: behind.open_inputs(vlm, samples, test)}
+            gates = {gate: behind.open_inputs(vlm, edits.samples, edits.test)}
         layers = sorted({layer for cell in missing for layer in cell.all_layers})
         for done, cell in enumerate(missing):
-            inputs = inputs or GridInputs.of(vlm, samples, test, layers)
+            inputs = inputs or GridInputs.of(vlm, edits, layers)
             folder = Path(out) / cell.name
             say = partial(_say, log, cell.name)
             record = _score(cell, editor, vlm, config, inputs, gates, folder, identity, say)
@@ -178,9 +150,9 @@ def _score(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train one cell, unless it is trained, and write its scores."""
-    config, (few, _) = config.changed(seed=cell.seed), inputs.test.split(NUM_VALIDATION)
+    config, held_out = config.changed(seed=cell.seed), inputs.held_out
     sites = config.build(vlm, cell.layers, cell.seed)
-    objective = editor.objective(vlm, config, sites, inputs.data, few, inputs.samples)
+    objective = editor.objective(vlm, config, sites, inputs.data, held_out, inputs.samples)
     state = Trainer(objective, config, out, identity, say).train()
     scores = cell_scores(objective, inputs.test, gates)
     about = {"identity": identity, "cell": asdict(cell)}
@@ -192,8 +164,7 @@ def _score(
 def _identity(
     editor: type[AdapterEditor],
     vlm: VLM,
-    samples: Sequence[EditSample],
-    test: Sequence[EditSample],
+    edits: GridEdits,
     config: AdapterConfig,
 ) -> dict[str, Any]:
     about = {
@@ -203,8 +174,9 @@ def _identity(
         "training": {k: v for k, v in config.training_options.items() if k != "seed"},
         "adapters": config.model_dump(exclude_unset=True, include=set(config.settings())),
         "weights": config.loss_options,
-        "samples": [s.id for s in samples],
-        "test": [s.id for s in test],
+        "samples": [s.id for s in edits.samples],
+        "test": [s.id for s in edits.test],
+        **({WITH_END_TOKEN: True} if edits.end_token else {}),
     }
     return json.loads(json.dumps(about))
 
@@ -214,6 +186,11 @@ def _is_done(folder: Path, identity: dict[str, Any], gate: str) -> bool:
     if not path.exists():
         return False
     record = read_json(path)
+    if record["identity"] == {k: v for k, v in identity.items() if k != WITH_END_TOKEN} != identity:
+        raise AttribError(
+            f"{folder} was trained by an earlier version, without the end token that its settings "
+            "name; choose another --out"
+        )
     if record["identity"] != identity:
         raise AttribError(
             f"{folder} was trained with other settings, data or model; choose another --out"

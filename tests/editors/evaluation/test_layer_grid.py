@@ -1,12 +1,16 @@
 """The grid of layers: a cell is the editor trained there; done cells are not trained again."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_vlm
+from conftest import picture, tiny_vlm
+from safetensors.torch import load_file
 from tiny_edits import samples
 
+from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
 from editors import DualEdit, VisEdit, evaluate
 from editors.evaluation.layer_grid import Cell, cells, grid
@@ -44,15 +48,24 @@ def test_there_is_a_row_per_cell_and_metric(done):
     assert first["avg"] == pytest.approx(first[list(FIVE)].mean())
 
 
-@pytest.mark.parametrize(("editor", "gate"), [(DualEdit, "prompt_last"), (VisEdit, "none")])
-def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(editor, gate, llava, done, tmp_path):
-    test, out = done[3], tmp_path / "grid"
-    preset = editor.config_class.from_preset(llava, "embedded", **CHANGES)
+@pytest.mark.parametrize(("editor", "gate", "end_token"), [
+    (DualEdit, "prompt_last", False), (VisEdit, "none", False), (DualEdit, "none", True),
+])  # fmt: skip
+def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(
+    editor, gate, end_token, llava, done, tmp_path
+):
+    test, out, changes = done[3], tmp_path / "grid", {**CHANGES, "end_token": end_token}
+    preset = editor.config_class.from_preset(llava, "embedded", **changes)
     frame = grid(editor, llava, samples(6), test, [Cell(None, 0, 0)], out, preset, print, gate)
     trained = editor.train(
         llava, samples(6), layers={"visual": [0]}, out=tmp_path / "one", validation=test,
-        gate="none", preset="embedded", **CHANGES,
+        gate="none", preset="embedded", **changes,
     )  # fmt: skip
+    for name in ("last.safetensors", "best.safetensors"):  # the same weights, at every step
+        there, here = (
+            load_file(one / name) for one in (out / Cell(None, 0, 0).name, tmp_path / "one")
+        )
+        torch.testing.assert_close(there, here, atol=1e-5, rtol=1e-4)
     assert (trained.sites[0].adapter.mapper is not None) == (editor is VisEdit)
     gates = {"none": None} | ({} if gate == "none" else {gate: load_gate(out / f"gate-{gate}")})
     assert set(frame["gate"]) == set(gates)
@@ -112,6 +125,30 @@ def test_done_cells_are_read_and_other_settings_refused(llava, done):
         )
     with pytest.raises(AttribError, match="no cells"):
         grid(DualEdit, llava, samples(6), test, [], out, preset, print)
+
+
+def test_cells_of_earlier_versions_that_lack_the_end_token_are_refused(llava, done, tmp_path):
+    _, out, preset, test, _ = done
+    out, place = shutil.copytree(out, tmp_path / "copy"), [Cell(None, 0, 0)]
+    ended = preset.changed(end_token=True)
+    file = out / place[0].name / "cell.json"
+    record = json.loads(file.read_text())
+    assert "trained_with_end_token" not in record["identity"]  # cells without it are read as ever
+    record["identity"]["training"] = {
+        k: v for k, v in json.loads(json.dumps(ended.training_options)).items() if k != "seed"
+    }
+    file.write_text(json.dumps(record))
+    with pytest.raises(AttribError, match="an earlier version, without the end token"):
+        grid(DualEdit, llava, samples(6), test, place, out, ended, print)
+
+
+def test_edits_that_the_model_cannot_read_are_set_aside(llava, done):
+    frame, out, preset, test, _ = done
+    bad = replace(test[0], id="bad", request=EditRequest(picture(), "What is <image>?", "red"))
+    lines, wanted = [], cells(*PLACES, seeds=[0])
+    rows = [[*some, bad] for some in (samples(6), test)]
+    again = grid(DualEdit, llava, *rows, wanted, out, preset, lines.append)
+    assert not lines and again.equals(frame)
 
 
 def test_the_model_is_left_as_it_was(llava, done):
