@@ -20,7 +20,7 @@ import attrib
 from attrib.files import write_text
 from editors import EDITORS
 from editors.evaluation.layer_grid import Cell, grid
-from editors.evaluation.layer_grid_inputs import GridEdits, GridInputs
+from editors.evaluation.layer_grid_inputs import GridEdits, GridInputs, validated_on_test
 
 MAPPER = ("mapper_up", "mapper_down", "mapper_attribution")
 SHARED: dict[str, Mapping[str, Any]] = {
@@ -58,7 +58,8 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     test = attrib.data.load(options.data, split="validation", limit=options.test_limit)
     text, visual = LAYERS[options.editor]
     cells = [Cell(text, visual, seed) for seed in range(options.seeds)]
-    edits = GridEdits.of(vlm, samples, test, end_token=False)  # as the preset
+    earlier = any(map(validated_on_test, options.runs.glob(f"{options.editor}-*")))
+    edits = GridEdits.of(vlm, samples, test, end_token=False, validates_on_test=earlier)
     inputs = GridInputs.of(vlm, edits, cells[0].all_layers)
     parts = []
     editor: Any = EDITORS[options.editor]

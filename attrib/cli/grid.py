@@ -64,7 +64,10 @@ class GridOptions(TrainOptions):
 
 
 def grid(options: GridOptions) -> int:
-    """Train short adapters at every layer and score them alike (DualEdit Fig. 5, Table 1)."""
+    """Train short adapters at every layer and score them alike (DualEdit Fig. 5, Table 1).
+
+    The last 5 % of the training edits (at most 100) are held out; they select each cell's weights.
+    """
     from attrib import data
     from editors.evaluation import layer_grid
     from editors.evaluation import layer_grid_scores as scores

@@ -22,8 +22,8 @@ from attrib.model.fingerprint import fingerprint, template_record
 from attrib.model.vlm import VLM
 from editors.adapters.sites import check_layers
 from editors.evaluation.layer_grid_gate import GridGate, Opened
-from editors.evaluation.layer_grid_inputs import GridEdits, GridInputs
-from editors.evaluation.layer_grid_scores import CELL, cell_scores, cell_table
+from editors.evaluation.layer_grid_inputs import GridEdits, GridInputs, validated_on_test
+from editors.evaluation.layer_grid_scores import CELL, HELD_OUT, cell_scores, cell_table
 from editors.gating.gates import NO_GATE, check_gate
 from editors.methods.adapter_editor import AdapterEditor
 from editors.methods.adapter_objective import AdapterConfig
@@ -89,7 +89,9 @@ def grid(
     Args:
         editor: The editor's class.
         vlm: The model.
-        samples: Edits to train on; those that the model cannot read are set aside by name.
+        samples: Edits to train on; those that the model cannot read are set aside by name. The
+            last 5 % (at most 100) are held out and select each cell's weights, as in `attrib
+            train`; in a folder with cells of an earlier version the first 48 of `test` do.
         test: Edits to score on; the same.
         wanted: The cells.
         out: Folder of the cells.
@@ -112,7 +114,11 @@ def grid(
         raise AttribError("grid: no cells; give layers")
     for cell in wanted:
         check_layers(vlm, cell.layers)
-    edits = GridEdits.of(vlm, samples, test, config.end_token)
+    if inputs is None:
+        earlier = validated_on_test(Path(out)) and not config.end_token  # else they are refused
+        edits = GridEdits.of(vlm, samples, test, config.end_token, earlier)
+    else:
+        edits = inputs.edits
     identity = _identity(editor, vlm, edits, config)
     folders = [Path(out) / cell.name for cell in wanted]
     check_gate(gate)
@@ -176,6 +182,7 @@ def _identity(
         "weights": config.loss_options,
         "samples": [s.id for s in edits.samples],
         "test": [s.id for s in edits.test],
+        **({} if edits.validates_on_test else {HELD_OUT: len(edits.held_out)}),
         **({WITH_END_TOKEN: True} if edits.end_token else {}),
     }
     return json.loads(json.dumps(about))
@@ -186,12 +193,13 @@ def _is_done(folder: Path, identity: dict[str, Any], gate: str) -> bool:
     if not path.exists():
         return False
     record = read_json(path)
-    if record["identity"] == {k: v for k, v in identity.items() if k != WITH_END_TOKEN} != identity:
+    there = record["identity"]
+    if there["training"].get("end_token") and WITH_END_TOKEN not in there:
         raise AttribError(
             f"{folder} was trained by an earlier version, without the end token that its settings "
             "name; choose another --out"
         )
-    if record["identity"] != identity:
+    if there != identity:
         raise AttribError(
             f"{folder} was trained with other settings, data or model; choose another --out"
         )

@@ -22,6 +22,7 @@ from editors.training.losses import ROLES
 
 CELL = "cell.json"  # record of a finished cell, in its folder
 ALL_HARD = "hard"  # metric of the hard locality inputs of all types
+HELD_OUT = "held_out"  # in identities; cells of earlier versions were validated on test edits
 Scores = dict[str, dict[str, float]]
 
 
@@ -75,11 +76,13 @@ def finished_cells(out: Path, like: Path) -> list[dict[str, Any]]:
 def conditions(record: Mapping[str, Any]) -> dict[str, Any]:
     """How a cell was trained and scored: the fields of `grid.json`."""
     identity = record["identity"]
+    held_out = identity.get(HELD_OUT, 0)
     return {
         "editor": identity["editor"],
         "model": identity["model"],
         "training": identity["training"],
-        "train_edits": len(identity["samples"]),
+        "train_edits": len(identity["samples"]) - held_out,
+        **({HELD_OUT: held_out} if held_out else {}),
         "test_edits": len(identity["test"]),
     }
 

@@ -146,7 +146,7 @@ def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
     assert [line.rsplit(",", 1)[0] for line in scores[1:]] == ["1,,0", "1,0.0,0"]
     about = json.loads((tmp_path / "g" / "grid.json").read_text())
     assert about["command"].startswith("attrib grid") and about["training"]["steps"] == 3
-    assert about["train_edits"] == about["test_edits"] > 0
+    assert about["train_edits"] + about["held_out"] == about["test_edits"] > about["held_out"] > 0
     # Another command in the folder adds its cells to the tables.
     more = [*command[: command.index("--text")], *command[command.index("--pairs") + 2 :]]
     code, out, err = run(*more, "--text", "none", "--visual", "0", "--pairs", "none")

@@ -58,8 +58,8 @@ def test_a_cell_scores_as_its_editor_does_when_it_is_evaluated(
     preset = editor.config_class.from_preset(llava, "embedded", **changes)
     frame = grid(editor, llava, samples(6), test, [Cell(None, 0, 0)], out, preset, print, gate)
     trained = editor.train(
-        llava, samples(6), layers={"visual": [0]}, out=tmp_path / "one", validation=test,
-        gate="none", preset="embedded", **changes,
+        llava, samples(6), layers={"visual": [0]}, out=tmp_path / "one", gate="none",
+        preset="embedded", **changes,
     )  # fmt: skip
     for name in ("last.safetensors", "best.safetensors"):  # the same weights, at every step
         there, here = (
@@ -125,6 +125,36 @@ def test_done_cells_are_read_and_other_settings_refused(llava, done):
         )
     with pytest.raises(AttribError, match="no cells"):
         grid(DualEdit, llava, samples(6), test, [], out, preset, print)
+
+
+def test_edits_that_a_cell_is_scored_on_do_not_select_its_weights(llava, done, tmp_path):
+    """Otherwise a cell's scores would be those of the weights that are best on the test edits."""
+    _, out, preset, *_ = done
+    place, other = Cell(1, 0, 0), [s for s in samples(12) if s.id in ("edit-9", "edit-10")]
+    grid(DualEdit, llava, samples(6), other, [place], tmp_path, preset, print)
+    of = [folder / place.name for folder in (out, tmp_path)]
+    curves = [json.loads((one / "training.json").read_text())["progress"]["curve"] for one in of]
+    assert curves[0] == curves[1]
+    one, two = (load_file(folder / "best.safetensors") for folder in of)
+    torch.testing.assert_close(one, two, atol=0, rtol=0)
+
+
+def test_a_grid_of_an_earlier_version_goes_on_as_it_began(llava, done, tmp_path):
+    _, out, preset, test, _ = done
+    out, place = shutil.copytree(out, tmp_path / "copy"), Cell(1, 0, 0)
+    for file in (path for name in ("cell.json", "training.json") for path in out.glob(f"*/{name}")):
+        record = json.loads(file.read_text())
+        assert record["identity"].pop("held_out") == 1
+        file.write_text(json.dumps(record))
+    lines, rows = [], (samples(6), test)
+    grid(DualEdit, llava, *rows, cells(*PLACES, seeds=[0]), out, preset, lines.append)
+    assert not lines
+    more = Cell(0, None, 0)
+    grid(DualEdit, llava, *rows, [more], out, preset, print)
+    identities = [
+        json.loads((out / c.name / "cell.json").read_text())["identity"] for c in (place, more)
+    ]
+    assert identities[0] == identities[1] and "held_out" not in identities[0]
 
 
 def test_cells_of_earlier_versions_that_lack_the_end_token_are_refused(llava, done, tmp_path):
