@@ -155,12 +155,13 @@ def _score(
     identity: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train one cell, unless it is trained, and write its scores."""
+    """Train one cell, unless it is trained, and write its scores beside those that are there."""
     config, held_out = config.changed(seed=cell.seed), inputs.held_out
     sites = config.build(vlm, cell.layers, cell.seed)
     objective = editor.objective(vlm, config, sites, inputs.data, held_out, inputs.samples)
     state = Trainer(objective, config, out, identity, say).train()
-    scores = cell_scores(objective, inputs.test, gates)
+    known = read_json(out / CELL)["scores"] if (out / CELL).exists() else {}  # of other gates
+    scores = {**known, **cell_scores(objective, inputs.test, gates)}
     about = {"identity": identity, "cell": asdict(cell)}
     record = {**about, "scores": scores, "seconds": state.seconds}
     write_text(out / CELL, json.dumps(record, indent=1))

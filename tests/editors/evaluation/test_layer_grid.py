@@ -97,6 +97,17 @@ def test_done_cells_are_scored_behind_another_gate_without_training(llava, done,
         grid(DualEdit, llava, samples(6), test, place, out, preset, print, "prompt_last", 1)
 
 
+def test_scores_behind_one_gate_stay_when_a_cell_is_scored_behind_another(llava, done, tmp_path):
+    _, out, preset, test, _ = done
+    out, rows = shutil.copytree(out, tmp_path / "copy"), (samples(6), test)
+    place = [Cell(None, 0, 0)]
+    before = grid(DualEdit, llava, *rows, place, out, preset, print, "prompt_last")
+    after = grid(DualEdit, llava, *rows, place, out, preset, print, "sequence_last")
+    assert set(after["gate"]) == {"none", "prompt_last", "sequence_last"}
+    old = after[after["gate"] != "sequence_last"].reset_index(drop=True)
+    assert old.equals(before)
+
+
 def test_the_gate_of_a_grid_reads_the_layer_that_is_asked_for(llava, done, tmp_path):
     _, out, preset, test, _ = done
     out = shutil.copytree(out, tmp_path / "copy")
