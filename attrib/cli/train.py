@@ -169,22 +169,37 @@ def layers_of(given: str | None, vlm: "VLM") -> Mapping[str, list[int]]:
     """Layers by modality, from a file of `attrib select` or from text such as "text:4 visual:2".
 
     Raises:
-        AttribError: `given` is None, or neither.
+        AttribError: `given` is None, or neither; a part of the text is not such as "text:4,5".
         SetupError: The file belongs to another model.
     """
     if given is None:
         raise AttribError(
             "--layers: give the layers.json of `attrib select`, or such as 'text:4 visual:2'"
         )
-    if written := WRITTEN.findall(given):
-        return {modality: [int(n) for n in some.split(",")] for modality, some in written}
     if not Path(given).is_file():
-        raise AttribError(f"--layers {given}: neither a file nor such as 'text:4 visual:2'")
+        return written_layers(given)
     from attrib.selection import LayerReport
 
     report = LayerReport.load(given)
     report.check(vlm)
     return report.layers
+
+
+def written_layers(given: str) -> dict[str, list[int]]:
+    """Layers by modality from text such as "text:4 visual:2,3".
+
+    Raises:
+        AttribError: A part of it is something else.
+    """
+    layers: dict[str, list[int]] = {}
+    for part in given.split() or [given]:
+        if (found := WRITTEN.fullmatch(part)) is None:
+            where = "" if part == given else f"{part!r} in "
+            raise AttribError(
+                f"--layers: {where}{given!r} is neither a file nor such as 'text:4 visual:2,3'"
+            )
+        layers.setdefault(found[1], []).extend(map(int, found[2].split(",")))
+    return layers
 
 
 def training_data(options: TrainOptions) -> "EditData":

@@ -6,6 +6,7 @@ import pytest
 from conftest import picture, save_tiny
 
 from attrib.cli.grid import pairs_in
+from attrib.cli.train import layers_of
 from editors.training.run import alone_in
 
 TRAIN = ("--preset", "embedded", "--steps", 3, "--batch-size", 2,
@@ -112,6 +113,10 @@ def test_baselines_know_where_to_edit_and_are_scored(run, there, editor, flags, 
     ((), "--layers: give the layers.json"),
     (("--layers", "nowhere"), "neither a file nor such as"),
     (("--layers", "text:99"), "there is no layer 99"),
+    (("--layers", "text:4 visul:2"), "--layers: 'visul:2' in 'text:4 visul:2' is neither"),
+    (("--layers", "text:1 visual:2-5"), "'visual:2-5' in 'text:1 visual:2-5' is neither"),
+    (("--layers", "text:1,visual:0"), "'text:1,visual:0' is neither a file nor such as"),
+    (("--layers", "text:1 text:1"), "text names a layer twice"),
     (("--layers", "text:1", "--editor", "rome"), "there is no 'rome'; there are visedit, dualedit"),
     (("--layers", "text:1", "--set", "speed=3"), "no setting 'speed'"),
     (("--layers", "text:1", "--set", "speed"), "expected name=value"),
@@ -120,6 +125,14 @@ def test_what_makes_no_sense_is_refused(run, there, flags, said):
     code, _, err = run("train", *given(there), *flags, "--out", "e")
     assert code == 2
     assert said in err
+
+
+@pytest.mark.parametrize(("given", "layers"), [
+    ("text:4 visual:2", {"text": [4], "visual": [2]}),
+    ("text:4 visual:2,3 text:5", {"text": [4, 5], "visual": [2, 3]}),
+])  # fmt: skip
+def test_every_part_of_layers_counts(given, layers):
+    assert layers_of(given, None) == layers
 
 
 def test_a_grid_has_a_line_per_cell(run, there, tmp_path):
