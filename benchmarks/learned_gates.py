@@ -4,7 +4,8 @@
 
 A gate is named EDITS:LAYER or EDITS:LAYER:STEPS; one takes 2 to 15 minutes on one core. Scored as a
 user asks, without the answer, on edits of the validation split, each gate with its own calibrated
-threshold. Gates are kept in a folder and not trained again. Writes `open.csv` into
+threshold. Gates are kept in a folder and not trained again; those of another model, dtype, seed or
+data there are refused: give another --runs. Writes `open.csv` into
 `figures/tables/gates-smol-llava/`.
 """
 
@@ -15,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 import attrib
-from attrib.cli.gates import fit_once
 from attrib.files import write_text
+from editors.gating.fitted import fit_once
 from editors.gating.gates import load_gate
 from editors.gating.threshold import gate_table
 from editors.gating.training import GateTraining

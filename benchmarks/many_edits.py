@@ -32,9 +32,9 @@ from benchmarks.harness import RESULTS, save
 from editors import EDITORS, load_editor
 from editors.base import encode_requests
 from editors.evaluation.reference_model import Checksum
+from editors.gating.fitted import fit_once
 from editors.gating.gated_editor import behind
-from editors.gating.gates import load_gate, save_gate
-from editors.gating.training import fit_gate
+from editors.gating.gates import load_gate
 
 STEPS = {"dualedit": 100, "visedit": 100, "mend": 250, "serac": 200, "ke": 250, "lte": 60}
 LAYERS = {"dualedit": {"text": [1], "visual": [1]}, "visedit": {"visual": [1]}}
@@ -73,12 +73,10 @@ def editor_of(name: str, vlm: VLM, options: argparse.Namespace) -> Any:
 
 
 def _gate(vlm: VLM, options: argparse.Namespace) -> Any:
-    folder = options.gate or options.runs / "gate"
-    if not (folder / "gate.json").exists():
-        data = attrib.data.load(options.data, split="train", limit=TRAINING_EDITS)
-        gate = fit_gate("learned", vlm, data, 1)
-        assert gate is not None
-        save_gate(folder, gate)
+    if options.gate is not None:
+        return load_gate(options.gate)
+    data = attrib.data.load(options.data, split="train", limit=TRAINING_EDITS)
+    fit_once(folder := options.runs / "gate", "learned", vlm, data, layer=1)
     return load_gate(folder)
 
 

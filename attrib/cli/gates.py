@@ -1,11 +1,12 @@
 """The gate of a command: fitted to training edits by name, or loaded from a folder."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from attrib.cli.outputs import log
 from attrib.errors import AttribError
-from attrib.pipeline.options import NAMED_SPLITS
+from attrib.pipeline.options import NAMED_SPLITS, SourceOptions
 from attrib.pipeline.source import reading
 from attrib.vocabulary import GateName
 
@@ -20,7 +21,8 @@ NO_GATE = "none"
 def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | None, list[Path]]":
     """The gate that an option names, and the folders whose files identify it.
 
-    A gate given by name is fitted once, to the edits that training reads, and kept beside `out`.
+    A gate given by name is fitted once, to the edits that training reads, and kept beside `out`;
+    with the gate there, these edits are not read again.
 
     Args:
         given: "none", the name of a gate, its folder, or the folder of an editor with a gate.
@@ -29,19 +31,22 @@ def gate_of(given: str, vlm: "VLM", options: Any, out: Path) -> "tuple[Gate | No
         out: The folder beside which a fitted gate is kept.
 
     Raises:
-        AttribError: Neither a name nor a folder.
+        AttribError: Neither a name nor a folder; or the gate beside `out` was fitted otherwise.
     """
+    from editors.gating.fitted import fit_once, is_fitted
     from editors.gating.gates import load_gate
 
     if given == NO_GATE:
         return None, []
     if is_gate_name(given):
         folder = out.with_name(f"{out.name}-gate-{given}")  # beside the run
-        if options.dry_run and not folder.exists():
+        if options.dry_run and not is_fitted(folder):
             log(f"gate: {given} would be fitted to training edits; the plan is without it")
             return None, []
-        if not is_fitted(folder):  # the training edits are not read again
-            fit_once(folder, given, vlm, training_edits(options), options.gate_layer)
+        if not is_fitted(folder):
+            require_layer(options.gate_layer, vlm)
+        edits = partial(training_edits, options)
+        fit_once(folder, given, vlm, edits, options.gate_layer, source=_source(options))
         return load_gate(folder), [folder]
     folder = Path(given)
     if not folder.is_dir():
@@ -56,42 +61,10 @@ def is_gate_name(given: str | None) -> bool:
     return given != NO_GATE and given in get_args(GateName)
 
 
-def fit_once(
-    folder: Path,
-    name: str,
-    vlm: "VLM",
-    data: "EditData",
-    layer: int,
-    seed: int = 0,
-    **settings: Any,
-) -> None:
-    """Fit a gate into a folder, unless it is there; `settings` as of `fit_gate`."""
-    import torch
-
-    from editors.gating.gates import save_gate
-    from editors.gating.training import fit_gate
-
-    if is_fitted(folder):
-        return
-    require_layer(layer, vlm)
-    log(f"gate: {name} at layer {layer}, fitted to {len(data)} training edits, into {folder}")
-    with torch.enable_grad():
-        gate = fit_gate(name, vlm, data, layer, seed, **settings)
-    assert gate is not None
-    save_gate(folder, gate)
-
-
 def require_layer(layer: int, vlm: "VLM") -> None:
     """Refuse a layer of `--gate-layer` that the model does not have."""
     if not 0 <= layer < vlm.num_layers:
         raise AttribError(f"--gate-layer {layer}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
-
-
-def is_fitted(folder: Path) -> bool:
-    """Whether a folder holds a whole gate: its configuration is written last."""
-    from editors.gating.gates import CONFIG
-
-    return (folder / CONFIG).exists()
 
 
 def training_edits(options: Any) -> "EditData":
@@ -102,6 +75,12 @@ def training_edits(options: Any) -> "EditData":
     where: Any = {**reading(options), "limit": options.gate_limit, "need": PICTURES}
     more: Any = {"style": options.style, "disjoint": options.disjoint}
     return data.load(options.data, _training_split(options), **where, **more)
+
+
+def _source(options: Any) -> dict[str, Any]:
+    """What says which edits `training_edits` reads, as JSON."""
+    named = {"data", "gate_limit", "style", "disjoint", *SourceOptions.model_fields}
+    return {**options.model_dump(mode="json", include=named), "split": _training_split(options)}
 
 
 def _training_split(options: Any) -> str:

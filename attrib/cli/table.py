@@ -1,7 +1,7 @@
 """`attrib table`: train and score editors alike, and compare them with published scores."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 from pydantic import field_validator
 
 from attrib.cli.command import ExitCode, invocation
-from attrib.cli.gates import NO_GATE, fit_once, is_fitted
+from attrib.cli.gates import NO_GATE
 from attrib.cli.outputs import log, print_files
 from attrib.cli.train import PICTURES, layers_of, named_values, require_pairs
 from attrib.errors import AttribError, SetupError
@@ -170,14 +170,16 @@ def _write_settings(options: TableOptions) -> None:
 def _gate(vlm: "VLM", job: "Job", options: TableOptions) -> Path | None:
     """The folder of the gate of a model, data and seed, fitted once to the training edits."""
     from editors.evaluation.editor_table import table_folder
+    from editors.gating.fitted import fit_once
 
     if options.gate == NO_GATE:
         return None
     place = table_folder(options.out, job.backbone, job.data)
     folder = place / f"gate-{options.gate}-seed-{job.seed}"
-    if not is_fitted(folder):
-        data = _load_data(job, "train", options)
-        fit_once(folder, options.gate, vlm, data, options.gate_layer, job.seed)
+    named = {"train_split", "train_limit", "image_root", "columns"}
+    source = {"data": job.data, **options.model_dump(mode="json", include=named)}
+    edits = partial(_load_data, job, "train", options)
+    fit_once(folder, options.gate, vlm, edits, options.gate_layer, job.seed, source)
     return folder
 
 

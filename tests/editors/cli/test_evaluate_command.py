@@ -165,6 +165,14 @@ def test_a_gate_is_fitted_to_the_training_edits_by_name(run, there, tmp_path):
     assert json.loads((tmp_path / "o-gate-prompt_last" / "gate.json").read_text())["layer"] == 0
     code, again, err = run("--gate", "prompt_last", "--gate-layer", 0)
     assert again == out and "fitted" not in err  # it is kept
+    shutil.rmtree(tmp_path / "o")  # a run that was stopped before its first shard has no record
+    refused = "o-gate-prompt_last holds a gate that was fitted otherwise: "
+    for more, told in (
+        (("--gate-layer", 1), "layer: 0 there, 1 now"),
+        (("--gate-layer", 0, "--gate-limit", 2), "gate_limit: null there, 2 now"),
+    ):
+        code, _, err = run("--gate", "prompt_last", *more)
+        assert code == 2 and refused + told in err
 
 
 def test_an_editor_that_leaves_the_model_changed_stops_the_run(run, monkeypatch):

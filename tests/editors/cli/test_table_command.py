@@ -131,11 +131,13 @@ def test_a_seed_has_its_own_training_scenes_and_gate_and_all_seeds_the_same_test
     assert said["train"][0] != said["train"][1] == said["train"][2]
     assert said["test"][0] == said["test"][1]
     fitted = []
-    monkeypatch.setattr(table, "fit_once", lambda folder, *given: fitted.append((folder, given)))
+    monkeypatch.setattr(
+        "editors.gating.fitted.fit_once", lambda folder, *given: fitted.append((folder, given))
+    )
     folders = [table._gate(None, job, options) for job in jobs[:2]]
     assert folders[0] != folders[1] == fitted[1][0]
-    assert [given[-1] for _, given in fitted] == [0, 1]
-    assert [[s.id for s in given[2]] for _, given in fitted] == [
+    assert [given[-2] for _, given in fitted] == [0, 1]
+    assert [[s.id for s in given[2]()] for _, given in fitted] == [
         [s.id for s in one] for one in parts["train"][:2]
     ]
 

@@ -12,6 +12,7 @@ from tiny_edits import samples
 
 from attrib.data.samples import EditRequest
 from attrib.errors import AttribError
+from attrib.model.fingerprint import fingerprint
 from editors import DualEdit, VisEdit, evaluate
 from editors.evaluation.layer_grid import Cell, cells, grid
 from editors.evaluation.metrics import FIVE
@@ -91,8 +92,16 @@ def test_done_cells_are_scored_behind_another_gate_without_training(llava, done,
     assert (gated >= ungated)[["t_loc", "m_loc", "hard"]].all()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     other = [Cell(1, 1, 0)]  # there is no such cell yet that could tell
-    with pytest.raises(AttribError, match="another model or layer, or of other edits"):
+    with pytest.raises(AttribError, match="was fitted otherwise: samples: "):
         grid(DualEdit, llava, samples(5), test, other, out, preset, print, "prompt_last")
+    with pytest.raises(AttribError, match="was fitted otherwise: layer: 0 there, 1 now"):
+        grid(DualEdit, llava, samples(6), test, place, out, preset, print, "prompt_last", 1)
+    (out / "gate-prompt_last" / "origin.json").unlink()  # as an earlier version left it
+    ids = [one.id for one in samples(6)]
+    record = {"model": fingerprint(llava), "samples": ids}
+    (out / "gate-prompt_last.json").write_text(json.dumps(record))
+    same = grid(DualEdit, llava, samples(6), test, place, out, preset, print, "prompt_last")
+    assert same.equals(again)
     with pytest.raises(AttribError, match="another model or layer, or of other edits"):
         grid(DualEdit, llava, samples(6), test, place, out, preset, print, "prompt_last", 1)
 
