@@ -107,7 +107,8 @@ def table(options: TableOptions) -> int:
         table_folder,
     )
 
-    out, device = options.out, Rank.from_environment().device(options.device)
+    out, rank = options.out, Rank.from_environment()
+    device = rank.device(options.device)
     wanted = list(EDITORS) if options.editors == "all" else _listed(options.editors)
     load = ModelLoader()  # keeps the model for consecutive jobs
     gated = options.gate != NO_GATE
@@ -135,6 +136,8 @@ def table(options: TableOptions) -> int:
         options={"limit": options.limit, "dtype": options.dtype, "revision": options.revision},
     )
     run.execute(missing, log)
+    if rank.number > 0:  # the first process collects the scores and tabulates them
+        return ExitCode.DONE
     for backbone, data in dict.fromkeys((job.backbone, job.data) for job in jobs):
         made, folder = (
             comparison(out, backbone, data, invocation()),

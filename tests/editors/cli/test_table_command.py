@@ -9,7 +9,7 @@ from conftest import picture, save_tiny
 from attrib.cli import table
 from attrib.cli.table import TableOptions
 from editors import EDITORS
-from editors.evaluation.editor_table import Job, make_jobs
+from editors.evaluation.editor_table import Job, TableRun, make_jobs
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,16 @@ def test_a_seed_has_its_own_training_scenes_and_gate_and_all_seeds_the_same_test
     assert [[s.id for s in given[2]()] for _, given in fitted] == [
         [s.id for s in one] for one in parts["train"][:2]
     ]
+
+
+def test_the_first_of_several_processes_alone_tabulates(run, there, tmp_path, monkeypatch):
+    """The others are done before it has collected the scores."""
+    monkeypatch.setattr(TableRun, "execute", lambda *_: None)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = run(*given(there, "--editors", "ft-l"))
+    assert code == 0 and not out, err
+    assert not list((tmp_path / "t").rglob("table.md"))
 
 
 def test_unknown_editors_are_refused(run, there):
