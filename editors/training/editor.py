@@ -134,10 +134,13 @@ class TrainableEditor(ABC):
         """Train; `train` has checked the arguments and saves the result."""
 
     def save(self, path: str | Path) -> None:
-        """Write the editor: JSON for its record, safetensors for what was trained."""
+        """Write the editor: safetensors for what was trained, then JSON for its record.
+
+        A folder with a record is taken for a whole editor, so the record comes last.
+        """
+        self._save_tensors(Path(path))
         record = {**self._record(), "trained": self.trained}
         write_record(Path(path), self.name, self.vlm, record)
-        self._save_tensors(Path(path))
 
     @classmethod
     def load(cls: "type[Made]", path: str | Path, vlm: VLM) -> "Made":

@@ -109,6 +109,20 @@ def test_what_is_saved_is_what_is_loaded(llava, dual):
     assert record["adapters"]["layers"] == LAYERS
 
 
+def test_a_folder_without_its_tensors_holds_no_editor(llava, dual, tmp_path, monkeypatch):
+    """`attrib table` and `load_editor` take a folder with a record for a whole editor."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(adapter_editor, "save_tensors", killed)
+        dual[0].save(tmp_path)
+    assert not (tmp_path / "editor.json").exists()
+    dual[0].save(tmp_path)
+    assert DualEdit.load(tmp_path, llava).layers == dual[0].layers
+
+
 def test_adapters_that_see_phrases_learn_and_come_back_from_their_folder(llava, tmp_path):
     few, more = {**QUICK, "steps": 6}, {"signal": "both", "signal_window": 3}
     editor = DualEdit.train(llava, samples(4), layers=LAYERS, out=tmp_path, **few, **more)
