@@ -36,6 +36,18 @@ PANEL = "Evaluation"
 PROTOCOLS = ("paper", "exact", "generate", "generate-prefix", "easyedit")
 
 
+def known_protocols(given: Any) -> str:
+    """Protocols, comma-separated, in one spelling for the same ones: they identify a run.
+
+    Raises:
+        ValueError: There is no such protocol.
+    """
+    names = [name.strip() for name in str(given).split(",") if name.strip()]
+    if unknown := [name for name in names if name not in PROTOCOLS]:
+        raise ValueError(f"no protocol {unknown[0]!r}; protocols are {', '.join(PROTOCOLS)}")
+    return ",".join(name for name in PROTOCOLS if name in names)
+
+
 class EvaluateOptions(BenchmarkOptions, AnalysisOptions):
     """Options of `attrib evaluate`."""
 
@@ -114,11 +126,7 @@ class EvaluateOptions(BenchmarkOptions, AnalysisOptions):
     @field_validator("protocols", mode="before")
     @classmethod
     def _known_protocols(cls, given: Any) -> str:
-        names = [name.strip() for name in str(given).split(",") if name.strip()]
-        if unknown := [name for name in names if name not in PROTOCOLS]:
-            raise ValueError(f"no protocol {unknown[0]!r}; protocols are {', '.join(PROTOCOLS)}")
-        # One spelling for the same protocols: they identify the run.
-        return ",".join(name for name in PROTOCOLS if name in names)
+        return known_protocols(given)
 
 
 def evaluate(options: EvaluateOptions) -> int:

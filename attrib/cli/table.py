@@ -1,97 +1,26 @@
 """`attrib table`: train and score editors alike, and compare them with published scores."""
 
-import json
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-from pydantic import field_validator
+from typing import TYPE_CHECKING, Any
 
 from attrib.cli.command import ExitCode, invocation
-from attrib.cli.gates import NO_GATE
+from attrib.cli.gates import NO_GATE, require_layer
 from attrib.cli.outputs import log, print_files
-from attrib.cli.train import PICTURES, layers_of, named_values, require_pairs
-from attrib.errors import AttribError, SetupError
-from attrib.pipeline.options import NAMED_SPLITS, ModelOptions, option
+from attrib.cli.table_options import TableOptions, agreed, write_settings
+from attrib.cli.train import PICTURES, layers_of, named_values
+from attrib.errors import AttribError
+from attrib.pipeline.options import NAMED_SPLITS
 from attrib.pipeline.source import ModelLoader, require_targets
-from attrib.vocabulary import GateName
 
 if TYPE_CHECKING:
     from attrib.data import EditData
     from attrib.model.vlm import VLM
     from editors.evaluation.editor_table import Job, Layers
 
-MANIFEST = "table.json"
-GROWING = (
-    "out",
-    "editors",
-    "backbones",
-    "data",
-    "seeds",
-    "device",
-    "device_map",
-    "model",
-    "dry_run",
-)  # may differ later
 SELECTION_SAMPLES = 200
 SELECTION_WORDS = 2  # words of a long answer, which the model reads at different layers
-
-
-class TableOptions(ModelOptions):
-    """Options of `attrib table`; `--model` of the other commands is `--backbones` here."""
-
-    model: Annotated[str, typer.Option(hidden=True)] = ""
-    backbones: str = option(
-        "tiny-llava", "Models, comma-separated: embedded names, Hugging Face ids, folders."
-    )
-    data: str = option(
-        "scenes-vqa",
-        "Datasets, comma-separated: scenes-vqa, scenes-captions, folders of benchmarks, or your "
-        "own tables.",
-    )
-    editors: str = option("all", "Editors, comma-separated, or all.")
-    layers: str | None = option(
-        None,
-        "Where adapters write, such as 'text:1 visual:1'.",
-        shown="as `attrib select` chooses, with two words of long answers",
-    )
-    gate: GateName = option(
-        "learned",
-        "Gate behind which every editor is scored, besides as it is (ungated; serac with its own "
-        "classifier, lte with its retrieval); fitted once per model, data and seed. none: as they "
-        "are alone.",
-    )
-    gate_layer: int = option(1, "Layer that the gate reads.", ge=0)
-    train_split: str | None = option(None, "Part to train on.", shown="train")
-    test_split: str | None = option(None, "Part to score on.", shown="test")
-    image_root: Path | None = option(None, "Folder of the images.")
-    columns: str | None = option(
-        None, "Which columns of tables hold what, such as image=file,prompt=question."
-    )
-    train_limit: int | None = option(None, "Edits to train on.", shown="all", ge=1)
-    limit: int = option(500, "Edits to score.", ge=1)
-    seeds: int = option(
-        1,
-        "Trainings per editor, each with its own gate, and on scenes with training data of its "
-        "own.",
-        ge=1,
-    )
-    steps: int | None = option(None, "Optimizer steps of each training.", shown="the preset's")
-    set: list[str] = option(
-        [],
-        "An option of every editor that has it, as name=value, such as end_token=true; repeatable.",
-        shown="the preset's",
-    )
-    _pairs = field_validator("set")(require_pairs)
-    protocols: str = option("paper,exact,generate", "When an answer counts as right.")
-    fluency: int = option(
-        0,
-        "Tokens that are generated before and after each edit to measure fluency; 0 for none.",
-        ge=0,
-    )
-    out: Path = option(Path("runs/table"), "Folder of editors, scores and tables.")
-    dry_run: bool = option(False, "Print the plan and write nothing.", flags=("--dry-run",))
 
 
 def table(options: TableOptions) -> int:
@@ -110,22 +39,28 @@ def table(options: TableOptions) -> int:
     out, rank = options.out, Rank.from_environment()
     device = rank.device(options.device)
     wanted = list(EDITORS) if options.editors == "all" else _listed(options.editors)
-    load = ModelLoader()  # keeps the model for consecutive jobs
+    loader = ModelLoader()  # keeps the model for consecutive jobs
+
+    def load(name: str) -> "VLM":
+        return loader(options.model_copy(update={"model": name}), device)
+
     gated = options.gate != NO_GATE
     models, datasets = _listed(options.backbones), _listed(options.data)
     jobs = make_jobs(models, datasets, wanted, options.seeds, gated)
     require_known(wanted, named_values(options.set))
-    _write_settings(options)
+    options = agreed(options)
     missing = [job for job in jobs if not job.is_done(out, gated)]
     if options.dry_run:
         from attrib.cli.plans import table_plan
 
         print("\n".join(table_plan(jobs, missing, options)))
         return ExitCode.DONE
+    _require_layers(missing, options, load)  # before anything is trained or recorded
+    write_settings(options)
     log(f"table: {len(jobs)} editors, {len(missing)} of them to be scored, in {out}")
     run = TableRun(
         out,
-        load_model=lambda name: load(options.model_copy(update={"model": name}), device),
+        load_model=load,
         load_data=lambda job, part: _load_data(job, part, options),
         layers=lambda vlm, job: _layers(vlm, job, options),
         gate=lambda vlm, job: _gate(vlm, job, options),
@@ -150,24 +85,20 @@ def table(options: TableOptions) -> int:
     return ExitCode.DONE
 
 
-def _write_settings(options: TableOptions) -> None:
-    """Write the settings of the folder's editors; refuse a folder with other settings."""
-    from attrib.files import read_json, write_text
-    from attrib.runs.manifest import diff
+def _require_layers(jobs: "list[Job]", options: TableOptions, load: "Callable[[str], VLM]") -> None:
+    """Refuse layers that a model of the jobs does not have."""
+    from editors import EDITORS
+    from editors.adapters.sites import check_layers
 
-    default, now = (
-        {k: v for k, v in some.model_dump(mode="json").items() if k not in GROWING}
-        for some in (TableOptions(), options)
-    )
-    path = options.out / MANIFEST
-    # An earlier version did not know every setting of today.
-    if path.exists() and (different := diff({**default, **read_json(path)}, now)):
-        raise SetupError(
-            f"{options.out} was made with other settings: {'; '.join(different)}; give another "
-            "--out, or the settings that are there"
-        )
-    if not options.dry_run:
-        write_text(path, json.dumps(now, indent=1))
+    gated = options.gate != NO_GATE
+    given = options.layers is not None and any(EDITORS[job.editor].needs_layers for job in jobs)
+    backbones = list(dict.fromkeys(job.backbone for job in jobs)) if gated or given else []
+    for name in reversed(backbones):  # the model that is needed first is loaded last, and kept
+        vlm = load(name)
+        if gated:
+            require_layer(options.gate_layer, vlm)
+        if given:
+            check_layers(vlm, layers_of(options.layers, vlm))
 
 
 def _gate(vlm: "VLM", job: "Job", options: TableOptions) -> Path | None:

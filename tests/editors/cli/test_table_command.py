@@ -7,7 +7,8 @@ import pytest
 from conftest import picture, save_tiny
 
 from attrib.cli import table
-from attrib.cli.table import TableOptions
+from attrib.cli.table_options import TableOptions, agreed, write_settings
+from attrib.errors import SetupError
 from editors import EDITORS
 from editors.evaluation.editor_table import Job, TableRun, make_jobs
 
@@ -150,6 +151,35 @@ def test_the_first_of_several_processes_alone_tabulates(run, there, tmp_path, mo
     code, out, err = run(*given(there, "--editors", "ft-l"))
     assert code == 0 and not out, err
     assert not list((tmp_path / "t").rglob("table.md"))
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (("--protocols", "exact,papr"), "no protocol 'papr'; protocols are paper, exact, generate"),
+    (("--gate", "prompt_last", "--gate-layer", 99), "--gate-layer 99: "),
+    (("--layers", "text:1 visul:0"), "--layers: 'visul:0' in "),
+    (("--layers", "text:77"), "there is no layer 77"),
+])  # fmt: skip
+def test_a_wrong_option_neither_trains_an_editor_nor_takes_the_folder(
+    run, there, tmp_path, flags, told
+):
+    code, _, err = run(*given(there, "--editors", "dualedit"), *flags)
+    assert code == 2 and told in err
+    assert not (tmp_path / "t").exists()
+
+
+def test_protocols_may_be_given_in_any_order(there, tmp_path):
+    some = {"layers": "text:1", "out": tmp_path}
+    there = TableOptions(protocols="exact, paper", **some)
+    assert there.protocols == TableOptions(protocols="paper,exact", **some).protocols
+    write_settings(there)
+    file, other = tmp_path / "table.json", TableOptions(protocols="paper", **some)
+    with pytest.raises(SetupError, match='protocols: "paper,exact" there, "paper" now'):
+        agreed(other)
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"protocols": "exact,paper"}))  # of an earlier version
+    assert agreed(there).protocols == "exact,paper"  # as the scores there are recorded
+    file.write_text(json.dumps(settings | {"protocols": "exact,papr"}))  # there are no scores
+    assert agreed(other).protocols == "paper"
 
 
 def test_unknown_editors_are_refused(run, there):
