@@ -26,6 +26,7 @@ STATISTICS_INPUTS = 256  # inputs from which features are standardised
 LARGEST_GRADIENT = 1.0  # norm
 WARMUP = 0.1  # of the steps
 LEAST_STEPS, STEPS_PER_EDIT = 600, 0.75
+TARGETS = "targets"  # in the record of a gate that reads answers: which answers it was fitted to
 FALSE_OPEN = 0.03  # share of near negatives that opens, by group
 
 
@@ -171,6 +172,7 @@ def fit_cosine_gate(
     gate, samples = CosineGate(layer, 0.0, token), encodable(vlm, samples)
     found = calibrate_scores(gate_scores(vlm, samples, gate), false_open=false_open, keep=keep)
     record = {"samples": {"held_out": len(samples)}, "calibration": found.record()}
+    record |= {TARGETS: "without an end token"} if gate.reads_target else {}
     return replace(gate, threshold=found.threshold, record=record)
 
 

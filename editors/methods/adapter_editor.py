@@ -14,11 +14,13 @@ from attrib.data.samples import EditRequest, EditSample
 from attrib.errors import AttribError
 from attrib.forward.replay import capture
 from attrib.forward.up_to import states_up_to
+from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from editors.adapters.edit_signal import EMBED, EditSignal, signal_layers
 from editors.adapters.router import HiddenEdit
 from editors.adapters.sites import Gate, MemoryEntry, Site
-from editors.base import Edit
+from editors.base import Edit, encode_requests
+from editors.gating.gated_editor import gate_features
 from editors.gating.gates import (
     NO_GATE,
     CosineGate,
@@ -29,6 +31,7 @@ from editors.gating.gates import (
 )
 from editors.gating.training import fit_gate
 from editors.io import save_tensors
+from editors.methods.adapter_gate import refuse_ended, refuse_shallow
 from editors.methods.adapter_objective import (
     AdapterConfig,
     AdapterObjective,
@@ -38,10 +41,9 @@ from editors.methods.adapter_objective import (
 from editors.training.config import EditorConfig
 from editors.training.dataset import CachedDataset, StreamedDataset
 from editors.training.editor import TrainableEditor
+from editors.training.end_token import without_end_tokens
 from editors.training.presets import Preset
 from editors.training.run import TrainingJob
-
-SHALLOW = 0.2  # of the layers
 
 ADAPTERS, GATE = "adapters.safetensors", "gate"
 
@@ -84,7 +86,9 @@ class AdapterEditor(TrainableEditor):
         trained = job.fit(objective, adapters={"layers": layers, **config.settings()})
         with torch.enable_grad():
             options = {} if gate in (NO_GATE, "learned") else {"threshold": config.gate_threshold}
-            fitted = fit_gate(gate, vlm, job.split[0], min(written), seed=config.seed, **options)
+            # As inputs are when the editor is used and scored: no answer ends with the end token.
+            asked = without_end_tokens(vlm, job.split[0]) if config.end_token else job.split[0]
+            fitted = fit_gate(gate, vlm, asked, min(written), seed=config.seed, **options)
         return cls(vlm, config, layers, sites, fitted, trained=trained)
 
     @classmethod
@@ -128,8 +132,8 @@ class AdapterEditor(TrainableEditor):
 
     @torch.no_grad()
     def _encode(self, vlm: VLM, request: EditRequest) -> MemoryEntry:
-        batch, gate = self.encode(vlm, request), self.gate
-        layers = {site.layer for site in self.sites} | set(() if gate is None else gate.layers)
+        batch, read = self.encode(vlm, request), () if self.gate is None else self.gate.layers
+        layers = {site.layer for site in self.sites} | set(read)
         with capture(vlm) as captured:
             hidden = states_up_to(vlm, batch, sorted(layers))
         hidden[EMBED] = captured.embed
@@ -139,10 +143,18 @@ class AdapterEditor(TrainableEditor):
         for site in self.sites:
             signal = self.config.signal_at(site.layer, of_edit, last)
             signals[site.key] = EditSignal(signal.states.clone(), signal.last.clone())
-        features = (
-            {} if gate is None else gate.states({i: hidden[i] for i in gate.layers}, batch)[0]
-        )
-        return MemoryEntry(request, signals, features)
+        return MemoryEntry(request, signals, self._features(vlm, request, batch, hidden))
+
+    def _features(
+        self, vlm: VLM, request: EditRequest, batch: Batch, hidden: dict[int, Tensor]
+    ) -> dict[str, Tensor]:
+        """What the gate compares inputs with, given the request as it is edited and its states."""
+        if self.gate is None:
+            return {}
+        if self.config.end_token and getattr(self.gate, "reads_target", False):
+            # The answers of the inputs do not end with the end token.
+            return gate_features(vlm, self.gate, encode_requests(vlm, [request]))[0]
+        return gate_features(vlm, self.gate, batch, hidden)[0]
 
     def merge(self, edits: Sequence[Edit]) -> HiddenEdit:
         """Several edits as one: the nearest edit, or none, applies to each input."""
@@ -177,7 +189,12 @@ class AdapterEditor(TrainableEditor):
             vlm, config, layers, config.build(vlm, layers, 0), None, trained=record["trained"]
         )
         editor.module.load_state_dict(load_file(path / ADAPTERS))
-        return editor.with_gate(load_gate(path / GATE)) if (path / GATE).exists() else editor
+        if not (path / GATE).exists():
+            return editor
+        gate = load_gate(path / GATE)
+        if config.end_token:
+            refuse_ended(gate, path)
+        return editor.with_gate(gate)
 
 
 PROGRAM = {"init": "published", "gate": "sequence_last", "validate_every": 1000, "save_every": 1000}
@@ -227,18 +244,3 @@ class DualEdit(AdapterEditor):
     name: ClassVar[str] = "dualedit"
     modalities: ClassVar[tuple[str, ...]] = ("text", "visual")
     config_class: ClassVar[type[EditorConfig]] = DualEditConfig
-
-
-def refuse_shallow(name: str, layer: int, vlm: VLM) -> None:
-    """Raise AttribError for a gate on the last prompt token at a layer that is known to fail.
-
-    In the first layers that token has hardly read the question: at layer 1 of 10 of `tiny-llava`
-    the gate kept 17 % of 500 rephrases (`figures/tables/gates/`).
-    """
-    first = round(SHALLOW * vlm.num_layers)
-    if name == "prompt_last" and layer < first:
-        raise AttribError(
-            f"gate prompt_last at layer {layer} of {vlm.num_layers}: there the last prompt token "
-            "has hardly read the question (at layer 1 of 10 it kept 17 % of rephrases); take gate "
-            f"learned, or write from layer {first} on, or compare with shallow_gate=true"
-        )

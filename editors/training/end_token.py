@@ -11,7 +11,10 @@ from attrib.errors import SetupError
 from attrib.model.answers import special_tokens
 from attrib.model.vlm import VLM
 
-__all__ = ["end_token_text", "with_end_token", "with_end_tokens", "without_end_token"]
+__all__ = [
+    "end_token_text", "with_end_token", "with_end_tokens", "without_end_token",
+    "without_end_tokens",
+]  # fmt: skip
 
 
 def end_token_text(vlm: VLM) -> str:
@@ -33,28 +36,36 @@ def end_token_text(vlm: VLM) -> str:
 
 def with_end_token(vlm: VLM, request: EditRequest) -> EditRequest:
     """The request with one end token after its target."""
-    return _ended(request, end_token_text(vlm))
+    end = end_token_text(vlm)
+    return _ended(request, end, end)
 
 
 def without_end_token(vlm: VLM, request: EditRequest) -> EditRequest:
     """The request without an end token after its target."""
-    target = request.target.removesuffix(end_token_text(vlm))
-    return EditRequest(request.source, request.prompt, target)
+    return _ended(request, end_token_text(vlm), "")
 
 
 def with_end_tokens(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
     """Samples with the end token after each target that an edit writes, not after the others."""
     end = end_token_text(vlm)
-    return [
-        replace(
-            sample,
-            request=_ended(sample.request, end),
-            text_generality=[_ended(request, end) for request in sample.text_generality],
-            visual_generality=[_ended(request, end) for request in sample.visual_generality],
-        )
-        for sample in samples
-    ]
+    return [_ended_sample(sample, end, end) for sample in samples]
 
 
-def _ended(request: EditRequest, end: str) -> EditRequest:
-    return EditRequest(request.source, request.prompt, request.target.removesuffix(end) + end)
+def without_end_tokens(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
+    """Samples without the end token after the targets that an edit writes."""
+    end = end_token_text(vlm)
+    return [_ended_sample(sample, end, "") for sample in samples]
+
+
+def _ended_sample(sample: EditSample, end: str, new: str) -> EditSample:
+    return replace(
+        sample,
+        request=_ended(sample.request, end, new),
+        text_generality=[_ended(request, end, new) for request in sample.text_generality],
+        visual_generality=[_ended(request, end, new) for request in sample.visual_generality],
+    )
+
+
+def _ended(request: EditRequest, end: str, new: str) -> EditRequest:
+    """The request whose target ends with `new`, in place of `end` if it ends with that."""
+    return EditRequest(request.source, request.prompt, request.target.removesuffix(end) + new)
