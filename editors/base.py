@@ -17,7 +17,7 @@ from attrib.model.vlm import VLM
 
 __all__ = [
     "Edit", "Editor", "Mode", "SequentialEdit", "WeightEdit", "edit_all", "encodable",
-    "encode_requests", "is_causal", "require_encodable",
+    "encode_requests", "is_causal", "require_encodable", "require_in_sequence",
 ]  # fmt: skip
 
 logger = logging.getLogger("attrib")
@@ -162,11 +162,7 @@ def edit_all(
     """
     own: Mode = "sequential" if getattr(editor, "sequential", False) else "batch"
     if (mode or own) == "sequential":
-        if getattr(editor, "from_memories", None) is not None:
-            raise AttribError(
-                f"{editor.name} keeps its edits apart: none is made on an edited model; hold them "
-                "at once, --at-once"
-            )
+        require_in_sequence(editor)
         edits: list[Edit] = []
         with ExitStack() as stack:
             for sample in samples:
@@ -183,6 +179,15 @@ def edit_all(
     return merge([editor.edit(vlm, sample.request) for sample in samples])
 
 
+def require_in_sequence(editor: Any) -> None:
+    """Raise AttribError for an editor whose edits are all made on the original model."""
+    if getattr(editor, "from_memories", getattr(editor, "gate", None)) is not None:
+        raise AttribError(
+            f"{editor.name} keeps its edits apart: none is made on an edited model; hold them "
+            "at once, --at-once, or, of an editor of weights, leave the gate out, --gate none"
+        )
+
+
 def encode_requests(
     vlm: VLM,
     requests: Sequence[EditRequest],
@@ -191,29 +196,24 @@ def encode_requests(
     padding_side: Literal["left", "right"] = "left",
 ) -> Batch:
     """Encode the images, prompts and, with `targets`, the targets of requests as one batch."""
-    return vlm.encode(
-        [request.image for request in requests],
-        [request.prompt for request in requests],
-        [request.target for request in requests] if targets else None,
-        padding_side=padding_side,
-    )
+    images, prompts = [one.image for one in requests], [one.prompt for one in requests]
+    answers = [one.target for one in requests] if targets else None
+    return vlm.encode(images, prompts, answers, padding_side=padding_side)
 
 
 def encodable(vlm: VLM, samples: Sequence[EditSample]) -> list[EditSample]:
     """The samples whose images and texts the model can read; the others are set aside by name.
 
     Every image is decoded once. A text is encoded alone, and with its images where none of their
-    sizes was encoded with a text of that length before: those are what processors and decoders
-    refuse.
+    sizes was encoded with a text of that length before: processors and decoders refuse those.
     """
     usable, longest = [], {}
     for sample in samples:
         try:
             require_encodable(vlm, sample, longest)
+            usable.append(sample)
         except AttribError as error:
             logger.warning("%s is set aside: %s", sample.id, error)
-        else:
-            usable.append(sample)
     return usable
 
 

@@ -16,7 +16,7 @@ from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from attrib.runs.collected import Tables
 from editors.adapters.sites import Gate
-from editors.base import Edit
+from editors.base import Edit, require_in_sequence
 from editors.evaluation.edited import edited_answers, gated_answers
 from editors.evaluation.extra_costs import NO_EXTRA, ExtraCosts
 from editors.evaluation.groups import Groups, timed
@@ -89,8 +89,8 @@ class Scoring:
 
         Raises:
             AttribError: `reference` lacks a protocol; the label is that of the unedited model's
-                rows; or `behind` is given with groups, for an editor with a gate of its own, or
-                reads answers.
+                rows; `behind` is given with groups, for an editor with a gate of its own, or
+                reads answers; or edits cannot be made in sequence.
         """
         if behind is not None:
             _require_apart(editor, behind, groups)
@@ -102,6 +102,8 @@ class Scoring:
         if label == UNEDITED:
             raise AttribError(f"{UNEDITED!r} names the rows of the model itself; give a label")
         if groups is not None:
+            if groups.mode == "sequential":
+                require_in_sequence(editor)  # before anything is scored, or read from a folder
             how = "in sequence" if groups.mode == "sequential" else "at once"
             label = f"{label}, {groups.size} edits {how}"
         gate = gate_name(editor)
