@@ -13,8 +13,10 @@ from torch import Tensor
 from attrib.model.batch import IGNORE_INDEX
 from attrib.model.vlm import VLM
 from editors.training.dataset import CachedDataset, PrefixRows, StoredDataset, StreamedDataset
-from editors.training.losses import LossWeights, Tokens, answer_losses, token_accuracy
+from editors.training.losses import ROLES, LossWeights, Tokens, answer_losses, token_accuracy
 from editors.training.objective import Objective
+
+Part = tuple[float, int]  # the mean of a part, and how many it is of
 
 
 @dataclass(eq=False)
@@ -77,17 +79,22 @@ class EditObjective(Objective):
         return self.data.shares(some, items, self.roles)
 
     def validation(self) -> dict[str, float]:
-        """The loss on held-out edits, and the accuracy of answer tokens per role."""
-        terms: dict[str, list[float]] = {}
-        shares: dict[str, list[float]] = {}
+        """The loss on held-out edits, and the accuracy of answer tokens per role.
+
+        Both are means over all answer tokens of a role, however the edits are batched.
+        """
+        terms: dict[str, list[Part]] = {}
+        shares: dict[str, list[Part]] = {}
         for items in self.held_out_batches():
             tokens = self.tokens(self.held_out, items)
+            counts = tokens["roles"].bincount(minlength=len(ROLES)).tolist()
+            sizes: dict[str, int] = dict(zip(ROLES, counts, strict=True))
             for name, value in answer_losses(**tokens, weights=self.weights).items():
-                terms.setdefault(name, []).append(value.item())
+                terms.setdefault(name, []).append((value.item(), sizes[name]))
             for name, value in token_accuracy(**tokens).items():
-                shares.setdefault(name, []).append(value)
-        loss = sum(float(np.mean(values)) for values in terms.values())
-        return {"loss": loss} | {name: float(np.mean(v)) for name, v in shares.items()}
+                shares.setdefault(name, []).append((value, sizes[name]))
+        loss = sum(map(mean_of_parts, terms.values()))
+        return {"loss": loss} | {name: mean_of_parts(parts) for name, parts in shares.items()}
 
     def held_out_batches(self) -> list[range]:
         """The held-out edits in batches."""
@@ -149,3 +156,9 @@ class EditObjective(Objective):
             ran = [torch.full((one.num_asked,), one.final is not None) for one in rows.inputs]
             clean[torch.cat(ran).to(clean.device)] = self.vlm.unembed(torch.cat(known)).to(clean)
         return clean
+
+
+def mean_of_parts(parts: Sequence[Part]) -> float:
+    """The mean of all, from the means of parts."""
+    means, sizes = zip(*parts, strict=True)
+    return float(np.average(means, weights=sizes))

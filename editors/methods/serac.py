@@ -26,7 +26,7 @@ from editors.adapters.sites import Gate, MemoryEntry
 from editors.base import Edit
 from editors.gating.features import COVERED
 from editors.io import save_tensors
-from editors.methods.objective import EditObjective
+from editors.methods.objective import EditObjective, mean_of_parts
 from editors.methods.serac_edit import PROMPT, TARGET, ScopeGate, SERACEdit, prompt_vectors
 from editors.methods.serac_networks import (
     Counterfactual,
@@ -74,9 +74,10 @@ class SERACObjective(EditObjective):
     def validation(self) -> dict[str, float]:
         """The loss and accuracies of answers, and the accuracy of the classifier."""
         metrics = super().validation()
-        found = [self.scope_loss(self.held_out, items) for items in self.held_out_batches()]
-        loss = float(np.mean([loss.item() for loss, _ in found]))
-        accuracy = float(np.mean([share for _, share in found]))
+        batches = self.held_out_batches()
+        found = [(*self.scope_loss(self.held_out, items), len(items)) for items in batches]
+        loss = mean_of_parts([(loss.item(), num) for loss, _, num in found])
+        accuracy = mean_of_parts([(share, num) for _, share, num in found])
         return {
             **metrics,
             "loss": metrics["loss"] + self.config.scope_weight * loss,

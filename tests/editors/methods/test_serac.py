@@ -13,9 +13,10 @@ from attrib.data.samples import EditRequest
 from attrib.errors import AttribError, SetupError
 from attrib.forward.hooks import read
 from editors.adapters import ChannelStandardizer
+from editors.adapters.edit_signal import EMBED
 from editors.evaluation import evaluate
 from editors.evaluation.reference_model import Checksum
-from editors.methods.serac import SERAC, networks
+from editors.methods.serac import SERAC, SERACObjective, networks
 from editors.methods.serac_edit import VECTOR, ScopeGate, SERACEdit
 from editors.methods.serac_networks import Scope, SERACConfig
 from editors.training.losses import ROLES
@@ -57,6 +58,21 @@ def parting(vlm, edit, batch):
     scores = edit.gate.scores(edit.gate.states(hidden, batch), [edit.memories[0].gate])[:, 0]
     low, high = scores.sort().values[:2].tolist()
     return (low + high) / 2, scores > (low + high) / 2
+
+
+def test_the_classifiers_held_out_numbers_are_means_over_edits(llava, tmp_path, monkeypatch):
+    job = TrainingJob("serac", llava, TINY, samples(4), tmp_path, samples(9)[4:])
+    data, held = job.inputs([EMBED], [EMBED, 2], ROLES)
+    nets = networks(llava, TINY, seed=3)
+    objective = SERACObjective(llava, data, held, TINY, nets, 2)
+    monkeypatch.setattr(SERACObjective, "batch_size", 4)  # batches of 4 and 1
+    each = lambda _data, items: (torch.tensor(float(len(items))), 1 / len(items))  # noqa: E731
+    monkeypatch.setattr(objective, "scope_loss", each)
+    with torch.no_grad():
+        metrics, answers = objective.validation(), super(SERACObjective, objective).validation()
+    assert metrics["scope"] == pytest.approx((4 * 0.25 + 1 * 1) / 5)
+    scope = metrics["loss"] - answers["loss"]
+    assert scope == pytest.approx(TINY.scope_weight * (4 * 4 + 1 * 1) / 5, rel=1e-5)
 
 
 @torch.no_grad()

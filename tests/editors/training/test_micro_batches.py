@@ -79,6 +79,17 @@ def test_the_gradients_of_parts_sum_to_those_of_the_step(make, exact, tmp_path, 
         assert loss == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("make", [adapters, lte])
+def test_the_held_out_loss_does_not_depend_on_how_edits_are_batched(make, exact, monkeypatch):
+    """Edits that differ in tokens and in kinds of input: every answer token counts alike."""
+    objective = make(exact)
+    whole = objective.validation()
+    for size in (4, 2, 1):  # the last batch is smaller, or all are
+        monkeypatch.setattr(type(objective), "batch_size", size)
+        assert objective.validation() == pytest.approx(whole, rel=1e-5)
+    assert len(objective.held_out_batches()) == 5
+
+
 def test_the_size_of_parts_is_no_part_of_a_trainings_identity():
     one, other = LTEConfig(), LTEConfig(micro_batch=1)
     assert one.training_options == other.training_options and one.settings() == other.settings()
