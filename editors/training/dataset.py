@@ -1,7 +1,7 @@
 """Training inputs of edits: their prefix states in memory, or recomputed at each step."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from attrib.errors import AttribError
 from attrib.forward.memory import available_bytes
 from attrib.model.vlm import VLM
 from attrib.progress import progress
+from editors.training.answer_shares import AnswerShares, num_answer_tokens
 from editors.training.layer_args import SharedTensors
 from editors.training.losses import LOCALITY, ROLES
 from editors.training.prefix import PrefixRows, PrefixStates, num_bytes, prefix_states
@@ -24,7 +25,7 @@ MEMORY_SHARE = 0.5  # of the available memory that a cache may take
 
 
 @dataclass(frozen=True, eq=False)
-class CachedDataset:
+class CachedDataset(AnswerShares):
     """Inputs by edit and role.
 
     Attributes:
@@ -44,13 +45,9 @@ class CachedDataset:
         """Return a dataset with some edits in memory, and their places in it."""
         return self, list(items)
 
-    def shares(
-        self, some: Sequence[int], items: Sequence[int], roles: Sequence[str]
-    ) -> dict[str, float]:
-        """Share of the answer tokens of `items` that belong to `some` of them, by role."""
-        tokens = {role: [self._num_tokens(i, role) for i in items] for role in roles}
-        mine = {role: sum(self._num_tokens(i, role) for i in some) for role in roles}
-        return {role: mine[role] / sum(n) for role, n in tokens.items() if any(n)}
+    def num_tokens(self, item: int, role: str) -> int:
+        """Answer tokens of an edit's inputs of a role."""
+        return num_asked(self.inputs[item], role)
 
     def sample_edits(self) -> list[PrefixStates]:
         """Return edits for statistics of channels: all."""
@@ -79,9 +76,6 @@ class CachedDataset:
         ]
         inputs, edit_of, role_of = zip(*found, strict=True) if found else ((), (), ())
         return PrefixRows(list(inputs), torch.tensor(edit_of), torch.tensor(role_of))
-
-    def _num_tokens(self, item: int, role: str) -> int:
-        return sum(one.num_asked for one in self.inputs[item].get(role, ()))
 
 
 def cache_dataset(
@@ -130,13 +124,18 @@ def cache_dataset(
     return CachedDataset([s.id for s in samples], edits, inputs)
 
 
+def num_asked(inputs: Mapping[str, Sequence[PrefixStates]], role: str) -> int:
+    """Answer tokens of the inputs of a role."""
+    return sum(one.num_asked for one in inputs.get(role, ()))
+
+
 def requests_of(sample: EditSample, role: str) -> list[EditRequest]:
     """Return the inputs of a sample that have a role."""
     return [sample.request] if role == "request" else getattr(sample, role)
 
 
 @dataclass(eq=False)
-class StreamedDataset:
+class StreamedDataset(AnswerShares):
     """The interface of `CachedDataset` for training; states are recomputed for each step.
 
     Attributes:
@@ -155,6 +154,7 @@ class StreamedDataset:
     roles: Sequence[str]
     compared: Sequence[str] = LOCALITY
     _last: tuple[list[int], CachedDataset] | None = field(default=None, repr=False)
+    _counts: dict[tuple[int, str], int] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -181,9 +181,12 @@ class StreamedDataset:
         """Return edits for statistics of channels: the first ones."""
         return self.load(range(min(len(self), STATISTICS_EDITS)))[0].edits
 
-    def shares(self, *_: object) -> dict[str, float]:
-        """Return nothing: other processes' inputs are not run here, so edits count alike."""
-        return {}
+    def num_tokens(self, item: int, role: str) -> int:
+        """Answer tokens of an edit's inputs of a role; its texts are encoded, nothing is run."""
+        if (item, role) not in self._counts:
+            some = requests_of(self.samples[item], role) if role in self.roles else []
+            self._counts[item, role] = sum(num_answer_tokens(self.vlm, one) for one in some)
+        return self._counts[item, role]
 
 
 @dataclass(eq=False)
@@ -195,8 +198,9 @@ class StoredDataset(StreamedDataset):
     def __post_init__(self):
         for start in progress(range(0, len(self), SIZED_EDITS), "edits, on disk"):
             some = range(start, min(start + SIZED_EDITS, len(self)))
-            for inputs in super()._made(some).inputs:
+            for item, inputs in zip(some, super()._made(some).inputs, strict=True):
                 self.files.add(inputs)
+                self._counts |= {(item, role): num_asked(inputs, role) for role in ROLES}
 
     def _made(self, items: Sequence[int]) -> CachedDataset:
         inputs = [self.files.read(i) for i in items]

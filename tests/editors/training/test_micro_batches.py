@@ -13,8 +13,9 @@ from editors.adapters.edit_signal import EMBED
 from editors.methods.adapter_objective import AdapterConfig, AdapterObjective
 from editors.methods.lte import LTEConfig
 from editors.methods.lte_objective import LowRank, LTEObjective
-from editors.training.dataset import cache_dataset
+from editors.training.dataset import StoredDataset, StreamedDataset, cache_dataset
 from editors.training.losses import ROLES
+from editors.training.prefix_file import PrefixFiles
 from editors.training.trainer import Trainer
 
 
@@ -41,10 +42,11 @@ def exact():
     return vlm
 
 
-def adapters(vlm, **options):
+def adapters(vlm, kept=None, **options):
     config = AdapterConfig(d_adapter=16, num_heads=2, init="published", batch_size=5, **options)
     sites = config.build(vlm, {"text": [1], "visual": [0]}, seed=0)
-    data = cache_dataset(vlm, uneven(5), first=[0], signals=[EMBED, 0, 1])
+    where = {"first": [0], "signals": [EMBED, 0, 1], "roles": ROLES}
+    data = cache_dataset(vlm, uneven(5), **where) if kept is None else kept(vlm, where)
     return AdapterObjective(vlm, data, data, config, sites)
 
 
@@ -57,12 +59,27 @@ def lte(vlm, **options):
     return LTEObjective(vlm, data, data, config, change)
 
 
-@pytest.mark.parametrize("make", [adapters, lte])
+def streamed(vlm, **options):
+    """States that are computed anew in each step."""
+    return adapters(vlm, lambda *given: StreamedDataset(given[0], uneven(5), **given[1]), **options)
+
+
+def stored(vlm, folder, **options):
+    """States in files."""
+
+    def kept(vlm, where):
+        return StoredDataset(vlm, uneven(5), **where, files=PrefixFiles(folder))
+
+    return adapters(vlm, kept, **options)
+
+
+@pytest.mark.parametrize("make", [adapters, lte, streamed, stored])
 def test_the_gradients_of_parts_sum_to_those_of_the_step(make, exact, tmp_path, monkeypatch):
     found, losses, most = [], [], []
     for size in (None, 2, 1):
         torch.manual_seed(0)
-        objective, logged, asked = make(exact, micro_batch=size), [], []
+        where = {"folder": tmp_path / f"states-{size}"} if make is stored else {}
+        objective, logged, asked = make(exact, **where, micro_batch=size), [], []
         plain = objective.losses
         monkeypatch.setattr(objective, "losses", lambda items, rng, plain=plain, asked=asked: (
             asked.append(len(items)) or plain(items, rng)))  # fmt: skip
@@ -88,6 +105,19 @@ def test_the_held_out_loss_does_not_depend_on_how_edits_are_batched(make, exact,
         monkeypatch.setattr(type(objective), "batch_size", size)
         assert objective.validation() == pytest.approx(whole, rel=1e-5)
     assert len(objective.held_out_batches()) == 5
+
+
+def test_tokens_are_counted_alike_wherever_the_states_are(exact, tmp_path):
+    where = {"first": [0], "signals": [0], "roles": ["request", "visual_generality"]}
+    cached = cache_dataset(exact, uneven(5), **where)
+    others = (
+        StreamedDataset(exact, uneven(5), **where),
+        StoredDataset(exact, uneven(5), **where, files=PrefixFiles(tmp_path)),
+    )
+    for some in ([0], [1, 4], [3, 3]):
+        wanted = cached.shares(some, [0, 1, 3, 3, 4], ROLES)
+        assert set(wanted) == set(where["roles"])
+        assert all(other.shares(some, [0, 1, 3, 3, 4], ROLES) == wanted for other in others)
 
 
 def test_the_size_of_parts_is_no_part_of_a_trainings_identity():
