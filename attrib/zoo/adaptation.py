@@ -37,10 +37,11 @@ from attrib.zoo.smol_llava import (
 from attrib.zoo.vision_pretraining import pretrain_vision
 
 Log = Callable[[str], object]
+CHECKPOINT, PROGRESS = "checkpoint.pt", "progress.json"
 
 
 class AdaptationRun:
-    """One training run in a folder: `checkpoint.pt` and `progress.json`."""
+    """One training run in a folder: `checkpoint.pt`, and its record again in `progress.json`."""
 
     def __init__(
         self, folder: Path, recipe: Adaptation, language: Path, device: str, workers: int = 0
@@ -148,26 +149,27 @@ class AdaptationRun:
         return f"smol-llava step {self.step} {self.seconds:.0f}s {numbers} | {kinds}"
 
     def _save(self) -> None:
+        record = json.dumps(self._record(), indent=1)
+        # In one file: neither weights nor record can be there without the other.
         state = {
+            "record": record,
             "weights": {k: v.detach().cpu() for k, v in trained_weights(self.model).items()},
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_write(self.folder / "checkpoint.pt") as file:
+        with atomic_write(self.folder / CHECKPOINT) as file:
             torch.save(state, file)
-        write_text(self.folder / "progress.json", json.dumps(self._record(), indent=1))
+        write_text(self.folder / PROGRESS, record)
 
     def _record(self) -> dict[str, Any]:
         progress = {"step": self.step, "seconds": self.seconds, "accuracy": self.accuracy}
         return {"recipe": asdict(self.recipe), "progress": progress}
 
     def _resume(self) -> bool:
-        file = self.folder / "progress.json"
-        if not file.exists():
+        state, record = read_checkpoint(self.folder)
+        if not record:
             return False
-        record = json.loads(file.read_text())
         if record["recipe"] != asdict(self.recipe):
             raise ValueError(f"{self.folder} was trained by another recipe: {record['recipe']}")
-        state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
         with torch.no_grad():
             for name, weight in trained_weights(self.model).items():
                 weight.copy_(state["weights"][name])
@@ -176,3 +178,29 @@ class AdaptationRun:
         self.step, self.seconds = progress["step"], progress["seconds"]
         self.accuracy = progress["accuracy"]
         return True
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights and optimizer of the last checkpoint, on the CPU, and its record.
+
+    Both are empty where there is none, or where an earlier version was killed before it wrote the
+    record of its first one: the run begins anew.
+
+    Raises:
+        ValueError: An earlier version was killed between a checkpoint and the record of it.
+    """
+    if not (folder / CHECKPOINT).exists():
+        return {}, {}
+    state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    if "record" in state:
+        return state, json.loads(state["record"])
+    if not (folder / PROGRESS).exists():
+        return {}, {}
+    record = json.loads((folder / PROGRESS).read_text())
+    taken = max((int(one["step"]) for one in state["optimizer"]["state"].values()), default=0)
+    if taken != record["progress"]["step"]:
+        raise ValueError(
+            f"{folder}: {CHECKPOINT} is of step {taken}, and {PROGRESS}, which an earlier version "
+            f"wrote after it, of step {record['progress']['step']}; set that to {taken} to resume"
+        )
+    return state, record

@@ -18,7 +18,7 @@ from attrib.files import ORIGIN, WEIGHTS, language_model_folder, missing_part
 from attrib.model import checkpoint
 from attrib.model.fingerprint import fingerprint
 from attrib.zoo import __main__ as zoo_command
-from attrib.zoo import fetching, smol_llava, text_keeping, vision_pretraining
+from attrib.zoo import adaptation, fetching, smol_llava, text_keeping, vision_pretraining
 from attrib.zoo.adaptation import AdaptationRun
 from attrib.zoo.adaptation_data import Adaptation
 from attrib.zoo.evaluate import _exact_matches, held_out_questions
@@ -191,6 +191,63 @@ def test_training_resumes_bit_for_bit_and_leaves_the_language_model_as_it_is(
     assert attrib.load(str(shipped)).num_layers == 2
     second = load_file(shipped / files.ADDITIONS)  # of the training that keeps text answers
     assert second.keys() == one.keys() and not all(torch.equal(second[k], one[k]) for k in one)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run of one step, and what makes another in its folder."""
+    language = save_tiny_llama(tmp_path / "language")
+    make = lambda: AdaptationRun(tmp_path / "run", RECIPE, language, "cpu")  # noqa: E731
+    run = make()
+    save, run._save = run._save, lambda: (save(), (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.train(str, save_every=1)
+    run._save = save
+    return run, make
+
+
+def test_a_checkpoint_is_of_one_step_whenever_the_run_is_killed(saved, monkeypatch):
+    run, make = saved
+    run.step = 2
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adaptation, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run._save()
+    again = make()
+    assert again._resume() and again.step == 2
+    (run.folder / "progress.json").unlink()  # as at the first checkpoint
+    assert make()._resume()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed_if_its_files_are_of_one_step(saved):
+    run, make = saved
+    file, progress = run.folder / "checkpoint.pt", run.folder / "progress.json"
+    state = torch.load(file, weights_only=True)
+    del state["record"]
+    torch.save(state, file)
+    again = make()
+    assert again._resume() and again.step == 1
+    record = json.loads(progress.read_text())
+    record["progress"]["step"] = 0
+    progress.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of step 1.* of step 0; set that to 1"):
+        make()._resume()
+    progress.unlink()
+    assert not make()._resume()
+
+
+def test_a_checkpoint_of_a_gpu_is_resumed_elsewhere(saved, monkeypatch):
+    run, make = saved
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        run._save()
+    again = make()
+    assert again._resume()
+    mine, its = trained_weights(run.model), trained_weights(again.model)
+    assert all(torch.equal(its[name], value) for name, value in mine.items())
 
 
 def test_what_ships_is_small_and_safe():
