@@ -177,7 +177,11 @@ class TextKeepingRun(AdaptationRun):
         return nn.utils.rnn.pad_sequence(parts, batch_first=True).to(torch.bfloat16)
 
     def _moments(self, texts: ReplayTexts, of_text: bool) -> Moments:
-        """Mean second moments over some steps' rows, at their texts or at everything else."""
+        """Second moments at the texts of some steps' rows or at everything else, summed over steps.
+
+        Those of a step are means over its positions. The projection is the same for sums as for
+        means over steps: a common factor of both of its moments cancels.
+        """
         sampler = CurriculumSampler.of(self.model, self.processor)
         data = StepData(self.recipe, sampler, self.processor.tokenizer.pad_token_id, texts.ids)
         total: Moments = {}

@@ -51,6 +51,16 @@ def test_what_only_texts_use_is_removed_and_what_only_scenes_use_stays():
     torch.testing.assert_close(kept @ scene.T, scene.T, atol=1e-4, rtol=0)  # the control
 
 
+def test_a_common_factor_of_the_moments_does_not_change_the_projection():
+    torch.manual_seed(2)
+    scene, text = (moments(torch.randn(60, 5).double()) for _ in range(2))
+    found = projection_off_text(scene, text, lam=3.0)
+    for steps in (2, 7, 8):
+        scaled = projection_off_text(steps * scene, steps * text, lam=3.0)
+        torch.testing.assert_close(scaled, found, atol=1e-12, rtol=0)
+    assert not torch.allclose(projection_off_text(2 * scene, text, lam=3.0), found, atol=1e-3)
+
+
 @pytest.fixture
 def language(tmp_path):
     return save_tiny_llama(tmp_path / "language")
@@ -128,6 +138,23 @@ def test_the_second_training_resumes_bit_for_bit_and_draws_text_to_the_plain_mod
     assert whole._record()["before"]["progress"]["step"] == 7
     with pytest.raises(ValueError, match="another recipe"):
         make("b", replace(RECIPE, replay=1.0)).train(str)
+
+
+def test_moments_of_several_steps_are_summed(language, additions, monkeypatch, tmp_path):
+    monkeypatch.setattr(text_keeping, "OPENINGS", ("what", "where"))
+    recipe = replace(RECIPE, moment_steps=2)
+    run = TextKeepingRun(tmp_path, recipe, language, additions, "cpu")
+    run.model.eval()
+    texts, parts = run._answered_texts(), []
+    monkeypatch.setattr(
+        text_keeping,
+        "input_moments",
+        lambda *given: parts.append(input_moments(*given)) or parts[-1],
+    )
+    total = run._moments(texts, of_text=True)
+    assert len(parts) == 2 and "summed over steps" in run._moments.__doc__
+    for name, found in total.items():
+        torch.testing.assert_close(found, parts[0][name] + parts[1][name])
 
 
 def test_replay_draws_the_model_to_the_plain_one(language, additions, monkeypatch, tmp_path):
