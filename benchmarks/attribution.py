@@ -26,7 +26,7 @@ from attrib.forward.residual import residual_writes
 from attrib.model.batch import Batch
 from attrib.model.vlm import VLM
 from benchmarks import baselines
-from benchmarks.harness import RESULTS, compare, is_gpu, ratio, save
+from benchmarks.harness import RESULTS, compare, device_name, is_gpu, ratio, save
 from benchmarks.shapes import LLAVA_7B, Shape, random_batch, random_vlm
 
 SIGMAS = (0.1, 0.3, 1.0, 3.0)
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _save(options: argparse.Namespace, shape: Shape, tables: dict[str, list[Row]]) -> None:
     gpu = is_gpu(options.device)
     head = {
-        "machine": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+        "machine": device_name(options.device) if gpu else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
         "shape": asdict(shape),

@@ -62,7 +62,7 @@ def ratio_of(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
 def clock(device: str | torch.device) -> float:
     """Seconds on a clock, after the device has finished its queue."""
     if is_gpu(device):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -73,19 +73,19 @@ def is_gpu(device: str | torch.device) -> bool:
 
 def device_name(device: str) -> str:
     """The model of a GPU, or the device as it was given."""
-    return torch.cuda.get_device_name() if is_gpu(device) else device
+    return torch.cuda.get_device_name(device) if is_gpu(device) else device
 
 
 def reset_peak(device: str | torch.device) -> None:
     """Start the measurement of `peak_mib`."""
     if is_gpu(device):
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_mib(device: str | torch.device) -> float | None:
-    """Peak memory of a GPU since `reset_peak`; None on a CPU."""
-    return torch.cuda.max_memory_allocated() / 2**20 if is_gpu(device) else None
+    """Peak memory of a GPU since the last `reset_peak` or `peak_bytes`; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if is_gpu(device) else None
 
 
 def save(path: Path, head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]]) -> None:

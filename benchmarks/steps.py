@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ class Steps:
         run: Runs a step by its name and returns its row.
         command: Arguments of `python -m` that run one step (`--step NAME --row FILE` is added);
             None runs steps in this process.
-        limit: Seconds after which a step's process is stopped.
+        limit: Seconds after which a step's process is stopped, with all that it has started.
     """
 
     file: Path
@@ -71,10 +72,16 @@ class Steps:
         with tempfile.TemporaryDirectory() as folder:
             row = Path(folder) / "row.json"
             line = [sys.executable, "-m", *self.command, "--step", name, "--row", str(row)]
+            # A group of its own: what the step has started stops with it.
+            process = subprocess.Popen(line, start_new_session=True)
             try:
-                code = subprocess.run(line, timeout=self.limit).returncode
+                code = process.wait(self.limit)
             except subprocess.TimeoutExpired:
                 return {"failed": f"took more than {self.limit:.0f} s"}
+            finally:
+                if process.poll() is None:  # too slow, or this process is interrupted
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
             if not row.exists():
                 return {"failed": f"its process ended with exit code {code}"}
             return json.loads(row.read_text())

@@ -43,14 +43,17 @@ class CountedMemory(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], object], device: str | torch.device) -> int:
-    """Bytes that a computation adds at its peak to what was allocated before."""
+    """Bytes that a computation adds at its peak to what was allocated before.
+
+    On a GPU the device's count of its peak begins anew.
+    """
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with CountedMemory() as counted:
         run()
     return counted.peak

@@ -171,7 +171,7 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _machine(device: str) -> str:
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{threads} {platform.machine()} core{'s' if threads > 1 else ''}, bf16"
 
