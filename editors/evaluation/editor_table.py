@@ -144,8 +144,8 @@ class TableRun:
                 if not (folder / SETTINGS).exists():
                     self._train(vlm, job)
             with cpu_time(folder / CPU_TIME, "scoring"):
-                if reference is None or reference.vlm is not vlm:
-                    kept = table_folder(self.out, job.backbone, job.data) / "unedited"
+                kept = table_folder(self.out, job.backbone, job.data) / "unedited"
+                if reference is None or reference.vlm is not vlm or reference.folder != kept:
                     reference = ReferenceModel(vlm, self.protocols, self.batch_size, kept)
                 gate = self.gate(vlm, job)
                 for place in job.places(gate is not None):

@@ -1,6 +1,7 @@
 """`attrib table`: trains and scores what is missing, and puts it side by side."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -40,6 +41,16 @@ def given(there, *more):
             "--train-split", "vqa-train", "--test-split", "vqa-eval", "--limit", 2, "--steps", 1,
             "--layers", "text:1 visual:0", "--gate", "none", "--protocols", "paper",
             "--out", "t", *more)  # fmt: skip
+
+
+def test_unedited_answers_are_kept_with_the_data_that_they_are_of(run, there, tmp_path):
+    shutil.copytree(there / "data", tmp_path / "other")
+    command = list(given(there, "--editors", "ft-l"))
+    command[command.index("--data") + 1] = f"{there / 'data'},{tmp_path / 'other'}"
+    code, _, err = run(*command)
+    assert code == 0, err
+    kept = [tmp_path / "t" / "model-llava" / name / "unedited" for name in ("data", "other")]
+    assert [len(list(folder.glob("*.json"))) for folder in kept] == [2, 2]
 
 
 def test_editors_stand_side_by_side_and_nothing_is_done_twice_or_mixed(run, there, tmp_path):
