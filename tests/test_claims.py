@@ -49,7 +49,7 @@ def test_ungated_locality_is_listed_as_not_reproduced(editor, shown):
 def test_the_shallow_gate_keeps_as_few_rephrases_as_its_refusal_says():
     found = means("gates/summary.csv", editor="dualedit", gate="prompt_last",
                   protocol="generate-prefix")  # fmt: skip
-    refusal = (ROOT / "editors" / "methods" / "adapter_editor.py").read_text(encoding="utf-8")
+    refusal = (ROOT / "editors" / "methods" / "adapter_gate.py").read_text(encoding="utf-8")
     assert f"it kept {round(found['t_gen'])} % of rephrases" in refusal
 
 
