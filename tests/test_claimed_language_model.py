@@ -135,7 +135,7 @@ def test_dualedit_and_ft_l_with_the_end_token_behind_one_gate():
         if [row[name] for name in ("editor", "gate", "other", "other_gate")]
         == ["dualedit", "learned", "ft-l", "learned"]
     }
-    part = " ".join(RESULTS.split("for both they are level in the average:")[1].split())
+    part = " ".join(RESULTS.split()).split("for both they are level in the average:")[1]
     told = re.findall(r"([-+\d.]+) \((-?[\d.]+) to (-?[\d.]+)\)", part)[:2]
     for protocol, cells in zip(("paper", "generate"), told, strict=True):
         row = found[protocol, "avg"]
