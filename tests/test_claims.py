@@ -103,7 +103,8 @@ def test_no_committed_table_calls_prefix_matching_generation():
     # Scored since answers are judged whole.
     whole = {"ft-l-liveedit", "one-gate-tiny-llava", "dualedit-smol-llava",
              "dualedit-end-smol-llava", "one-gate-end-tiny-llava", "bundled-tiny-llava",
-             "one-gate-smol-llava", "bundled-tiny-blip2", "bundled-tiny-minigpt4"}  # fmt: skip
+             "one-gate-smol-llava", "one-gate-end-smol-llava",
+             "bundled-tiny-blip2", "bundled-tiny-minigpt4"}  # fmt: skip
     for path in TABLES.rglob("*.csv"):
         with path.open(encoding="utf-8", newline="") as file:
             protocols = {row.get("protocol") for row in csv.DictReader(file)}
