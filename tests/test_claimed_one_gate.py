@@ -131,6 +131,12 @@ def test_what_the_page_tells_of_the_ten_on_smol_llava():
     assert f"over all {len(rows(f'{SMOL}/differences.csv')):,} comparisons" in part
 
 
+def test_ike_on_all_edits():
+    told = re.search(r"On 300 edits one demonstration gives ([\d.]+) %", " ".join(RESULTS.split()))
+    assert told is not None
+    assert equal(told[1], scores(f"{SMOL}/summary.csv", "paper")["ike", "ungated", "rel"][0])
+
+
 def test_what_the_end_token_is_worth_on_smol_llava():
     part = " ".join(RESULTS.split("**What the end token is worth.**")[1].split())
     named = ("serac", "visedit", "ke")
