@@ -172,6 +172,11 @@ def _prepare(options: EvaluateOptions, folder: Path, out: Path) -> "list[tuple[R
         raise AttribError("--at-once: edits are held at once or made in sequence, not both")
     if options.both and options.gate in (None, NO_GATE):
         raise AttribError("--both: give the gate behind which edits are scored too, with --gate")
+    if options.sequential and options.gate not in (None, NO_GATE):  # before a gate is fitted
+        raise AttribError(
+            "--sequential: edits behind a gate are made on the original model; hold them at once, "
+            "--at-once, or leave the gate out, --gate none"
+        )
     mode: Mode = "sequential" if options.sequential else "batch"
     given = options.sequential or options.at_once
     numbers = [int(n) for n in (given or "1").split(",")]

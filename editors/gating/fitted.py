@@ -55,7 +55,7 @@ def fit_once(
     Raises:
         AttribError: The folder holds a gate that was fitted otherwise.
     """
-    origin = origin_of(name, vlm, samples, layer, seed, source, **settings)
+    origin = origin_of(name, vlm, samples, layer, seed=seed, source=source, **settings)
     if not is_fitted(folder):
         with locked(folder.with_name(f".{folder.name}.lock")):
             if not is_fitted(folder):  # by another process meanwhile
@@ -68,6 +68,7 @@ def origin_of(
     vlm: VLM,
     samples: Samples,
     layer: int,
+    *,
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -81,7 +82,7 @@ def origin_of(
         "seed": seed,
         "settings": {k: _plain(value) for k, value in settings.items()},
         "source": dict(source or {}),
-        **({} if callable(samples) else {SAMPLES: digest_of(samples)}),
+        **({} if callable(samples) else {SAMPLES: _edits_digest(samples)}),
     }
 
 
@@ -108,7 +109,7 @@ def is_fitted(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def digest_of(samples: Sequence[EditSample]) -> str:
+def _edits_digest(samples: Sequence[EditSample]) -> str:
     """SHA-256 of the ids, prompts and targets of edits, in their order."""
     rows = [(one.id, one.request.prompt, one.request.target) for one in samples]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
@@ -131,7 +132,7 @@ def _fit(
         gate = fit_gate(name, vlm, samples, layer, seed, **settings)
     assert gate is not None
     # Before the gate: none is there without its record.
-    record = {**origin, SAMPLES: digest_of(samples)}
+    record = {**origin, SAMPLES: _edits_digest(samples)}
     write_text(folder / ORIGIN, json.dumps(record, indent=1))
     save_gate(folder, gate)
 

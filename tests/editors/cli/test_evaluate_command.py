@@ -235,6 +235,12 @@ def test_numbers_of_edits_must_be_numbers(run, numbers):
     assert code == 2 and "expected numbers of edits such as 1,10,100" in err
 
 
+def test_edits_in_sequence_are_refused_behind_a_gate_before_it_is_fitted(run, tmp_path):
+    code, _, err = run("--gate", "learned", sequential="2")
+    assert code == 2 and "--sequential: edits behind a gate" in err
+    assert not list(tmp_path.rglob("*gate-learned*"))
+
+
 def test_disjoint_is_about_the_edits_that_a_gate_is_fitted_to(there, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(there / "data", folder)
